@@ -1,0 +1,37 @@
+# `make demo` starts the page, `make test` runs everything that is checked.
+# Both set up .venv first; run again they start at once.
+PYTHON ?= python3
+VENV := .venv/bin
+PYTEST_ARGS ?=
+
+.PHONY: help demo test quick check format setup setup-test
+
+help:
+	@echo "make demo    set up and start the web page"
+	@echo "make test    set up and run every check: lint, format, types, all tests"
+	@echo "make quick   set up and run the unit tests, about a minute"
+	@echo "make format  sort imports and format the code"
+
+demo: setup
+	@$(VENV)/python app.py
+
+test: check
+	@$(VENV)/python -m pytest $(PYTEST_ARGS)
+
+quick: setup-test
+	@$(VENV)/python -m pytest -m "not slow and not browser" $(PYTEST_ARGS)
+
+check: setup-test
+	@$(VENV)/ruff check .
+	@$(VENV)/ruff format --check .
+	@$(VENV)/mypy
+
+format: setup-test
+	@$(VENV)/ruff check --fix .
+	@$(VENV)/ruff format .
+
+setup setup-test:
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "UltraGen needs Python 3.11 or newer, and '$(PYTHON)' was not found: install it," \
+		"or name yours: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(PYTHON) scripts/setup.py $(if $(filter setup-test,$@),test)

@@ -1,0 +1,51 @@
+"""What holds for every test: no network, and no browser test that is skipped unseen."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+# Set before anything of ours is imported: the suite has to pass without a model hub.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-browser",
+        action="store_true",
+        help="fail when a browser test is skipped, or when none ran",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--require-browser"):
+        config.pluginmanager.register(BrowserGuard())
+
+
+class BrowserGuard:
+    """Turns a skipped browser test into a failure, and a run without any too."""
+
+    def __init__(self) -> None:
+        self.ran = 0
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item, call):
+        report = yield
+        if item.get_closest_marker("browser") is None:
+            return report
+        if report.skipped:
+            report.outcome = "failed"
+            report.longrepr = f"a browser test was skipped: {report.longrepr}"
+        self.ran += report.when == "call" and not report.skipped
+        return report
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.ran == 0 and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter) -> None:
+        if self.ran == 0:
+            terminalreporter.write_line("No browser test ran, and --require-browser was given.")
