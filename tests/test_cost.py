@@ -1,0 +1,144 @@
+"""The cost estimate: counts that match the attention, and fitted coefficients."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ultragen import cost
+from ultragen.windows import even_partition
+
+JOB = cost.Job(
+    height=544,
+    width=960,
+    base_height=288,
+    base_width=512,
+    num_frames=17,
+    windows=2,
+    steps=10,
+    passes=2,
+    upscaler="network",
+    base_native="off",
+    pixels_per_token=32,
+)
+
+
+def counted_pairs(grid: tuple[int, int, int], windows: int) -> int:
+    partition = even_partition(*grid[1:], windows)
+    return sum((grid[0] * h * w) ** 2 for h in partition.rows for w in partition.columns)
+
+
+@pytest.mark.parametrize("grid", [(5, 17, 30), (5, 34, 60), (1, 7, 11), (3, 4, 4)])
+@pytest.mark.parametrize("windows", [1, 2, 3, 4])
+def test_window_pairs_are_those_of_the_partition(grid, windows):
+    assert cost.window_pairs(grid, windows) == counted_pairs(grid, windows)
+
+
+def test_native_pairs_approach_the_papers_share_on_a_large_grid():
+    """Equations 12-13: 5/(4K²) + 1/K⁴ of full attention with the same K in every layer; the
+    third term here is the compressed global branch, k⁻⁴ with k = 4."""
+    grid, windows = (4, 240, 240), 4
+    odd = windows + 1
+    local = (1 / windows**2 + 1 / odd**2) / 2
+    hierarchical = (1 / (windows / 2) ** 2 + 1 / (windows / 2 + 1) ** 2) / 2 / 16
+    share = cost.native_pairs(grid, windows) / cost.full_pairs(grid)
+    assert share == pytest.approx(local + hierarchical + 1 / 4**4, rel=1e-3)
+
+
+def test_every_stage_that_runs_costs_something():
+    stages = cost.estimate(replace(JOB, base_native="on"), cost.CPU)
+    assert list(stages) == [name for name in cost.STAGES if name in stages]
+    assert set(stages) == set(cost.STAGES)
+    assert all(seconds > 0 for seconds in stages.values())
+    assert "base_native_denoise" not in cost.estimate(JOB, cost.CPU)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"height": 1088, "width": 1920},
+        {"num_frames": 33},
+        {"steps": 20},
+        {"base_native": "on"},
+    ],
+)
+def test_more_work_takes_longer(change):
+    less, more = (cost.estimate(job, cost.CPU) for job in (JOB, replace(JOB, **change)))
+    assert sum(more.values()) > sum(less.values()) * 1.2
+
+
+def test_guidance_doubles_the_denoising():
+    once, twice = (cost.estimate(replace(JOB, passes=n), cost.CPU) for n in (1, 2))
+    start = cost.CPU.start
+    assert twice["denoise"] - start == pytest.approx(2 * (once["denoise"] - start))
+
+
+def test_the_base_model_at_full_size_costs_far_more_than_windows_at_4k():
+    job = replace(JOB, height=2176, width=3840, windows=8, base_native="on")
+    stages = cost.estimate(job, cost.CPU)
+    assert stages["base_native_denoise"] > 5 * stages["denoise"]
+
+
+def test_fit_finds_the_coefficients_that_made_the_times():
+    true = replace(cost.CPU, start=0.3, token=2e-4, pair=5e-8, decode=7e-7, network=2e-7)
+    jobs = [
+        replace(JOB, steps=1, base_native="on"),
+        replace(JOB, steps=3),
+        replace(JOB, height=1088, width=1920, windows=4, steps=1, upscaler="lanczos"),
+        replace(JOB, height=736, width=1280, steps=1, base_native="on"),
+    ]
+    fitted = cost.fit([(job, cost.estimate(job, true)) for job in jobs], cost.CPU)
+    for name in (
+        "start",
+        "token",
+        "pair",
+        "base_token",
+        "base_pair",
+        "decode",
+        "network",
+        "lanczos",
+    ):
+        assert getattr(fitted, name) == pytest.approx(getattr(true, name), rel=1e-4), name
+
+
+def test_fit_is_never_negative_and_keeps_what_was_not_measured():
+    noisy = [
+        (replace(JOB, steps=1), {"denoise": 3.0, "decode": 1.0}),
+        (replace(JOB, height=1088, width=1920, windows=4, steps=1), {"denoise": 2.0}),
+    ]
+    fitted = cost.fit(noisy, cost.CPU)
+    assert min(fitted.start, fitted.token, fitted.pair, fitted.decode) >= 0
+    assert fitted.network == cost.CPU.network
+    with pytest.raises(ValueError, match="at least one"):
+        cost.fit([], cost.CPU)
+
+
+def test_a_finished_run_moves_the_estimate_towards_what_it_took():
+    estimator = cost.Estimator(cost.CPU)
+    before = estimator.estimate(JOB)
+    estimator.observe(before, {stage: 3 * seconds for stage, seconds in before.items()})
+    factor = sum(estimator.estimate(JOB).values()) / sum(before.values())
+    assert factor == pytest.approx(3**0.5)
+    estimator.observe(before, {})  # a run without timings changes nothing
+    assert sum(estimator.estimate(JOB).values()) == pytest.approx(factor * sum(before.values()))
+
+
+def test_calibration_scales_by_the_probe(monkeypatch):
+    monkeypatch.setattr(cost, "probe", lambda device: 2.5 * cost.CPU.probe)
+    estimator = cost.Estimator(cost.CPU)
+    estimator.calibrate()
+    assert estimator.coefficients.token == pytest.approx(2.5 * cost.CPU.token)
+    assert estimator.coefficients.device == "cpu"
+
+
+def test_the_probe_takes_a_moment():
+    assert 0 < cost.probe("cpu") < 2
+
+
+def test_gpu_duration_leaves_a_margin_and_excludes_encoding():
+    stages = {"denoise": 40.0, "decode": 10.0, "encode": 100.0}
+    assert 60 <= cost.gpu_duration(stages) <= 90
+    assert cost.fitting_tiers(70) == ["anonymous visitors", "free accounts", "PRO accounts"]
+    assert cost.fitting_tiers(150) == ["free accounts", "PRO accounts"]
+    assert cost.fitting_tiers(5000) == []

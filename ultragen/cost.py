@@ -1,0 +1,318 @@
+"""What a run costs, in seconds by stage: an estimate before the click, from measured coefficients.
+
+A denoising step costs a part that grows with the tokens (linear layers, norms, gates) and a part
+that grows with the query-key pairs of attention, which is where windows save (§4.3, eq. 12-13).
+Decoding, upscaling and encoding grow with the pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import combinations
+from math import ceil, exp, log
+from threading import Lock
+from time import perf_counter
+
+import numpy as np
+
+from .windows import axis_sizes
+
+STAGES = {
+    "denoise": "Native clip: denoising",
+    "decode": "Native clip: decoding",
+    "base_denoise": "Base clip: denoising",
+    "base_decode": "Base clip: decoding",
+    "upscale": "Base clip: upscaling",
+    "base_native_denoise": "Base model at full size: denoising",
+    "base_native_decode": "Base model at full size: decoding",
+    "encode": "Writing the files",
+}
+"""Stages of a run in order, with what they are called for people."""
+
+ZEROGPU_TIERS = (("anonymous visitors", 80), ("free accounts", 200), ("PRO accounts", 1600))
+"""Longest request in GPU seconds that an untouched daily quota starts, for a `large` GPU."""
+
+MULTIPLY = 1024  # rows of the probe's square matrices
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything about a run that its cost depends on.
+
+    Attributes:
+        height: Generated rows in pixels.
+        width: Generated columns in pixels.
+        base_height: Rows in pixels of the base clip.
+        base_width: Columns in pixels of the base clip.
+        num_frames: Frames, 4n + 1.
+        windows: K, windows on each axis in even layers.
+        steps: Denoising steps.
+        passes: Forward passes a step: 2 with guidance, 1 without.
+        upscaler: `lanczos`, `network` or a file.
+        base_native: `on` where the base model also runs at the full size.
+        pixels_per_token: Rows, and columns, of pixels that a token covers.
+    """
+
+    height: int
+    width: int
+    base_height: int
+    base_width: int
+    num_frames: int
+    windows: int
+    steps: int
+    passes: int
+    upscaler: str
+    base_native: str
+    pixels_per_token: int
+
+    def grid(self, height: int, width: int) -> tuple[int, int, int]:
+        """Tokens of a clip of this size: t h w."""
+        size = self.pixels_per_token
+        return (self.num_frames + 3) // 4, height // size, width // size
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of the full-size clip, all frames."""
+        return self.num_frames * self.height * self.width
+
+    @property
+    def base_pixels(self) -> int:
+        """Pixels of the base clip, all frames."""
+        return self.num_frames * self.base_height * self.base_width
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """Seconds that a unit of work takes on one device.
+
+    Attributes:
+        device: Kind of device, `cpu` or `cuda`.
+        probe: Seconds of `probe` on the machine that was measured, to scale to another one.
+        start: For each clip, once: text encoding and the like.
+        token: For each token of one native forward pass.
+        pair: For each query-key pair of one native forward pass (mean over the layers).
+        base_token: For each token of one forward pass of the base model.
+        base_pair: For each query-key pair of one forward pass of the base model.
+        decode: For each pixel decoded.
+        lanczos: For each pixel that Lanczos resampling makes.
+        network: For each pixel that the upscaling network is given.
+        encode: For each pixel written to a video file.
+    """
+
+    device: str
+    probe: float
+    start: float
+    token: float
+    pair: float
+    base_token: float
+    base_pair: float
+    decode: float
+    lanczos: float
+    network: float
+    encode: float
+
+    def scaled(self, factor: float) -> Coefficients:
+        """The same coefficients for a machine that takes `factor` times as long."""
+        names = [f.name for f in fields(self) if f.name != "device"]
+        return replace(self, **{name: getattr(self, name) * factor for name in names})
+
+
+CPU = Coefficients(  # the embedded model on two cores, float32
+    device="cpu",
+    probe=0.0113,
+    start=0.05,
+    token=3.0e-4,
+    pair=1.1e-7,
+    base_token=2.1e-4,
+    base_pair=1.0e-7,
+    decode=2.7e-7,
+    lanczos=2.0e-8,
+    network=3.2e-6,
+    encode=2.2e-8,
+)
+CUDA = Coefficients(  # a guess, until `compare.measure` has run on a GPU
+    device="cuda",
+    probe=5e-5,
+    start=0.1,
+    token=4e-6,
+    pair=1e-10,
+    base_token=4e-6,
+    base_pair=1e-10,
+    decode=5e-9,
+    lanczos=3e-8,
+    network=5e-8,
+    encode=2.5e-8,
+)
+COEFFICIENTS = {"cpu": CPU, "cuda": CUDA}
+
+
+def full_pairs(grid: tuple[int, int, int]) -> int:
+    """Query-key pairs of full attention over a grid t h w."""
+    t, h, w = grid
+    return (t * h * w) ** 2
+
+
+def window_pairs(grid: tuple[int, int, int], windows: int) -> int:
+    """Query-key pairs of windows × windows tubes over a grid t h w (eq. 6)."""
+    t, h, w = grid
+    rows = sum(size**2 for size in axis_sizes(h, min(windows, h)))
+    columns = sum(size**2 for size in axis_sizes(w, min(windows, w)))
+    return t * t * rows * columns
+
+
+def native_pairs(grid: tuple[int, int, int], windows: int) -> float:
+    """Query-key pairs of the three branches, mean of an even and an odd layer (eq. 12)."""
+    t, h, w = grid
+    half, quarter = (t, ceil(h / 2), ceil(w / 2)), (t, ceil(h / 4), ceil(w / 4))
+    local = window_pairs(grid, windows) + window_pairs(grid, windows + 1)
+    hierarchical = window_pairs(half, windows // 2) + window_pairs(half, windows // 2 + 1)
+    return (local + hierarchical) / 2 + full_pairs(quarter)
+
+
+def work(job: Job) -> dict[str, dict[str, float]]:
+    """Units of work of each stage, named as in `Coefficients`."""
+    forwards = job.steps * job.passes
+    grid, base_grid = job.grid(job.height, job.width), job.grid(job.base_height, job.base_width)
+
+    def denoise(grid: tuple[int, int, int], pairs: float, prefix: str) -> dict[str, float]:
+        tokens = grid[0] * grid[1] * grid[2]
+        return {"start": 1, f"{prefix}token": forwards * tokens, f"{prefix}pair": forwards * pairs}
+
+    upscale: dict[str, float] = {"lanczos": job.pixels}
+    if job.upscaler != "lanczos":  # the network comes first, Lanczos brings its result to size
+        upscale["network"] = job.base_pixels
+    stages: dict[str, dict[str, float]] = {
+        "denoise": denoise(grid, native_pairs(grid, job.windows), ""),
+        "decode": {"decode": job.pixels},
+        "base_denoise": denoise(base_grid, full_pairs(base_grid), "base_"),
+        "base_decode": {"decode": job.base_pixels},
+        "upscale": upscale,
+    }
+    if job.base_native == "on":
+        stages["base_native_denoise"] = denoise(grid, full_pairs(grid), "base_")
+        stages["base_native_decode"] = {"decode": job.pixels}
+    # native, upscaled and both side by side, which is never wider than one 4K frame
+    together = min(2 * job.pixels, 3840 * 1080 * job.num_frames)
+    stages["encode"] = {"encode": 2 * job.pixels + together}
+    if job.base_native == "on":
+        stages["encode"]["encode"] += job.pixels
+    return stages
+
+
+def estimate(job: Job, coefficients: Coefficients) -> dict[str, float]:
+    """Seconds of each stage of a run, in order."""
+    return {
+        stage: sum(units * getattr(coefficients, name) for name, units in parts.items())
+        for stage, parts in work(job).items()
+    }
+
+
+def gpu_seconds(stages: Mapping[str, float]) -> float:
+    """Seconds of the stages that need the accelerator: all but writing the files."""
+    return sum(seconds for stage, seconds in stages.items() if stage != "encode")
+
+
+def gpu_duration(stages: Mapping[str, float]) -> int:
+    """Whole GPU seconds to ask for: the estimate with a margin for a slow start."""
+    return ceil(10 + 1.3 * gpu_seconds(stages))
+
+
+def fitting_tiers(duration: float) -> list[str]:
+    """Kinds of visitors whose untouched daily quota starts a request of this many GPU seconds."""
+    return [name for name, seconds in ZEROGPU_TIERS if duration <= seconds]
+
+
+def fit(runs: Sequence[tuple[Job, Mapping[str, float]]], start: Coefficients) -> Coefficients:
+    """Coefficients that explain measured runs best, relative to their length.
+
+    Args:
+        runs: Jobs and the seconds that each of their stages took.
+        start: Coefficients that stay where no run has measured them.
+
+    Raises:
+        ValueError: without any run.
+    """
+    if not runs:
+        raise ValueError("There is nothing to fit: give at least one measured run.")
+    found: dict[str, float] = {}
+    for names in (
+        ("start", "token", "pair"),
+        ("start", "base_token", "base_pair"),
+        ("decode",),
+        ("network", "lanczos"),
+        ("encode",),
+    ):
+        rows = [
+            ([parts.get(name, 0.0) for name in names], seconds[stage])
+            for job, seconds in runs
+            for stage, parts in work(job).items()
+            if names[-1] in parts and seconds.get(stage, 0.0) > 0
+        ]
+        if rows:
+            found = dict(zip(names, _nonnegative(rows), strict=True)) | found
+    return replace(start, **found)  # type: ignore[arg-type]
+
+
+def _nonnegative(rows: Sequence[tuple[list[float], float]]) -> list[float]:
+    """Least squares of the relative error without negative solutions: tries every subset."""
+    matrix = np.array([units for units, _ in rows]) / np.array([[s] for _, s in rows])
+    scale = np.maximum(matrix.max(axis=0), 1e-300)
+    best, best_error = np.zeros(matrix.shape[1]), float(len(rows))
+    for count in range(1, matrix.shape[1] + 1):
+        for subset in combinations(range(matrix.shape[1]), count):
+            columns = list(subset)
+            part, *_ = np.linalg.lstsq(
+                matrix[:, columns] / scale[columns], np.ones(len(rows)), rcond=1e-6
+            )
+            solution = np.zeros(matrix.shape[1])
+            solution[columns] = part / scale[columns]
+            error = float(((matrix @ solution - 1) ** 2).sum())
+            if (part >= 0).all() and error < best_error - 1e-12:
+                best, best_error = solution, error
+    return [float(value) for value in best]
+
+
+def probe(device: str) -> float:
+    """Seconds that this machine takes for one matrix product, the best of several."""
+    import torch
+
+    matrix = torch.ones(MULTIPLY, MULTIPLY, device=device)
+    best = float("inf")
+    for _ in range(9):
+        began = perf_counter()
+        float((matrix @ matrix)[0, 0])  # reading a value waits for the device
+        best = min(best, perf_counter() - began)
+    return best
+
+
+class Estimator:
+    """Estimates for this machine: shipped coefficients, scaled by a probe and by finished runs."""
+
+    def __init__(self, coefficients: Coefficients) -> None:
+        self._coefficients = coefficients
+        self._lock = Lock()
+
+    @property
+    def coefficients(self) -> Coefficients:
+        return self._coefficients
+
+    def calibrate(self) -> None:
+        """Scales by a matrix product on this machine; takes a fraction of a second."""
+        factor = probe(self._coefficients.device) / self._coefficients.probe
+        self._rescale(min(max(factor, 0.2), 20.0))
+
+    def observe(self, estimated: Mapping[str, float], measured: Mapping[str, float]) -> None:
+        """Moves half of the way, in the logarithm, to what a finished run has taken."""
+        stages = [stage for stage in estimated if measured.get(stage, 0) > 0]
+        before, after = (sum(times[stage] for stage in stages) for times in (estimated, measured))
+        if before > 0 and after > 0:
+            self._rescale(exp(log(min(max(after / before, 0.1), 10.0)) / 2))
+
+    def estimate(self, job: Job) -> dict[str, float]:
+        """Seconds of each stage of a run on this machine."""
+        return estimate(job, self._coefficients)
+
+    def _rescale(self, factor: float) -> None:
+        with self._lock:
+            self._coefficients = self._coefficients.scaled(factor)

@@ -1,0 +1,445 @@
+"""Prompt → latents → frames: the one pipeline for the embedded and the 1.3B model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import log
+from numbers import Integral, Real
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKLWan,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    WanTransformer3DModel,
+)
+from diffusers.loaders import WanLoraLoaderMixin
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from einops import rearrange
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
+
+from .autoencoder import CompactAutoencoder, denormalize
+from .transformer import UltraGenTransformer3DModel
+from .windows import check_windows
+
+OutputType = Literal["np", "pt", "uint8", "latent"]
+StepCallback = Callable[["UltraGenPipeline", int, Tensor, dict[str, Any]], dict[str, Any] | None]
+
+
+class GenerationError(RuntimeError):
+    """The model gave something that is no picture: NaN, infinite or black."""
+
+
+@dataclass
+class UltraGenPipelineOutput(BaseOutput):
+    """Result of a run.
+
+    Attributes:
+        frames: By output type: `np` float array b t h w 3 in [0, 1]; `uint8` the same in 0..255;
+            `pt` float tensor b t 3 h w in [0, 1]; `latent` latents b c t h w.
+    """
+
+    frames: np.ndarray | Tensor
+
+
+class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
+    """Text to video with UltraGen's or Wan's transformer.
+
+    Args:
+        tokenizer: Of the text encoder.
+        text_encoder: T5-type encoder.
+        vae: Wan's VAE or the compact autoencoder.
+        scheduler: Flow-matching Euler. With dynamic shifting, the shift grows with the square root
+            of the tokens in a frame, so that large frames get as much noise as small ones see.
+        transformer: Predicts the velocity.
+        base_transformer: The dense low-resolution model that the transformer was converted from.
+        max_sequence_length: Text tokens, padded with zero embeddings as in Wan.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _callback_tensor_inputs = ("latents", "prompt_embeds", "negative_prompt_embeds")
+    _optional_components = ("base_transformer",)
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        text_encoder: UMT5EncoderModel,
+        vae: AutoencoderKLWan | CompactAutoencoder,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        transformer: UltraGenTransformer3DModel | WanTransformer3DModel,
+        base_transformer: WanTransformer3DModel | None = None,
+        max_sequence_length: int = 512,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            vae=vae,
+            scheduler=scheduler,
+            transformer=transformer,
+            base_transformer=base_transformer,
+        )
+        self.register_to_config(max_sequence_length=max_sequence_length)
+        self.interrupt = False
+
+    def base_pipeline(self) -> UltraGenPipeline:
+        """The dense base model with this pipeline's other components.
+
+        Raises:
+            ValueError: if the pipeline was loaded without a base model.
+        """
+        if self.base_transformer is None:
+            raise ValueError(
+                "This pipeline has no base model: load it from a folder that contains "
+                "`base_transformer`, or pass `base_transformer=`."
+            )
+        components = {**self.components, "transformer": self.base_transformer}
+        components["scheduler"] = type(self.scheduler).from_config(self.scheduler.config)
+        return UltraGenPipeline(**components, max_sequence_length=self.config.max_sequence_length)
+
+    @classmethod
+    def _maybe_expand_t2v_lora_for_i2v(cls, transformer: Any, state_dict: dict) -> dict:
+        # diffusers asks the transformer's configuration whether it is conditioned on images before
+        # it loads a LoRA; UltraGen's has no such entry, and no such inputs.
+        return state_dict
+
+    # Sizes
+
+    @property
+    def pixels_per_token(self) -> int:
+        """Rows and columns of pixels that one token covers."""
+        return self.vae.config.scale_factor_spatial * self.transformer.config.patch_size[1]
+
+    def check_inputs(
+        self,
+        prompt: str | list[str],
+        height: int,
+        width: int,
+        num_frames: int,
+        windows: int | str | None,
+        num_inference_steps: int,
+        guidance_scale: float,
+    ) -> None:
+        """Checks a run's settings before any work is done.
+
+        Raises:
+            ValueError: with the value that is wrong and those that are right.
+        """
+        prompts = prompt if isinstance(prompt, list | tuple) else [prompt]
+        if not prompts or not all(isinstance(p, str) and p.strip() for p in prompts):
+            raise ValueError("The prompt is empty: describe a scene in a few words.")
+        for name, value in (
+            ("height", height),
+            ("width", width),
+            ("num_frames", num_frames),
+            ("num_inference_steps", num_inference_steps),
+        ):
+            if not isinstance(value, Integral):
+                raise ValueError(f"{name} must be a whole number, not {value!r}.")
+        token = self.pixels_per_token
+        for name, value in (("height", height), ("width", width)):
+            if value % token or value < token:
+                below = max(token, value // token * token)
+                raise ValueError(
+                    f"{name} must be a multiple of {token}, not {value}: "
+                    f"choose {below} or {below + token}."
+                )
+        step = self.vae.config.scale_factor_temporal
+        if num_frames % step != 1 or num_frames < 1:
+            below = max(1, num_frames - (num_frames - 1) % step)
+            raise ValueError(
+                f"num_frames must be {step}n + 1, not {num_frames}: "
+                f"choose {below} or {below + step}."
+            )
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}.")
+        if not isinstance(guidance_scale, Real) or not 0 <= guidance_scale <= 100:
+            raise ValueError(f"guidance_scale must be from 0 to 100, not {guidance_scale!r}.")
+        if isinstance(self.transformer, UltraGenTransformer3DModel):
+            rows, columns = height // token, width // token
+            check_windows(self.transformer.resolve_windows(windows, rows, columns), rows, columns)
+        elif windows is not None:
+            raise ValueError("The dense model has no windows: leave out `windows`.")
+
+    # Text
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Words of a prompt that the tokenizer maps to its unknown token, in order, once each."""
+        unknown = self.tokenizer.unk_token_id
+        words = dict.fromkeys(re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", prompt.lower()))
+        return [
+            word
+            for word in words
+            if unknown in self.tokenizer(word, add_special_tokens=False).input_ids
+        ]
+
+    def encode_prompt(self, prompts: list[str], device: torch.device) -> Tensor:
+        """Prompts → text embeddings b n d; padding is zero, as Wan was trained."""
+        length = self.config.max_sequence_length
+        tokens = self.tokenizer(
+            [prompt_clean(p) for p in prompts],
+            padding="max_length",
+            max_length=length,
+            truncation=True,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        ids, mask = tokens.input_ids.to(device), tokens.attention_mask.to(device)
+        embeddings = self.text_encoder(ids, mask).last_hidden_state
+        return (embeddings * mask[..., None]).to(self.transformer.dtype)
+
+    # Sampling
+
+    def log_shift(self, tokens_per_frame: int) -> float:
+        """log s of the dynamic shift: s grows with the square root of the tokens in a frame."""
+        config = self.scheduler.config
+        return config.base_shift + 0.5 * log(tokens_per_frame / config.base_image_seq_len)
+
+    def prepare_schedule(
+        self, steps: int, tokens_per_frame: int, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Sets the scheduler's sigmas: σ_i = 1 − i/steps, shifted by sσ / (1 + (s − 1)σ).
+
+        Returns:
+            Timesteps in 0..1000 and sigmas, on `device`.
+        """
+        shift = {}
+        if self.scheduler.config.use_dynamic_shifting:
+            shift["mu"] = self.log_shift(tokens_per_frame)
+        sigmas = np.linspace(1.0, 0.0, steps, endpoint=False)
+        self.scheduler.set_timesteps(sigmas=sigmas, device=device, **shift)
+        return self.scheduler.timesteps, self.scheduler.sigmas
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str],
+        height: int,
+        width: int,
+        num_frames: int,
+        windows: int | Literal["auto"] | None = None,
+        num_inference_steps: int = 30,
+        guidance_scale: float = 5.0,
+        negative_prompt: str | list[str] | None = "",
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: tuple[str, ...] = ("latents",),
+        output_type: OutputType = "np",
+    ) -> UltraGenPipelineOutput:
+        """Generates one clip for each prompt.
+
+        Args:
+            prompt: What to show.
+            height: Rows in pixels, a multiple of `pixels_per_token`.
+            width: Columns in pixels, a multiple of `pixels_per_token`.
+            num_frames: Frames, 4n + 1.
+            windows: K, the local windows on each axis, an even number, or `auto` for the trained
+                window size; None for a dense transformer (for UltraGen the same as `auto`).
+            num_inference_steps: Euler steps.
+            guidance_scale: Classifier-free guidance; 1 and below runs the model once a step.
+            negative_prompt: What guidance leads away from.
+            generator: Source of the noise; the same seed gives the same clip.
+            latents: Noise to start from, b c t h w, instead of drawing it.
+            callback_on_step_end: Called after each step with the pipeline, the step, the timestep
+                and the tensors asked for; may return changed ones. Setting `pipe.interrupt` in it
+                ends the sampling after that step.
+            callback_on_step_end_tensor_inputs: Names of the tensors that the callback gets.
+            output_type: Form of the frames, see `UltraGenPipelineOutput`.
+
+        Raises:
+            ValueError: if a setting is out of range.
+            GenerationError: if the result is not finite or black.
+        """
+        if windows is None and isinstance(self.transformer, UltraGenTransformer3DModel):
+            windows = "auto"
+        self.check_inputs(
+            prompt, height, width, num_frames, windows, num_inference_steps, guidance_scale
+        )
+        if output_type not in get_args(OutputType):
+            raise ValueError(f"output_type must be one of {get_args(OutputType)}: {output_type!r}.")
+        names = callback_on_step_end_tensor_inputs
+        if not set(names) <= set(self._callback_tensor_inputs):
+            raise ValueError(f"A callback can get {self._callback_tensor_inputs}, not {names}.")
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        negatives = (
+            list(negative_prompt)
+            if isinstance(negative_prompt, list | tuple)
+            else [negative_prompt or ""] * len(prompts)
+        )
+        if len(negatives) != len(prompts):
+            raise ValueError(
+                f"{len(prompts)} prompts need as many negative prompts, not {len(negatives)}."
+            )
+        latents = self.prepare_latents(len(prompts), num_frames, height, width, generator, latents)
+        self.interrupt = False
+        device = self._execution_device
+        token = self.pixels_per_token
+        timesteps, sigmas = self.prepare_schedule(
+            num_inference_steps, height // token * (width // token), device
+        )
+        extra = {} if windows is None else {"windows": windows}
+        try:
+            prompt_embeds = self.encode_prompt(prompts, device)
+            negative_prompt_embeds = (
+                self.encode_prompt(negatives, device) if guidance_scale > 1 else None
+            )
+            with self.progress_bar(total=num_inference_steps) as progress_bar:
+                for step, timestep in enumerate(timesteps):
+                    # The flow-matching ODE dx/dσ = v, from noise (σ = 1) to data (σ = 0), by Euler.
+                    velocity = self.velocity(
+                        latents,
+                        timestep,
+                        prompt_embeds,
+                        negative_prompt_embeds,
+                        guidance_scale,
+                        extra,
+                    )
+                    latents = latents + (sigmas[step + 1] - sigmas[step]) * velocity
+
+                    if callback_on_step_end is not None:
+                        scope = {
+                            "latents": latents,
+                            "prompt_embeds": prompt_embeds,
+                            "negative_prompt_embeds": negative_prompt_embeds,
+                        }
+                        inputs = {name: scope[name] for name in names}
+                        outputs: dict[str, Any] = (
+                            callback_on_step_end(self, step, timestep, inputs) or {}
+                        )
+                        latents = outputs.get("latents", latents)
+                        prompt_embeds = outputs.get("prompt_embeds", prompt_embeds)
+                        negative_prompt_embeds = outputs.get(
+                            "negative_prompt_embeds", negative_prompt_embeds
+                        )
+                    progress_bar.update()
+                    if self.interrupt:
+                        break
+            if not torch.isfinite(latents).all():
+                raise GenerationError(
+                    "The model's output is not finite. Use another seed, a lower guidance scale, "
+                    "or float32 instead of half precision."
+                )
+            if self.interrupt or output_type == "latent":
+                return UltraGenPipelineOutput(frames=latents)
+            return UltraGenPipelineOutput(frames=self.decode(latents, output_type))
+        finally:
+            # However the run ends, the next one must not meet its caches, and offloaded weights go
+            # back.
+            self.maybe_free_model_hooks()
+
+    def velocity(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        prompt_embeds: Tensor,
+        negative_prompt_embeds: Tensor | None,
+        guidance_scale: float,
+        extra: dict[str, Any],
+    ) -> Tensor:
+        """The guided velocity, b c t h w in float32: v_neg + scale · (v_pos − v_neg)."""
+        x = latents.to(self.transformer.dtype)
+        time = timestep.expand(x.shape[0])
+
+        def predict(embeds: Tensor, context: str) -> Tensor:
+            with self.transformer.cache_context(context):
+                out = self.transformer(
+                    hidden_states=x,
+                    timestep=time,
+                    encoder_hidden_states=embeds,
+                    return_dict=False,
+                    **extra,
+                )
+            return out[0].float()
+
+        positive = predict(prompt_embeds, "cond")
+        if negative_prompt_embeds is None or guidance_scale <= 1:
+            return positive
+        negative = predict(negative_prompt_embeds, "uncond")
+        return negative + guidance_scale * (positive - negative)
+
+    def prepare_latents(
+        self,
+        batch: int,
+        num_frames: int,
+        height: int,
+        width: int,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+    ) -> Tensor:
+        """Gaussian noise b c t h w in float32, the same on every device for a CPU generator; given
+        latents take its place.
+
+        Raises:
+            ValueError: if the latents have another shape, or the generators another number.
+        """
+        config = self.vae.config
+        shape = (
+            batch,
+            self.transformer.config.in_channels,
+            (num_frames - 1) // config.scale_factor_temporal + 1,
+            height // config.scale_factor_spatial,
+            width // config.scale_factor_spatial,
+        )
+        if isinstance(generator, list) and len(generator) != batch:
+            raise ValueError(f"{batch} prompts need as many generators, not {len(generator)}.")
+        device = self._execution_device
+        if latents is None:
+            return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        if tuple(latents.shape) != shape:
+            needed, given = (" × ".join(map(str, sizes)) for sizes in (shape, latents.shape))
+            raise ValueError(f"latents must be {needed} for this size, not {given}.")
+        return latents.to(device, torch.float32)
+
+    # Decoding
+
+    @torch.no_grad()
+    def decode_stream(self, latents: Tensor) -> Iterator[Tensor]:
+        """Decodes piece by piece, so that memory need not hold the clip: b 3 t h w in [0, 1].
+
+        Raises:
+            GenerationError: if a piece is not finite.
+        """
+        z = denormalize(self.vae, latents)
+        pieces = (
+            self.vae.decode_groups(z)
+            if isinstance(self.vae, CompactAutoencoder)
+            else iter(self.vae.decode(z, return_dict=False))
+        )
+        for piece in pieces:
+            if not torch.isfinite(piece).all():
+                raise GenerationError(
+                    "The decoded frames are not finite. Use another seed, or run the autoencoder "
+                    "in float32."
+                )
+            yield (piece.float() / 2 + 0.5).clamp(0, 1)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, output_type: OutputType = "np") -> np.ndarray | Tensor:
+        """Latents of unit variance b c t h w → frames of the form asked for.
+
+        Raises:
+            GenerationError: if the frames are not finite or black.
+        """
+        if output_type == "pt":
+            frames = torch.cat(list(self.decode_stream(latents)), dim=2)
+            frames = rearrange(frames, "b c t h w -> b t c h w")
+        else:
+            pieces = [
+                rearrange(
+                    piece.mul(255).round().byte() if output_type == "uint8" else piece,
+                    "b c t h w -> b t h w c",
+                ).cpu()
+                for piece in self.decode_stream(latents)
+            ]
+            frames = torch.cat(pieces, dim=1).numpy()
+        if frames.max() * (1 if output_type == "uint8" else 255) < 3:
+            raise GenerationError("The clip is black. Use another seed or prompt.")
+        return frames
