@@ -1,0 +1,420 @@
+"""Training: the loop on a line, the stages on tiny models, and what they leave behind."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+from math import nan
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ultragen.pipeline import UltraGenPipeline
+from ultragen.training.autoencoder import AutoencoderStage
+from ultragen.training.data import (
+    HELD_OUT_SEEDS,
+    ClipMaker,
+    Pool,
+    SceneStream,
+    caption_variants,
+    tokenize,
+)
+from ultragen.training.loop import Stage, Trainer, TrainingConfig
+from ultragen.training.models import TINY_SIZE, build_autoencoder, build_pipeline
+from ultragen.training.scenes import render, sample_scene
+from ultragen.training.stages import STAGES, Sources, assemble, train
+from ultragen.training.text import build_tokenizer
+from ultragen.training.tiny import TINY
+from ultragen.training.transformer import ClipSize, FlowMatchingStage
+from ultragen.transformer import UltraGenTransformer3DModel
+from ultragen.upscale import UpscalerNetwork
+
+# The loop, on a line
+
+
+class Line(Stage):
+    """Learns y = 3x; keeps what the loop asked of it."""
+
+    def __init__(self, poison: int | None = None) -> None:
+        torch.manual_seed(7)
+        self.model = nn.Linear(1, 1)
+        self.poison = poison
+        self.steps: list[int] = []
+        self.losses: list[float] = []
+        self.exported: list[float] = []
+
+    def batch(self, step: int) -> Tensor:
+        self.steps.append(step)
+        x = torch.randn((16, 1), generator=torch.Generator().manual_seed(step))
+        return x * nan if step == self.poison else x
+
+    def loss(self, model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
+        loss = (model(batch) - 3 * batch).square().mean()
+        self.losses.append(loss.item())
+        return {"loss": loss}
+
+    def sample_sheet(self) -> Image.Image:
+        return Image.new("RGB", (8, 8))
+
+    def export(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        assert not self.model.training
+        self.exported.append(self.model.weight.item())
+
+
+def settings(out: Path, steps: int, **changes) -> TrainingConfig:
+    config = TrainingConfig(
+        out=out, minutes=60, max_steps=steps, learning_rate=0.05, warmup_steps=2, decay=0.0,
+        log_steps=1,
+    )  # fmt: skip
+    return replace(config, **changes)
+
+
+def run(stage: Line, config: TrainingConfig) -> Line:
+    Trainer(stage, config).train()
+    return stage
+
+
+def test_the_loop_learns(tmp_path):
+    stage = run(Line(), settings(tmp_path, 60))
+    assert stage.steps == list(range(60))
+    assert sum(stage.losses[-5:]) < 0.1 * sum(stage.losses[:5])
+
+
+def test_a_resumed_run_ends_where_a_whole_one_does(tmp_path):
+    """Weights, optimiser and averaged weights go on as if nothing had happened."""
+    whole = run(Line(), settings(tmp_path / "whole", 9))
+    run(Line(), settings(tmp_path / "parts", 5))
+    rest = run(Line(), settings(tmp_path / "parts", 9))
+    assert rest.steps == [5, 6, 7, 8]
+    assert rest.model.weight.item() == whole.model.weight.item()
+    assert rest.exported[-1] == whole.exported[-1]
+
+
+def test_a_finished_training_is_not_trained_on(tmp_path):
+    first = run(Line(), settings(tmp_path, 4))
+    again = run(Line(), settings(tmp_path, 4))
+    assert again.steps == []
+    assert again.exported[-1] == first.exported[-1]
+
+
+def test_a_short_run_stops_with_a_checkpoint(tmp_path):
+    """For machines that are lent for a shorter time than the training takes."""
+    assert run(Line(), settings(tmp_path, 2, run_minutes=1e-9)).steps == []
+    assert (tmp_path / "checkpoint").is_dir()
+    assert run(Line(), settings(tmp_path, 2)).steps == [0, 1]
+
+
+def test_a_profile_names_the_dearest_operations(tmp_path, capsys):
+    run(Line(), settings(tmp_path, 8, profile_step=2))
+    printed = capsys.readouterr().out
+    assert "Self CPU" in printed and "aten::" in printed
+
+
+def test_a_checkpoint_that_is_replaced_leaves_nothing_beside_it(tmp_path):
+    run(Line(), settings(tmp_path, 8, checkpoint_minutes=1e-9))
+    assert (tmp_path / "checkpoint").is_dir()
+    assert not [path.name for path in tmp_path.iterdir() if path.suffix in (".new", ".old")]
+
+
+def test_the_averaged_weights_are_exported(tmp_path):
+    stage = run(Line(), settings(tmp_path, 30, ema_decay=0.9))
+    weight = stage.model.weight.item()
+    # The average follows from behind, and training's own weights are put back.
+    assert stage.exported[-1] < weight
+    assert stage.model.training
+    fast = run(Line(), settings(tmp_path / "fast", 30, ema_decay=0.0))
+    assert fast.model.weight.item() == weight
+    assert fast.exported[-1] == pytest.approx(weight)
+
+
+def test_a_loss_that_is_no_number_stops_the_training(tmp_path):
+    run(Line(), settings(tmp_path, 3))
+    with pytest.raises(FloatingPointError, match=r"Step 6.*checkpoint.*learning rate"):
+        run(Line(poison=5), settings(tmp_path, 9))
+    # What was saved before is untouched.
+    assert run(Line(), settings(tmp_path, 4)).steps == [3]
+
+
+def test_logs_and_sample_sheets(tmp_path):
+    run(Line(), settings(tmp_path, 3))
+    assert (tmp_path / "samples" / "000003.png").exists()
+    assert list(tmp_path.rglob("events.out.tfevents.*"))
+
+
+def test_the_learning_rate_rises_holds_and_falls(tmp_path):
+    trainer = Trainer(Line(), settings(tmp_path, 9, warmup_steps=4, decay=0.5))
+    assert trainer.learning_rate(0.0) == pytest.approx(0.05 / 4)
+    trainer.progress.step = 100
+    rates = [trainer.learning_rate(done) for done in (0.0, 0.5, 0.75, 0.9, 1.0)]
+    assert rates == pytest.approx([0.05, 0.05, 0.025, 0.01, 0.0005])
+
+
+@pytest.mark.parametrize("minutes", [0, -1, nan])
+def test_minutes_must_be_positive(tmp_path, minutes):
+    with pytest.raises(ValueError, match="minutes must be positive"):
+        TrainingConfig(out=tmp_path, minutes=minutes)
+
+
+# Data
+
+
+def test_streams_never_meet():
+    """Neither each other, nor the scenes that are held out."""
+    starts = [(rank, start) for rank in (0, 1, 63) for start in (0, 1, 4000)]
+    seeds = [[s.seed for s in SceneStream(*start).take(20)] for start in starts]
+    flat = list(itertools.chain.from_iterable(seeds))
+    assert len(set(flat)) == len(flat)
+    assert not any(seed in HELD_OUT_SEEDS for seed in flat)
+
+
+def test_a_stream_goes_on():
+    stream = SceneStream(0, 0)
+    first = [scene.seed for scene in stream.take(3) + stream.take(2)]
+    assert first == [scene.seed for scene in SceneStream(0, 0).take(5)]
+
+
+def test_a_pool_keeps_the_newest():
+    numbers = itertools.count()
+
+    def make() -> tuple[Tensor, Tensor]:
+        values = torch.tensor([next(numbers) for _ in range(3)])
+        return values, -values
+
+    pool = Pool(make, capacity=4, share=0.0, first=3)
+    pool.refresh()
+    made = pool.made
+    assert len(pool) == min(made, 4)
+    while pool.made < made + 9:
+        pool.add()
+    values, negatives = pool.sample(200)
+    assert set(values.tolist()) == set(range(pool.made - 4, pool.made))
+    assert torch.equal(negatives, -values)
+
+
+def test_a_pool_that_is_not_full_gives_only_what_was_made():
+    pool = Pool(lambda: (torch.full((3,), 5.0),), capacity=100, share=0.0, first=3)
+    pool.add()
+    pool.rings[0][3:] = nan
+    assert torch.equal(pool.sample(50)[0], torch.full((50,), 5.0))
+
+
+def test_captions_vary_and_some_say_less():
+    scene = sample_scene(3)
+    texts = caption_variants(scene, 6)
+    assert len(texts) == 6 and all(texts)
+    assert texts == caption_variants(scene, 6)
+    assert len(set(texts)) > 1
+
+
+def test_tokens_have_one_length():
+    tokenizer = build_tokenizer(["a", "lake"], 8)
+    ids = tokenize(tokenizer, ["a lake", "", "A lake, a Zorgon.", "lake " * 50])
+    assert ids.shape == (4, 8)
+    names = [tokenizer.convert_ids_to_tokens(row) for row in ids.tolist()]
+    assert names[0][:4] == ["a", "lake", "</s>", "<pad>"]
+    assert names[1][:2] == ["</s>", "<pad>"]
+    assert names[2][:7] == ["a", "lake", ",", "a", "<unk>", ".", "</s>"]
+
+
+def test_clips_are_normalised_latents_with_their_captions():
+    pipe = build_pipeline(TINY_SIZE, ["a"])
+    pipe.vae.register_to_config(latents_mean=[0.5] * 8, latents_std=[2.0] * 8)
+    make = ClipMaker(SceneStream(0, 0), pipe.vae, pipe.tokenizer, 64, 96, 5, number=2, wordings=3)
+    latents, ids = make()
+    assert latents.shape == (2, 8, 2, 4, 6) and ids.shape == (2, 3, TINY_SIZE.text_length)
+    video = render(SceneStream(0, 0).take(2), 64, 96, 5)
+    with torch.no_grad():
+        expected = (pipe.vae.encode(2 * video - 1).latent_dist.mode() - 0.5) / 2
+    torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-5)
+
+
+# Objectives
+
+
+def test_the_autoencoder_learns_a_small_pool():
+    torch.manual_seed(0)
+    stage = AutoencoderStage(
+        build_autoencoder(TINY_SIZE), batch_size=2, crop=32, num_frames=5, pool=2,
+        frame_sizes=((64, 96),),
+    )  # fmt: skip
+    stage.setup(torch.device("cpu"), 0, 1)
+    stage.pool.add()
+    batch = stage.pool.sample(2)[0].float() / 127.5 - 1
+    optimizer = torch.optim.Adam(stage.model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(200):
+        loss = stage.loss(stage.model, batch)["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def flow_stage(sizes: tuple[ClipSize, ...]) -> FlowMatchingStage:
+    torch.manual_seed(0)
+    pipe = build_pipeline(TINY_SIZE, ["a", "lake"])
+    stage = FlowMatchingStage(pipe, sizes, train_text=True)
+    stage.setup(torch.device("cpu"), 0, 1)
+    return stage
+
+
+SMALL = ClipSize(96, 128, num_frames=5, batch_size=2, pool=2, first=2, chunk=2, windows=(2,))
+
+
+def test_the_flow_matching_loss_is_of_noise_minus_data(monkeypatch):
+    """At x_σ = (1 − σ)x + σε, a model that answers ε − x has no loss."""
+    stage = flow_stage((SMALL,))
+    clean, noise = torch.randn(2, 8, 2, 6, 8), torch.randn(2, 8, 2, 6, 8)
+    monkeypatch.setattr(torch, "randn_like", lambda *_: noise)
+    seen = {}
+
+    def perfect(noisy, timestep, ids, **extra):
+        sigma = timestep.view(-1, 1, 1, 1, 1) / 1000
+        torch.testing.assert_close(noisy, (1 - sigma) * clean + sigma * noise)
+        seen.update(extra)
+        return noise - clean
+
+    losses = stage.loss(perfect, (SMALL, clean, torch.zeros(2, 64, dtype=torch.long)))
+    assert losses["loss"] == 0
+    assert seen == {"windows": 2}
+
+
+@pytest.mark.parametrize("side", [1, 2, 4])
+def test_noise_levels_are_shifted_as_the_schedule_is(side):
+    """The median is the shifted half: where the pipeline's schedule has its middle."""
+    stage = flow_stage((SMALL,))
+    size = replace(SMALL, height=288 * side, width=512 * side)
+    sigmas = stage.draw_sigmas(20_001, size, torch.device("cpu"))
+    _, schedule = stage.pipeline.prepare_schedule(2, 144 * side**2, torch.device("cpu"))
+    assert sigmas.min() > 0 and sigmas.max() < 1
+    assert sigmas.median().item() == pytest.approx(schedule[1].item(), abs=0.02)
+
+
+def test_text_encoder_and_transformer_learn_together():
+    stage = flow_stage((SMALL,))
+    stage.loss(stage.model, stage.batch(0))["loss"].backward()
+    for part in ("text_encoder", "transformer"):
+        assert any(p.grad is not None and p.grad.any()
+                   for p in getattr(stage.model, part).parameters()), part  # fmt: skip
+    assert all(p.grad is None for p in stage.pipeline.vae.parameters())
+
+
+# Stages
+
+
+def test_an_unknown_stage_names_the_known_ones(tmp_path):
+    with pytest.raises(ValueError, match="Unknown stage 'upscale': choose from autoencoder, "):
+        train("upscale", TrainingConfig(out=tmp_path), TINY)
+
+
+@pytest.mark.parametrize(
+    "stage, first",
+    [("decoder", "autoencoder"), ("base", "autoencoder"), ("ultragen", "base"),
+     ("upscaler", "autoencoder")],
+)  # fmt: skip
+def test_a_stage_names_the_one_to_train_first(tmp_path, stage, first):
+    with pytest.raises(ValueError, match=f"run `train {first}` with the same --out first"):
+        train(stage, TrainingConfig(out=tmp_path), TINY)
+
+
+def steps(out: Path, number: int) -> TrainingConfig:
+    return TrainingConfig(out=out, minutes=60, max_steps=number, log_steps=2, warmup_steps=1)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """All stages, a few steps each."""
+    out = tmp_path_factory.mktemp("training")
+    for stage in STAGES:
+        assert train(stage, steps(out, 3), TINY) == out / "model"
+    return out
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    [file] = folder.glob("*.safetensors")
+    return load_file(file)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "folder, load",
+    [
+        ("vae", type(build_autoencoder(TINY_SIZE)).from_pretrained),
+        ("base_transformer", WanTransformer3DModel.from_pretrained),
+        ("transformer", UltraGenTransformer3DModel.from_pretrained),
+        ("upscaler", UpscalerNetwork.from_pretrained),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_exported_folders_load(trained, folder, load):
+    model = load(trained / "model" / folder)
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+
+
+@pytest.mark.slow
+def test_stages_build_on_each_other(trained):
+    model = trained / "model"
+    config = json.loads((model / "vae" / "config.json").read_text())
+    assert len(config["latents_mean"]) == len(config["latents_std"]) == TINY_SIZE.z_dim
+    assert min(config["latents_std"]) > 0
+    # The decoder's stage leaves the encoder, and so every latent, as it is.
+    before, after = weights(trained / "autoencoder/export/vae"), weights(model / "vae")
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder"}
+    # UltraGen starts from the base model, and all of it learns.
+    base, native = weights(model / "base_transformer"), weights(model / "transformer")
+    shared = [name for name in base if name.endswith("attn1.to_q.weight")]
+    assert shared
+    for name in shared:
+        difference = (native[name] - base[name]).abs().max()
+        assert 0 < difference < 0.5 * base[name].abs().max()
+
+
+@pytest.mark.slow
+def test_a_stage_is_resumed_at_its_step(trained, capsys):
+    train("base", steps(trained, 5), TINY)
+    printed = capsys.readouterr().out
+    assert "resumed at step 3" in printed
+    assert "step      4" in printed and "step      6" not in printed
+    assert (trained / "base" / "samples" / "000005.png").exists()
+
+
+@pytest.mark.slow
+def test_the_assembled_pipeline_loads_and_runs(trained, tmp_path):
+    assemble(trained / "model", tmp_path, TINY)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert max(path.stat().st_size for path in files) < 9_000_000
+    stored = [load_file(path) for path in files if path.suffix == ".safetensors"]
+    assert len(stored) >= 5
+    assert {v.dtype for part in stored for v in part.values()} == {torch.float16}
+    pipe = UltraGenPipeline.from_pretrained(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    frames = pipe("a calm lake at sunset", 96, 128, 5, num_inference_steps=2).frames
+    assert frames.shape == (1, 5, 96, 128, 3)
+    base = pipe.base_pipeline()("a calm lake at sunset", 96, 128, 5, num_inference_steps=2).frames
+    assert base.shape == frames.shape
+    assert pipe.unknown_words("a calm zorgon lake") == ["zorgon"]
+    small = torch.rand(1, 3, 8, 8)
+    assert UpscalerNetwork.from_pretrained(tmp_path / "upscaler")(small).shape == (1, 3, 32, 32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage, part", [("base", "base_transformer"), ("ultragen", "transformer")])
+def test_a_stage_starts_from_given_weights(trained, tmp_path, stage, part):
+    sources = Sources(tmp_path / "model", trained / "model")
+    started = STAGES[stage](sources, TINY, 0).pipeline.transformer.state_dict()
+    given = weights(trained / "model" / part)
+    assert all(torch.equal(started[name], value) for name, value in given.items())
+
+
+def test_a_start_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no folder .*nowhere to start from"):
+        train("base", steps(tmp_path, 1), TINY, start=tmp_path / "nowhere")

@@ -1,0 +1,1 @@
+"""Training: the procedural world, its captions, and the stages of training."""

@@ -1,0 +1,145 @@
+"""Stage 1: the compact video autoencoder, on crops of scenes rendered at many sizes."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..autoencoder import CompactAutoencoder
+from .data import Pool, SceneStream
+from .loop import Stage
+from .losses import gradient_loss, psnr
+from .scenes import render, sample_scene
+from .sheets import grid, to_image
+
+# Frame sizes of the world, and how often each is drawn from.
+FRAME_SIZES = ((288, 512), (544, 960), (1088, 1920), (2176, 3840))
+FRAME_WEIGHTS = (3, 4, 3, 1)
+# Weight of the latents' mean square: without it they would grow to drown the posterior's noise.
+LATENT_PULL = 1e-4
+
+
+class AutoencoderPass(nn.Module):
+    """Encoding, noise and decoding in one call, so that the whole can be wrapped for several
+    processes."""
+
+    def __init__(self, vae: CompactAutoencoder) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        latents = self.vae.encode(video).latent_dist
+        return latents.mode(), self.vae.decode(latents.sample()).sample
+
+
+class AutoencoderStage(Stage):
+    """L1, gradients and a weak pull of the latents towards zero.
+
+    Args:
+        vae: What is trained.
+        batch_size: Crops a step in each process.
+        crop: Rows and columns of a crop.
+        num_frames: Frames of a crop, 4n + 1.
+        pool: Crops kept on the device.
+        part: `decoder` leaves the encoder, and so all latents that were ever made, as it is.
+        seed: Of the data; another one for each resumption.
+    """
+
+    def __init__(
+        self,
+        vae: CompactAutoencoder,
+        batch_size: int = 48,
+        crop: int = 256,
+        num_frames: int = 9,
+        pool: int = 6000,
+        part: Literal["all", "decoder"] = "all",
+        seed: int = 0,
+        frame_sizes: tuple[tuple[int, int], ...] = FRAME_SIZES,
+    ) -> None:
+        self.vae = vae
+        self.model = AutoencoderPass(vae)
+        self.part = part
+        if part == "decoder":
+            vae.encoder.requires_grad_(False)
+        self.batch_size, self.crop, self.num_frames = batch_size, crop, num_frames
+        self.capacity, self.seed, self.frame_sizes = pool, seed, frame_sizes
+
+    def setup(self, device: torch.device, rank: int, world: int) -> None:
+        self.vae.to(device, memory_format=torch.channels_last)
+        stream, rng = SceneStream(rank, self.seed), random.Random(self.seed * 64 + rank)
+
+        def make() -> tuple[Tensor]:
+            [(height, width)] = rng.choices(
+                self.frame_sizes, FRAME_WEIGHTS[: len(self.frame_sizes)]
+            )
+            region = (
+                rng.randint(0, height - self.crop),
+                rng.randint(0, width - self.crop),
+                self.crop,
+                self.crop,
+            )
+            scenes = stream.take(min(16, self.batch_size))
+            video = render(scenes, height, width, self.num_frames, region=region, device=device)
+            return (video.mul(255).round().byte(),)
+
+        first = min(self.capacity, 8 * self.batch_size)
+        self.pool = Pool(make, self.capacity, share=0.35, first=first)
+
+    def batch(self, step: int) -> Tensor:
+        self.pool.refresh()
+        (crops,) = self.pool.sample(self.batch_size)
+        return crops.float() / 127.5 - 1
+
+    def loss(self, model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
+        latents, decoded = model(batch)
+        error = decoded.float() - batch
+        l1 = error.abs().mean()
+        edges = gradient_loss(decoded.float(), batch)
+        size = latents.float().square().mean()
+        return {
+            "loss": l1 + edges + LATENT_PULL * size,
+            "l1": l1,
+            "edges": edges,
+            "latent_square": size,
+            "psnr": psnr(error / 2),
+        }
+
+    @torch.no_grad()
+    def held_out(self, height: int, width: int, number: int, num_frames: int) -> list[Tensor]:
+        """Held-out clips, 1 3 t h w in [-1, 1]."""
+        return [
+            render([sample_scene(seed)], height, width, num_frames, device=self.vae.device) * 2 - 1
+            for seed in range(number)
+        ]
+
+    def sample_sheet(self) -> Image.Image:
+        """Original above reconstruction, last frame of three held-out clips, with the PSNR."""
+        rows, scores = [], []
+        for video in self.held_out(*self.frame_sizes[min(1, len(self.frame_sizes) - 1)], 3, 9):
+            decoded = self.vae(video)
+            scores.append(psnr((decoded - video) / 2).item())
+            rows.append([to_image(v[0, :, -1] / 2 + 0.5) for v in (video, decoded)])
+        print(f"held-out PSNR {sum(scores) / len(scores):.2f} dB", scores, flush=True)
+        return grid([list(column) for column in zip(*rows, strict=True)])
+
+    def export(self, folder: Path) -> None:
+        if self.part == "all":
+            mean, std = self.statistics()
+            self.vae.register_to_config(latents_mean=mean, latents_std=std)
+        self.vae.save_pretrained(folder / "vae")
+
+    @torch.no_grad()
+    def statistics(self, number: int = 24) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each latent channel over held-out clips."""
+        latents = [
+            self.vae.encode(video).latent_dist.mode()
+            for size in self.frame_sizes[:2]
+            for video in self.held_out(*size, number, 9)
+        ]
+        flat = torch.cat([z.transpose(0, 1).flatten(1).float() for z in latents], dim=1)
+        return flat.mean(1).tolist(), flat.std(1).tolist()

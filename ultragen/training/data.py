@@ -1,0 +1,160 @@
+"""Training data: rendered scenes in pools on the device, refreshed while training goes on."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from itertools import count
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ..autoencoder import CompactAutoencoder, normalize
+from .captions import caption
+from .scenes import Scene, render, sample_scene
+
+# Scenes with these seeds are never trained on: previews, tests and measurements use them.
+HELD_OUT_SEEDS = range(1_000_000)
+
+
+class SceneStream:
+    """Endless scenes, other ones in every process and after every resumption.
+
+    Args:
+        rank: Of this process.
+        start: A number that no earlier run of this training had.
+    """
+
+    def __init__(self, rank: int, start: int) -> None:
+        first = HELD_OUT_SEEDS.stop + (start * 64 + rank) * 10_000_000
+        self._seeds = count(first)
+
+    def take(self, number: int) -> list[Scene]:
+        return [sample_scene(next(self._seeds)) for _ in range(number)]
+
+
+class Pool:
+    """A ring of examples on the device.
+
+    Rendering costs more than a training step on the same clip; a pool lets a clip be used several
+    times while new ones replace the oldest.
+
+    Args:
+        make: Gives some new examples: tensors with the examples along the first axis.
+        capacity: Examples kept.
+        share: Part of the time that goes into new examples once the pool is full.
+        first: Examples made before training starts.
+    """
+
+    def __init__(
+        self, make: Callable[[], tuple[Tensor, ...]], capacity: int, share: float, first: int
+    ) -> None:
+        self.make, self.capacity, self.share, self.first = make, capacity, share, first
+        self.made = 0
+        self.rings: list[Tensor] = []
+        self.busy = 0.0
+        self.since = time.monotonic()
+
+    def __len__(self) -> int:
+        return min(self.made, self.capacity)
+
+    def add(self) -> None:
+        """Makes some examples and puts them in the place of the oldest."""
+        examples = self.make()
+        if not self.rings:
+            self.rings = [x.new_empty((self.capacity, *x.shape[1:])) for x in examples]
+        number = len(examples[0])
+        slots = torch.arange(self.made, self.made + number, device=examples[0].device)
+        for ring, x in zip(self.rings, examples, strict=True):
+            ring[slots % self.capacity] = x
+        self.made += number
+
+    def refresh(self) -> None:
+        """Makes examples as long as they had less than their share of the time."""
+        while self.made < self.first:
+            self.add()
+        while self.busy <= self.share * (time.monotonic() - self.since):
+            start = time.monotonic()
+            self.add()
+            if self.rings[0].is_cuda:
+                torch.cuda.synchronize()
+            self.busy += time.monotonic() - start
+
+    def sample(self, number: int) -> tuple[Tensor, ...]:
+        """Examples drawn with replacement."""
+        index = torch.randint(len(self), (number,), device=self.rings[0].device)
+        return tuple(ring[index] for ring in self.rings)
+
+
+def caption_variants(scene: Scene, number: int) -> list[str]:
+    """Captions of one scene in several wordings; every third lacks some of its clauses, because
+    users don't describe everything."""
+    texts = []
+    for i in range(number):
+        text = caption(scene, seed=scene.seed * 31 + i)
+        rng = random.Random(scene.seed * 31 + i)
+        clauses = text.split(", ")
+        if i % 3 == 2 and len(clauses) > 1:
+            kept = [clause for clause in clauses if rng.random() < 0.6]
+            text = ", ".join(kept or clauses[:1])
+        texts.append(text)
+    return texts
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Tensor:
+    """Texts → token ids, n × the tokenizer's length, padded."""
+    return tokenizer(
+        texts,
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+
+
+class ClipMaker:
+    """Renders clips, encodes them to normalised latents and tokenises their captions.
+
+    Args:
+        stream: Where scenes come from.
+        vae: Frozen autoencoder with latent statistics.
+        tokenizer: Of the text encoder.
+        height: Rows in pixels.
+        width: Columns in pixels.
+        num_frames: Frames, 4n + 1.
+        number: Clips a call.
+        wordings: Captions for each clip.
+    """
+
+    def __init__(
+        self,
+        stream: SceneStream,
+        vae: CompactAutoencoder,
+        tokenizer: PreTrainedTokenizerBase,
+        height: int,
+        width: int,
+        num_frames: int,
+        number: int,
+        wordings: int = 6,
+    ) -> None:
+        self.stream, self.vae, self.tokenizer = stream, vae, tokenizer
+        self.size, self.num_frames = (height, width), num_frames
+        self.number, self.wordings = number, wordings
+
+    @torch.no_grad()
+    def __call__(self) -> tuple[Tensor, Tensor]:
+        """Latents n c t h w, and token ids n wordings length."""
+        scenes = self.stream.take(self.number)
+        device = self.vae.device
+        latents = self._encode(render(scenes, *self.size, self.num_frames, device=device))
+        texts = [text for scene in scenes for text in caption_variants(scene, self.wordings)]
+        ids = tokenize(self.tokenizer, texts).unflatten(0, (self.number, self.wordings))
+        return latents, ids.to(device)
+
+    def _encode(self, video: Tensor) -> Tensor:
+        with torch.autocast(video.device.type, torch.bfloat16, enabled=video.is_cuda):
+            latents = self.vae.encode(video * 2 - 1).latent_dist.mode()
+        latents = normalize(self.vae, latents)
+        return latents.bfloat16() if video.is_cuda else latents

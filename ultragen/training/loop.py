@@ -1,0 +1,299 @@
+"""The one training loop: every stage is trained by it, on one or several GPUs or on a CPU."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, set_seed
+from diffusers.training_utils import EMAModel
+from PIL import Image
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of a training run.
+
+    Attributes:
+        out: Folder for checkpoints, logs, sample sheets and the finished weights.
+        minutes: Wall-clock minutes of training, all resumed runs together.
+        run_minutes: Minutes after which this run stops with a checkpoint, for jobs whose
+            time limit is shorter than the training; None trains to the end.
+        max_steps: Steps after which training ends even if minutes are left; None for no limit.
+        learning_rate: Peak learning rate; None takes the stage's own.
+        warmup_steps: Steps of linear warm-up.
+        decay: Last part of the minutes, over which the learning rate falls to zero.
+        weight_decay: AdamW's.
+        max_grad_norm: Gradients are clipped to this norm.
+        ema_decay: Of the averaged weights, which are the ones that are exported.
+        checkpoint_minutes: Minutes between checkpoints.
+        sample_minutes: Minutes between sample sheets.
+        log_steps: Steps between log lines.
+        profile_step: Step after which a few steps are profiled and the dearest operations
+            printed; None for never.
+        seed: Of weights and data.
+    """
+
+    out: Path
+    minutes: float = 20.0
+    run_minutes: float | None = None
+    max_steps: int | None = None
+    learning_rate: float | None = None
+    warmup_steps: int = 50
+    decay: float = 0.3
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.999
+    checkpoint_minutes: float = 4.0
+    sample_minutes: float = 4.0
+    log_steps: int = 50
+    profile_step: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.minutes > 0:
+            raise ValueError(f"minutes must be positive, not {self.minutes}.")
+
+
+class Stage(ABC):
+    """What is trained, on what, with which objective.
+
+    Attributes:
+        model: The module whose parameters are trained; `loss` must call it through the `model`
+            that it is given, because that one may be wrapped for several processes.
+    """
+
+    model: nn.Module
+
+    def setup(self, device: torch.device, rank: int, world: int) -> None:  # noqa: B027
+        """Called once, before the first batch: moves frozen parts, fills caches."""
+
+    @abstractmethod
+    def batch(self, step: int) -> Any:
+        """The data of one step."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
+        """Scalars by name; `loss` is the one that is minimised."""
+
+    @abstractmethod
+    def sample_sheet(self) -> Image.Image:
+        """A picture of what the averaged weights give now."""
+
+    @abstractmethod
+    def export(self, folder: Path) -> None:
+        """Saves the averaged weights in diffusers' layout."""
+
+
+class Progress:
+    """How far a training is: steps and seconds, kept over resumed runs."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.before = 0.0
+        self.started = time.monotonic()
+
+    @property
+    def run_seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    @property
+    def seconds(self) -> float:
+        return self.before + self.run_seconds
+
+    def state_dict(self) -> dict[str, float]:
+        return {"step": self.step, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.step, self.before = int(state["step"]), state["seconds"]
+        self.started = time.monotonic()
+
+
+class Every:
+    """True once in so many minutes."""
+
+    def __init__(self, minutes: float) -> None:
+        self.seconds, self.last = 60 * minutes, time.monotonic()
+
+    def __call__(self) -> bool:
+        due = time.monotonic() - self.last >= self.seconds
+        if due:
+            self.last = time.monotonic()
+        return due
+
+
+class Trainer:
+    """Trains a stage.
+
+    Checkpoints lie in `out/checkpoint` and hold weights, averaged weights, optimiser, random
+    states and progress; a run that finds one goes on from there, at the same step.
+    """
+
+    def __init__(self, stage: Stage, config: TrainingConfig) -> None:
+        self.stage, self.config = stage, config
+        self.peak_rate = config.learning_rate or 5e-4
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if torch.cuda.is_available() else "no",
+            log_with="tensorboard",
+            project_dir=config.out,
+        )
+        # Every process draws other data and noise.
+        set_seed(config.seed, device_specific=True)
+        parameters = [p for p in stage.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            parameters,
+            lr=self.peak_rate,
+            weight_decay=config.weight_decay,
+            betas=(0.9, 0.99),
+            fused=torch.cuda.is_available(),
+        )
+        self.model, self.optimizer = self.accelerator.prepare(stage.model, optimizer)
+        self.parameters = parameters
+        self.ema = EMAModel(
+            parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.8, foreach=True
+        )
+        self.ema.to(self.accelerator.device)
+        self.progress = Progress()
+        self.accelerator.register_for_checkpointing(self.ema, self.progress)
+        self.due_checkpoint = Every(config.checkpoint_minutes)
+        self.due_sample = Every(config.sample_minutes)
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.config.out / "checkpoint"
+
+    def train(self) -> Path:
+        """Trains until the minutes are over; returns the folder of the exported weights."""
+        accelerator, config = self.accelerator, self.config
+        accelerator.init_trackers("logs")
+        if self.checkpoint.is_dir():
+            accelerator.load_state(str(self.checkpoint))
+            accelerator.print(f"resumed at step {self.progress.step}", flush=True)
+        self.stage.setup(accelerator.device, accelerator.process_index, accelerator.num_processes)
+        done = self.fraction()
+        while done < 1 and not self.run_is_over():
+            if self.progress.step == config.profile_step:
+                self.profile(done)
+            self.train_step(done)
+            if accelerator.is_main_process and self.due_checkpoint():
+                self.save()
+            if accelerator.is_main_process and self.due_sample():
+                self.write_samples()
+            done = self.fraction()
+        if accelerator.is_main_process:
+            self.save()
+            self.write_samples()
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
+        return config.out / "export"
+
+    def fraction(self) -> float:
+        """Part of the training that is done, the same in all processes."""
+        part = self.progress.seconds / (60 * self.config.minutes)
+        if self.config.max_steps is not None:
+            part = max(part, self.progress.step / self.config.max_steps)
+        if self.accelerator.num_processes > 1:
+            part = broadcast(torch.tensor(part, device=self.accelerator.device)).item()
+        return part
+
+    def run_is_over(self) -> bool:
+        over = (
+            self.config.run_minutes is not None
+            and self.progress.run_seconds > 60 * self.config.run_minutes
+        )
+        if self.accelerator.num_processes > 1:
+            over = bool(broadcast(torch.tensor(float(over), device=self.accelerator.device)))
+        return over
+
+    def learning_rate(self, done: float) -> float:
+        """Warm-up, then constant, then a linear fall over the last part of the minutes."""
+        config = self.config
+        warm = min(1.0, (self.progress.step + 1) / config.warmup_steps)
+        fall = min(1.0, (1 - done) / config.decay) if config.decay else 1.0
+        return self.peak_rate * warm * max(fall, 0.01)
+
+    def train_step(self, done: float) -> None:
+        rate = self.learning_rate(done)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        batch = self.stage.batch(self.progress.step)
+        with self.accelerator.autocast():
+            losses = self.stage.loss(self.model, batch)
+        self.accelerator.backward(losses["loss"])
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.step(self.parameters)
+        self.progress.step += 1
+        if self.progress.step % self.config.log_steps == 0:
+            self.log({**losses, "gradient_norm": norm}, rate)
+
+    def profile(self, done: float, steps: int = 4) -> None:
+        """Trains some steps and prints where their time went."""
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if torch.cuda.is_available():
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        with torch.profiler.profile(activities=activities) as profiler:
+            for _ in range(steps):
+                self.train_step(done)
+        device = "device" if torch.cuda.is_available() else "cpu"
+        table = profiler.key_averages().table(sort_by=f"self_{device}_time_total", row_limit=30)
+        self.accelerator.print(table, flush=True)
+
+    def log(self, values: dict[str, Tensor], rate: float) -> None:
+        scalars = {name: float(value.detach()) for name, value in values.items()}
+        # A loss that is not finite would spoil the averaged weights too: stop at once.
+        if not all(value == value and abs(value) < float("inf") for value in scalars.values()):
+            raise FloatingPointError(
+                f"Step {self.progress.step}: {scalars}. The last good state is {self.checkpoint}; "
+                "lower the learning rate."
+            )
+        self.accelerator.log({**scalars, "learning_rate": rate}, step=self.progress.step)
+        text = " ".join(f"{name} {value:.4f}" for name, value in scalars.items())
+        seconds = self.progress.seconds
+        self.accelerator.print(
+            f"{seconds:7.1f} s  step {self.progress.step:6d}  {text}  lr {rate:.1e}", flush=True
+        )
+
+    def save(self) -> None:
+        """Checkpoint and exported averaged weights."""
+        # Written beside the last one and then renamed: a run killed here keeps what it had.
+        fresh, old = (self.checkpoint.with_suffix(suffix) for suffix in (".new", ".old"))
+        self.accelerator.save_state(str(fresh))
+        if self.checkpoint.is_dir():
+            self.checkpoint.rename(old)
+        fresh.rename(self.checkpoint)
+        shutil.rmtree(old, ignore_errors=True)
+        self.with_average(lambda: self.stage.export(self.config.out / "export"))
+
+    def write_samples(self) -> None:
+        image = self.with_average(self.stage.sample_sheet)
+        path = self.config.out / "samples" / f"{self.progress.step:06d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                pixels = np.array(image.convert("RGB"))[None]
+                tracker.log_images({"samples": pixels}, step=self.progress.step, dataformats="NHWC")
+
+    def with_average(self, action: Any) -> Any:
+        """Calls `action` while the stage's model holds the averaged weights."""
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        self.stage.model.eval()
+        try:
+            # Eager: compiled for the training batch, blocks would be compiled anew for each sample.
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+                return action()
+        finally:
+            self.ema.restore(self.parameters)
+            self.stage.model.train()

@@ -1,0 +1,19 @@
+"""Sample sheets: pictures in rows and columns."""
+
+from __future__ import annotations
+
+from PIL import Image
+from torch import Tensor
+
+from ..video import contact_sheet
+
+
+def to_image(frame: Tensor) -> Image.Image:
+    """3 h w in [0, 1] → picture."""
+    array = frame.float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(array)
+
+
+def grid(rows: list[list[Image.Image]]) -> Image.Image:
+    """Pictures of one size, row by row; all rows have the same length."""
+    return contact_sheet([image for row in rows for image in row], len(rows[0]))

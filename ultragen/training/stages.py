@@ -1,0 +1,254 @@
+"""The stages by name, in the order in which they build on each other.
+
+All stages of one training share a folder: `OUT/<stage>` holds checkpoints, logs and sample sheets,
+`OUT/model` collects the finished weights in diffusers' layout, from which later stages start.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from diffusers import WanTransformer3DModel
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
+
+from ..autoencoder import CompactAutoencoder
+from ..pipeline import UltraGenPipeline
+from ..transformer import UltraGenTransformer3DModel
+from ..upscale import UpscalerNetwork
+from .autoencoder import AutoencoderStage
+from .captions import vocabulary
+from .loop import Stage, Trainer, TrainingConfig
+from .models import (
+    EMBEDDED_SIZE,
+    ModelSize,
+    build_autoencoder,
+    build_base_transformer,
+    build_scheduler,
+    convert,
+)
+from .text import build_text_encoder, build_tokenizer
+from .transformer import BASE_SIZES, ULTRAGEN_SIZES, ClipSize, FlowMatchingStage
+from .upscaler import UpscalerStage
+
+SHARD_SIZE = "8MB"
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """What differs between the embedded model's training and a tiny one in the tests.
+
+    Attributes:
+        size: Widths and depths.
+        base_sizes: Clips of the base stage.
+        ultragen_sizes: Clips of the UltraGen stage.
+        autoencoder: Other settings of `AutoencoderStage`.
+        upscaler: Other settings of `UpscalerStage`.
+        attention: Other settings of the converted transformer, such as the paper's ablations.
+        learning_rates: By stage.
+    """
+
+    size: ModelSize = EMBEDDED_SIZE
+    base_sizes: tuple[ClipSize, ...] = BASE_SIZES
+    ultragen_sizes: tuple[ClipSize, ...] = ULTRAGEN_SIZES
+    autoencoder: tuple[tuple[str, Any], ...] = ()
+    upscaler: tuple[tuple[str, Any], ...] = ()
+    attention: tuple[tuple[str, Any], ...] = ()
+    learning_rates: tuple[tuple[str, float], ...] = (
+        ("autoencoder", 5e-4),
+        ("decoder", 3e-4),
+        ("base", 8e-4),
+        ("ultragen", 4e-4),
+        ("upscaler", 1e-3),
+    )
+
+
+def _component(folders: Sequence[Path], name: str, load: Callable[[Path], Any], stage: str) -> Any:
+    """A part that an earlier stage trained, from the first of the folders that has it."""
+    for folder in folders:
+        if (folder / name).is_dir():
+            return load(folder / name)
+    raise ValueError(
+        f"{folders[0] / name} is missing: run `train {stage}` with the same --out first, or start "
+        "from a folder that has it."
+    )
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where a stage finds what earlier ones made.
+
+    Attributes:
+        model: Folder that this training's stages fill.
+        start: Pipeline folder whose weights the stage starts from, or None to start afresh.
+    """
+
+    model: Path
+    start: Path | None = None
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        return (self.model, self.start) if self.start else (self.model,)
+
+    def initial(self, name: str, load: Callable[[Path], Any]) -> Any | None:
+        """The part to train on from, None to build it afresh."""
+        return load(self.start / name) if self.start and (self.start / name).is_dir() else None
+
+    def vae(self) -> CompactAutoencoder:
+        load = CompactAutoencoder.from_pretrained
+        return _component(self.folders, "vae", load, "autoencoder").float()
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return _component(self.folders, "tokenizer", AutoTokenizer.from_pretrained, "base")
+
+    def text_encoder(self) -> UMT5EncoderModel:
+        return _component(self.folders, "text_encoder", UMT5EncoderModel.from_pretrained, "base")
+
+
+def autoencoder_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
+    vae = sources.initial("vae", CompactAutoencoder.from_pretrained)
+    vae = vae.float() if vae is not None else build_autoencoder(options.size)
+    return AutoencoderStage(vae, seed=seed, **dict(options.autoencoder))
+
+
+def decoder_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
+    """Trains the decoder on, with the encoder and so all latents unchanged."""
+    return AutoencoderStage(sources.vae(), part="decoder", seed=seed, **dict(options.autoencoder))
+
+
+def base_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
+    size = options.size
+    transformer = sources.initial("base_transformer", WanTransformer3DModel.from_pretrained)
+    if transformer is None:
+        tokenizer = build_tokenizer(vocabulary(), size.text_length)
+        text_encoder = build_text_encoder(len(tokenizer), size.text_dim)
+    else:
+        tokenizer, text_encoder = sources.tokenizer(), sources.text_encoder()
+    pipeline = UltraGenPipeline(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        vae=sources.vae(),
+        scheduler=build_scheduler(size),
+        transformer=transformer if transformer is not None else build_base_transformer(size),
+        max_sequence_length=size.text_length,
+    )
+    return FlowMatchingStage(pipeline, options.base_sizes, train_text=True, seed=seed)
+
+
+def ultragen_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
+    size = options.size
+    transformer = sources.initial("transformer", UltraGenTransformer3DModel.from_pretrained)
+    if transformer is None:
+        load = WanTransformer3DModel.from_pretrained
+        base = _component(sources.folders, "base_transformer", load, "base")
+        transformer = convert(base.float(), size, **dict(options.attention))
+    pipeline = UltraGenPipeline(
+        tokenizer=sources.tokenizer(),
+        text_encoder=sources.text_encoder(),
+        vae=sources.vae(),
+        scheduler=build_scheduler(size),
+        transformer=transformer,
+        max_sequence_length=size.text_length,
+    )
+    return FlowMatchingStage(pipeline, options.ultragen_sizes, train_text=False, seed=seed)
+
+
+def upscaler_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
+    network = sources.initial("upscaler", UpscalerNetwork.from_pretrained)
+    network = network.float() if network is not None else UpscalerNetwork()
+    return UpscalerStage(network, sources.vae(), seed=seed, **dict(options.upscaler))
+
+
+STAGES: dict[str, Callable[[Sources, StageOptions, int], Stage]] = {
+    "autoencoder": autoencoder_stage,
+    "decoder": decoder_stage,
+    "base": base_stage,
+    "ultragen": ultragen_stage,
+    "upscaler": upscaler_stage,
+}
+
+
+def train(
+    name: str,
+    config: TrainingConfig,
+    options: StageOptions | None = None,
+    start: Path | None = None,
+) -> Path:
+    """Trains one stage.
+
+    Args:
+        name: One of `STAGES`.
+        config: `out` is the folder of the whole training.
+        options: Sizes and data.
+        start: Pipeline folder whose weights the stage starts from; it also supplies the parts
+            that this training has not made. Has no effect on a training that is resumed.
+
+    Returns:
+        The folder that collects the finished weights, `config.out / "model"`.
+
+    Raises:
+        ValueError: for an unknown stage, one whose predecessors were not trained, or a folder to
+            start from that does not exist.
+    """
+    if name not in STAGES:
+        raise ValueError(f"Unknown stage {name!r}: choose from {', '.join(STAGES)}.")
+    if start is not None and not start.is_dir():
+        raise ValueError(f"There is no folder {start} to start from.")
+    options = options or StageOptions()
+    if torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    config = replace(
+        config,
+        out=config.out / name,
+        learning_rate=config.learning_rate or dict(options.learning_rates)[name],
+    )
+    sources = Sources(config.out.parent / "model", start)
+    torch.manual_seed(config.seed)
+    seed = config.seed + 1000 * list(STAGES).index(name) + _count_run(config.out)
+    trainer = Trainer(STAGES[name](sources, options, seed), config)
+    export = trainer.train()
+    if trainer.accelerator.is_main_process:
+        for folder in export.iterdir():
+            shutil.copytree(folder, sources.model / folder.name, dirs_exist_ok=True)
+    trainer.accelerator.wait_for_everyone()
+    return sources.model
+
+
+def _count_run(folder: Path) -> int:
+    """How many runs this stage had before, so that a resumed training sees other scenes. Several
+    processes of one run may differ by one here: their data differ by rank anyway."""
+    path = folder / "runs"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    number = int(path.read_text() or 0) if path.exists() else 0
+    if PartialState().is_main_process:
+        path.write_text(str(number + 1))
+    return number
+
+
+def assemble(model: Path, out: Path, options: StageOptions | None = None) -> None:
+    """Puts the finished weights together as one pipeline folder in float16, in small files.
+
+    Args:
+        model: Folder that the stages filled.
+        out: Folder for the pipeline, loaded by `UltraGenPipeline.from_pretrained`.
+    """
+    size = (options or StageOptions()).size
+    pipeline = UltraGenPipeline(
+        tokenizer=AutoTokenizer.from_pretrained(model / "tokenizer"),
+        text_encoder=UMT5EncoderModel.from_pretrained(model / "text_encoder"),
+        vae=CompactAutoencoder.from_pretrained(model / "vae"),
+        scheduler=build_scheduler(size),
+        transformer=UltraGenTransformer3DModel.from_pretrained(model / "transformer"),
+        base_transformer=WanTransformer3DModel.from_pretrained(model / "base_transformer"),
+        max_sequence_length=size.text_length,
+    )
+    pipeline.to(torch.float16).save_pretrained(out, max_shard_size=SHARD_SIZE)
+    upscaler = UpscalerNetwork.from_pretrained(model / "upscaler")
+    upscaler.to(torch.float16).save_pretrained(out / "upscaler")

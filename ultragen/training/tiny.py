@@ -1,0 +1,24 @@
+"""A training so small that a laptop runs every stage in seconds: to try the commands out."""
+
+from __future__ import annotations
+
+from .models import TINY_SIZE
+from .stages import StageOptions
+from .transformer import ClipSize
+
+TINY = StageOptions(
+    size=TINY_SIZE,
+    base_sizes=(ClipSize(64, 96, num_frames=5, batch_size=2, pool=4, first=2, chunk=2),),
+    ultragen_sizes=(
+        ClipSize(96, 128, num_frames=5, batch_size=2, pool=4, first=2, chunk=2, windows=(2,)),
+        ClipSize(160, 160, num_frames=5, batch_size=1, pool=4, first=2, chunk=2, windows=(2, 4)),
+    ),
+    autoencoder=(
+        ("batch_size", 2),
+        ("crop", 32),
+        ("num_frames", 5),
+        ("pool", 8),
+        ("frame_sizes", ((64, 96), (96, 128))),
+    ),
+    upscaler=(("height", 64), ("width", 96), ("crop", 32), ("batch_size", 2), ("pool", 8)),
+)
