@@ -1,0 +1,359 @@
+"""The command line: `python -m ultragen COMMAND`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import console
+from .presets import EMBEDDED, EMBEDDED_MODEL, RESOLUTIONS
+
+# Torch and the models are imported inside the commands, so that `--help` answers at once.
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Text to native high-resolution video. `python -m ultragen COMMAND --help` tells more.",
+)
+
+RESULTS = ("native.mp4", "upscaled.mp4", "side_by_side.mp4", "metadata.json")
+STAGE_OF = {
+    "vae": "autoencoder",
+    "tokenizer": "base",
+    "text_encoder": "base",
+    "base_transformer": "base",
+    "transformer": "ultragen",
+    "upscaler": "upscaler",
+}
+"""Which training stage makes which part of a pipeline folder."""
+OPTION_OF = {
+    "num_frames": "--frames",
+    "num_inference_steps": "--steps",
+    "guidance_scale": "--guidance",
+    "negative_prompt": "--negative-prompt",
+}
+"""What the settings that errors name are called here."""
+
+Prompt = Annotated[str, typer.Option(help="What the clip shows, in English.")]
+ResolutionOption = Annotated[str, typer.Option(help=f"One of {', '.join(RESOLUTIONS)}.")]
+Windows = Annotated[str, typer.Option(help="Windows on each axis: auto, or an even number.")]
+Frames = Annotated[int, typer.Option(help="Frames, 4n + 1.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same clip.")]
+Steps = Annotated[int | None, typer.Option(help="Denoising steps; without it the model's own.")]
+Guidance = Annotated[
+    float | None, typer.Option(help="Guidance, 1 (off) to 20; without it the model's own.")
+]
+Negative = Annotated[str | None, typer.Option(help="What guidance leads away from.")]
+Model = Annotated[
+    str | None,
+    typer.Option(envvar="ULTRAGEN_MODEL", help="embedded, or a model's folder.", show_envvar=True),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier results.")]
+
+
+def _request(**settings: Any) -> Any:
+    """A validated request; errors name the options as they are typed."""
+    from .request import Request
+
+    try:
+        return Request(**settings).validate(EMBEDDED)
+    except ValueError as error:
+        names = re.compile("|".join(OPTION_OF))
+        raise ValueError(names.sub(lambda m: OPTION_OF[m.group()], str(error))) from error
+
+
+def _load(model: str | None) -> Any:
+    """The models, loaded without the libraries' own messages."""
+    from .models import load_models
+
+    console.quiet_libraries()
+    return load_models(model)
+
+
+def _load_for(request: Any, model: str | None) -> Any:
+    """The models; says which words of the prompt they don't know."""
+    models = _load(model)
+    unknown = models.unknown_words(request.prompt)
+    if unknown:
+        print(f"The model does not know: {', '.join(unknown)}.", file=sys.stderr)
+    return models
+
+
+def _print_seconds(metadata: dict[str, Any]) -> None:
+    from .cost import STAGES
+
+    for stage, seconds in metadata["seconds"]["measured"].items():
+        print(f"{STAGES[stage]:<40}{seconds:8.1f} s")
+    print(f"{'Together':<40}{sum(metadata['seconds']['measured'].values()):8.1f} s")
+
+
+@app.command()
+def generate(
+    prompt: Prompt,
+    resolution: ResolutionOption = "544p",
+    windows: Windows = "auto",
+    frames: Frames = 17,
+    seed: Seed = 0,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    negative_prompt: Negative = None,
+    out: Annotated[Path, typer.Option(help="The MP4 file; settings go beside it.")] = Path(
+        "clip.mp4"
+    ),
+    model: Model = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make the native clip: OUT.mp4, and OUT.json with what makes it again."""
+    if out.suffix.lower() != ".mp4":
+        raise ValueError(f"--out {out} must end in .mp4.")
+    sidecar = out.with_suffix(".json")
+    request = _request(
+        prompt=prompt,
+        resolution=resolution,
+        windows=windows,
+        num_frames=frames,
+        seed=seed,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        negative_prompt=negative_prompt,
+    )
+    console.check_free(out.parent, (out.name, sidecar.name), overwrite)
+    models = _load_for(request, model)
+    from .native import generate_native
+    from .video import encode_video
+
+    with console.whole_results(out.parent) as folder:
+        with console.progress_bar() as show:
+            clip = generate_native(request, models, lambda p: show(p.fraction, p.message))
+        encode_video(clip.frames, folder / out.name, clip.fps)
+        text = json.dumps(clip.metadata, indent=2, ensure_ascii=False)
+        (folder / sidecar.name).write_text(text + "\n", encoding="utf-8")
+    _print_seconds(clip.metadata)
+    print(f"Written: {out}, {sidecar}")
+
+
+@app.command()
+def compare(
+    prompt: Prompt,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")],
+    resolution: ResolutionOption = "544p",
+    windows: Windows = "auto",
+    frames: Frames = 17,
+    seed: Seed = 0,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    negative_prompt: Negative = None,
+    upscaler: Annotated[
+        str, typer.Option(help="lanczos, network, or a weights file that spandrel reads.")
+    ] = "network",
+    base_native: Annotated[
+        bool, typer.Option("--base-native", help="Run the base model at the full size too.")
+    ] = False,
+    model: Model = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make the native clip and the upscaled one of the same prompt and seed."""
+    request = _request(
+        prompt=prompt,
+        resolution=resolution,
+        windows=windows,
+        num_frames=frames,
+        seed=seed,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        negative_prompt=negative_prompt,
+        upscaler=upscaler,
+        base_native="on" if base_native else "off",
+    )
+    console.check_free(out, RESULTS, overwrite)
+    models = _load_for(request, model)
+    from . import compare as comparison
+
+    with console.whole_results(out) as folder:
+        with console.progress_bar() as show:
+            result = comparison.compare(
+                request, models, folder, lambda p: show(p.fraction, p.message)
+            )
+        # The run has a folder of its own; here the user has named one.
+        for path in result.native.parent.iterdir():
+            path.replace(folder / path.name)
+        result.native.parent.rmdir()
+    _print_seconds(result.metadata)
+    files = (*result.metadata["files"].values(), "metadata.json")
+    print(f"Written to {out}: {', '.join(files)}")
+
+
+@app.command()
+def measure(model: Model = None) -> None:
+    """Measure what a unit of work costs here, as the estimates before a run need it."""
+    from dataclasses import asdict
+
+    from . import compare as comparison
+
+    coefficients = comparison.measure(
+        _load(model), lambda line: print(line, file=sys.stderr, flush=True)
+    )
+    print(json.dumps(asdict(coefficients), indent=2))
+
+
+@app.command()
+def sheets(
+    out: Annotated[Path, typer.Option(help="Folder of the sheets.")] = Path("docs"),
+    count_544p: Annotated[int, typer.Option("--count-544p", min=0, max=12)] = 12,
+    count_1080p: Annotated[int, typer.Option("--count-1080p", min=0, max=12)] = 4,
+    seed: Seed = 0,
+    pieces: Annotated[
+        Path, typer.Option(help="Finished pictures; a stopped run goes on from them.")
+    ] = Path("outputs/sheets"),
+    model: Model = None,
+) -> None:
+    """Make contact sheets of what the model draws: 544p and 1080p."""
+    from dataclasses import replace
+
+    from .gallery import SHEETS, make_sheet
+
+    models = _load(model)
+    for sheet, count in zip(SHEETS, (count_544p, count_1080p), strict=True):
+        if count:
+            with console.progress_bar() as show:
+                path = make_sheet(replace(sheet, count=count), models, out, pieces, seed, show)
+            print(f"Written: {path}", flush=True)
+
+
+@app.command()
+def scenes(
+    count: Annotated[int, typer.Option(min=1, max=10_000, help="Clips.")] = 16,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("outputs/scenes"),
+    resolution: Annotated[
+        str, typer.Option(help=f"WIDTHxHEIGHT, or one of {', '.join(RESOLUTIONS)}.")
+    ] = "512x288",
+    frames: Annotated[int, typer.Option(min=1, max=241, help="Frames, 12 a second.")] = 17,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first scene.")] = 0,
+    benchmark: Annotated[
+        bool, typer.Option("--benchmark", help="Only measure how fast this machine renders.")
+    ] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Measure with the renderer's functions compiled.")
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw clips of the procedural world that the model is trained on, with captions."""
+    height, width = frame_size(resolution)
+    if not benchmark:
+        console.check_free(out, ("captions.json", "contact_sheet.jpg"), overwrite)
+    from .training import preview
+    from .training.scenes import compile_renderer, sample_scene
+
+    if compiled and not benchmark:
+        raise ValueError("--compiled measures: add --benchmark.")
+    if benchmark:
+        measured = preview.benchmark(prepare=compile_renderer if compiled else lambda: None)
+        print(json.dumps(measured, indent=2, ensure_ascii=False))
+        return
+    drawn = [sample_scene(seed + i) for i in range(count)]
+    with console.whole_results(out) as folder, console.progress_bar() as show:
+        preview.write_scenes(drawn, height, width, frames, folder, show)
+    print(f"Written to {out}: {count} clips, captions.json, contact_sheet.jpg")
+
+
+def frame_size(resolution: str) -> tuple[int, int]:
+    """Rows and columns of a resolution's name, or of WIDTHxHEIGHT.
+
+    Raises:
+        ValueError: for anything else, or a size that a video can't have.
+    """
+    if resolution.lower() in RESOLUTIONS:
+        named = RESOLUTIONS[resolution.lower()]
+        return named.rows, named.width
+    found = re.fullmatch(r"(\d{2,4})[x×](\d{2,4})", resolution)
+    width, height = (int(number) for number in found.groups()) if found else (0, 0)
+    if min(width, height) < 32 or width % 2 or height % 2:
+        raise ValueError(
+            f"resolution {resolution!r:.40} is unknown: choose from {', '.join(RESOLUTIONS)}, or "
+            "WIDTHxHEIGHT in even numbers from 32, such as 512x288."
+        )
+    return height, width
+
+
+@app.command()
+def train(
+    stage: Annotated[str, typer.Argument(help="autoencoder, decoder, base, ultragen or upscaler.")],
+    out: Annotated[Path, typer.Option(help="Folder of the whole training, for all stages.")],
+    minutes: Annotated[float, typer.Option(help="Of this stage, all its runs together.")] = 20.0,
+    run_minutes: Annotated[
+        float | None, typer.Option(help="Stop this run earlier, with a checkpoint.")
+    ] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="End after so many steps.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights and data.")] = 0,
+    start_from: Annotated[
+        Path | None, typer.Option(help="Pipeline folder to start from instead of from scratch.")
+    ] = None,
+    profile_step: Annotated[
+        int | None, typer.Option(min=1, help="Profile a few steps after this one.")
+    ] = None,
+    tiny: Annotated[bool, typer.Option("--tiny", help="A toy model, to try the steps.")] = False,
+) -> None:
+    """Train one stage; a stage that was stopped goes on from its last checkpoint."""
+    if find_spec("tensorboard") is None:
+        raise OSError("Training needs one more package: pip install 'ultragen[train]'.")
+    from .training.loop import TrainingConfig
+    from .training.stages import StageOptions
+    from .training.stages import train as train_stage
+    from .training.tiny import TINY
+
+    config = TrainingConfig(
+        out=out,
+        minutes=minutes,
+        run_minutes=run_minutes,
+        max_steps=max_steps,
+        seed=seed,
+        profile_step=profile_step,
+    )
+    weights = train_stage(stage, config, TINY if tiny else StageOptions(), start_from)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"Written: {weights}")
+
+
+@app.command()
+def assemble(
+    model_dir: Annotated[Path, typer.Argument(help="OUT/model of a training.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the pipeline.")],
+    tiny: Annotated[bool, typer.Option("--tiny", help="For a training with --tiny.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Put the finished weights of all stages together, as --model and the page load them."""
+    if out.resolve() == model_dir.resolve():
+        raise ValueError(f"{out} is the training's own folder: choose another one.")
+    for part, stage in STAGE_OF.items():
+        if not (model_dir / part).is_dir():
+            raise ValueError(f"{model_dir / part} is missing: run `train {stage}` first.")
+    console.check_free(out, ("model_index.json", *STAGE_OF), overwrite)
+    from .training.stages import StageOptions
+    from .training.stages import assemble as assemble_stages
+    from .training.tiny import TINY
+
+    with console.whole_results(out) as folder:
+        assemble_stages(model_dir, folder, TINY if tiny else StageOptions())
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
+    shown = " (the embedded model)" if out.resolve() == EMBEDDED_MODEL.resolve() else ""
+    print(f"Written: {out}{shown}, {size:.1f} MB")
+
+
+def main() -> None:
+    """Runs the command line and exits with its code."""
+    arguments = sys.argv[1:] or ["--help"]
+    try:
+        code = console.run(lambda: app(arguments, prog_name="ultragen", standalone_mode=False))
+    except KeyboardInterrupt:  # a second one, while the first was cleaned up after
+        code = console.STOPPED
+    # CPython notes it when Ctrl-C meets code that runs from a string, as in a dataclass's making,
+    # and `python -m` then ends by the signal in place of its exit code. Any new string clears that.
+    exec("")
+    sys.exit(code)

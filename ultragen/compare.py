@@ -1,0 +1,456 @@
+"""One prompt and one seed → a native clip and an upscaled one, with timings and metadata.
+
+`generate` needs the accelerator and makes frames; `write` needs only the CPU and makes files.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Event
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from . import __version__
+from .cost import COEFFICIENTS, STAGES, Coefficients, Job, fit, probe
+from .models import Models, load_models
+from .request import Request
+from .video import crop_rows, encode_video, side_by_side, unique_directory
+
+__all__ = [
+    "Cancelled",
+    "Clips",
+    "Models",
+    "Progress",
+    "Request",
+    "Result",
+    "compare",
+    "generate",
+    "job",
+    "load_models",
+    "measure",
+    "write",
+]
+
+BLACK = 2  # brightest value, of 255, of a clip that counts as black
+POSTER_WIDTH = 480
+MEASURED: tuple[dict[str, Any], ...] = (
+    {"num_inference_steps": 1, "num_frames": 5},
+    {"num_inference_steps": 1, "base_native": "on"},
+    {"num_inference_steps": 4, "windows": 8, "upscaler": "lanczos"},
+    {"num_inference_steps": 1, "resolution": "1080p"},
+    {"num_inference_steps": 1, "resolution": "720p", "base_native": "on"},
+)
+LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "moviepy")
+
+
+class Cancelled(Exception):
+    """The run was stopped on request; nothing of it is left."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        stage: A key of `STAGES`.
+        step: Steps, frames or frame groups of this stage that are done.
+        steps: How many there are.
+        fraction: Of the whole run, 0 to 1, by estimated time.
+        message: For people.
+    """
+
+    stage: str
+    step: int
+    steps: int
+    fraction: float
+    message: str
+
+
+@dataclass(frozen=True)
+class Clips:
+    """What a run made, before it is written.
+
+    Attributes:
+        native: UltraGen's frames, t h w 3, uint8.
+        upscaled: The base model's frames, upscaled, t rows w 3, uint8.
+        base_native: The base model's frames at the full size, t h w 3, or None.
+        fps: Frames a second.
+        metadata: What made them, with the seconds by stage so far.
+    """
+
+    native: np.ndarray
+    upscaled: np.ndarray
+    base_native: np.ndarray | None
+    fps: int
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """The files of a run, alone in one folder.
+
+    Attributes:
+        native: UltraGen's clip.
+        upscaled: The base model's clip, upscaled.
+        side_by_side: Both in one, with labels.
+        base_native: The base model's clip at the full size, or None.
+        poster: A small picture of the native clip.
+        metadata_path: The settings that reproduce the run.
+        metadata: The same as values.
+    """
+
+    native: Path
+    upscaled: Path
+    side_by_side: Path
+    base_native: Path | None
+    poster: Path
+    metadata_path: Path
+    metadata: dict[str, Any]
+
+
+def job(request: Request, models: Models) -> Job:
+    """What the cost of a validated request depends on."""
+    size, preset = request.size, models.preset
+    return Job(
+        height=size.height,
+        width=size.width,
+        base_height=preset.base_height,
+        base_width=preset.base_width,
+        num_frames=request.num_frames,
+        windows=resolve_windows(request, models),
+        steps=request.num_inference_steps or preset.num_inference_steps,
+        passes=1 if request.guidance_scale == 1 else 2,
+        upscaler=request.upscaler,
+        base_native=request.base_native,
+        pixels_per_token=preset.pixels_per_token,
+    )
+
+
+def resolve_windows(request: Request, models: Models) -> int:
+    """K of a validated request, with `auto` settled by the model."""
+    grid = request.token_grid(models.preset)
+    return models.native.transformer.resolve_windows(request.windows, *grid)
+
+
+@dataclass
+class RunState:
+    """Progress, cancelling and timing of the stages of one run."""
+
+    report: Callable[[Progress], None]
+    cancelled: Event
+    estimated: dict[str, float]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def check(self) -> None:
+        if self.cancelled.is_set():
+            raise Cancelled("The run was cancelled.")
+
+    def tick(self, stage: str, step: int, steps: int, unit: str) -> None:
+        """Reports that `step` of `steps` are done, unless the run was cancelled."""
+        self.check()
+        total = sum(self.estimated.values()) or 1.0
+        done = sum(self.estimated[name] for name in self.seconds if name in self.estimated)
+        now = self.estimated.get(stage, 0.0) * step / max(steps, 1)
+        message = f"{STAGES[stage]}, {unit} {step} of {steps}"
+        self.report(Progress(stage, step, steps, min((done + now) / total, 1.0), message))
+
+    @contextmanager
+    def stage(self, stage: str) -> Iterator[None]:
+        began = perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + perf_counter() - began
+
+
+def generate(
+    request: Request,
+    models: Models,
+    report: Callable[[Progress], None] = lambda progress: None,
+    cancelled: Event | None = None,
+) -> Clips:
+    """Makes the frames: denoising, decoding and upscaling.
+
+    Args:
+        request: What to make.
+        models: What to make it with.
+        report: Called after each step.
+        cancelled: Once set, the run stops within a step.
+
+    Raises:
+        ValueError: for a setting that can't be used.
+        Cancelled: if the run was stopped.
+        RuntimeError: for a result that is black or not a number, or too little memory.
+    """
+    request = request.validate(models.preset)
+    estimated = models.estimator.estimate(job(request, models))
+    run = RunState(report, cancelled or Event(), estimated)
+    size, base = request.size, (models.preset.base_height, models.preset.base_width)
+    windows = {"windows": resolve_windows(request, models)}
+
+    with _enough_memory():
+        native = make_clip(run, models.native, request, (size.height, size.width), "", windows)
+        small = make_clip(run, models.base, request, base, "base_", {})
+        upscaled = _upscale(run, models.upscaler(request.upscaler), small, size.rows, size.width)
+        full = None
+        if request.base_native == "on":
+            full = make_clip(
+                run, models.base, request, (size.height, size.width), "base_native_", {}
+            )
+    metadata = describe(request, models, run, windows["windows"])
+    return Clips(native, upscaled, full, models.preset.fps, metadata)
+
+
+def make_clip(
+    run: RunState, pipe: Any, request: Request, size: tuple[int, int], prefix: str, windows: dict
+) -> np.ndarray:
+    """Denoises and decodes one clip: frames t h w 3, uint8."""
+    import torch
+
+    denoise, decode = f"{prefix}denoise", f"{prefix}decode"
+    steps = request.num_inference_steps or 0
+
+    def after_step(pipe: Any, step: int, timestep: Any, kwargs: dict) -> dict:
+        run.tick(denoise, step + 1, steps, "step")
+        return kwargs
+
+    run.tick(denoise, 0, steps, "step")
+    with run.stage(denoise):
+        latents = pipe(
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            height=size[0],
+            width=size[1],
+            num_frames=request.num_frames,
+            num_inference_steps=steps,
+            guidance_scale=request.guidance_scale,
+            generator=torch.Generator("cpu").manual_seed(request.seed),
+            callback_on_step_end=after_step,
+            output_type="latent",
+            **windows,
+        ).frames
+    frames, done = np.empty((request.num_frames, *size, 3), np.uint8), 0
+    with run.stage(decode), torch.no_grad():
+        for piece in pipe.decode_stream(latents):
+            pictures = piece[0].permute(1, 2, 3, 0).mul(255).round().byte().cpu().numpy()
+            frames[done : done + len(pictures)] = pictures
+            done += len(pictures)
+            run.tick(decode, done, request.num_frames, "frame")
+    check_visible(frames, STAGES[decode].split(":")[0])
+    return frames
+
+
+def check_visible(frames: np.ndarray, name: str) -> None:
+    """Checks that a clip is not black.
+
+    Raises:
+        RuntimeError: if no frame has anything in it.
+    """
+    if frames.max() <= BLACK:
+        raise RuntimeError(f"{name}: every frame is black. Try another seed or other settings.")
+
+
+def _upscale(
+    run: RunState, upscaler: Any, frames: np.ndarray, height: int, width: int
+) -> np.ndarray:
+    """Upscales frame by frame, so that it can be stopped between two."""
+    bigger = np.empty((len(frames), height, width, 3), np.uint8)
+    with run.stage("upscale"):
+        for i, frame in enumerate(upscaler.stream(frames, height, width)):
+            bigger[i] = frame
+            run.tick("upscale", i + 1, len(frames), "frame")
+    return bigger
+
+
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    """Says what to change when the memory is not enough."""
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise RuntimeError(
+            "There is not enough memory for this size: choose a smaller resolution or fewer "
+            "frames, or switch the base model at full size off."
+        ) from error
+
+
+def write(
+    clips: Clips,
+    request: Request,
+    output_dir: Path | str,
+    report: Callable[[Progress], None] = lambda progress: None,
+    cancelled: Event | None = None,
+) -> Result:
+    """Writes the clips and the metadata into a new folder of their own.
+
+    Args:
+        clips: What `generate` returned.
+        request: What it was asked for.
+        output_dir: Parent of the new folder.
+        report: Called after each frame.
+        cancelled: Once set, writing stops and the folder is removed.
+
+    Raises:
+        OSError: if there is no room, or no permission to write; nothing is left behind.
+        Cancelled: if the run was stopped; nothing is left behind.
+    """
+    metadata = json.loads(json.dumps(clips.metadata))
+    run = RunState(report, cancelled or Event(), metadata["seconds"]["estimated"])
+    run.seconds = metadata["seconds"]["measured"]
+    stem = f"{request.resolution}-{request.seed}-{request.prompt}"
+    folder = unique_directory(Path(output_dir), stem)
+    try:
+        return _write(clips, request, metadata, run, folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _write(clips: Clips, request: Request, metadata: dict, run: RunState, folder: Path) -> Result:
+    rows = request.size.rows
+    native, upscaled = crop_rows(clips.native, rows), clips.upscaled
+    labels = (metadata["labels"]["native"], metadata["labels"]["upscaled"])
+    parts: dict[str, Iterable[np.ndarray]] = {
+        "native": native,
+        "upscaled": upscaled,
+        "side_by_side": side_by_side(native, upscaled, labels),
+    }
+    if clips.base_native is not None:
+        parts["base_native"] = crop_rows(clips.base_native, rows)
+    total, written = len(parts) * len(native), 0
+
+    def counted(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        nonlocal written
+        for frame in frames:
+            run.tick("encode", written, total, "frame")
+            written += 1
+            yield frame
+
+    began = perf_counter()
+    files = {
+        name: encode_video(counted(frames), folder / f"{name}.mp4", clips.fps)
+        for name, frames in parts.items()
+    }
+    run.check()
+    run.seconds["encode"] = perf_counter() - began
+    metadata["seconds"]["measured"] = run.seconds
+    metadata["seconds"]["total"] = sum(run.seconds.values())
+    metadata["files"] = {name: path.name for name, path in files.items()}
+    poster = Image.fromarray(native[len(native) // 2])
+    poster.thumbnail((POSTER_WIDTH, POSTER_WIDTH))
+    poster.save(folder / "poster.jpg", quality=88)
+    path = folder / "metadata.json"
+    path.write_text(json.dumps(metadata, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return Result(
+        files["native"],
+        files["upscaled"],
+        files["side_by_side"],
+        files.get("base_native"),
+        folder / "poster.jpg",
+        path,
+        metadata,
+    )
+
+
+def compare(
+    request: Request,
+    models: Models,
+    output_dir: Path | str,
+    report: Callable[[Progress], None] = lambda progress: None,
+    cancelled: Event | None = None,
+) -> Result:
+    """Makes and writes both clips: `generate`, then `write`, with their arguments and errors."""
+    request = request.validate(models.preset)
+    clips = generate(request, models, report, cancelled)
+    result = write(clips, request, output_dir, report, cancelled)
+    seconds = result.metadata["seconds"]
+    models.estimator.observe(seconds["estimated"], seconds["measured"])
+    return result
+
+
+def describe(request: Request, models: Models, run: RunState, windows: int) -> dict[str, Any]:
+    """What made the clips: enough to make them again on the same machine."""
+    import torch
+
+    size, preset = request.size, models.preset
+    how = models.upscaler(request.upscaler).name
+    return {
+        "made_by": f"UltraGen {__version__}",
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "request": request.to_dict(),
+        "model": {
+            "name": preset.name,
+            "fingerprint": models.fingerprint,
+            "transformer": dict_of_numbers(models.native.transformer),
+            "base_transformer": dict_of_numbers(models.base.transformer),
+        },
+        "sizes": {
+            "generated": [size.height, size.width],
+            "files": [size.rows, size.width],
+            "base": [preset.base_height, preset.base_width],
+            "tokens": [(request.num_frames + 3) // 4, *request.token_grid(preset)],
+        },
+        "windows": {"asked": request.windows, "even_layers": windows, "odd_layers": windows + 1},
+        "fps": preset.fps,
+        "labels": {
+            "native": f"UltraGen, native {size.width}×{size.rows}",
+            "upscaled": f"Base {preset.base_width}×{preset.base_height} + {how}",
+            "base_native": f"Base model run natively at {size.width}×{size.rows}",
+        },
+        "seconds": {"estimated": run.estimated, "measured": run.seconds},
+        "machine": {
+            "device": torch.cuda.get_device_name() if models.device == "cuda" else "cpu",
+            "processor": platform.machine(),
+            "threads": torch.get_num_threads(),
+            "dtype": str(getattr(models.native, "dtype", torch.float32)).removeprefix("torch."),
+        },
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def measure(models: Models, report: Callable[[str], None] = lambda line: None) -> Coefficients:
+    """Measures what a unit of work takes on this machine, by a few short runs of every stage.
+
+    Args:
+        models: What runs are made with.
+        report: Called with a line before each run.
+    """
+    prompt = "a calm lake under snowy mountains"
+    runs = []
+    with TemporaryDirectory() as folder:
+        for run, short in enumerate(MEASURED):
+            request = Request(prompt, guidance_scale=1.0, **short).validate(models.preset)
+            report(f"run {run + 1} of {len(MEASURED)}: {request.resolution}")
+            seconds = compare(request, models, folder).metadata["seconds"]["measured"]
+            if run:  # the first one pays for memory and kernels that later ones find ready
+                runs.append((job(request, models), seconds))
+    device = models.device
+    fitted = fit(runs, COEFFICIENTS[device])
+    return replace(fitted, device=device, probe=probe(device))
+
+
+def dict_of_numbers(module: Any) -> dict[str, int]:
+    """Parameters of a network, counted."""
+    return {"parameters": sum(p.numel() for p in module.parameters())}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,141 @@
+"""What the commands share: a progress bar, whole results or none, errors as one line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+BAD_INPUT, FAILED, STOPPED = 2, 1, 130  # exit codes
+
+
+def run(command: Callable[[], Any]) -> int:
+    """Runs a command; returns its exit code.
+
+    What is wrong with the input or the machine becomes one line on stderr. Other exceptions are
+    errors of ours and keep their traceback.
+    """
+    from typer import Abort
+
+    try:
+        # Where Typer meets Ctrl-C first, it returns the code.
+        code = int(command() or 0)
+        return _say("Stopped.", STOPPED) if code == STOPPED else code
+    except (KeyboardInterrupt, Abort):
+        return _say("Stopped.", STOPPED)
+    except ValueError as error:
+        return _say(str(error), BAD_INPUT)
+    except (OSError, RuntimeError, FloatingPointError) as error:
+        return _stopped_or_failed(error)
+    except Exception as error:
+        # Typer carries its own copy of click, whose exceptions have no public base class.
+        if not hasattr(error, "format_message"):
+            raise
+        text = f"{error.format_message().rstrip('.')}. See --help."
+        return _say(text, getattr(error, "exit_code", BAD_INPUT))
+
+
+def _stopped_or_failed(error: Exception) -> int:
+    """Ctrl-C reaches the video encoder too, which may be the first to say so."""
+    if "SIGINT" in str(error):
+        return _say("Stopped.", STOPPED)
+    return _say(str(error) or type(error).__name__, FAILED)
+
+
+def _say(message: str, code: int) -> int:
+    print("ultragen:", " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def quiet_libraries() -> None:
+    """Leaves stderr to this program's own messages: no bars of the loaders, no warnings."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[float, str], None]]:
+    """Shows a bar on stderr, where that is a terminal; yields a function of the fraction that is
+    done and a text."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+    )
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task("Starting", total=1.0)
+
+        def show(fraction: float, text: str) -> None:
+            bar.update(task, completed=fraction, description=text)
+
+        yield show
+
+
+def check_free(out: Path, names: tuple[str, ...], overwrite: bool) -> None:
+    """Checks that results can go into a folder, before the work starts.
+
+    Raises:
+        OSError: if the folder is a file, or has a file of one of these names that stays.
+    """
+    if out.exists() and not out.is_dir():
+        raise OSError(f"{out} is a file: choose a folder for --out.")
+    taken = [] if overwrite else [name for name in names if (out / name).exists()]
+    if taken:
+        raise OSError(
+            f"{out} already holds {', '.join(taken)}: choose another --out, or add --overwrite."
+        )
+
+
+@contextmanager
+def whole_results(out: Path) -> Iterator[Path]:
+    """Yields a folder to work in, whose contents move to `out` once everything is there.
+
+    Raises:
+        OSError: if `out` can't be created or written to; nothing is left behind.
+    """
+    created = _create(out)
+    try:
+        with TemporaryDirectory(dir=out, prefix=".unfinished-") as name:
+            yield Path(name)
+            for path in sorted(Path(name).iterdir()):
+                _move(path, out / path.name)
+    except BaseException:
+        for folder in created:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+        raise
+
+
+def _create(out: Path) -> list[Path]:
+    """Creates a folder with its parents; returns those that are new, the innermost first."""
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"The folder {out} can't be created ({error.strerror}): choose another --out."
+        ) from error
+    if not os.access(out, os.W_OK):
+        raise OSError(f"The folder {out} can't be written to: choose another --out.")
+    return missing
+
+
+def _move(source: Path, target: Path) -> None:
+    if target.is_dir():
+        shutil.rmtree(target)
+    source.replace(target)
