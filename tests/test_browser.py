@@ -1,0 +1,352 @@
+"""The page in a real browser: type, generate, watch, drag, look closely, cancel, misuse."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from fakes import fake_models, served
+
+from ultragen.video import probe_video
+
+pytestmark = pytest.mark.browser
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+expect = playwright.expect
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or "/usr/bin/chromium"
+QUIET = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+DESKTOP, PHONE = {"width": 1400, "height": 950}, {"width": 390, "height": 844}
+READY = ".uc[data-state=ready]"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not Path(CHROMIUM).exists():
+        pytest.skip("chromium is not installed")
+    with playwright.sync_playwright() as driver:
+        launched = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET.split())
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="module")
+def models():
+    return fake_models()
+
+
+@pytest.fixture(scope="module")
+def url(models, tmp_path_factory):
+    with served(models, tmp_path_factory.mktemp("runs")) as address:
+        yield address
+
+
+@pytest.fixture
+def page(browser, url):
+    """The page, opened; fails if its scripts did."""
+    context = browser.new_context(viewport=DESKTOP, accept_downloads=True)
+    opened, errors = context.new_page(), []
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.goto(url)
+    opened.wait_for_selector("#estimate-card")
+    yield opened
+    picture = os.environ.get("ULTRAGEN_SCREENSHOTS")
+    if picture:
+        name = re.sub(r"\W+", "-", os.environ["PYTEST_CURRENT_TEST"].split("::")[-1])
+        opened.screenshot(path=f"{picture}/{name}.png", full_page=True)
+    context.close()
+    assert errors == []
+
+
+def set_number(page, box: str, value: int) -> None:
+    field = page.locator(f"{box} input[type=number]")
+    field.fill(str(value))
+    field.press("Tab")
+
+
+def generate(page) -> None:
+    page.click("#generate")
+    page.wait_for_selector(READY, timeout=60_000)
+    expect(page.locator("#generate")).to_be_enabled()
+
+
+def clips(page) -> list[dict]:
+    return page.eval_on_selector_all(
+        ".uc-stage video",
+        "all => all.map(v => ({time: v.currentTime, paused: v.paused, width: v.videoWidth,"
+        " height: v.videoHeight}))",
+    )
+
+
+def test_type_generate_and_both_clips_play_in_step(page, models):
+    page.fill("#prompt textarea", "a calm lake under mountains")
+    set_number(page, "#seed", 11)
+    generate(page)
+    assert models.native.calls[-1]["prompt"] == "a calm lake under mountains"
+    assert models.native.calls[-1]["seed"] == 11
+    expect(page.locator("#status")).to_contain_text("Done")
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('.uc-stage video')]"
+        ".every(v => !v.paused && v.currentTime > 0.2)"
+    )
+    for clip in clips(page):
+        assert (clip["width"], clip["height"]) == (960, 544)
+    apart = page.evaluate(
+        "() => { const [a, b] = document.querySelectorAll('.uc-stage video');"
+        " const d = Math.abs(a.currentTime - b.currentTime); return Math.min(d, 1.417 - d); }"
+    )
+    assert apart < 0.2
+
+
+def test_the_play_bar_stops_and_steps_through_frames(page):
+    generate(page)
+    page.click(".uc-play")
+    page.wait_for_function("() => document.querySelector('.uc-over').paused")
+    page.locator(".uc-seek").fill("8")
+    expect(page.locator(".uc-time")).to_have_text("9 / 17")
+    page.click(".uc-next")
+    expect(page.locator(".uc-time")).to_have_text("10 / 17")
+    page.click(".uc-back")
+    expect(page.locator(".uc-time")).to_have_text("9 / 17")
+    one, other = clips(page)
+    assert one["time"] == pytest.approx(other["time"], abs=0.01)
+    page.click(".uc-speed")
+    assert page.eval_on_selector(".uc-over", "v => v.playbackRate") == 0.5
+
+
+def split(page) -> int:
+    return int(page.get_attribute(".uc-divider", "aria-valuenow"))
+
+
+def test_the_divider_moves_by_mouse_and_by_keys(page):
+    generate(page)
+    assert split(page) == 50
+    box = page.locator(".uc-stage").bounding_box()
+    middle = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + box["width"] / 2, middle)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.25, middle, steps=4)
+    page.mouse.up()
+    assert split(page) == 25
+    clip = page.eval_on_selector(".uc-over", "v => getComputedStyle(v).clipPath")
+    assert "75%" in clip
+    page.focus(".uc-divider")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Shift+ArrowRight")
+    assert split(page) == 37
+    page.keyboard.press("End")
+    assert split(page) == 100
+    page.keyboard.press("ArrowRight")
+    assert split(page) == 100
+
+
+def test_the_divider_moves_by_touch(browser, url):
+    context = browser.new_context(viewport=PHONE, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.goto(url)
+    page.wait_for_selector("#estimate-card")
+    generate(page)
+    page.locator(".uc-stage").scroll_into_view_if_needed()
+    box = page.locator(".uc-stage").bounding_box()
+    page.touchscreen.tap(box["x"] + box["width"] * 0.8, box["y"] + box["height"] * 0.7)
+    assert split(page) == pytest.approx(80, abs=1)
+    wide = page.evaluate("() => document.documentElement.scrollWidth - innerWidth")
+    assert wide <= 0, "the page must not scroll sideways on a phone"
+    context.close()
+
+
+def test_the_loupe_shows_single_pixels_of_both_clips(page):
+    generate(page)
+    page.click(".uc-play")
+    assert page.locator(".uc-loupe").is_hidden()
+    page.click(".uc-zoom")
+    expect(page.locator(".uc-zoom")).to_have_text("Loupe 1:1")
+    box = page.locator(".uc-stage").bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.85)
+    expect(page.locator(".uc-loupe")).to_be_visible()
+    contrast = page.evaluate(
+        """() => [...document.querySelectorAll('.uc-loupe canvas')].map(c => {
+            const pixels = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
+            let change = 0;
+            for (let i = c.width * 4; i < pixels.length; i += 4)
+                change += Math.abs(pixels[i] - pixels[i - c.width * 4]);
+            return change / (c.width * c.height);
+        })"""
+    )
+    assert contrast[0] > 2 * contrast[1] > 0
+    page.click(".uc-zoom")
+    expect(page.locator(".uc-zoom")).to_have_text("Loupe 2:1")
+
+
+def test_plain_players_and_downloads(page, tmp_path):
+    generate(page)
+    page.click("button:has-text('Plain players')")
+    for name in ("#native", "#upscaled", "#side-by-side"):
+        page.wait_for_function(
+            "name => { const v = document.querySelector(name + ' video');"
+            " return v && v.readyState >= 1 && v.videoWidth > 0; }",
+            arg=name,
+        )
+    rows = page.locator("#files tr")
+    expect(rows).to_have_count(4)
+    with page.expect_download() as download:
+        rows.filter(has_text="side_by_side").locator("a").click()
+    download.value.save_as(tmp_path / "both.mp4")
+    assert probe_video(tmp_path / "both.mp4").width == 1920
+
+
+def test_the_base_model_at_full_size_can_be_put_on_the_right(page):
+    page.click("button:has-text('Advanced settings')")
+    page.click("#base-native label:has-text('on')")
+    expect(page.locator("#estimate-card")).to_contain_text("base at full size")
+    generate(page)
+    page.click(".uc-swap")
+    expect(page.locator(".uc-tag-right")).to_contain_text("run natively")
+    assert "base_native" in page.get_attribute(".uc-under", "src")
+
+
+def test_an_earlier_run_can_be_seen_again(page):
+    generate(page)
+    first = page.get_attribute(".uc-over", "src")
+    page.click("#dice")
+    page.wait_for_function("() => document.querySelector('#seed input').value !== '0'")
+    page.click("#generate")
+    page.wait_for_function(
+        "first => document.querySelector('.uc-over').getAttribute('src') !== first", arg=first
+    )
+    thumbnails = page.locator("#recent button.thumbnail-item")
+    expect(thumbnails).to_have_count(2)
+    thumbnails.nth(1).click()
+    page.wait_for_function(
+        "first => document.querySelector('.uc-over').getAttribute('src') === first", arg=first
+    )
+
+
+def test_unknown_words_are_named_while_typing(page):
+    page.fill("#prompt textarea", "a calm dragon under <b>mountains</b>")
+    expect(page.locator("#words mark").first).to_have_text("dragon")
+    expect(page.locator("#words b")).to_have_count(0)
+    page.fill("#prompt textarea", "a calm lake")
+    expect(page.locator("#words mark")).to_have_count(0)
+
+
+def test_costs_and_windows_follow_the_settings(page):
+    before = page.inner_text("#estimate-card .big")
+    page.click("#resolution label:has-text('1080p')")
+    expect(page.locator("#estimate-card .big")).not_to_have_text(before)
+    expect(page.locator("#drawing")).to_contain_text("4 × 4 windows in even layers")
+    page.click("#windows label:has-text('6 × 6')")
+    expect(page.locator("#drawing")).to_contain_text("7 × 7 windows in odd layers")
+    assert page.locator("#drawing svg").nth(1).locator("line").count() == 12
+    costs = page.eval_on_selector_all(
+        "#resolution label span", "all => all.map(s => getComputedStyle(s, '::after').content)"
+    )
+    assert len(costs) == 5
+    assert all("≈" in cost for cost in costs)
+
+
+def test_a_shared_link_brings_the_settings_back(page, url):
+    page.fill("#prompt textarea", "snow on a calm lake")
+    page.click("#resolution label:has-text('720p')")
+    expect(page.locator("#drawing")).to_contain_text("20 × 12 tokens")
+    session = page.evaluate("() => window.__gradio_session_hash__")
+    answer = page.request.get(f"{url}/gradio_api/deep_link?session_hash={session}")
+    page.goto(f"{url}/?deep_link={answer.json()}")
+    page.wait_for_selector("#estimate-card")
+    expect(page.locator("#prompt textarea")).to_have_value("snow on a calm lake")
+    expect(page.locator("#resolution label:has(input:checked)")).to_contain_text("720p")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda page: set_number(page, "#frames", 18), "choose 17 or 21"),
+        (lambda page: set_number(page, "#seed", -4), "seed must be from 0"),
+        (lambda page: page.fill("#prompt textarea", "   "), "The prompt is empty"),
+        (lambda page: page.fill("#prompt textarea", "x" * 10_000), "10,000 characters"),
+    ],
+)
+def test_bad_input_is_answered_with_the_way_out(page, models, change, words):
+    runs = len(models.native.calls)
+    change(page)
+    page.click("#generate")
+    expect(page.locator("#status")).to_contain_text(words)
+    expect(page.locator(".toast-body, [class*=toast]").first).to_contain_text(words)
+    expect(page.locator("#generate")).to_be_enabled()
+    assert len(models.native.calls) == runs
+
+
+# A busy machine may show only some of the steps: any of them will do.
+A_STEP = re.compile(r"Native clip: denoising, step [1-9] of 10")
+
+
+def test_progress_by_step_and_cancelling_within_one(browser, tmp_path):
+    slow = fake_models(delay=1.0)
+    with served(slow, tmp_path) as address:
+        page = browser.new_page(viewport=DESKTOP)
+        page.goto(address)
+        page.wait_for_selector("#estimate-card")
+        expect(page.locator("#cancel")).to_be_hidden()
+        page.click("#generate")
+        expect(page.locator("#status")).to_contain_text(A_STEP, timeout=20_000)
+        expect(page.locator("#status [role=progressbar]")).to_be_visible()
+        before = slow.native.steps_done
+        page.click("#cancel")
+        expect(page.locator("#status")).to_contain_text("Cancelled")
+        expect(page.locator("#status")).to_contain_text("Nothing was kept")
+        done = slow.native.steps_done
+        # One step while the click travels, one that was under way.
+        assert done <= before + 2
+        page.wait_for_timeout(2200)
+        assert slow.native.steps_done == done
+        assert slow.base.calls == []
+        assert list(tmp_path.iterdir()) == []
+        expect(page.locator("#cancel")).to_be_hidden()
+        expect(page.locator("#generate")).to_be_enabled()
+        page.close()
+
+
+def test_leaving_the_page_stops_the_run(browser, tmp_path):
+    slow = fake_models(delay=0.4)
+    with served(slow, tmp_path) as address:
+        page = browser.new_page(viewport=DESKTOP)
+        page.goto(address)
+        page.wait_for_selector("#estimate-card")
+        page.click("#generate")
+        expect(page.locator("#status")).to_contain_text(A_STEP, timeout=20_000)
+        page.close()
+        waiter = browser.new_page()
+        waiter.wait_for_timeout(2500)
+        done = slow.native.steps_done
+        waiter.wait_for_timeout(1200)
+        waiter.close()
+        assert slow.native.steps_done == done < 10
+
+
+def test_a_failing_run_says_why(browser, tmp_path):
+    with served(fake_models(damage="black"), tmp_path) as address:
+        page = browser.new_page(viewport=DESKTOP)
+        page.goto(address)
+        page.wait_for_selector("#estimate-card")
+        page.click("#generate")
+        expect(page.locator("#status")).to_contain_text("every frame is black", timeout=30_000)
+        expect(page.locator("#generate")).to_be_enabled()
+        page.close()
+
+
+OVERFLOWING = """() => [...document.querySelectorAll('#resolution label, #windows label')]
+    .filter(label => label.scrollWidth > label.clientWidth + 1).map(label => label.innerText)"""
+
+
+@pytest.mark.parametrize("width", [1400, 1200, 1000, 700, 390])
+def test_choices_stay_within_their_cards(browser, url, width):
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.goto(url)
+    expect(page.locator("#estimate-card")).to_be_visible()
+    assert page.evaluate(OVERFLOWING) == []
+    page.close()

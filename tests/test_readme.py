@@ -1,0 +1,216 @@
+"""The README and the docs: every snippet is run, every link leads somewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import urllib.request
+from functools import partial
+from pathlib import Path
+
+import pytest
+import yaml
+from fakes import fake_models, served
+
+import app
+from ultragen import cli, console, models
+from ultragen.training.captions import vocabulary
+from ultragen.training.scenes import ALLOWED
+from ultragen.video import probe_video
+
+ROOT = Path(app.__file__).parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
+LOCAL = "http://127.0.0.1:7860"
+# What makes a command fast, without changing what it does.
+FAST = {
+    "generate": ("--frames", "5", "--steps", "1"),
+    "compare": ("--frames", "5", "--steps", "1"),
+    "scenes": ("--count", "1", "--frames", "1", "--resolution", "64x48"),
+    "sheets": ("--count-544p", "1", "--count-1080p", "0"),
+    "train": ("--tiny", "--max-steps", "1"),
+    "assemble": ("--tiny",),
+    "measure": (),
+}
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words after `-m ultragen` of every line that has it."""
+    lines = [line for block in blocks(text, "bash") for line in block.splitlines()]
+    return [shlex.split(line.split("-m ultragen ")[1]) for line in lines if "-m ultragen " in line]
+
+
+def run(words: list[str]) -> int:
+    return console.run(lambda: cli.app(words, prog_name="ultragen", standalone_mode=False))
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """What the snippets write lands in a folder of the test."""
+    monkeypatch.chdir(tmp_path)
+
+
+# Commands
+
+
+def test_every_command_is_shown():
+    shown = {words[0] for text in (README, *DOCS.values()) for words in commands(text)}
+    assert shown == set(FAST)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        words
+        for text in (README, *DOCS.values())
+        for words in commands(text)
+        if words[0] not in ("train", "assemble")
+    ],
+    ids=" ".join,
+)
+def test_commands(words, monkeypatch, capsys):
+    from ultragen import compare
+    from ultragen.cost import CPU
+    from ultragen.training import preview
+
+    monkeypatch.setattr(models, "load_models", lambda name=None: fake_models())
+    monkeypatch.setattr(compare, "measure", lambda models, report: CPU)
+    measure = preview.benchmark
+    monkeypatch.setattr(preview, "benchmark", partial(measure, 0.0, (32, 48, 1)))
+    assert run([*words, *FAST[words[0]]]) == 0, capsys.readouterr().err
+    if "--out" in words:
+        assert Path(words[words.index("--out") + 1]).exists()
+
+
+@pytest.mark.slow
+def test_the_training_in_its_order(capsys):
+    """Every training command as it stands, with a toy model; the one for several GPUs as well,
+    in one process."""
+    for words in (w for w in commands(README) if w[0] in ("train", "assemble")):
+        tiny = [word for word in words if word != "ultragen/embedded"]
+        if tiny != words:  # the shipped weights are not of the toy's size: the toy goes on instead
+            tiny.append("runs/first/pipeline")
+        assert run([*tiny, *FAST[words[0]]]) == 0, capsys.readouterr().err
+    assert Path("runs/first/pipeline/model_index.json").exists()
+    assert Path("runs/second/model/transformer").is_dir()
+
+
+def test_make_targets_are_there():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"\bmake (\w+)$", README, re.MULTILINE))
+    assert targets == {"demo", "test"}
+    assert all(f"\n{target}:" in makefile for target in targets)
+
+
+# Python, curl, MCP
+
+
+@pytest.mark.slow
+def test_the_python_snippet():
+    code = next(block for block in blocks(README, "python") if "UltraGenPipeline" in block)
+    for full, small in (
+        ("height=544", "height=288"),
+        ("width=960", "width=512"),
+        ("num_frames=17", "num_frames=5"),
+        ("num_inference_steps=10", "num_inference_steps=1"),
+    ):
+        assert full in code
+        code = code.replace(full, small)
+    exec(compile(code, "README.md", "exec"), {})
+    assert probe_video(Path("lake.mp4")).num_frames == 5
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    with served(fake_models(), tmp_path_factory.mktemp("runs")) as address:
+        yield address
+
+
+def test_the_client_snippet(url, capsys):
+    code = next(block for block in blocks(README, "python") if "gradio_client" in block)
+    assert LOCAL in code
+    found: dict = {}
+    exec(compile(code.replace(LOCAL, url), "README.md", "exec"), found)
+    assert probe_video(Path(found["native"])).num_frames == 17
+    assert "native.mp4" in capsys.readouterr().out
+
+
+def test_the_curl_snippet(url):
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    [code] = blocks(README, "sh")
+    assert LOCAL in code
+    ended = subprocess.run(
+        ["bash", "-euc", code.replace(LOCAL, url)], capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "event: complete" in ended.stdout
+    assert "side_by_side.mp4" in ended.stdout
+
+
+def test_the_mcp_snippet(url):
+    [code] = blocks(README, "json")
+    address = json.loads(code)["mcpServers"]["ultragen"]["url"].replace(LOCAL, url)
+    with urllib.request.urlopen(f"{address.rstrip('/')}/schema", timeout=60) as answer:
+        [tool] = json.load(answer)
+    assert tool["name"].endswith("generate")
+    assert "prompt" in tool["inputSchema"]["properties"]
+
+
+def test_the_arguments_of_the_endpoint_are_named():
+    paragraph = README[README.index("one endpoint") : README.index("```python\nfrom gradio_client")]
+    named = re.findall(r"`(\w+)`", paragraph)
+    assert named == [name for name in app.SETTINGS if name != "prompt"]
+
+
+# Front matter, links, pictures
+
+
+def test_the_front_matter_is_complete():
+    """What the Hub needs to start the Space, and what it shows."""
+    matter = yaml.safe_load(README.split("---\n")[1])
+    assert matter["sdk"] == "gradio"
+    assert matter["sdk_version"] in (ROOT / "requirements.txt").read_text()
+    assert matter["python_version"] == "3.12"  # text: as a number 3.10 would become 3.1
+    assert (ROOT / matter["app_file"]).exists()
+    assert (ROOT / matter["thumbnail"]).exists()
+    assert len(matter["short_description"]) <= 60
+    assert matter["license"] == "apache-2.0"
+    assert matter["pinned"] is False
+    colours = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+    assert {matter["colorFrom"], matter["colorTo"]} <= colours
+    for name in ("title", "emoji", "suggested_hardware", "startup_duration_timeout"):
+        assert isinstance(matter[name], str) and matter[name]
+    assert all("/" in model for model in matter["models"]) and matter["tags"]
+
+
+@pytest.mark.parametrize("name", ["README.md", *(f"docs/{name}" for name in sorted(DOCS))])
+def test_links_lead_somewhere(name):
+    text, folder = (ROOT / name).read_text(encoding="utf-8"), (ROOT / name).parent
+    for link in re.findall(r"\]\(([^)#\s]+)", text):
+        if not link.startswith("http"):
+            assert (folder / link).exists(), link
+
+
+def test_pictures_are_small():
+    for picture in (ROOT / "docs").glob("**/*.jpg"):
+        if "examples" not in picture.parts:
+            assert picture.stat().st_size <= 200_000, picture
+
+
+def test_the_world_is_described_in_full():
+    table = DOCS["world.md"]
+    for name, values in ALLOWED.items():
+        if name not in ("celestial_side", "celestial_altitude", "snow_caps", "trees", "birds"):
+            row = [value for value in values if value not in ("none", "scattered")]
+            assert all(value in table for value in row), name
+    known = set(vocabulary())
+    for row in re.findall(r"^\|.*\|.*\|(.*)\|$", table, re.MULTILINE)[2:]:
+        assert set(re.findall(r"[a-z]+", row.lower())) <= known, row

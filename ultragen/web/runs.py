@@ -1,0 +1,97 @@
+"""One run as the page and the API see it: GPU part, files, and a way to stop both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Event
+
+from ..compare import Clips, Models, Progress, Request, Result, generate, write
+from ..worker import Failed, Finished, stream
+
+GpuPart = Callable[[Request], Iterator[Progress | Finished[Clips] | Failed | None]]
+Items = Iterator[Progress | Finished[Result] | Failed | None]
+
+CANCELLED = Failed("Cancelled.")
+
+
+class Runs:
+    """Starts runs and stops them again.
+
+    Args:
+        models: What runs are made with.
+        output_dir: Where each run gets a folder of its own.
+    """
+
+    def __init__(self, models: Models, output_dir: Path) -> None:
+        self.models = models
+        self.output_dir = output_dir
+        self._stops: dict[str, Event] = {}
+
+    def frames(self, request: Request) -> Iterator[Progress | Finished[Clips] | Failed | None]:
+        """The part that needs the GPU: everything but the files."""
+        return (yield from stream(lambda *watch: generate(request, self.models, *watch)))
+
+    def stop_event(self, session: str | None) -> Event:
+        """The event that `cancel` sets: one for all runs that a session started since the last
+        one was cancelled."""
+        stop = self._stops.get(session or "")
+        if stop is None or stop.is_set():
+            stop = self._stops[session or ""] = Event()
+        return stop
+
+    def waiting_or_running(self, session: str | None) -> Event:
+        """The event of a run that `stop_event` announced, even if it was cancelled since."""
+        return self._stops.get(session or "") or self.stop_event(session)
+
+    def cancel(self, session: str | None) -> bool:
+        """Stops a session's runs within a step; tells whether there may be one."""
+        stop = self._stops.get(session or "")
+        if stop is None or stop.is_set():
+            return False
+        stop.set()
+        return True
+
+    def forget(self, session: str | None) -> None:
+        """Stops the runs of a session that has ended."""
+        self.cancel(session)
+        self._stops.pop(session or "", None)
+
+    def items(self, request: Request, gpu_part: GpuPart, stop: Event) -> Items:
+        """Runs a validated request: progress, then one `Finished` or `Failed`.
+
+        Args:
+            request: What to make.
+            gpu_part: `frames`, or what wraps it.
+            stop: Stops the run once it is set.
+        """
+        clips = None
+        for item in _until(stop, gpu_part(request)):
+            if isinstance(item, Finished):
+                clips = item.value
+            else:
+                yield item
+        if clips is None:
+            return
+
+        def write_files(report: Callable[[Progress], None], cancelled: Event) -> Result:
+            return write(clips, request, self.output_dir, report, cancelled)
+
+        for item in _until(stop, stream(write_files)):
+            if isinstance(item, Finished):
+                seconds = item.value.metadata["seconds"]
+                self.models.estimator.observe(seconds["estimated"], seconds["measured"])
+            yield item
+
+
+def _until(stop: Event, items: Iterator) -> Iterator:
+    """Passes items on until the event is set; then closes their source, which ends the work."""
+    try:
+        for item in items:
+            if stop.is_set():
+                items.close()  # type: ignore[attr-defined]
+                yield CANCELLED
+                return
+            yield item
+    finally:
+        items.close()  # type: ignore[attr-defined]

@@ -1,0 +1,204 @@
+"""The page's own pictures and messages, as HTML. Everything that a visitor typed is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from itertools import accumulate
+from pathlib import Path
+
+from ..compare import Progress
+from ..cost import STAGES, fitting_tiers, full_pairs, gpu_duration, native_pairs
+from ..windows import even_partition
+
+FOLDER = Path(__file__).parent
+KINDS = {
+    "denoise": ("k-native", "native"),
+    "decode": ("k-native", "native"),
+    "base_denoise": ("k-base", "base"),
+    "base_decode": ("k-base", "base"),
+    "upscale": ("k-upscale", "upscaling"),
+    "base_native_denoise": ("k-full", "base at full size"),
+    "base_native_decode": ("k-full", "base at full size"),
+    "encode": ("k-encode", "files"),
+}
+
+
+def asset(name: str) -> str:
+    """A file of the page's own, as text."""
+    return (FOLDER / name).read_text(encoding="utf-8")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 10:
+        return f"{max(seconds, 0.1):.1f} s"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def header(model: str) -> str:
+    """The page's head, with what runs here and why."""
+    return (
+        '<header class="ug-head"><div><h1>Ultra<span>Gen</span></h1>'
+        "<p>Text to video at the full size, not enlarged to it: hierarchical window attention "
+        "draws the detail that an upscaler can only guess. Compare both, from the same prompt "
+        f'and seed.</p></div><div class="ug-model">{model}</div></header>'
+    )
+
+
+def unknown_words(words: Sequence[str]) -> str:
+    """Which words of the prompt the model has never seen."""
+    if not words:
+        return ""
+    marks = " ".join(f"<mark>{escape(word[:40])}</mark>" for word in words[:12])
+    more = f" and {len(words) - 12} more" if len(words) > 12 else ""
+    verb = "this word" if len(words) == 1 else "these words"
+    return (
+        f'<div class="ug-words" role="status">The embedded model does not know {verb}: '
+        f"{marks}{more}</div>"
+    )
+
+
+def estimate(stages: Mapping[str, float], machine: str, zero_gpu: bool) -> str:
+    """What a run will take, before the click."""
+    total = sum(stages.values()) or 1.0
+    groups: dict[tuple[str, str], float] = {}
+    for stage, seconds in stages.items():
+        groups[KINDS[stage]] = groups.get(KINDS[stage], 0.0) + seconds
+    bar = "".join(
+        f'<i class="{css}" style="flex:{seconds / total:.4f}"></i>'
+        for (css, _), seconds in groups.items()
+    )
+    key = "".join(
+        f'<span><i class="{css}"></i>{name} {duration(seconds)}</span>'
+        for (css, name), seconds in groups.items()
+    )
+    tiers = ""
+    if zero_gpu:
+        asked = gpu_duration(stages)
+        fits = fitting_tiers(asked)
+        who = f"fits the daily quota of {', '.join(fits)}" if fits else "exceeds every daily quota"
+        tiers = f'<div class="sub">Asks for {asked} GPU seconds: {who}.</div>'
+    return (
+        f'<div class="ug-card" id="estimate-card"><div class="top"><span class="big">'
+        f'About {duration(total)}</span><span class="sub">on {escape(machine)}</span></div>'
+        f'<div class="ug-split">{bar}</div><div class="ug-key">{key}</div>{tiers}</div>'
+    )
+
+
+def resolution_costs(seconds: Sequence[float]) -> str:
+    """What each resolution takes, written onto the choices by a style sheet.
+
+    New labels for the choices would do too, but they would set the choice back that a visitor
+    made while they were under way.
+    """
+    rules = "".join(
+        f"#resolution label:nth-of-type({number}) span::after "
+        f'{{ content: "\\A ≈ {duration(each)}"; }}'
+        for number, each in enumerate(seconds, 1)
+    )
+    return f"<style>{rules}</style>"
+
+
+def windows(grid: tuple[int, int, int], count: int, asked: str) -> str:
+    """The windows on the frame, in even and odd layers, and what they save."""
+    _, rows, columns = grid
+    share = native_pairs(grid, count) / full_pairs(grid)
+    if asked == "auto":
+        why = f"<b>auto</b> takes K = {count} here: windows of the size that the model learnt with."
+    else:
+        why = f"<b>K = {count}</b>: more windows are smaller and cheaper, and see less at a time."
+    return (
+        '<div class="ug-windows">'
+        + _frame(rows, columns, count, "even layers")
+        + _frame(rows, columns, count + 1, "odd layers")
+        + f"<p>{why} Attention stays inside a window, across all frames; the borders move from "
+        f"layer to layer, and two coarse branches see the whole frame. That compares "
+        f"<b>{100 * share:.0f} %</b> of the pairs of full attention.</p></div>"
+    )
+
+
+def _frame(rows: int, columns: int, count: int, name: str) -> str:
+    """One frame with its windows, drawn in tokens."""
+    partition = even_partition(rows, columns, count)
+    across, down = list(accumulate(partition.columns)), list(accumulate(partition.rows))
+    lines = "".join(f'<line x1="{x}" y1="0" x2="{x}" y2="{rows}"/>' for x in across[:-1])
+    lines += "".join(f'<line x1="0" y1="{y}" x2="{columns}" y2="{y}"/>' for y in down[:-1])
+    c, r = (len(across) - 1) // 2, (len(down) - 1) // 2
+    left, top = across[c] - partition.columns[c], down[r] - partition.rows[r]
+    size = f'width="{partition.columns[c]}" height="{partition.rows[r]}"'
+    hills = (
+        f"M0 {rows * 0.62} L{columns * 0.2} {rows * 0.34} L{columns * 0.34} {rows * 0.5} "
+        f"L{columns * 0.55} {rows * 0.24} L{columns * 0.8} {rows * 0.54} "
+        f"L{columns} {rows * 0.44} V{rows * 0.7} H0 Z"
+    )
+    label = f"{count} × {count} windows in {name}"
+    return (
+        f'<figure><svg viewBox="-0.2 -0.2 {columns + 0.4} {rows + 0.4}" role="img" '
+        f'aria-label="{label}"><rect class="sky" width="{columns}" height="{rows}"/>'
+        f'<path class="hill" d="{hills}"/><rect class="water" y="{rows * 0.7}" '
+        f'width="{columns}" height="{rows * 0.3}"/>{lines}'
+        f'<rect class="one" x="{left}" y="{top}" {size}/>'
+        f'<rect class="edge" width="{columns}" height="{rows}"/></svg>'
+        f"<figcaption>{label}, {partition.columns[c]} × {partition.rows[r]} tokens each"
+        "</figcaption></figure>"
+    )
+
+
+def running(progress: Progress, stages: Mapping[str, float], elapsed: float, note: str) -> str:
+    """Progress by stage and step."""
+    percent = 100 * progress.fraction
+    remaining = sum(stages.values()) * (1 - progress.fraction)
+    if progress.fraction > 0.05 and elapsed > 1:
+        remaining = elapsed / progress.fraction * (1 - progress.fraction)
+    names = list(stages)
+    now = names.index(progress.stage) if progress.stage in names else 0
+    items = "".join(
+        f'<li class="{"done" if i < now else "now" if i == now else "next"}">{STAGES[name]}'
+        + (f" {progress.step}/{progress.steps}" if i == now else "")
+        + "</li>"
+        for i, name in enumerate(names)
+    )
+    return (
+        '<div class="ug-card" role="status"><div class="top"><span class="big">'
+        f'{escape(note or progress.message)}</span><span class="sub">{duration(elapsed)} gone, '
+        f"about {duration(remaining)} to go</span></div>"
+        f'<div class="ug-track" role="progressbar" aria-valuemin="0" aria-valuemax="100" '
+        f'aria-valuenow="{percent:.0f}"><i style="width:{percent:.1f}%"></i></div>'
+        f'<ol class="ug-stages">{items}</ol></div>'
+    )
+
+
+def notice(kind: str, title: str, text: str) -> str:
+    """A card that says how things stand: `good`, `bad`, `stopped` or `idle`."""
+    below = f'<div class="sub">{escape(text)}</div>' if text else ""
+    return (
+        f'<div class="ug-card {kind}" role="status"><div class="top"><span class="big">'
+        f"{escape(title)}</span></div>{below}</div>"
+    )
+
+
+def finished(metadata: Mapping) -> str:
+    """What a finished run took."""
+    measured = metadata["seconds"]["measured"]
+    estimated = sum(metadata["seconds"]["estimated"].values())
+    groups: dict[str, float] = {}
+    for stage, seconds in measured.items():
+        name = KINDS[stage][1]
+        groups[name] = groups.get(name, 0.0) + seconds
+    parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in groups.items())
+    total = sum(measured.values())
+    text = f"Took {duration(total)} (estimated {duration(estimated)}): {parts}."
+    request = metadata["request"]
+    return notice("good", f"Done: {request['resolution']}, seed {request['seed']}", text)
+
+
+def caption(metadata: Mapping) -> str:
+    """A few words on a run."""
+    request = metadata["request"]
+    prompt = request["prompt"]
+    return f"{request['resolution']}: {prompt if len(prompt) < 60 else prompt[:57] + '...'}"
