@@ -364,6 +364,8 @@ def test_control_c_ends_a_process(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # As in a terminal, even where the tests run in the background, which ignores the signal.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not list(out.glob(".unfinished-*/*.mp4")) and time.monotonic() < deadline:
