@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from math import log
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
@@ -287,46 +288,13 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         )
         extra = {} if windows is None else {"windows": windows}
         try:
-            prompt_embeds = self.encode_prompt(prompts, device)
-            negative_prompt_embeds = (
-                self.encode_prompt(negatives, device) if guidance_scale > 1 else None
+            embeds = {"prompt_embeds": self.encode_prompt(prompts, device)}
+            if guidance_scale > 1:
+                embeds["negative_prompt_embeds"] = self.encode_prompt(negatives, device)
+            after_step = partial(self._after_step, callback_on_step_end, names)
+            latents = self.denoise(
+                latents, timesteps, sigmas, embeds, guidance_scale, extra, after_step
             )
-            with self.progress_bar(total=num_inference_steps) as progress_bar:
-                for step, timestep in enumerate(timesteps):
-                    # The flow-matching ODE dx/dσ = v, from noise (σ = 1) to data (σ = 0), by Euler.
-                    velocity = self.velocity(
-                        latents,
-                        timestep,
-                        prompt_embeds,
-                        negative_prompt_embeds,
-                        guidance_scale,
-                        extra,
-                    )
-                    latents = latents + (sigmas[step + 1] - sigmas[step]) * velocity
-
-                    if callback_on_step_end is not None:
-                        scope = {
-                            "latents": latents,
-                            "prompt_embeds": prompt_embeds,
-                            "negative_prompt_embeds": negative_prompt_embeds,
-                        }
-                        inputs = {name: scope[name] for name in names}
-                        outputs: dict[str, Any] = (
-                            callback_on_step_end(self, step, timestep, inputs) or {}
-                        )
-                        latents = outputs.get("latents", latents)
-                        prompt_embeds = outputs.get("prompt_embeds", prompt_embeds)
-                        negative_prompt_embeds = outputs.get(
-                            "negative_prompt_embeds", negative_prompt_embeds
-                        )
-                    progress_bar.update()
-                    if self.interrupt:
-                        break
-            if not torch.isfinite(latents).all():
-                raise GenerationError(
-                    "The model's output is not finite. Use another seed, a lower guidance scale, "
-                    "or float32 instead of half precision."
-                )
             if self.interrupt or output_type == "latent":
                 return UltraGenPipelineOutput(frames=latents)
             return UltraGenPipelineOutput(frames=self.decode(latents, output_type))
@@ -334,6 +302,67 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             # However the run ends, the next one must not meet its caches, and offloaded weights go
             # back.
             self.maybe_free_model_hooks()
+
+    def denoise(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        sigmas: Tensor,
+        embeds: dict[str, Tensor],
+        guidance_scale: float,
+        extra: dict[str, Any],
+        after_step: Callable[[int, Tensor, dict[str, Tensor]], dict[str, Tensor]],
+    ) -> Tensor:
+        """The flow-matching ODE dx/dσ = v from noise (σ = 1) to data (σ = 0), by Euler.
+
+        Args:
+            latents: Noise, b c t h w in float32.
+            timesteps: 0..1000, one for each step.
+            sigmas: Noise levels, one more than steps.
+            embeds: `prompt_embeds` and, for guidance, `negative_prompt_embeds`, b n d.
+            guidance_scale: Classifier-free guidance.
+            extra: Other inputs of the transformer.
+            after_step: Gets the step, the timestep and the tensors; returns them, changed or not.
+
+        Raises:
+            GenerationError: if the result is not finite.
+        """
+        with self.progress_bar(total=len(timesteps)) as progress_bar:
+            for step, timestep in enumerate(timesteps):
+                velocity = self.velocity(
+                    latents,
+                    timestep,
+                    embeds["prompt_embeds"],
+                    embeds.get("negative_prompt_embeds"),
+                    guidance_scale,
+                    extra,
+                )
+                latents = latents + (sigmas[step + 1] - sigmas[step]) * velocity
+                embeds = after_step(step, timestep, {"latents": latents, **embeds})
+                latents = embeds.pop("latents")
+                progress_bar.update()
+                if self.interrupt:
+                    break
+        if not torch.isfinite(latents).all():
+            raise GenerationError(
+                "The model's output is not finite. Use another seed, a lower guidance scale, "
+                "or float32 instead of half precision."
+            )
+        return latents
+
+    def _after_step(
+        self,
+        callback: StepCallback | None,
+        names: tuple[str, ...],
+        step: int,
+        timestep: Tensor,
+        tensors: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """Shows the user's callback the tensors that it asked for, and takes its changes."""
+        if callback is None:
+            return tensors
+        outputs = callback(self, step, timestep, {name: tensors.get(name) for name in names}) or {}
+        return {**tensors, **{key: outputs[key] for key in tensors if key in outputs}}
 
     def velocity(
         self,
