@@ -20,6 +20,7 @@ ORDER = (
     {"layout", "request", "cost"},
     {"attention"},
     {"transformer", "autoencoder", "upscale"},
+    {"checkpoint_keys", "checkpoint_files"},
     {"checkpoint"},
     {"pipeline"},
     {"models"},

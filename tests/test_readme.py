@@ -12,8 +12,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from fakes import fake_models, served
+from released_reference import Sizes, released_weights
 
 import app
 from ultragen import cli, console, models
@@ -34,6 +36,7 @@ FAST = {
     "train": ("--tiny", "--max-steps", "1"),
     "assemble": ("--tiny",),
     "measure": (),
+    "convert": (),
 }
 
 
@@ -71,7 +74,7 @@ def test_every_command_is_shown():
         words
         for text in (README, *DOCS.values())
         for words in commands(text)
-        if words[0] not in ("train", "assemble")
+        if words[0] not in ("train", "assemble", "convert")
     ],
     ids=" ".join,
 )
@@ -87,6 +90,16 @@ def test_commands(words, monkeypatch, capsys):
     assert run([*words, *FAST[words[0]]]) == 0, capsys.readouterr().err
     if "--out" in words:
         assert Path(words[words.index("--out") + 1]).exists()
+
+
+def test_the_released_weights_become_a_folder(capsys):
+    [words] = (words for words in commands(README) if words[0] == "convert")
+    torch.save(released_weights(Sizes(layers=2, full=(0,))), words[1])
+    assert run(words) == 0, capsys.readouterr().err
+    found: dict = {}
+    code = next(b for b in blocks(README, "python") if "UltraGenTransformer3DModel" in b)
+    exec(code, found)
+    assert found["transformer"].layer_kinds == ["full", "odd"]
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -14,13 +14,38 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401
 from diffusers.utils import apply_lora_scale
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from .attention import UltraGenAttention
 from .layout import AttentionLayout, Crossing, Rotary, UnevenWindows, WindowRule, plan_layout
 from .windows import auto_windows
 
 LayerKind = Literal["full", "even", "odd"]
+TimestepDtype = Literal["float32", "bfloat16"]
+
+
+class RoundedTimesteps(nn.Module):
+    """Sinusoidal embedding of timesteps that are rounded to bfloat16 first.
+
+    A quirk of the released weights: the authors ran everything in bfloat16, which has every fourth
+    whole number above 512, and their time embedding and gates never saw the times in between. As
+    in Wan, cosines come first, then sines, in float64.
+
+    Args:
+        dim: Width of the embedding.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, timestep: Tensor) -> Tensor:
+        """b in 0..1000 → b dim."""
+        half = self.dim // 2
+        steps = torch.arange(half, dtype=torch.float64, device=timestep.device)
+        time = timestep.to(torch.bfloat16).double()
+        angles = torch.outer(time, 10000.0 ** -(steps / half))
+        return torch.cat([angles.cos(), angles.sin()], dim=-1).float()
 
 
 class UltraGenTransformer3DModel(WanTransformer3DModel):
@@ -53,6 +78,7 @@ class UltraGenTransformer3DModel(WanTransformer3DModel):
         gate_init: Weight of the finer branches in each fusion before training.
         global_keys_from: Projection that makes the global branch's keys: `key` or `query`.
         window_size: Token rows and columns of a window in training, which `windows="auto"` keeps.
+        timestep_dtype: Precision to which timesteps are rounded before they are embedded.
     """
 
     @register_to_config
@@ -81,6 +107,7 @@ class UltraGenTransformer3DModel(WanTransformer3DModel):
         gate_init: float = 0.75,
         global_keys_from: Literal["key", "query"] = "key",
         window_size: tuple[float, float] = (17.0, 30.0),
+        timestep_dtype: TimestepDtype = "float32",
     ) -> None:
         # The undecorated constructor: the decorated one would put Wan's image settings, which this
         # class does not take, into the saved configuration.
@@ -102,6 +129,10 @@ class UltraGenTransformer3DModel(WanTransformer3DModel):
         )
         if unknown := [i for i in full_attention_layers if not 0 <= i < num_layers]:
             raise ValueError(f"full_attention_layers {unknown} are not among {num_layers} layers.")
+        if timestep_dtype not in get_args(TimestepDtype):
+            raise ValueError(f"timestep_dtype must be float32 or bfloat16, not {timestep_dtype!r}.")
+        if timestep_dtype == "bfloat16":
+            self.condition_embedder.timesteps_proj = RoundedTimesteps(freq_dim)
         self.rule = WindowRule(crossing, uneven)
         self.layer_kinds: list[LayerKind] = [
             "full" if i in full_attention_layers else "odd" if i % 2 else "even"

@@ -1,0 +1,170 @@
+"""Loading foreign weights, and writing them: the authors' released UltraGen file, the original Wan
+file, diffusers' folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import WanTransformer3DModel
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .checkpoint_files import check_tensors, fill, read_json, read_weights, wrong_keys
+from .checkpoint_keys import (
+    CONDITIONED,
+    RELEASED,
+    branched_layers,
+    depth,
+    model_keys,
+    plain_keys,
+    read_config,
+)
+from .transformer import UltraGenTransformer3DModel
+
+Source = str | Path | Mapping[str, Tensor]
+Model = TypeVar("Model", UltraGenTransformer3DModel, WanTransformer3DModel)
+
+_DENSE = (
+    "dense Wan without UltraGen's branches: take ultragen_1080p.ckpt, or make a start for training "
+    "with `python -m ultragen convert`"
+)
+
+
+def load_released(source: Source) -> UltraGenTransformer3DModel:
+    """Loads the authors' UltraGen weights with the settings that they were trained with.
+
+    Depth, widths and which layers are hierarchical come from the names and shapes alone; the
+    heads are of 128 features. Tensors keep the type they have in the file.
+
+    Args:
+        source: A file, a folder or the index of shards, or a state dictionary, with original names.
+
+    Raises:
+        OSError: if a file is missing, incomplete or damaged.
+        ValueError: if it is another model; missing, unexpected and misshapen keys are listed.
+    """
+    weights, where = _open(source)
+    if not branched_layers(weights):
+        raise ValueError(f"{where} is {_DENSE}.")
+    return _build(UltraGenTransformer3DModel, weights, where)
+
+
+def save_released(
+    model: UltraGenTransformer3DModel, path: str | Path | None = None
+) -> dict[str, Tensor]:
+    """The inverse of `load_released`: the model's tensors under the authors' names.
+
+    Args:
+        model: With the settings of the released weights.
+        path: Where to write them too: safetensors, or by PyTorch for other suffixes.
+
+    Raises:
+        ValueError: if the model has a setting that the authors' names can't tell.
+    """
+    other = {
+        key: model.config[key]
+        for key, value in RELEASED.items()
+        # What was loaded from JSON has lists in place of tuples.
+        if json.dumps(model.config[key]) != json.dumps(value)
+    }
+    if other:
+        raise ValueError(
+            f"The released layout can't tell {other}: save the model with `save_pretrained`."
+        )
+    branched = [i for i, kind in enumerate(model.layer_kinds) if kind != "full"]
+    names = model_keys(len(model.layer_kinds), branched)
+    ours = model.state_dict()
+    if wrong := wrong_keys(names.values(), ours):
+        raise ValueError(f"The model has other parts than the released one; {wrong}.")
+    weights = {key: ours[name] for key, name in names.items()}
+    if path is not None:
+        path = Path(path)
+        # The tensors may still lie in the very file that is replaced.
+        unfinished = path.with_name(f"{path.name}.unfinished")
+        (save_file if path.suffix == ".safetensors" else torch.save)(weights, unfinished)
+        unfinished.replace(path)
+    return weights
+
+
+def load_transformer(source: Source) -> WanTransformer3DModel:
+    """Loads UltraGen or a dense Wan text-to-video transformer of any size, whichever it is.
+
+    Args:
+        source: A file, shards or a state dictionary with original names; or a folder in diffusers'
+            layout, our own among them, of the transformer or of the whole pipeline.
+
+    Raises:
+        OSError: if a file is missing, incomplete or damaged.
+        ValueError: if it is another model; missing, unexpected and misshapen keys are listed.
+    """
+    if not isinstance(source, Mapping):
+        source = Path(source)
+        if (source / "model_index.json").is_file():
+            source /= "transformer"
+        if (source / "config.json").is_file():
+            config = read_json(source / "config.json")
+            # The original Wan folders have such a file too, which says less than their names.
+            if config.get("_class_name") != "WanModel":
+                return _load_folder(source, config)
+    weights, where = _open(source)
+    if branched_layers(weights):
+        return _build(UltraGenTransformer3DModel, weights, where)
+    return _build(WanTransformer3DModel, weights, where)
+
+
+def load_ultragen(source: Source) -> UltraGenTransformer3DModel:
+    """Loads UltraGen: the released weights or a folder of our own; else as `load_transformer`."""
+    model = load_transformer(source)
+    if not isinstance(model, UltraGenTransformer3DModel):
+        raise ValueError(f"{_name(source)} is {_DENSE}.")
+    return model
+
+
+def load_dense(source: Source) -> WanTransformer3DModel:
+    """Loads dense Wan, original or in diffusers' layout; else as `load_transformer`."""
+    model = load_transformer(source)
+    if isinstance(model, UltraGenTransformer3DModel):
+        raise ValueError(f"{_name(source)} is UltraGen, where dense Wan is needed.")
+    return model
+
+
+def _load_folder(folder: Path, config: dict[str, Any]) -> WanTransformer3DModel:
+    """diffusers' layout; its own loader fills weights that are missing with noise."""
+    kinds = {kind.__name__: kind for kind in (UltraGenTransformer3DModel, WanTransformer3DModel)}
+    name = config.get("_class_name", config.get("architectures"))
+    if name not in tuple(kinds):
+        raise ValueError(f"{folder} holds {name}, not one of {', '.join(kinds)}.")
+    if config.get("image_dim") or config.get("added_kv_proj_dim"):
+        raise ValueError(f"{folder} holds {CONDITIONED}.")
+    weights = read_weights(folder)
+    with init_empty_weights():
+        model = kinds[name].from_config(config)
+    return fill(model, weights, {key: key for key in model.state_dict()}, str(folder))
+
+
+def _open(source: Source) -> tuple[dict[str, Tensor], str]:
+    """Weights with original names, and what to call them in errors."""
+    where = _name(source)
+    weights = check_tensors(source, where) if isinstance(source, Mapping) else read_weights(source)
+    return {plain: weights[key] for key, plain in plain_keys(weights, where).items()}, where
+
+
+def _name(source: Source) -> str:
+    return "The state dictionary" if isinstance(source, Mapping) else str(source)
+
+
+def _build(kind: type[Model], weights: dict[str, Tensor], where: str) -> Model:
+    """The model that original names and shapes tell."""
+    names = model_keys(depth(weights), branched_layers(weights))
+    try:
+        with init_empty_weights():
+            model = kind(**read_config({key: tuple(x.shape) for key, x in weights.items()}))
+    except ValueError as error:
+        wrong = filter(None, (wrong_keys(names, weights), str(error)))
+        raise ValueError(f"{where} does not fit the model: {'; '.join(wrong)}") from error
+    return fill(model, weights, names, where)
