@@ -37,6 +37,7 @@ FAST = {
     "assemble": ("--tiny",),
     "measure": (),
     "convert": (),
+    "evaluate": ("--clips", "1", "--frames", "5", "--steps", "1"),
 }
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ultragen.classifier import AttributeClassifier, load_classifier
 from ultragen.pipeline import UltraGenPipeline
 from ultragen.training.autoencoder import AutoencoderStage
 from ultragen.training.data import (
@@ -27,7 +28,7 @@ from ultragen.training.data import (
 )
 from ultragen.training.loop import Stage, Trainer, TrainingConfig
 from ultragen.training.models import TINY_SIZE, build_autoencoder, build_pipeline
-from ultragen.training.scenes import render, sample_scene
+from ultragen.training.scenes import ALLOWED, render, sample_scene
 from ultragen.training.stages import STAGES, Sources, assemble, train
 from ultragen.training.text import build_tokenizer
 from ultragen.training.tiny import TINY
@@ -351,6 +352,7 @@ def weights(folder: Path) -> dict[str, Tensor]:
         ("base_transformer", WanTransformer3DModel.from_pretrained),
         ("transformer", UltraGenTransformer3DModel.from_pretrained),
         ("upscaler", UpscalerNetwork.from_pretrained),
+        ("classifier", AttributeClassifier.from_pretrained),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -404,6 +406,9 @@ def test_the_assembled_pipeline_loads_and_runs(trained, tmp_path):
     assert pipe.unknown_words("a calm zorgon lake") == ["zorgon"]
     small = torch.rand(1, 3, 8, 8)
     assert UpscalerNetwork.from_pretrained(tmp_path / "upscaler")(small).shape == (1, 3, 32, 32)
+    judge = load_classifier(tmp_path / "classifier")
+    assert judge.classify(judge.reduce(torch.rand(5, 3, 64, 96)))["water"] in ALLOWED["water"]
+    assert (tmp_path / "classifier/accuracy.json").exists()
 
 
 @pytest.mark.slow

@@ -228,6 +228,63 @@ def sheets(
 
 
 @app.command()
+def evaluate(
+    table: Annotated[str, typer.Option("--set", help="The rows: table1.")] = "table1",
+    clips: Annotated[int, typer.Option(min=1, help="A row; more can be added later.")] = 8,
+    resolution: ResolutionOption = "544p",
+    frames: Frames = 17,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first clip's noise.")] = 0,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    features: Annotated[
+        list[str] | None,
+        typer.Option(help="Network of HD-FVD: classifier, imagenet or i3d=FILE; may be repeated."),
+    ] = None,
+    lpips: Annotated[str | None, typer.Option(help="alex=FILE or vgg=FILE, for HD-LPIPS.")] = None,
+    clip: Annotated[str | None, typer.Option(help="CLIP's folder or name on the hub.")] = None,
+    classifier: Annotated[
+        Path | None, typer.Option(help="Attribute classifier; without it the model's own.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results; a stopped run goes on there.")
+    ] = None,
+    model: Model = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again.")] = False,
+) -> None:
+    """Measure models against each other and real clips: a table, JSON and a contact sheet."""
+    request = _request(
+        prompt="any",
+        resolution=resolution,
+        num_frames=frames,
+        seed=seed,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+    )
+    from .evaluation.rows import Maker, rows_of
+
+    rows = rows_of(table)
+    from .evaluation.instruments import load_instruments
+    from .evaluation.run import RESULTS
+    from .evaluation.run import evaluate as run_evaluation
+    from .evaluation.store import forget
+    from .training.heldout import EVALUATED, REFERENCE, held_out_clips
+
+    cases, references = (held_out_clips(clips, seeds) for seeds in (EVALUATED, REFERENCE))
+    maker = Maker(lambda folder: _load(str(folder) if folder else model), request)
+    models = maker.models()
+    instruments = load_instruments(
+        models.source, classifier, features or (), lpips, clip, models.device
+    )
+    out = out or Path("outputs") / f"{table}-{resolution}"
+    if overwrite:
+        forget(out)
+    with console.progress_bar() as show:
+        run_evaluation(rows, cases, references, maker, instruments, out, show)
+    print((out / "table.md").read_text(encoding="utf-8"))
+    print(f"Written to {out}: {', '.join(RESULTS)}")
+
+
+@app.command()
 def scenes(
     count: Annotated[int, typer.Option(min=1, max=10_000, help="Clips.")] = 16,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("outputs/scenes"),
@@ -284,7 +341,9 @@ def frame_size(resolution: str) -> tuple[int, int]:
 
 @app.command()
 def train(
-    stage: Annotated[str, typer.Argument(help="autoencoder, decoder, base, ultragen or upscaler.")],
+    stage: Annotated[
+        str, typer.Argument(help="autoencoder, decoder, base, ultragen, upscaler, classifier.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the whole training, for all stages.")],
     minutes: Annotated[float, typer.Option(help="Of this stage, all its runs together.")] = 20.0,
     run_minutes: Annotated[

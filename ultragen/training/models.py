@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import log
+from typing import Any
 
 from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 
 from ..autoencoder import CompactAutoencoder
+from ..classifier import AttributeClassifier
 from ..pipeline import UltraGenPipeline
 from ..transformer import UltraGenTransformer3DModel
+from .scenes import ALLOWED
 from .text import build_text_encoder, build_tokenizer
 
 
@@ -21,6 +24,7 @@ class ModelSize:
     Attributes:
         z_dim: Latent channels.
         autoencoder: Other settings of `CompactAutoencoder`.
+        classifier: Other settings of `AttributeClassifier`.
         heads: Attention heads of the transformer, 64 features each.
         layers: Transformer blocks.
         ffn_dim: Hidden width of the feed-forward networks.
@@ -35,6 +39,7 @@ class ModelSize:
 
     z_dim: int = 48
     autoencoder: tuple[tuple[str, tuple[int, int, int]], ...] = ()
+    classifier: tuple[tuple[str, Any], ...] = ()
     heads: int = 5
     layers: int = 10
     ffn_dim: int = 1152
@@ -56,6 +61,13 @@ TINY_SIZE = ModelSize(
         ("decoder_channels", (16, 8, 8)),
         ("decoder_blocks", (1, 1, 1)),
     ),
+    classifier=(
+        ("channels", (8, 16)),
+        ("blocks", (1, 1)),
+        ("grid_features", 8),
+        ("height", 32),
+        ("width", 48),
+    ),
     heads=1,
     layers=2,
     ffn_dim=64,
@@ -67,6 +79,12 @@ TINY_SIZE = ModelSize(
 
 def build_autoencoder(size: ModelSize) -> CompactAutoencoder:
     return CompactAutoencoder(z_dim=size.z_dim, **dict(size.autoencoder))
+
+
+def build_classifier(size: ModelSize) -> AttributeClassifier:
+    """A classifier of every attribute of the procedural world, freshly initialised."""
+    attributes = {name: list(values) for name, values in ALLOWED.items()}
+    return AttributeClassifier(attributes, **dict(size.classifier))
 
 
 def build_base_transformer(size: ModelSize) -> WanTransformer3DModel:

@@ -18,17 +18,20 @@ from diffusers import WanTransformer3DModel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
 
 from ..autoencoder import CompactAutoencoder
+from ..classifier import AttributeClassifier
 from ..pipeline import UltraGenPipeline
 from ..transformer import UltraGenTransformer3DModel
 from ..upscale import UpscalerNetwork
 from .autoencoder import AutoencoderStage
 from .captions import vocabulary
+from .classifier import ClassifierStage
 from .loop import Stage, Trainer, TrainingConfig
 from .models import (
     EMBEDDED_SIZE,
     ModelSize,
     build_autoencoder,
     build_base_transformer,
+    build_classifier,
     build_scheduler,
     convert,
 )
@@ -49,6 +52,7 @@ class StageOptions:
         ultragen_sizes: Clips of the UltraGen stage.
         autoencoder: Other settings of `AutoencoderStage`.
         upscaler: Other settings of `UpscalerStage`.
+        classifier: Other settings of `ClassifierStage`.
         attention: Other settings of the converted transformer, such as the paper's ablations.
         learning_rates: By stage.
     """
@@ -58,6 +62,7 @@ class StageOptions:
     ultragen_sizes: tuple[ClipSize, ...] = ULTRAGEN_SIZES
     autoencoder: tuple[tuple[str, Any], ...] = ()
     upscaler: tuple[tuple[str, Any], ...] = ()
+    classifier: tuple[tuple[str, Any], ...] = ()
     attention: tuple[tuple[str, Any], ...] = ()
     learning_rates: tuple[tuple[str, float], ...] = (
         ("autoencoder", 5e-4),
@@ -65,6 +70,7 @@ class StageOptions:
         ("base", 8e-4),
         ("ultragen", 4e-4),
         ("upscaler", 1e-3),
+        ("classifier", 1e-3),
     )
 
 
@@ -164,12 +170,20 @@ def upscaler_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
     return UpscalerStage(network, sources.vae(), seed=seed, **dict(options.upscaler))
 
 
+def classifier_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
+    """Trains the judge of generated clips, on rendered ones alone: no other stage is needed."""
+    network = sources.initial("classifier", AttributeClassifier.from_pretrained)
+    network = network.float() if network is not None else build_classifier(options.size)
+    return ClassifierStage(network, seed=seed, **dict(options.classifier))
+
+
 STAGES: dict[str, Callable[[Sources, StageOptions, int], Stage]] = {
     "autoencoder": autoencoder_stage,
     "decoder": decoder_stage,
     "base": base_stage,
     "ultragen": ultragen_stage,
     "upscaler": upscaler_stage,
+    "classifier": classifier_stage,
 }
 
 
@@ -252,3 +266,7 @@ def assemble(model: Path, out: Path, options: StageOptions | None = None) -> Non
     pipeline.to(torch.float16).save_pretrained(out, max_shard_size=SHARD_SIZE)
     upscaler = UpscalerNetwork.from_pretrained(model / "upscaler")
     upscaler.to(torch.float16).save_pretrained(out / "upscaler")
+    if (model / "classifier").is_dir():  # measures clips, and is not needed to make them
+        classifier = AttributeClassifier.from_pretrained(model / "classifier")
+        classifier.to(torch.float16).save_pretrained(out / "classifier")
+        shutil.copy(model / "classifier" / "accuracy.json", out / "classifier")

@@ -20,5 +20,13 @@ TINY = StageOptions(
         ("pool", 8),
         ("frame_sizes", ((64, 96), (96, 128))),
     ),
+    classifier=(
+        ("frame_sizes", ((64, 96), (96, 128))),
+        ("num_frames", 5),
+        ("batch_size", 2),
+        ("pool", 8),
+        ("chunk", 2),
+        ("held_out", 4),
+    ),
     upscaler=(("height", 64), ("width", 96), ("crop", 32), ("batch_size", 2), ("pool", 8)),
 )

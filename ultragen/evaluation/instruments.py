@@ -1,0 +1,151 @@
+"""The networks that an evaluation measures with, and the measuring of one clip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..classifier import AttributeClassifier, load_classifier
+from ..features import (
+    Device,
+    classifier_frames,
+    digest,
+    load_clip,
+    load_perceptual,
+    load_tube_network,
+)
+from ..metrics import (
+    DetailError,
+    FrameFeatures,
+    FrameNetwork,
+    PatchFeatures,
+    PerceptualDistance,
+    TextFrameNetwork,
+    TubeNetwork,
+    clip_score,
+    temporal_consistency,
+    to_tensor,
+)
+from .rows import Case
+from .scores import ClipScores
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """What is None or empty here is not measured.
+
+    Attributes:
+        tubes: Of HD-FVD, a column each.
+        perceptual: Of HD-LPIPS.
+        clip: Of the CLIP score.
+        frames: Of temporal consistency.
+        classifier: Of prompt following.
+        classifier_name: What results call it.
+        device: Where the other measures are computed.
+    """
+
+    tubes: tuple[TubeNetwork, ...] = ()
+    perceptual: PerceptualDistance | None = None
+    clip: TextFrameNetwork | None = None
+    frames: FrameNetwork | None = None
+    classifier: AttributeClassifier | None = None
+    classifier_name: str | None = None
+    device: Device = "cpu"
+
+    def names(self) -> dict[str, list[str] | str | None]:
+        """What each measure looks through."""
+        return {
+            "hd_fvd": [network.name for network in self.tubes],
+            "hd_lpips": self.perceptual.name if self.perceptual else None,
+            "clip_score": self.clip.name if self.clip else None,
+            "temporal": self.frames.name if self.frames else None,
+            "following": self.classifier_name,
+        }
+
+
+def load_instruments(
+    source: Path,
+    classifier: Path | None = None,
+    features: Sequence[str] = (),
+    lpips: str | None = None,
+    clip: str | None = None,
+    device: Device = "cpu",
+) -> Instruments:
+    """Loads the networks that are named.
+
+    Args:
+        source: The model's folder, whose subfolder `classifier` holds the attribute classifier;
+            where it has none, what needs one is not measured.
+        classifier: Folder of another attribute classifier.
+        features: Networks of HD-FVD, see `features.load_tube_network`; none takes the classifier,
+            if there is one.
+        lpips: Backbone of HD-LPIPS, see `features.load_perceptual`.
+        clip: See `features.load_clip`; also gives temporal consistency, for which the classifier
+            stands in without it.
+        device: Where they compute.
+
+    Raises:
+        ValueError: A network can't be loaded.
+        OSError: A package is missing.
+    """
+    folder = classifier or source / "classifier"
+    network, name = _named(folder, device) if classifier or folder.is_dir() else (None, None)
+    choices = features or (("classifier",) if network else ())
+    try:
+        tubes = [load_tube_network(x, lambda: _named(folder, device), device) for x in choices]
+        perceptual = load_perceptual(lpips, device) if lpips else None
+    except ImportError as error:
+        raise OSError(str(error)) from error
+    text = load_clip(clip, device) if clip else None
+    frames: FrameNetwork | None = text
+    if frames is None and network is not None and name is not None:
+        frames = classifier_frames(network, name)
+    return Instruments(tuple(tubes), perceptual, text, frames, network, name, device)
+
+
+def _named(folder: Path, device: Device) -> tuple[AttributeClassifier, str]:
+    return load_classifier(folder, device), f"attribute classifier {digest(folder)}"
+
+
+def measure(
+    frames: np.ndarray, case: Case, instruments: Instruments, seconds: float | None = None
+) -> ClipScores:
+    """Measures one clip, uint8, t h w 3, frame by frame.
+
+    Raises:
+        ValueError: The clip is too short or too small for a network.
+    """
+    patches = {network.name: PatchFeatures(network) for network in instruments.tubes}
+    detail = DetailError(instruments.perceptual, instruments.device)
+    steady = FrameFeatures(instruments.frames) if instruments.frames else None
+    text = FrameFeatures(instruments.clip) if instruments.clip else None
+    parts = [part for part in (*patches.values(), detail, steady, text) if part is not None]
+    for frame in frames:
+        for part in parts:
+            part.update(frame)
+    hd_mse, hd_lpips = detail.compute()
+    score, temporal = None, None
+    if text is not None and instruments.clip is not None:
+        score = clip_score(text.compute(), instruments.clip.embed_text(case.caption).cpu())
+    if steady is not None and len(frames) > 1:
+        temporal = temporal_consistency(steady.compute())
+    return ClipScores(
+        seconds=seconds,
+        hd_mse=hd_mse,
+        hd_lpips=hd_lpips,
+        clip_score=score,
+        temporal=temporal,
+        seen=see(frames, instruments.classifier) if instruments.classifier else None,
+        named=dict(case.named),
+        features={name: part.compute() for name, part in patches.items()},
+    )
+
+
+def see(frames: np.ndarray, classifier: AttributeClassifier) -> dict[str, str]:
+    """The attributes of a clip, uint8, t h w 3."""
+    reduced = [classifier.reduce(to_tensor(frame, classifier.device)) for frame in frames]
+    return classifier.classify(torch.cat(reduced))

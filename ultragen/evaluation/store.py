@@ -1,0 +1,120 @@
+"""What clips gave, on disk: an evaluation that was stopped goes on from it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from .scores import ClipScores
+
+PICTURE_WIDTH = 480
+
+
+class Store:
+    """A file of values for each clip, one of features, and a small picture of its middle frame.
+
+    Args:
+        folder: Of the evaluation; created when missing.
+        settings: What must be the same for clips to stand in one table, as plain values.
+
+    Raises:
+        ValueError: The folder holds an evaluation with other settings.
+        OSError: The folder can't be written to.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.folder = folder
+        path = folder / "settings.json"
+        settings = json.loads(json.dumps(settings))
+        before = read_json(path) if path.exists() else settings
+        for name, value in settings.items():
+            if before.get(name) != value:
+                raise ValueError(
+                    f"{folder} holds an evaluation with {name} {before.get(name)}, not {value}: "
+                    "choose another --out, or start again with --overwrite."
+                )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, settings)
+        except OSError as error:
+            raise OSError(
+                f"{folder} can't be written to ({error.strerror}): choose another --out."
+            ) from error
+
+    def path(self, row: str, number: int, suffix: str = ".json") -> Path:
+        """A clip's file."""
+        return self.folder / "clips" / row / f"{number:05}{suffix}"
+
+    def has(self, row: str, number: int) -> bool:
+        """Whether a clip is done."""
+        return self.path(row, number).exists()
+
+    def add(self, row: str, number: int, frames: np.ndarray, scores: ClipScores) -> None:
+        """Stores what a clip, uint8, t h w 3, gave; its values last, because they mark it done."""
+        self.path(row, number).parent.mkdir(parents=True, exist_ok=True)
+        halves = {name: x.half().contiguous() for name, x in scores.features.items()}
+        save_file(halves, self.path(row, number, ".safetensors"))
+        picture = Image.fromarray(frames[len(frames) // 2])
+        height = max(1, round(picture.height * PICTURE_WIDTH / picture.width))
+        picture = picture.resize((PICTURE_WIDTH, height), Image.Resampling.LANCZOS)
+        picture.save(self.path(row, number, ".jpg"), quality=90)
+        plain = {f.name: getattr(scores, f.name) for f in fields(scores) if f.name != "features"}
+        write_json(self.path(row, number), plain)
+
+    def get(self, row: str, number: int) -> ClipScores:
+        """What a clip gave.
+
+        Raises:
+            OSError: Its files are missing or damaged.
+        """
+        path = self.path(row, number, ".safetensors")
+        try:
+            features = {name: x.float() for name, x in load_file(path).items()}
+            return ClipScores(**read_json(self.path(row, number)), features=features)
+        except (OSError, SafetensorError, TypeError) as error:
+            raise OSError(
+                f"the clip's files {path.with_suffix('')}.* are damaged: remove them, and the "
+                "evaluation makes it again."
+            ) from error
+
+    def picture(self, row: str, number: int) -> Image.Image:
+        """The middle frame."""
+        with Image.open(self.path(row, number, ".jpg")) as image:
+            return image.convert("RGB")
+
+
+def forget(folder: Path) -> None:
+    """Removes what an earlier evaluation stored in a folder, and nothing else."""
+    shutil.rmtree(folder / "clips", ignore_errors=True)
+    (folder / "settings.json").unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a file of ours.
+
+    Raises:
+        OSError: It is missing or damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise OSError(f"{path} is damaged: remove it.") from error
+    if not isinstance(content, dict):
+        raise OSError(f"{path} is damaged: remove it.")
+    return content
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(path)
