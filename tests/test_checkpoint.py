@@ -190,6 +190,12 @@ def test_every_quirk_matters(model, weights, quirk):
     assert error(run(other, arguments, windows=4), expected) > 3e-4
 
 
+def test_an_unknown_precision_is_refused(small):
+    config = {**load_released(small).config, "timestep_dtype": "float8"}
+    with pytest.raises(ValueError, match=r"timestep_dtype must be float32 or bfloat16.*float8"):
+        UltraGenTransformer3DModel.from_config(config)
+
+
 @pytest.mark.parametrize("part", ["alpha_time_projection.1", "alpha_time_projection2.1"])
 def test_the_gates_weigh_the_finer_side(weights, part):
     """Open gates leave the local branch alone, whatever the coarse ones hold."""

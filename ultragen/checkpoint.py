@@ -86,8 +86,11 @@ def save_released(
         path = Path(path)
         # The tensors may still lie in the very file that is replaced.
         unfinished = path.with_name(f"{path.name}.unfinished")
-        (save_file if path.suffix == ".safetensors" else torch.save)(weights, unfinished)
-        unfinished.replace(path)
+        try:
+            (save_file if path.suffix == ".safetensors" else torch.save)(weights, unfinished)
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
     return weights
 
 
