@@ -38,6 +38,7 @@ FAST = {
     "measure": (),
     "convert": (),
     "evaluate": ("--clips", "1", "--frames", "5", "--steps", "1"),
+    "benchmark": ("--repeats", "1", "--skip", "parts"),
 }
 
 

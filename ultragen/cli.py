@@ -204,6 +204,62 @@ def measure(model: Model = None) -> None:
 
 
 @app.command()
+def benchmark(
+    case: Annotated[
+        list[str] | None,
+        typer.Option(help="Case or group, may be repeated; forward, embedded, vae, run, all, …"),
+    ] = None,
+    skip: Annotated[
+        list[str] | None, typer.Option(help="dense or another variant, or parts; may be repeated.")
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(min=1, help="Seconds; what does not fit is left out and named.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs, of which the median counts.")] = 5,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File of all results.")] = None,
+    markdown_file: Annotated[
+        Path | None, typer.Option("--markdown", help="File of the tables.")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="An earlier --json file; what got worse is exit code 1.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0.0, help="Share by which a ratio may grow.")
+    ] = 0.05,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure speed and memory against the dense model and this machine's limits."""
+    console.quiet_libraries()
+    from .benchmark import tables
+    from .benchmark.bench import Budget
+    from .benchmark.outputs import Outputs
+    from .benchmark.results import Report, compare_reports
+    from .benchmark.run import run_benchmark
+
+    earlier = Report.load(against) if against else None
+    outputs = Outputs(json_file, markdown_file)
+    outputs.check(overwrite)
+    report = run_benchmark(
+        case or (),
+        Budget(budget or float("inf"), repeats, frozenset(skip or ())),
+        " ".join(["python -m ultragen", *sys.argv[1:]]),
+        outputs.save,
+        lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    tables.print_report(report)
+    if earlier is None:
+        return
+    changes = compare_reports(earlier, report)
+    table = tables.changes_table(changes, tolerance)
+    tables.print_table(table)
+    outputs.save(report, table)
+    if worse := [change for change in changes if change.is_worse(tolerance)]:
+        raise RuntimeError(
+            f"{len(worse)} of {len(changes)} ratios got worse by more than {tolerance:.0%}."
+        )
+
+
+@app.command()
 def sheets(
     out: Annotated[Path, typer.Option(help="Folder of the sheets.")] = Path("docs"),
     count_544p: Annotated[int, typer.Option("--count-544p", min=0, max=12)] = 12,
