@@ -72,6 +72,9 @@ def variants(device: str) -> dict[str, Variant]:
         "27 shifts": shifts,
     }
     if device == "cuda":
+        from ultragen.kernels.depthwise import depthwise_conv3d
+
+        found["Triton"] = depthwise_conv3d
         found["27 shifts, compiled"] = torch.compile(shifts, dynamic=False)
         found["three conv2d, compiled"] = torch.compile(three_planes, dynamic=False)
     return found

@@ -17,7 +17,7 @@ ROOT = Path(ultragen.__file__).parent.parent
 # Each line may import the ones above it, and none of its own. A new module gets its place here.
 ORDER = (
     {"presets", "windows", "video", "metrics"},
-    {"layout", "request", "cost"},
+    {"layout", "request", "cost", "prediction", "kernels"},
     {"attention"},
     {"transformer", "autoencoder", "upscale", "classifier"},
     {"checkpoint_keys", "checkpoint_files"},

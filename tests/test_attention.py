@@ -184,16 +184,16 @@ def test_a_fresh_branch_is_average_pooling_and_bilinear_interpolation():
     ).branches["global"]
     grid = torch.randn(2, 3, 8, 12, 6)
     pooled = grid.unflatten(3, (3, 4)).unflatten(2, (2, 4)).mean((3, 5))
-    torch.testing.assert_close(branch.compress(grid), pooled)
+    torch.testing.assert_close(branch.compression(grid), pooled)
     torch.testing.assert_close(branch.decompress(pooled, 8, 12), resize(pooled, (8, 12)))
 
 
 @pytest.mark.parametrize("initial", [0.5, 0.75, 0.9])
 def test_a_fresh_gate_is_constant(initial):
     attention = UltraGenAttention(6, 1, 1e-6, ("global",), 0, 3, initial, 4, "key", False)
-    gate = attention.branches["global"].gate(torch.randn(5, 4))
-    assert gate.shape == (5, 1, 1, 1, 6)
-    torch.testing.assert_close(gate, torch.full_like(gate, initial))
+    fine, coarse = torch.randn(2, 5, 1, 2, 3, 6)
+    fused = attention.branches["global"].gate(torch.randn(5, 4), fine, coarse)
+    torch.testing.assert_close(fused, initial * fine + (1 - initial) * coarse)
 
 
 @pytest.mark.parametrize("size", [(7, 9), (8, 8), (1, 5), (13, 2)])
@@ -201,7 +201,7 @@ def test_a_fresh_gate_is_constant(initial):
 def test_no_row_is_lost_in_compression(factor, size):
     branch = small_attention().branches[factor].float()
     grid = torch.randn(1, 2, *size, 6, requires_grad=True)
-    compressed = branch.compress(grid)
+    compressed = branch.compression(grid)
     assert compressed.shape[2:4] == compressed_size(*size, branch.factor)
     out = branch.decompress(compressed, *size)
     assert out.shape == grid.shape

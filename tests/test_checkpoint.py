@@ -646,7 +646,7 @@ def test_the_pipeline_samples_as_the_authors_do():
     weights = released_weights(Sizes(**{**size.__dict__, "full": (0,)}))
     pipe.transformer = load_released(weights)
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
-    pipe.register_to_config(max_sequence_length=512)
+    pipe.register_to_config(max_sequence_length=512, prediction="velocity", solver_order=1)
     pipe.tokenizer.model_max_length = 512
     pipe.set_progress_bar_config(disable=True)
     pipe.text_encoder.eval()

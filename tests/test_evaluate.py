@@ -177,7 +177,7 @@ def classifier_stage(**settings) -> ClassifierStage:
 def test_the_classifier_learns_a_small_pool():
     stage = classifier_stage(pool=8)
     while stage.pool.made < 8:
-        stage.pool.add()
+        stage.pool.put(stage.pool.make())
     video, numbers = (ring[:8] for ring in stage.pool.rings)
     optimizer = torch.optim.Adam(stage.model.parameters(), lr=5e-3)
     for _ in range(60):

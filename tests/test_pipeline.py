@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from itertools import pairwise
-from math import log, nan, sqrt
+from math import exp, inf, log, nan, sqrt
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from tiny import randomise, tiny_wan
 
 from ultragen.pipeline import GenerationError, UltraGenPipeline
+from ultragen.prediction import DATA_STD, to_velocity
 from ultragen.training.models import TINY_SIZE, build_pipeline
 from ultragen.transformer import UltraGenTransformer3DModel
 
@@ -120,28 +121,51 @@ def embed(pipe: UltraGenPipeline, words: str) -> torch.Tensor:
     return text
 
 
+def clean_latents(output, noisy: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Karras et al., table 1, for signal 1 − σ: what a preconditioned output says of the data."""
+    d = DATA_STD
+    scale, noise = 1 - sigma, sigma / (1 - sigma) if sigma < 1 else inf
+    if noise == inf:  # x_1 is noise alone, and says nothing
+        return output
+    skip = d**2 / (d**2 + noise**2)
+    out = noise / (d**2 + noise**2) ** 0.5  # of unit size where there is no signal
+    return skip * noisy / scale + out * output
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("steps", [1, 2, 5])
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 @pytest.mark.parametrize("height, width", [(96, 128), (160, 96)])
-def test_the_loop_is_euler_on_shifted_sigmas(pipe, steps, guidance, height, width):
-    """σ_i = 1 − i/N, shifted to sσ / (1 + (s − 1)σ), where s grows with the square root of the
-    tokens in a frame; x ← x + (σ_{i+1} − σ_i)(v₋ + g(v₊ − v₋))."""
+def test_the_loop_is_the_second_order_solver(pipe, steps, guidance, height, width):
+    """DPM-Solver++(2M) as in its paper, with λ = log((1 − σ)/σ); noise levels u shifted by s^u,
+    where s grows with the square root of the tokens in a frame."""
     rows, columns = height // 32, width // 32
     shift = TINY_SIZE.base_shift * sqrt(
         rows * columns / (TINY_SIZE.base_tokens[0] * TINY_SIZE.base_tokens[1])
     )
-    sigmas = [1 - i / steps for i in range(steps)] + [0.0]
-    sigmas = [shift * s / (1 + (shift - 1) * s) for s in sigmas]
+    even = [1 - i / steps for i in range(steps)] + [0.0]
+    sigmas = [shift**u * u / (1 + (shift**u - 1) * u) for u in even]
     positive, negative = embed(pipe, "a calm lake"), embed(pipe, "the sea")
     x = torch.randn((1, TINY_SIZE.z_dim, 2, 2 * rows, 2 * columns), generator=seed(5))
+    ratios, data = [], []
     for sigma, following in pairwise(sigmas):
         towards, away = (
-            pipe.transformer(x, torch.tensor([1000 * sigma]), text, windows=2).sample
+            clean_latents(
+                pipe.transformer(x, torch.tensor([1000 * sigma]), text, windows=2).sample, x, sigma
+            )
             for text in (positive, negative)
         )
-        velocity = away + guidance * (towards - away) if guidance > 1 else towards
-        x = x + (following - sigma) * velocity
+        data.append(away + guidance * (towards - away) if guidance > 1 else towards)
+        ratios.append(log((1 - sigma) / sigma) if sigma < 1 else -inf)
+        expected = data[-1]
+        if following > 0:
+            h = log((1 - following) / following) - ratios[-1]
+            if len(data) > 1:
+                r = (ratios[-1] - ratios[-2]) / h
+                expected = (1 + 1 / (2 * r)) * data[-1] - 1 / (2 * r) * data[-2]
+            x = following / sigma * x - (1 - following) * (exp(-h) - 1) * expected
+        else:
+            x = expected
 
     run = {**RUN, "height": height, "width": width, "num_inference_steps": steps}
     run |= {"guidance_scale": guidance, "negative_prompt": "the sea"}
@@ -168,11 +192,53 @@ def test_a_fixed_shift_spaces_the_steps_as_wan_does(changeable, steps, shift):
     torch.testing.assert_close(timesteps.double(), 1000 * expected[:-1], rtol=1e-5, atol=1e-3)
 
 
-@pytest.mark.parametrize("tokens, expected", [(144, 3.0), (144 * 4, 6.0), (144 * 16, 12.0)])
-def test_the_shift_doubles_with_the_side_of_the_frame(pipe, tokens, expected):
+@pytest.mark.parametrize("tokens, expected", [(144, 12.0), (144 * 4, 24.0), (144 * 16, 48.0)])
+def test_the_shift_doubles_with_the_side_of_the_frame_and_falls_with_the_noise(
+    pipe, tokens, expected
+):
     _, sigmas = pipe.prepare_schedule(2, tokens, torch.device("cpu"))
-    assert sigmas[1].item() == pytest.approx(expected * 0.5 / (1 + (expected - 1) * 0.5), rel=1e-5)
-    assert pipe.scheduler.config.base_shift == pytest.approx(log(3.0))
+    half = sqrt(expected)  # s^u at u = ½
+    assert sigmas[1].item() == pytest.approx(half * 0.5 / (1 + (half - 1) * 0.5), rel=1e-5)
+    assert pipe.scheduler.config.base_shift == pytest.approx(log(12.0))
+
+
+# What the output means
+
+
+@pytest.mark.parametrize("sigma", [1e-4, 0.02, 0.3, 0.5, 0.9, 0.999])
+def test_a_preconditioned_output_is_karras_and_colleagues(sigma):
+    output, noisy = torch.randn(2, 3, 4, 2, 2, 2).double()
+    velocity = to_velocity(output, noisy, torch.full((3,), sigma), "preconditioned")
+    expected = (noisy - clean_latents(output, noisy, sigma)) / sigma
+    # The expected values themselves are differences of nearly equal numbers at little noise.
+    torch.testing.assert_close(velocity.double(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_velocity_is_taken_as_it_is():
+    output, noisy = torch.randn(2, 3, 4, 2, 2, 2)
+    assert torch.equal(to_velocity(output, noisy, torch.rand(3), "velocity"), output)
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.3, 0.7, 1.0])
+def test_noise_levels_differ_within_a_batch(sigma):
+    output, noisy = torch.randn(2, 2, 4, 2, 2, 2)
+    both = to_velocity(output, noisy, torch.tensor([sigma, 0.5]), "preconditioned")
+    one = to_velocity(output[:1], noisy[:1], torch.tensor(sigma), "preconditioned")
+    torch.testing.assert_close(both[:1], one)
+
+
+@pytest.mark.parametrize(
+    "setting, hint", [({"prediction": "noise"}, "prediction"), ({"solver_order": 3}, "1 or 2")]
+)
+def test_unknown_settings_of_the_sampler_are_refused(pipe, setting, hint):
+    with pytest.raises(ValueError, match=hint):
+        UltraGenPipeline(**pipe.components, **setting)
+
+
+def test_the_sampler_s_settings_are_kept(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    for loaded in (UltraGenPipeline.from_pretrained(tmp_path), pipe.base_pipeline()):
+        assert loaded.config.prediction == "preconditioned" and loaded.config.solver_order == 2
 
 
 @pytest.mark.parametrize("guidance, calls", [(0.0, 3), (1.0, 3), (1.01, 6), (5.0, 6)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import pickle
 from dataclasses import replace
 from math import nan
 from pathlib import Path
@@ -17,7 +18,10 @@ from torch import Tensor, nn
 
 from ultragen.classifier import AttributeClassifier, load_classifier
 from ultragen.pipeline import UltraGenPipeline
+from ultragen.prediction import DATA_STD
 from ultragen.training.autoencoder import AutoencoderStage
+from ultragen.training.captions import WEATHERS
+from ultragen.training.clips import ClipSize
 from ultragen.training.data import (
     HELD_OUT_SEEDS,
     ClipMaker,
@@ -26,13 +30,17 @@ from ultragen.training.data import (
     caption_variants,
     tokenize,
 )
+from ultragen.training.distill import DistillStage, Trajectories
+from ultragen.training.flow_matching import FlowMatchingStage
 from ultragen.training.loop import Stage, Trainer, TrainingConfig
 from ultragen.training.models import TINY_SIZE, build_autoencoder, build_pipeline
-from ultragen.training.scenes import ALLOWED, render, sample_scene
+from ultragen.training.muon import MuonAdamW, hidden_matrices, orthogonalize
+from ultragen.training.remote import Renderers, pack, unpack
+from ultragen.training.scenes import ALLOWED, make_scene, render, sample_scene
 from ultragen.training.stages import STAGES, Sources, assemble, train
 from ultragen.training.text import build_tokenizer
 from ultragen.training.tiny import TINY
-from ultragen.training.transformer import ClipSize, FlowMatchingStage
+from ultragen.training.transformer import TextToLatents
 from ultragen.transformer import UltraGenTransformer3DModel
 from ultragen.upscale import UpscalerNetwork
 
@@ -193,15 +201,15 @@ def test_a_pool_keeps_the_newest():
     made = pool.made
     assert len(pool) == min(made, 4)
     while pool.made < made + 9:
-        pool.add()
+        pool.put(make())
     values, negatives = pool.sample(200)
     assert set(values.tolist()) == set(range(pool.made - 4, pool.made))
     assert torch.equal(negatives, -values)
 
 
 def test_a_pool_that_is_not_full_gives_only_what_was_made():
-    pool = Pool(lambda: (torch.full((3,), 5.0),), capacity=100, share=0.0, first=3)
-    pool.add()
+    pool = Pool(None, capacity=100, share=0.0, first=3)
+    pool.put((torch.full((3,), 5.0),))
     pool.rings[0][3:] = nan
     assert torch.equal(pool.sample(50)[0], torch.full((50,), 5.0))
 
@@ -212,6 +220,19 @@ def test_captions_vary_and_some_say_less():
     assert len(texts) == 6 and all(texts)
     assert texts == caption_variants(scene, 6)
     assert len(set(texts)) > 1
+
+
+def test_foul_weather_is_never_left_unsaid():
+    """Who does not name the weather is shown fair weather."""
+    scenes = [make_scene(seed, weather=weather) for seed in range(40) for weather in WEATHERS]
+    for scene in scenes:
+        weather = scene.attributes.weather
+        unsaid = [
+            text
+            for text in caption_variants(scene, 6)
+            if not any(clause in text for clause in WEATHERS[weather])
+        ]
+        assert not unsaid or weather in ("clear", "scattered"), (weather, unsaid)
 
 
 def test_tokens_have_one_length():
@@ -246,7 +267,7 @@ def test_the_autoencoder_learns_a_small_pool():
         frame_sizes=((64, 96),),
     )  # fmt: skip
     stage.setup(torch.device("cpu"), 0, 1)
-    stage.pool.add()
+    stage.pool.put(stage.pool.make())
     batch = stage.pool.sample(2)[0].float() / 127.5 - 1
     optimizer = torch.optim.Adam(stage.model.parameters(), lr=3e-3)
     losses = []
@@ -273,6 +294,7 @@ SMALL = ClipSize(96, 128, num_frames=5, batch_size=2, pool=2, first=2, chunk=2, 
 def test_the_flow_matching_loss_is_of_noise_minus_data(monkeypatch):
     """At x_σ = (1 − σ)x + σε, a model that answers ε − x has no loss."""
     stage = flow_stage((SMALL,))
+    stage.pipeline.register_to_config(prediction="velocity")
     clean, noise = torch.randn(2, 8, 2, 6, 8), torch.randn(2, 8, 2, 6, 8)
     monkeypatch.setattr(torch, "randn_like", lambda *_: noise)
     seen = {}
@@ -283,7 +305,7 @@ def test_the_flow_matching_loss_is_of_noise_minus_data(monkeypatch):
         seen.update(extra)
         return noise - clean
 
-    losses = stage.loss(perfect, (SMALL, clean, torch.zeros(2, 64, dtype=torch.long)))
+    losses = stage.loss(perfect, (SMALL, 2, clean, torch.zeros(2, 64, dtype=torch.long)))
     assert losses["loss"] == 0
     assert seen == {"windows": 2}
 
@@ -299,6 +321,32 @@ def test_noise_levels_are_shifted_as_the_schedule_is(side):
     assert sigmas.median().item() == pytest.approx(schedule[1].item(), abs=0.02)
 
 
+def test_a_preconditioned_model_without_error_has_no_loss(monkeypatch):
+    """Its output, made from the data, gives the data's velocity."""
+    stage = flow_stage((SMALL,))
+    clean, noise = torch.randn(2, 8, 2, 6, 8), torch.randn(2, 8, 2, 6, 8)
+    monkeypatch.setattr(torch, "randn_like", lambda *_: noise)
+
+    def perfect(noisy, timestep, ids, **extra):
+        sigma = timestep.view(-1, 1, 1, 1, 1) / 1000
+        signal = DATA_STD**2 * (1 - sigma)
+        square = signal * (1 - sigma) + sigma**2
+        return (clean - signal / square * noisy) * square.sqrt() / sigma
+
+    losses = stage.loss(perfect, (SMALL, 2, clean, torch.zeros(2, 64, dtype=torch.long)))
+    assert losses["loss"].item() < 1e-6
+
+
+def test_all_processes_choose_the_same_clips():
+    sizes = tuple(replace(SMALL, height=96 + 32 * i, windows=(2, 4)) for i in range(3))
+    stages = [flow_stage(()) for _ in range(2)]
+    for stage in stages:
+        stage.sizes = sizes
+    choices = [[stage.choose(step) for step in range(40)] for stage in stages]
+    assert choices[0] == choices[1]
+    assert len(set(choices[0])) == 6
+
+
 def test_text_encoder_and_transformer_learn_together():
     stage = flow_stage((SMALL,))
     stage.loss(stage.model, stage.batch(0))["loss"].backward()
@@ -306,6 +354,169 @@ def test_text_encoder_and_transformer_learn_together():
         assert any(p.grad is not None and p.grad.any()
                    for p in getattr(stage.model, part).parameters()), part  # fmt: skip
     assert all(p.grad is None for p in stage.pipeline.vae.parameters())
+
+
+# Distillation
+
+
+def straight(velocity: Tensor):
+    """A teacher whose trajectories are straight lines."""
+    return lambda x, sigma, ids: velocity.expand_as(x) * (1 + ids.view(-1, 1, 1, 1, 1))
+
+
+def test_trajectories_hold_all_steps_and_begin_anew():
+    torch.manual_seed(0)
+    starts = itertools.count()
+
+    def start(number: int) -> tuple[Tensor, Tensor]:
+        ids = torch.tensor([next(starts) for _ in range(number)])
+        return torch.randn(number, 2, 1, 2, 2), ids
+
+    sigmas = torch.tensor([1.0, 0.8, 0.5, 0.3, 0.2, 0.1, 0.0])
+    velocity = torch.randn(1, 2, 1, 2, 2)
+    clips = Trajectories(sigmas, 2, start, straight(velocity), 7)
+    assert clips.steps == 3
+    assert clips.step.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    seen = set()
+    for _ in range(6):
+        latents, sigma, ids, learnt = clips.advance()
+        assert set(sigma.tolist()) <= {1.0, 0.5, sigmas[4].item()}
+        # The mean over two of the teacher's steps of a straight line is the line's own velocity.
+        torch.testing.assert_close(learnt, straight(velocity)(latents, sigma, ids))
+        seen |= set(ids.tolist())
+    assert len(seen) == 18  # a clip on its way is replaced when it arrives, and only then
+
+
+def test_a_student_learns_the_mean_of_the_teacher_s_steps():
+    torch.manual_seed(0)
+    field = lambda x, sigma, ids: x * sigma.view(-1, 1, 1, 1, 1)  # noqa: E731
+    sigmas = torch.tensor([1.0, 0.6, 0.0])
+    clips = Trajectories(sigmas, 2, lambda n: (torch.ones(n, 1, 1, 1, 1), torch.zeros(n)), field, 1)
+    latents, sigma, _, velocity = clips.advance()
+    between = 1 + (0.6 - 1) * 1.0
+    after = between + (0.0 - 0.6) * 0.6 * between
+    assert latents.item() == sigma.item() == 1
+    assert velocity.item() == pytest.approx((after - 1) / (0 - 1), rel=1e-6)
+
+
+def test_the_teacher_is_guided_and_stays_as_it_was():
+    torch.manual_seed(0)
+    pipe = build_pipeline(TINY_SIZE, ["a", "lake"])
+    for parameter in pipe.transformer.parameters():
+        parameter.data.normal_(0, 0.1)
+    stage = DistillStage(pipe, (SMALL,), steps=2, stride=1, guidance_scale=3.0)
+    stage.setup(torch.device("cpu"), 0, 1)
+    _, _, (latents, sigma, ids, velocity) = stage.batch(0)
+    with torch.no_grad():
+        told = stage.velocity(stage.model, latents, sigma, ids, 2)
+        plain = stage.velocity(stage.model, latents, sigma, stage.empty.expand_as(ids), 2)
+    torch.testing.assert_close(velocity, plain + 3 * (told - plain), rtol=1e-3, atol=1e-3)
+    before = [p.clone() for p in stage.teacher.parameters()]
+    stage.loss(stage.model, stage.batch(1))["loss"].backward()
+    with torch.no_grad():
+        for parameter in stage.model.parameters():
+            parameter.add_(1.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, stage.teacher.parameters(), strict=True))
+    assert all(p.grad is None for p in stage.teacher.parameters())
+
+
+# Muon
+
+
+def test_orthogonalised_matrices_have_singular_values_near_one():
+    torch.manual_seed(0)
+    for shape in ((3, 8, 20), (2, 20, 8), (1, 12, 12)):
+        values = torch.linalg.svdvals(orthogonalize(torch.randn(shape)))
+        assert values.min() > 0.3 and values.max() < 1.3
+
+
+def test_matrices_of_one_shape_do_not_touch_each_other():
+    torch.manual_seed(0)
+    together = [nn.Parameter(torch.randn(6, 4)) for _ in range(3)]
+    alone = [nn.Parameter(p.detach().clone()) for p in together]
+    gradients = torch.randn(3, 6, 4)
+    both = [MuonAdamW(together, [], lr=0.01), *(MuonAdamW([p], [], lr=0.01) for p in alone)]
+    for _ in range(3):
+        for parameters in (together, alone):
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient.clone()
+        for optimizer in both:
+            optimizer.step()
+    for a, b in zip(together, alone, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_muon_leaves_other_parameters_to_adamw():
+    torch.manual_seed(0)
+    hidden, bias = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(4))
+    plain = nn.Parameter(bias.detach().clone())
+    ours = MuonAdamW([hidden], [bias], lr=0.01, weight_decay=0.1)
+    adamw = torch.optim.AdamW([plain], lr=0.01, weight_decay=0.1)
+    start = hidden.detach().clone()
+    for _ in range(5):
+        hidden.grad, bias.grad = torch.randn(4, 4), torch.randn(4)
+        plain.grad = bias.grad.clone()
+        ours.step()
+        adamw.step()
+    assert torch.equal(bias, plain)
+    assert not torch.equal(hidden, start) and hidden.grad is not None
+
+
+def test_hidden_matrices_are_those_of_the_blocks():
+    pipe = build_pipeline(TINY_SIZE, ["a", "lake"])
+    model = TextToLatents(pipe.text_encoder, pipe.transformer)
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = {names[id(p)] for p in hidden_matrices(model)}
+    assert "transformer.blocks.0.attn1.to_q.weight" in found
+    assert any(name.startswith("text_encoder.encoder.block.0") for name in found)
+    assert not any(
+        word in name
+        for name in found
+        for word in ("lora", "gate", "embed", "proj_out", "norm", "table", "conv")
+    )
+
+
+# Devices that render
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.long, torch.float32, torch.uint8])
+def test_packed_tensors_arrive_as_they_were(dtype):
+    x = torch.arange(24).reshape(2, 3, 4).to(dtype).transpose(0, 1)
+    values, kind = pickle.loads(pickle.dumps(pack(x)))
+    assert torch.equal(unpack(values, kind), x) and kind == dtype
+
+
+def numbers(device: torch.device, rank: int):
+    """Two kinds of examples that tell who made them."""
+    counts = [itertools.count(), itertools.count()]
+    return [
+        lambda kind=kind: (torch.tensor([[rank, kind, next(counts[kind])]]),) for kind in (0, 1)
+    ]
+
+
+def failing(device: torch.device, rank: int):
+    raise OSError("no such device")
+
+
+def test_renderers_make_what_training_starts_with_and_go_on():
+    renderers = Renderers(numbers, weights=[0.5, 0.5], first=[4, 2], devices=["cpu", "cpu"])
+    try:
+        made: list[list[int]] = []
+        while len(made) < 40:
+            made += [x[0].tolist() for _, (x,) in renderers.collect(wait=True)]
+    finally:
+        renderers.stop()
+    for rank in (0, 1):
+        kinds = [kind for r, kind, _ in made if r == rank]
+        assert kinds[:3] == [0, 0, 1]
+        assert {0, 1} <= set(kinds[3:])
+    assert not any(process.is_alive() for process in renderers.processes)
+
+
+def test_a_renderer_that_ends_is_reported():
+    renderers = Renderers(failing, weights=[1.0], first=[1], devices=["cpu"])
+    with pytest.raises(RuntimeError, match="rendering processes ended"):
+        renderers.collect(wait=True)
 
 
 # Stages

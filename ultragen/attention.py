@@ -13,6 +13,8 @@ diffusion timestep fuse the branches (eq. 3).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
+from importlib.util import find_spec
 from math import log
 from typing import Literal, cast
 
@@ -25,6 +27,8 @@ from torch.nn import functional as F
 
 from .layout import GLOBAL_FACTOR, HIERARCHICAL_FACTOR, AttentionLayout, Rotary, WindowLayout
 from .windows import merge_windows, split_windows
+
+HAS_TRITON = find_spec("triton") is not None
 
 
 def apply_rotary(x: Tensor, rotary: Rotary) -> Tensor:
@@ -42,14 +46,47 @@ def apply_rotary(x: Tensor, rotary: Rotary) -> Tensor:
     )
 
 
+class RotaryNorm(nn.RMSNorm):
+    """The norm of queries or keys across heads, and the rotation by their positions."""
+
+    def forward(self, x: Tensor, rotary: Rotary, heads: int) -> Tensor:  # type: ignore[override]
+        """b t h w d → b t h w d."""
+        return apply_rotary(super().forward(x).unflatten(-1, (heads, -1)), rotary).flatten(-2)
+
+
 def resize(grid: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
     """Bilinear resampling of b t h w d to other rows and columns; the same size is returned as
     it is."""
-    if grid.shape[2:4] == size:
+    height, width = grid.shape[2:4]
+    if (height, width) == size:
         return grid
-    frames = rearrange(grid, "b t h w d -> (b t) d h w")
-    frames = F.interpolate(frames, size, mode="bilinear", align_corners=False, antialias=antialias)
-    return rearrange(frames, "(b t) d h w -> b t h w d", t=grid.shape[1])
+    if not grid.is_cuda:
+        frames = rearrange(grid, "b t h w d -> (b t) d h w")
+        frames = F.interpolate(
+            frames, size, mode="bilinear", align_corners=False, antialias=antialias
+        )
+        return rearrange(frames, "(b t) d h w -> b t h w d", t=grid.shape[1])
+    # The same as two products: the library's gradient adds up atomically, and so does not give
+    # the same sum twice, and takes many times as long.
+    rows = interpolation(height, size[0], antialias, grid.device, grid.dtype)
+    columns = interpolation(width, size[1], antialias, grid.device, grid.dtype)
+    b, t = grid.shape[:2]
+    grid = rows.expand(b * t, -1, -1) @ rearrange(grid, "b t h w d -> (b t) h (w d)")
+    grid = rearrange(grid, "n h (w d) -> (n h) w d", w=width)
+    grid = columns.expand(len(grid), -1, -1) @ grid
+    return rearrange(grid, "(b t h) w d -> b t h w d", b=b, t=t)
+
+
+@lru_cache(maxsize=64)
+def interpolation(
+    length: int, to: int, antialias: bool, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """The matrix to × length that resamples an axis linearly."""
+    units = torch.eye(length)[None, :, :, None]
+    columns = F.interpolate(
+        units, (to, 1), mode="bilinear", align_corners=False, antialias=antialias
+    )
+    return columns[0, :, :, 0].T.to(device, dtype)
 
 
 def zero_bias(layer: nn.Linear | nn.Conv2d | nn.Conv3d) -> None:
@@ -103,10 +140,32 @@ class TimeGate(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.constant_(last.bias, log(initial / (1 - initial)))
 
-    def forward(self, timestep: Tensor) -> Tensor:
-        """b freq_dim → b 1 1 1 d."""
-        timestep = timestep.to(next(self.parameters()).dtype)
-        return self.projection(self.embedding(timestep)).sigmoid()[:, None, None, None]
+    def forward(self, timestep: Tensor, fine: Tensor, coarse: Tensor) -> Tensor:
+        """Timestep b freq_dim, branches b t h w d → their weighted sum, b t h w d."""
+        gate = self.projection(self.embedding(timestep.to(next(self.parameters()).dtype)))
+        gate = gate.sigmoid()[:, None, None, None]
+        return gate * fine + (1 - gate) * coarse
+
+
+class Compression(nn.Conv2d):
+    """Depthwise convolution whose stride is its size, on tokens (eq. 2)."""
+
+    def forward(self, grid: Tensor) -> Tensor:
+        """b t h w d → b t ⌈h/factor⌉ ⌈w/factor⌉ d; edges are repeated where needed."""
+        height, width = self.kernel_size
+        for axis, size in ((2, height), (3, width)):
+            if missing := -grid.shape[axis] % size:
+                edge = grid.narrow(axis, grid.shape[axis] - 1, 1)
+                grid = torch.cat([grid, *[edge] * missing], dim=axis)
+        if not grid.is_cuda:
+            frames = rearrange(grid, "b t h w d -> (b t) d h w")
+            return rearrange(super().forward(frames), "(b t) d h w -> b t h w d", t=grid.shape[1])
+        # The patches don't overlap, so this is a weighted sum: the library's gradients of a
+        # depthwise convolution are slow.
+        patches = rearrange(grid, "b t (h i) (w j) d -> b t h i w j d", i=height, j=width)
+        weight = rearrange(self.weight, "d 1 i j -> i 1 j d").to(grid.dtype)
+        out = (patches * weight).sum((3, 5))
+        return out if self.bias is None else out + self.bias.to(grid.dtype)
 
 
 class CompressedBranch(nn.Module):
@@ -140,7 +199,7 @@ class CompressedBranch(nn.Module):
         self.lora_q, self.lora_k, self.lora_v = (
             LowRankUpdate(dim, rank) if rank else NoUpdate() for _ in range(3)
         )
-        self.compression = nn.Conv2d(dim, dim, factor, stride=factor, groups=dim)
+        self.compression = Compression(dim, dim, factor, stride=factor, groups=dim)
         self.decompression = nn.Conv3d(dim, dim, 3, padding=1, groups=dim)
         self.gate = gate
         nn.init.constant_(self.compression.weight, 1 / factor**2)
@@ -148,29 +207,26 @@ class CompressedBranch(nn.Module):
         nn.init.dirac_(self.decompression.weight, groups=dim)
         zero_bias(self.decompression)
 
-    def compress(self, grid: Tensor) -> Tensor:
-        """b t h w d → b t ⌈h/factor⌉ ⌈w/factor⌉ d (eq. 2); edges are repeated where needed."""
-        height, width = grid.shape[2:4]
-        frames = rearrange(grid, "b t h w d -> (b t) d h w")
-        if height % self.factor or width % self.factor:
-            frames = F.pad(frames, (0, -width % self.factor, 0, -height % self.factor), "replicate")
-        return rearrange(self.compression(frames), "(b t) d h w -> b t h w d", t=grid.shape[1])
-
     def decompress(self, grid: Tensor, height: int, width: int) -> Tensor:
-        """Inverse of `compress` in shape (eq. 5): b t h' w' d → b t height width d."""
+        """Inverse of `compression` in shape (eq. 5): b t h' w' d → b t height width d."""
         padded = (height + -height % self.factor, width + -width % self.factor)
         volume = resize(grid, padded)[:, :, :height, :width]
-        volume = rearrange(volume, "b t h w d -> b d t h w")
-        if volume.is_cuda:
-            # On a CPU the channels-last view is the faster one; benchmarks/decompression.py
-            # compares them.
-            volume = volume.contiguous()
-        volume = self.decompression(volume)
-        return rearrange(volume, "b d t h w -> b t h w d")
+        return depthwise(volume, self.decompression)
+
+
+def depthwise(grid: Tensor, convolution: nn.Conv3d) -> Tensor:
+    """A depthwise 3 × 3 × 3 convolution of tokens b t h w d."""
+    if grid.is_cuda and HAS_TRITON:
+        from .kernels.depthwise import depthwise_conv3d
+
+        return depthwise_conv3d(grid, convolution.weight, convolution.bias)
+    # On a CPU the channels-last view that the token order gives is the faster one.
+    volume = convolution(rearrange(grid, "b t h w d -> b d t h w"))
+    return rearrange(volume, "b d t h w -> b t h w d")
 
 
 class WindowAttnProcessor:
-    """Rotary attention within windows, through diffusers' dispatcher: the one place where the
+    """Attention within windows, through diffusers' dispatcher: the one place where the
     kernel is chosen (`set_attention_backend`)."""
 
     _attention_backend = None
@@ -180,11 +236,7 @@ class WindowAttnProcessor:
         self, attn: UltraGenAttention, query: Tensor, key: Tensor, value: Tensor, at: WindowLayout
     ) -> Tensor:
         """Query, key, value and result: b t h w d."""
-        query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in (query, key, value))
-        query, key = apply_rotary(query, at.rotary), apply_rotary(key, at.rotary)
-        groups = zip(
-            *(split_windows(x.flatten(-2), at.partition) for x in (query, key, value)), strict=True
-        )
+        groups = zip(*(split_windows(x, at.partition) for x in (query, key, value)), strict=True)
         windows = [self._attend(attn.heads, *group) for group in groups]
         return merge_windows(windows, at.partition)
 
@@ -247,8 +299,8 @@ class UltraGenAttention(nn.Module, AttentionModuleMixin):
         self.to_k = nn.Linear(dim, dim)
         self.to_v = nn.Linear(dim, dim)
         self.to_out = nn.ModuleList([nn.Linear(dim, dim), nn.Dropout(0.0)])
-        self.norm_q = nn.RMSNorm(dim, eps=eps)
-        self.norm_k = nn.RMSNorm(dim, eps=eps)
+        self.norm_q = RotaryNorm(dim, eps=eps)
+        self.norm_k = RotaryNorm(dim, eps=eps)
         # From fine to coarse, the order of fusion (eq. 3).
         specs = {
             "hierarchical": (HIERARCHICAL_FACTOR, "key"),
@@ -297,8 +349,7 @@ class UltraGenAttention(nn.Module, AttentionModuleMixin):
 
         fused = self.local(grid, layout.local)
         for branch, at in self.fusion(layout):
-            gate = branch.gate(layout.timestep)
-            fused = gate * fused + (1 - gate) * self.compressed(branch, grid, at)
+            fused = branch.gate(layout.timestep, fused, self.compressed(branch, grid, at))
 
         out = rearrange(fused.type_as(hidden_states), "b t h w d -> b (t h w) d")
         return self.to_out[1](self.to_out[0](out))
@@ -306,16 +357,18 @@ class UltraGenAttention(nn.Module, AttentionModuleMixin):
     def local(self, grid: Tensor, at: WindowLayout) -> Tensor:
         """Windows at full resolution with the base weights (eq. 6-9)."""
         x = resize(grid, at.size, self.resize_antialias)
-        query, key, value = self.norm_q(self.to_q(x)), self.norm_k(self.to_k(x)), self.to_v(x)
+        query = self.norm_q(self.to_q(x), at.rotary, self.heads)
+        key = self.norm_k(self.to_k(x), at.rotary, self.heads)
+        value = self.to_v(x)
         out = self.processor(self, query, key, value, at)
         return resize(out, (grid.shape[2], grid.shape[3]), self.resize_antialias)
 
     def compressed(self, branch: CompressedBranch, grid: Tensor, at: WindowLayout) -> Tensor:
         """Windows, or one window, of the compressed grid with updated weights (eq. 2-5, 10-11)."""
-        x = resize(branch.compress(grid), at.size, self.resize_antialias)
+        x = resize(branch.compression(grid), at.size, self.resize_antialias)
         to_key = {"key": self.to_k, "query": self.to_q}[branch.keys_from]
-        query = self.norm_q(self.to_q(x) + branch.lora_q(x))
-        key = self.norm_k(to_key(x) + branch.lora_k(x))
+        query = self.norm_q(self.to_q(x) + branch.lora_q(x), at.rotary, self.heads)
+        key = self.norm_k(to_key(x) + branch.lora_k(x), at.rotary, self.heads)
         value = self.to_v(x) + branch.lora_v(x)
         out = self.processor(self, query, key, value, at)
         return branch.decompress(out, *grid.shape[2:4])

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -413,6 +414,10 @@ def train(
     profile_step: Annotated[
         int | None, typer.Option(min=1, help="Profile a few steps after this one.")
     ] = None,
+    render_on: Annotated[
+        list[str] | None,
+        typer.Option(help="A device that only renders, such as cuda:1; may be repeated."),
+    ] = None,
     tiny: Annotated[bool, typer.Option("--tiny", help="A toy model, to try the steps.")] = False,
 ) -> None:
     """Train one stage; a stage that was stopped goes on from its last checkpoint."""
@@ -431,7 +436,8 @@ def train(
         seed=seed,
         profile_step=profile_step,
     )
-    weights = train_stage(stage, config, TINY if tiny else StageOptions(), start_from)
+    options = replace(TINY if tiny else StageOptions(), render_on=tuple(render_on or ()))
+    weights = train_stage(stage, config, options, start_from)
     if os.environ.get("RANK", "0") == "0":
         print(f"Written: {weights}")
 

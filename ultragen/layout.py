@@ -43,7 +43,9 @@ class WindowLayout:
     rotary: Rotary
 
 
-@dataclass(frozen=True)
+# Not frozen: torch.compile looks into every field of a frozen dataclass that passes a graph break,
+# and compiles anew for each way of cutting windows.
+@dataclass(eq=False)
 class AttentionLayout:
     """What the layers of one parity need to know of the input.
 

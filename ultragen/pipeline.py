@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import log
 from numbers import Integral, Real
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -27,11 +27,47 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 from .autoencoder import CompactAutoencoder, denormalize
+from .prediction import Prediction, to_velocity
 from .transformer import UltraGenTransformer3DModel
 from .windows import check_windows
 
 OutputType = Literal["np", "pt", "uint8", "latent"]
 StepCallback = Callable[["UltraGenPipeline", int, Tensor, dict[str, Any]], dict[str, Any] | None]
+
+
+ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, Tensor)
+
+
+def shifted(sigma: ArrayOrTensor, shift: ArrayOrTensor | float) -> ArrayOrTensor:
+    """Noise levels in [0, 1] moved towards more noise: odds σ/(1 − σ) times `shift`."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def falling_shift(u: Tensor, log_shift: float) -> Tensor:
+    """The noise level at u in [0, 1], shifted by s^u.
+
+    A large frame needs many steps where there is much noise, because its composition is decided
+    there; with the same shift at all levels none would be left for its detail.
+    """
+    return shifted(u, (log_shift * u).exp())
+
+
+def second_order(velocity: Tensor, clean: list[Tensor], sigmas: Tensor) -> Tensor:
+    """The velocity of a step of DPM-Solver++(2M) (Lu et al., 2022, algorithm 2).
+
+    Where a first-order step keeps the predicted clean latents constant, this one lets them go on
+    changing with the logarithm of the signal-to-noise ratio as they did in the step before.
+
+    Args:
+        velocity: At the step's start, b c t h w.
+        clean: The clean latents predicted at the step before, if there was one, and at this one.
+        sigmas: Noise levels of the step before, if there was one, of this one, and after it.
+    """
+    if len(clean) < 2 or sigmas[-1] == 0:
+        return velocity
+    before, now, after = torch.log((1 - sigmas) / sigmas)
+    change = (clean[1] - clean[0]) * (after - now) / (2 * (now - before))
+    return velocity - change / sigmas[1]
 
 
 class GenerationError(RuntimeError):
@@ -62,6 +98,9 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         transformer: Predicts the velocity.
         base_transformer: The dense low-resolution model that the transformer was converted from.
         max_sequence_length: Text tokens, padded with zero embeddings as in Wan.
+        prediction: What both transformers' outputs mean, see `prediction.to_velocity`.
+        solver_order: 1 for Euler's steps, as Wan samples; 2 extrapolates from the step before,
+            see `second_order`.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -77,8 +116,14 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         transformer: UltraGenTransformer3DModel | WanTransformer3DModel,
         base_transformer: WanTransformer3DModel | None = None,
         max_sequence_length: int = 512,
+        prediction: str = "velocity",
+        solver_order: int = 1,
     ) -> None:
         super().__init__()
+        if prediction not in get_args(Prediction):
+            raise ValueError(f"prediction must be one of {get_args(Prediction)}: {prediction!r}.")
+        if solver_order not in (1, 2):
+            raise ValueError(f"solver_order must be 1 or 2, not {solver_order!r}.")
         self.register_modules(
             tokenizer=tokenizer,
             text_encoder=text_encoder,
@@ -87,7 +132,11 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             transformer=transformer,
             base_transformer=base_transformer,
         )
-        self.register_to_config(max_sequence_length=max_sequence_length)
+        self.register_to_config(
+            max_sequence_length=max_sequence_length,
+            prediction=prediction,
+            solver_order=solver_order,
+        )
         self.interrupt = False
 
     def base_pipeline(self) -> UltraGenPipeline:
@@ -103,7 +152,12 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             )
         components = {**self.components, "transformer": self.base_transformer}
         components["scheduler"] = type(self.scheduler).from_config(self.scheduler.config)
-        return UltraGenPipeline(**components, max_sequence_length=self.config.max_sequence_length)
+        return UltraGenPipeline(
+            **components,
+            max_sequence_length=self.config.max_sequence_length,
+            prediction=self.config.prediction,
+            solver_order=self.config.solver_order,
+        )
 
     @classmethod
     def _maybe_expand_t2v_lora_for_i2v(cls, transformer: Any, state_dict: dict) -> dict:
@@ -206,16 +260,22 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
     def prepare_schedule(
         self, steps: int, tokens_per_frame: int, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """Sets the scheduler's sigmas: σ_i = 1 − i/steps, shifted by sσ / (1 + (s − 1)σ).
+        """Sets the scheduler's sigmas: u_i = 1 − i/steps, shifted to su / (1 + (s − 1)u).
+
+        With dynamic shifting s falls from its full value at u = 1 to 1 at u = 0, see
+        `falling_shift`.
 
         Returns:
             Timesteps in 0..1000 and sigmas, on `device`.
         """
-        shift = {}
-        if self.scheduler.config.use_dynamic_shifting:
-            shift["mu"] = self.log_shift(tokens_per_frame)
         sigmas = np.linspace(1.0, 0.0, steps, endpoint=False)
-        self.scheduler.set_timesteps(sigmas=sigmas, device=device, **shift)
+        if self.scheduler.config.use_dynamic_shifting:
+            mu = self.log_shift(tokens_per_frame)
+            # The scheduler multiplies its own shift, the full one, into what it is given.
+            sigmas = shifted(sigmas, np.exp(mu * (sigmas - 1)))
+            self.scheduler.set_timesteps(sigmas=sigmas, device=device, mu=mu)
+        else:
+            self.scheduler.set_timesteps(sigmas=sigmas, device=device)
         return self.scheduler.timesteps, self.scheduler.sigmas
 
     @torch.no_grad()
@@ -313,7 +373,7 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         extra: dict[str, Any],
         after_step: Callable[[int, Tensor, dict[str, Tensor]], dict[str, Tensor]],
     ) -> Tensor:
-        """The flow-matching ODE dx/dσ = v from noise (σ = 1) to data (σ = 0), by Euler.
+        """The flow-matching ODE dx/dσ = v from noise (σ = 1) to data (σ = 0).
 
         Args:
             latents: Noise, b c t h w in float32.
@@ -327,6 +387,7 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         Raises:
             GenerationError: if the result is not finite.
         """
+        clean: list[Tensor] = []
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for step, timestep in enumerate(timesteps):
                 velocity = self.velocity(
@@ -337,6 +398,9 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
                     guidance_scale,
                     extra,
                 )
+                if self.config.solver_order == 2:
+                    clean = [*clean[-1:], latents - sigmas[step] * velocity]
+                    velocity = second_order(velocity, clean, sigmas[max(step - 1, 0) : step + 2])
                 latents = latents + (sigmas[step + 1] - sigmas[step]) * velocity
                 embeds = after_step(step, timestep, {"latents": latents, **embeds})
                 latents = embeds.pop("latents")
@@ -376,6 +440,7 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         """The guided velocity, b c t h w in float32: v_neg + scale · (v_pos − v_neg)."""
         x = latents.to(self.transformer.dtype)
         time = timestep.expand(x.shape[0])
+        sigma = timestep / self.scheduler.config.num_train_timesteps
 
         def predict(embeds: Tensor, context: str) -> Tensor:
             with self.transformer.cache_context(context):
@@ -386,7 +451,7 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
                     return_dict=False,
                     **extra,
                 )
-            return out[0].float()
+            return to_velocity(out[0], latents, sigma, self.config.prediction)
 
         positive = predict(prompt_embeds, "cond")
         if negative_prompt_embeds is None or guidance_scale <= 1:

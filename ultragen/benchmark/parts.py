@@ -63,7 +63,6 @@ FUNCTIONS = {
     "apply_rotary_emb": "rotary positions",
     "ultragen.attention.apply_rotary": "rotary positions",
     "ultragen.attention.resize": "resizing",
-    "ultragen.attention.CompressedBranch.compress": "compression",
     "ultragen.attention.CompressedBranch.decompress": "decompression",
     "ultragen.attention.WindowAttnProcessor._attend": "window order",
     "ultragen.windows.split_windows": "window order",

@@ -12,11 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..autoencoder import CompactAutoencoder, normalize
-from .captions import caption
+from .captions import WEATHERS, caption
 from .scenes import Scene, render, sample_scene
 
 # Scenes with these seeds are never trained on: previews, tests and measurements use them.
 HELD_OUT_SEEDS = range(1_000_000)
+FAIR = ("clear", "scattered")
 
 
 class SceneStream:
@@ -42,14 +43,19 @@ class Pool:
     times while new ones replace the oldest.
 
     Args:
-        make: Gives some new examples: tensors with the examples along the first axis.
+        make: Gives some new examples: tensors with the examples along the first axis; None for a
+            pool that others `put` into.
         capacity: Examples kept.
         share: Part of the time that goes into new examples once the pool is full.
         first: Examples made before training starts.
     """
 
     def __init__(
-        self, make: Callable[[], tuple[Tensor, ...]], capacity: int, share: float, first: int
+        self,
+        make: Callable[[], tuple[Tensor, ...]] | None,
+        capacity: int,
+        share: float,
+        first: int,
     ) -> None:
         self.make, self.capacity, self.share, self.first = make, capacity, share, first
         self.made = 0
@@ -60,9 +66,8 @@ class Pool:
     def __len__(self) -> int:
         return min(self.made, self.capacity)
 
-    def add(self) -> None:
-        """Makes some examples and puts them in the place of the oldest."""
-        examples = self.make()
+    def put(self, examples: tuple[Tensor, ...]) -> None:
+        """Puts examples in the place of the oldest."""
         if not self.rings:
             self.rings = [x.new_empty((self.capacity, *x.shape[1:])) for x in examples]
         number = len(examples[0])
@@ -73,11 +78,13 @@ class Pool:
 
     def refresh(self) -> None:
         """Makes examples as long as they had less than their share of the time."""
+        if self.make is None:
+            return
         while self.made < self.first:
-            self.add()
+            self.put(self.make())
         while self.busy <= self.share * (time.monotonic() - self.since):
             start = time.monotonic()
-            self.add()
+            self.put(self.make())
             if self.rings[0].is_cuda:
                 torch.cuda.synchronize()
             self.busy += time.monotonic() - start
@@ -90,14 +97,16 @@ class Pool:
 
 def caption_variants(scene: Scene, number: int) -> list[str]:
     """Captions of one scene in several wordings; every third lacks some of its clauses, because
-    users don't describe everything."""
+    users don't describe everything. Who leaves the weather out expects fair weather: foul weather
+    is always named."""
+    foul = () if scene.attributes.weather in FAIR else WEATHERS[scene.attributes.weather]
     texts = []
     for i in range(number):
         text = caption(scene, seed=scene.seed * 31 + i)
         rng = random.Random(scene.seed * 31 + i)
         clauses = text.split(", ")
         if i % 3 == 2 and len(clauses) > 1:
-            kept = [clause for clause in clauses if rng.random() < 0.6]
+            kept = [clause for clause in clauses if rng.random() < 0.6 or clause in foul]
             text = ", ".join(kept or clauses[:1])
         texts.append(text)
     return texts

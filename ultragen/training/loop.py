@@ -17,6 +17,8 @@ from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import Tensor, nn
 
+from .muon import MuonAdamW, hidden_matrices
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -31,7 +33,7 @@ class TrainingConfig:
         learning_rate: Peak learning rate; None takes the stage's own.
         warmup_steps: Steps of linear warm-up.
         decay: Last part of the minutes, over which the learning rate falls to zero.
-        weight_decay: AdamW's.
+        weight_decay: Of the optimiser.
         max_grad_norm: Gradients are clipped to this norm.
         ema_decay: Of the averaged weights, which are the ones that are exported.
         checkpoint_minutes: Minutes between checkpoints.
@@ -75,6 +77,9 @@ class Stage(ABC):
 
     def setup(self, device: torch.device, rank: int, world: int) -> None:  # noqa: B027
         """Called once, before the first batch: moves frozen parts, fills caches."""
+
+    def teardown(self) -> None:  # noqa: B027
+        """Called once, after the last batch."""
 
     @abstractmethod
     def batch(self, step: int) -> Any:
@@ -148,8 +153,11 @@ class Trainer:
         # Every process draws other data and noise.
         set_seed(config.seed, device_specific=True)
         parameters = [p for p in stage.model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            parameters,
+        hidden = hidden_matrices(stage.model)
+        inside = set(map(id, hidden))
+        optimizer = MuonAdamW(
+            hidden,
+            [p for p in parameters if id(p) not in inside],
             lr=self.peak_rate,
             weight_decay=config.weight_decay,
             betas=(0.9, 0.99),
@@ -188,6 +196,7 @@ class Trainer:
             if accelerator.is_main_process and self.due_sample():
                 self.write_samples()
             done = self.fraction()
+        self.stage.teardown()
         if accelerator.is_main_process:
             self.save()
             self.write_samples()

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import log
-from typing import Any
+from typing import Any, Literal
 
 from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 
 from ..autoencoder import CompactAutoencoder
 from ..classifier import AttributeClassifier
 from ..pipeline import UltraGenPipeline
+from ..prediction import Prediction
 from ..transformer import UltraGenTransformer3DModel
 from .scenes import ALLOWED
 from .text import build_text_encoder, build_tokenizer
@@ -35,6 +36,8 @@ class ModelSize:
         base_tokens: Token rows and columns of the base model's frame.
         window_size: Token rows and columns of a window that `auto` keeps.
         base_shift: Shift of the noise schedule at the base model's frame.
+        prediction: What the transformers' outputs mean, see `prediction.to_velocity`.
+        solver_order: Of the sampler, see `UltraGenPipeline`.
     """
 
     z_dim: int = 48
@@ -49,7 +52,9 @@ class ModelSize:
     gate_dim: int = 64
     base_tokens: tuple[int, int] = (9, 16)
     window_size: tuple[float, float] = (8.5, 15.0)
-    base_shift: float = 3.0
+    base_shift: float = 12.0
+    prediction: Prediction = "preconditioned"
+    solver_order: Literal[1, 2] = 2
 
 
 EMBEDDED_SIZE = ModelSize()
@@ -135,4 +140,6 @@ def build_pipeline(size: ModelSize, words: Iterable[str]) -> UltraGenPipeline:
         transformer=convert(base, size),
         base_transformer=base,
         max_sequence_length=size.text_length,
+        prediction=size.prediction,
+        solver_order=size.solver_order,
     )

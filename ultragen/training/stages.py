@@ -25,6 +25,15 @@ from ..upscale import UpscalerNetwork
 from .autoencoder import AutoencoderStage
 from .captions import vocabulary
 from .classifier import ClassifierStage
+from .clips import (
+    BASE_DISTILL_SIZES,
+    BASE_SIZES,
+    DISTILL_SIZES,
+    ULTRAGEN_SIZES,
+    ClipSize,
+)
+from .distill import DistillStage
+from .flow_matching import FlowMatchingStage
 from .loop import Stage, Trainer, TrainingConfig
 from .models import (
     EMBEDDED_SIZE,
@@ -36,7 +45,6 @@ from .models import (
     convert,
 )
 from .text import build_text_encoder, build_tokenizer
-from .transformer import BASE_SIZES, ULTRAGEN_SIZES, ClipSize, FlowMatchingStage
 from .upscaler import UpscalerStage
 
 SHARD_SIZE = "8MB"
@@ -50,16 +58,27 @@ class StageOptions:
         size: Widths and depths.
         base_sizes: Clips of the base stage.
         ultragen_sizes: Clips of the UltraGen stage.
+        base_distill_sizes: Clips of the base model's distillation.
+        distill_sizes: Clips of UltraGen's distillation.
+        distill: Other settings of `DistillStage`.
         autoencoder: Other settings of `AutoencoderStage`.
         upscaler: Other settings of `UpscalerStage`.
         classifier: Other settings of `ClassifierStage`.
         attention: Other settings of the converted transformer, such as the paper's ablations.
         learning_rates: By stage.
+        render_on: Devices that render clips while another one trains, such as `cuda:1`.
     """
 
     size: ModelSize = EMBEDDED_SIZE
     base_sizes: tuple[ClipSize, ...] = BASE_SIZES
     ultragen_sizes: tuple[ClipSize, ...] = ULTRAGEN_SIZES
+    base_distill_sizes: tuple[ClipSize, ...] = BASE_DISTILL_SIZES
+    distill_sizes: tuple[ClipSize, ...] = DISTILL_SIZES
+    distill: tuple[tuple[str, Any], ...] = (
+        ("steps", 8),
+        ("stride", 3),
+        ("guidance_scale", 3.0),
+    )
     autoencoder: tuple[tuple[str, Any], ...] = ()
     upscaler: tuple[tuple[str, Any], ...] = ()
     classifier: tuple[tuple[str, Any], ...] = ()
@@ -67,11 +86,14 @@ class StageOptions:
     learning_rates: tuple[tuple[str, float], ...] = (
         ("autoencoder", 5e-4),
         ("decoder", 3e-4),
-        ("base", 8e-4),
-        ("ultragen", 4e-4),
+        ("base", 1e-3),
+        ("ultragen", 6e-4),
+        ("base-distill", 2e-4),
+        ("distill", 2e-4),
         ("upscaler", 1e-3),
         ("classifier", 1e-3),
     )
+    render_on: tuple[str, ...] = ()
 
 
 def _component(folders: Sequence[Path], name: str, load: Callable[[Path], Any], stage: str) -> Any:
@@ -135,15 +157,34 @@ def base_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
         text_encoder = build_text_encoder(len(tokenizer), size.text_dim)
     else:
         tokenizer, text_encoder = sources.tokenizer(), sources.text_encoder()
+    transformer = transformer if transformer is not None else build_base_transformer(size)
     pipeline = UltraGenPipeline(
         tokenizer=tokenizer,
         text_encoder=text_encoder,
         vae=sources.vae(),
         scheduler=build_scheduler(size),
-        transformer=transformer if transformer is not None else build_base_transformer(size),
+        transformer=transformer,
         max_sequence_length=size.text_length,
+        prediction=size.prediction,
+        solver_order=size.solver_order,
     )
-    return FlowMatchingStage(pipeline, options.base_sizes, train_text=True, seed=seed)
+    return FlowMatchingStage(
+        pipeline, options.base_sizes, True, seed=seed, render_on=options.render_on
+    )
+
+
+def trained_pipeline(sources: Sources, size: ModelSize, transformer: Any) -> UltraGenPipeline:
+    """A transformer with the parts that earlier stages have trained."""
+    return UltraGenPipeline(
+        tokenizer=sources.tokenizer(),
+        text_encoder=sources.text_encoder(),
+        vae=sources.vae(),
+        scheduler=build_scheduler(size),
+        transformer=transformer,
+        max_sequence_length=size.text_length,
+        prediction=size.prediction,
+        solver_order=size.solver_order,
+    )
 
 
 def ultragen_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
@@ -153,15 +194,26 @@ def ultragen_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
         load = WanTransformer3DModel.from_pretrained
         base = _component(sources.folders, "base_transformer", load, "base")
         transformer = convert(base.float(), size, **dict(options.attention))
-    pipeline = UltraGenPipeline(
-        tokenizer=sources.tokenizer(),
-        text_encoder=sources.text_encoder(),
-        vae=sources.vae(),
-        scheduler=build_scheduler(size),
-        transformer=transformer,
-        max_sequence_length=size.text_length,
+    pipeline = trained_pipeline(sources, size, transformer)
+    return FlowMatchingStage(
+        pipeline, options.ultragen_sizes, False, seed=seed, render_on=options.render_on
     )
-    return FlowMatchingStage(pipeline, options.ultragen_sizes, train_text=False, seed=seed)
+
+
+def base_distill_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
+    """Few steps and no guidance for the dense model."""
+    load = WanTransformer3DModel.from_pretrained
+    transformer = _component(sources.folders, "base_transformer", load, "base")
+    pipeline = trained_pipeline(sources, options.size, transformer)
+    return DistillStage(pipeline, options.base_distill_sizes, seed=seed, **dict(options.distill))
+
+
+def distill_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
+    """Few steps and no guidance for UltraGen."""
+    load = UltraGenTransformer3DModel.from_pretrained
+    transformer = _component(sources.folders, "transformer", load, "ultragen")
+    pipeline = trained_pipeline(sources, options.size, transformer)
+    return DistillStage(pipeline, options.distill_sizes, seed=seed, **dict(options.distill))
 
 
 def upscaler_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
@@ -182,6 +234,8 @@ STAGES: dict[str, Callable[[Sources, StageOptions, int], Stage]] = {
     "decoder": decoder_stage,
     "base": base_stage,
     "ultragen": ultragen_stage,
+    "base-distill": base_distill_stage,
+    "distill": distill_stage,
     "upscaler": upscaler_stage,
     "classifier": classifier_stage,
 }
@@ -262,6 +316,8 @@ def assemble(model: Path, out: Path, options: StageOptions | None = None) -> Non
         transformer=UltraGenTransformer3DModel.from_pretrained(model / "transformer"),
         base_transformer=WanTransformer3DModel.from_pretrained(model / "base_transformer"),
         max_sequence_length=size.text_length,
+        prediction=size.prediction,
+        solver_order=size.solver_order,
     )
     pipeline.to(torch.float16).save_pretrained(out, max_shard_size=SHARD_SIZE)
     upscaler = UpscalerNetwork.from_pretrained(model / "upscaler")

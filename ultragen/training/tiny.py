@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from .clips import ClipSize
 from .models import TINY_SIZE
 from .stages import StageOptions
-from .transformer import ClipSize
 
 TINY = StageOptions(
     size=TINY_SIZE,
@@ -13,6 +13,9 @@ TINY = StageOptions(
         ClipSize(96, 128, num_frames=5, batch_size=2, pool=4, first=2, chunk=2, windows=(2,)),
         ClipSize(160, 160, num_frames=5, batch_size=1, pool=4, first=2, chunk=2, windows=(2, 4)),
     ),
+    base_distill_sizes=(ClipSize(64, 96, num_frames=5, batch_size=2),),
+    distill_sizes=(ClipSize(96, 128, num_frames=5, batch_size=3, windows=(2,)),),
+    distill=(("steps", 2), ("stride", 2), ("guidance_scale", 3.0)),
     autoencoder=(
         ("batch_size", 2),
         ("crop", 32),

@@ -1,22 +1,23 @@
-"""Stages 2 and 3: the dense base model, and the base model converted to UltraGen's attention."""
+"""What all stages that train a transformer share: its velocity, samples, compilation, export."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import exp
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import WanTransformer3DModel
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from ..attention import RotaryNorm, TimeGate, UltraGenAttention
 from ..pipeline import UltraGenPipeline
+from ..prediction import to_velocity
 from ..transformer import UltraGenTransformer3DModel
-from .data import ClipMaker, Pool, SceneStream
+from .clips import ClipSize
+from .data import tokenize
 from .loop import Stage
 from .sheets import grid, to_image
 
@@ -28,56 +29,6 @@ SAMPLE_PROMPTS = (
     "a red canyon in golden morning light, clear sky, the camera rises",
     "pine trees on the plains in heavy snowfall at dusk",
 )
-UNCONDITIONAL = 0.1
-
-
-@dataclass(frozen=True)
-class ClipSize:
-    """One kind of clip that a transformer is trained on.
-
-    Attributes:
-        height: Rows in pixels.
-        width: Columns in pixels.
-        num_frames: Frames, 4n + 1.
-        batch_size: Clips a step in each process.
-        pool: Clips kept on the device.
-        first: Clips made before training starts.
-        chunk: Clips rendered at a time.
-        weight: How often a step uses this kind.
-        windows: Settings of K to draw from; empty for a dense model.
-    """
-
-    height: int
-    width: int
-    num_frames: int = 17
-    batch_size: int = 128
-    pool: int = 24_000
-    first: int = 3_000
-    chunk: int = 32
-    weight: float = 1.0
-    windows: tuple[int, ...] = ()
-
-
-# Single frames have a fifth of a clip's tokens and cost a seventeenth of its rendering, and teach
-# all but motion: half of the steps use them.
-BASE_SIZES = (
-    ClipSize(288, 512, num_frames=1, batch_size=512, pool=60_000, first=6_000, chunk=128),
-    ClipSize(288, 512, batch_size=128, pool=24_000, first=1_500, chunk=32),
-)
-ULTRAGEN_SIZES = (
-    ClipSize(
-        544, 960, num_frames=1, batch_size=128, pool=16_000, first=1_500, chunk=32, weight=0.35,
-        windows=(2, 4),
-    ),
-    ClipSize(
-        544, 960, batch_size=24, pool=4_000, first=200, chunk=8, weight=0.25, windows=(2, 4)
-    ),
-    ClipSize(
-        1088, 1920, num_frames=1, batch_size=32, pool=4_000, first=400, chunk=8, weight=0.25,
-        windows=(4, 6),
-    ),
-    ClipSize(1088, 1920, batch_size=6, pool=1_000, first=40, chunk=2, weight=0.15, windows=(4, 6)),
-)  # fmt: skip
 
 
 class TextToLatents(nn.Module):
@@ -100,15 +51,41 @@ class TextToLatents(nn.Module):
         )[0]
 
 
-class FlowMatchingStage(Stage):
-    """Flow matching on rendered clips (Wan's objective): x_σ = (1 − σ)x + σε, v = ε − x.
+class UncompiledAttention(UltraGenAttention):
+    """UltraGen's attention as it is inside a compiled block."""
+
+    forward = torch.compiler.disable(UltraGenAttention.forward)
+
+
+def compile_blocks(transformer: WanTransformer3DModel | UltraGenTransformer3DModel) -> None:
+    """Compiles what moves much memory and calculates little, some seconds for each size at most.
+
+    A dense block compiles as a whole. UltraGen's windows come in many sizes, and a block would be
+    compiled for each of them in minutes: there, windows and attention stay as they are, and what
+    lies between them is compiled once for all sizes.
+    """
+    if not isinstance(transformer, UltraGenTransformer3DModel):
+        transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
+        return
+    for block in transformer.blocks:
+        if isinstance(block.attn1, UltraGenAttention):
+            for module in block.attn1.modules():
+                if isinstance(module, RotaryNorm | TimeGate):
+                    module.compile(dynamic=True, fullgraph=True)
+            block.attn1.__class__ = UncompiledAttention
+        block.compile(dynamic=True)
+
+
+class TransformerStage(Stage):
+    """A stage that trains the transformer of a pipeline, with or without its text encoder.
 
     Args:
         pipeline: Holds what is trained and what is needed for samples.
         sizes: Kinds of clips; a step uses one of them.
         train_text: Whether the text encoder is trained along.
-        share: Part of the time that goes into rendering new clips.
         seed: Of the data; another one for each resumption.
+        num_inference_steps: Of the samples.
+        guidance_scale: Of the samples.
     """
 
     def __init__(
@@ -116,75 +93,41 @@ class FlowMatchingStage(Stage):
         pipeline: UltraGenPipeline,
         sizes: Sequence[ClipSize],
         train_text: bool,
-        share: float = 0.45,
         seed: int = 0,
+        num_inference_steps: int = 12,
+        guidance_scale: float = 3.0,
     ) -> None:
-        self.pipeline, self.sizes, self.share, self.seed = pipeline, tuple(sizes), share, seed
+        self.pipeline, self.sizes, self.seed = pipeline, tuple(sizes), seed
+        self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
         pipeline.vae.requires_grad_(False)
         pipeline.text_encoder.requires_grad_(train_text)
         # diffusers and transformers load models in evaluation mode and half precision.
         pipeline.text_encoder.float()
         pipeline.transformer.float().requires_grad_(True)
         self.model = TextToLatents(pipeline.text_encoder, pipeline.transformer)
-        if torch.cuda.is_available() and not any(size.windows for size in sizes):
-            # One kind of block: a compilation for each size serves all layers. Windows come in
-            # many sizes and would each be compiled.
-            pipeline.transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
+        if torch.cuda.is_available():
+            compile_blocks(pipeline.transformer)
         pipeline.set_progress_bar_config(disable=True)
 
     def setup(self, device: torch.device, rank: int, world: int) -> None:
+        self.device = device
         self.pipeline.vae.to(device, memory_format=torch.channels_last)
-        self.random = random.Random(self.seed * 64 + rank)
-        stream = SceneStream(rank, self.seed)
-        self.pools = [
-            Pool(
-                ClipMaker(
-                    stream,
-                    self.pipeline.vae,
-                    self.pipeline.tokenizer,
-                    size.height,
-                    size.width,
-                    size.num_frames,
-                    size.chunk,
-                ),
-                size.pool,
-                self.share * size.weight / sum(s.weight for s in self.sizes),
-                size.first,
-            )
-            for size in self.sizes
-        ]
-        empty = self.pipeline.tokenizer(
-            "", padding="max_length", max_length=self.pipeline.tokenizer.model_max_length
-        ).input_ids
-        self.empty = torch.tensor(empty, device=device)
+        self.empty = tokenize(self.pipeline.tokenizer, [""])[0].to(device)
 
-    def batch(self, step: int) -> tuple[ClipSize, Tensor, Tensor]:
-        [number] = self.random.choices(range(len(self.sizes)), [s.weight for s in self.sizes])
-        size, pool = self.sizes[number], self.pools[number]
-        pool.refresh()
-        latents, ids = pool.sample(size.batch_size)
-        wording = torch.randint(ids.shape[1], (len(ids),), device=ids.device)
-        ids = ids[torch.arange(len(ids), device=ids.device), wording]
-        drop = torch.rand(len(ids), device=ids.device) < UNCONDITIONAL
-        return size, latents.float(), torch.where(drop[:, None], self.empty, ids)
+    def choose(self, step: int) -> tuple[ClipSize, int | None]:
+        """The kind of clip and K of a step, the same in all processes: a step is as slow as its
+        slowest one."""
+        chance = random.Random(step)
+        [size] = chance.choices(self.sizes, [s.weight for s in self.sizes])
+        return size, chance.choice(size.windows) if size.windows else None
 
-    def loss(self, model: nn.Module, batch: tuple[ClipSize, Tensor, Tensor]) -> dict[str, Tensor]:
-        size, clean, ids = batch
-        sigma = self.draw_sigmas(len(clean), size, clean.device)
-        weight = sigma.view(-1, 1, 1, 1, 1)
-        noise = torch.randn_like(clean)
-        noisy = (1 - weight) * clean + weight * noise
-        extra = {"windows": self.random.choice(size.windows)} if size.windows else {}
-        velocity = model(noisy, sigma * 1000, ids, **extra)
-        loss = F.mse_loss(velocity.float(), noise - clean)
-        return {"loss": loss, f"loss_{size.height}": loss}
-
-    def draw_sigmas(self, number: int, size: ClipSize, device: torch.device) -> Tensor:
-        """Logit-normal noise levels, shifted as the pipeline shifts its schedule at this size."""
-        token = self.pipeline.pixels_per_token
-        shift = exp(self.pipeline.log_shift((size.height // token) * (size.width // token)))
-        u = torch.sigmoid(torch.randn(number, device=device))
-        return shift * u / (1 + (shift - 1) * u)
+    def velocity(
+        self, model: nn.Module, noisy: Tensor, sigma: Tensor, ids: Tensor, windows: int | None
+    ) -> Tensor:
+        """The model's velocity at noise levels b, b c t h w in float32."""
+        extra = {} if windows is None else {"windows": windows}
+        output = model(noisy, sigma * 1000, ids, **extra)
+        return to_velocity(output, noisy, sigma, self.pipeline.config.prediction)
 
     def sample_sheet(self) -> Image.Image:
         """First, middle and last frame for some prompts, at the smallest size of clips."""
@@ -198,8 +141,8 @@ class FlowMatchingStage(Stage):
                     width=size.width,
                     num_frames=size.num_frames,
                     windows=max(size.windows) if size.windows else None,
-                    num_inference_steps=12,
-                    guidance_scale=3.0,
+                    num_inference_steps=self.num_inference_steps,
+                    guidance_scale=self.guidance_scale,
                     generator=torch.Generator().manual_seed(0),
                     output_type="pt",
                 ).frames[0]

@@ -1,9 +1,10 @@
-"""Depthwise 3 × 3 × 3 convolution on tokens in Triton: a candidate for the compressed branches'
-decompression, which `decompression.py` measures against the library's ways.
+"""Depthwise 3 × 3 × 3 convolution on tokens in Triton, for the compressed branches' decompression.
 
-The convolution is small arithmetic on much memory. Tokens stay in their order b t h w d: a program
-takes some neighbouring tokens of one row and some features, and the 27 taps find their neighbours
-in the cache. The gradient of the input is the same kernel with the taps in reverse order.
+The convolution is small arithmetic on much memory, and the library's ways are up to twenty times
+slower than reading the tokens once (benchmarks/decompression.py). Tokens stay in their order
+b t h w d: a program takes some neighbouring tokens of one row and some features, and the 27 taps
+find their neighbours in the cache. The gradient of the input is the same kernel with the taps in
+reverse order.
 """
 
 from __future__ import annotations
