@@ -16,16 +16,19 @@ ROOT = Path(ultragen.__file__).parent.parent
 
 # Each line may import the ones above it, and none of its own. A new module gets its place here.
 ORDER = (
-    {"presets", "windows", "video", "metrics"},
-    {"layout", "request", "cost"},
+    {"presets", "windows", "video", "metrics", "model_files"},
+    {"layout", "request", "cost", "hub"},
+    {"hardware"},
     {"attention"},
     {"transformer", "autoencoder", "upscale", "classifier"},
     {"checkpoint_keys", "checkpoint_files"},
     {"checkpoint", "features"},
+    {"wan"},
     {"pipeline"},
+    {"choice"},
     {"models"},
     {"compare"},
-    {"worker", "native", "evaluation", "benchmark"},
+    {"worker", "native", "evaluation", "benchmark", "tiers"},
     {"web", "gallery", "console"},
     {"cli", "app"},
     {"__main__"},

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import log
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -27,7 +28,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 from .autoencoder import CompactAutoencoder, denormalize
+from .hardware import free_memory, needs_tiles
 from .transformer import UltraGenTransformer3DModel
+from .wan import load_wan
 from .windows import check_windows
 
 OutputType = Literal["np", "pt", "uint8", "latent"]
@@ -101,9 +104,40 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
                 "This pipeline has no base model: load it from a folder that contains "
                 "`base_transformer`, or pass `base_transformer=`."
             )
-        components = {**self.components, "transformer": self.base_transformer}
+        # Named once only: what offloads parts in turn keeps one hook for each of them.
+        components = {
+            **self.components,
+            "transformer": self.base_transformer,
+            "base_transformer": None,
+        }
         components["scheduler"] = type(self.scheduler).from_config(self.scheduler.config)
         return UltraGenPipeline(**components, max_sequence_length=self.config.max_sequence_length)
+
+    @classmethod
+    def from_wan(
+        cls,
+        base: str | Path | None = None,
+        ultragen: str | Path | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+        local_files_only: bool = False,
+    ) -> UltraGenPipeline:
+        """The 1.3B pipeline of Wan's parts and the released UltraGen weights, on the CPU.
+
+        Args:
+            base: Wan2.1-T2V-1.3B in diffusers' layout: a folder, or a repository on the Hub as
+                `owner/name` or `owner/name@revision`. None reads the environment variable
+                ULTRAGEN_WAN, and without it is `presets.WAN_SOURCE`.
+            ultragen: The authors' file, or a folder with it or with a converted transformer, or a
+                repository. None reads ULTRAGEN_WEIGHTS, and without it is
+                `presets.ULTRAGEN_SOURCE`.
+            dtype: Of all parts.
+            local_files_only: Take only what is on this machine, as with HF_HUB_OFFLINE=1.
+
+        Raises:
+            OSError: if a file can't be had, is incomplete or damaged.
+            ValueError: if a file is of another model, or the two don't fit each other.
+        """
+        return cls(**load_wan(base, ultragen, dtype, local_files_only))
 
     @classmethod
     def _maybe_expand_t2v_lora_for_i2v(cls, transformer: Any, state_dict: dict) -> dict:
@@ -440,7 +474,7 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         pieces = (
             self.vae.decode_groups(z)
             if isinstance(self.vae, CompactAutoencoder)
-            else iter(self.vae.decode(z, return_dict=False))
+            else iter(self._decode_wan(z))
         )
         for piece in pieces:
             if not torch.isfinite(piece).all():
@@ -449,6 +483,18 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
                     "in float32."
                 )
             yield (piece.float() / 2 + 0.5).clamp(0, 1)
+
+    def _decode_wan(self, z: Tensor) -> tuple[Tensor]:
+        """Wan's decoding, in tiles where memory asks for them: the clip, b 3 t h w in [-1, 1]."""
+        scale = self.vae.config.scale_factor_spatial
+        height, width = z.shape[-2] * scale, z.shape[-1] * scale
+        tiled = self.vae.use_tiling
+        free = free_memory(z.device)
+        self.vae.use_tiling = tiled or needs_tiles(height, width, z.element_size(), free)
+        try:
+            return self.vae.decode(z, return_dict=False)
+        finally:
+            self.vae.use_tiling = tiled
 
     @torch.no_grad()
     def decode(self, latents: Tensor, output_type: OutputType = "np") -> np.ndarray | Tensor:
