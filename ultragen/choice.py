@@ -1,0 +1,166 @@
+"""Which model runs: what was asked for, or what this machine can run, and why."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from .cost import Job, coefficients, estimate
+from .hardware import AUTO_MEMORY, WAN_PARAMETERS, Hardware, Memory, find_hardware, gib
+from .hub import find_local
+from .model_files import read_index, weight_bytes
+from .presets import (
+    EMBEDDED,
+    EMBEDDED_MODEL,
+    RESOLUTIONS,
+    ULTRAGEN_SOURCE,
+    WAN,
+    WAN_SOURCE,
+    ModelPreset,
+)
+
+SMALL_WEIGHTS = 2 * 10**9  # bytes of what a CPU can run in bearable time
+NEEDS_GPU = (
+    "The 1.3B model needs its weights and a CUDA GPU with 24 GB or more that computes bfloat16; "
+    "ULTRAGEN_MODEL=wan downloads what is missing."
+)
+NEEDS_NOTHING = "The embedded model needs neither: ULTRAGEN_MODEL=embedded."
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A model, and why it is that one.
+
+    Attributes:
+        name: `embedded`, `wan` or the folder of another one.
+        preset: Settings that suit it.
+        why: A sentence for people.
+        other: What the other model needs.
+    """
+
+    name: str
+    preset: ModelPreset
+    why: str
+    other: str
+
+    @property
+    def folder(self) -> Path:
+        """Where the pipeline lies, for all but `wan`."""
+        return EMBEDDED_MODEL if self.name == "embedded" else Path(self.name)
+
+
+def choose(name: str | Path | None = None) -> Choice:
+    """Settles which model runs; downloads nothing.
+
+    Args:
+        name: `auto`, `embedded`, `wan` or a folder; None reads the environment variable
+            ULTRAGEN_MODEL, and without it is `auto`. `auto` takes the 1.3B model where its weights
+            and a GPU that can hold it are here, and never starts a download.
+
+    Raises:
+        ValueError: if the name is unknown, or if this machine can't run the model.
+        OSError: if a folder is no model.
+    """
+    asked = str(os.environ.get("ULTRAGEN_MODEL") or "auto" if name is None else name)
+    if asked == "auto":
+        return _choose_for_machine()
+    if asked == "embedded":
+        return Choice(asked, EMBEDDED, "It was asked for, and needs no download.", NEEDS_GPU)
+    if asked == "wan":
+        check_can_run(find_hardware())
+        return Choice(asked, WAN, "It was asked for by ULTRAGEN_MODEL=wan.", NEEDS_NOTHING)
+    return _choose_folder(Path(asked))
+
+
+def _choose_for_machine() -> Choice:
+    embedded = "It is shipped with the code and needs no download"
+    absent = [
+        source.name for source in (WAN_SOURCE, ULTRAGEN_SOURCE) if find_local(None, source) is None
+    ]
+    if absent:
+        why = f"{embedded}; {' and '.join(absent)} are not on this machine."
+        return Choice("embedded", EMBEDDED, why, NEEDS_GPU)
+    hardware = find_hardware()
+    try:
+        check_can_run(hardware)
+    except ValueError as error:
+        return Choice("embedded", EMBEDDED, f"{embedded}. {error}", NEEDS_GPU)
+    if hardware.device == "cuda" and hardware.memory < AUTO_MEMORY:
+        why = f"{embedded}; {hardware.name} has {gib(hardware.memory)} free."
+        return Choice("embedded", EMBEDDED, why, NEEDS_GPU)
+    why = f"Its weights are here, and {hardware.name} can run it."
+    return Choice("wan", WAN, why, NEEDS_NOTHING)
+
+
+def check_can_run(hardware: Hardware) -> None:
+    """Checks that a machine can run the 1.3B model, before anything is downloaded or read.
+
+    Raises:
+        ValueError: if it can't, with the reason and the way out.
+    """
+    if _small():
+        return
+    if hardware.device == "cpu":
+        raise ValueError(
+            "The 1.3B model needs a CUDA GPU: on a CPU, denoising one clip would take about "
+            f"{cpu_days():.0f} days. Take the embedded model, ULTRAGEN_MODEL=embedded."
+        )
+    width = hardware.bytes_per_value
+    memory = Memory(hardware.memory, WAN_PARAMETERS.scaled(width), width)
+    try:
+        memory.place()
+    except MemoryError as error:
+        slow = "" if hardware.bfloat16 else ", which computes no bfloat16 and so runs in float32"
+        raise ValueError(
+            f"The 1.3B model does not fit {hardware.name}{slow}: {error}. Take a GPU with 24 GB or "
+            "more (Ampere or newer), or the embedded model, ULTRAGEN_MODEL=embedded."
+        ) from error
+
+
+def _small() -> bool:
+    """Whether the weights here are so few that any machine runs them."""
+    found = [find_local(None, source) for source in (WAN_SOURCE, ULTRAGEN_SOURCE)]
+    sizes = [weight_bytes(path) for path in found if path is not None]
+    return len(sizes) == len(found) and sum(sizes) < SMALL_WEIGHTS
+
+
+def cpu_days() -> float:
+    """Days in which a CPU would denoise the 1.3B model's own clip."""
+    size = RESOLUTIONS[WAN.resolution]
+    job = Job(
+        height=size.height,
+        width=size.width,
+        base_height=WAN.base_height,
+        base_width=WAN.base_width,
+        num_frames=WAN.num_frames,
+        windows=4,
+        steps=WAN.num_inference_steps,
+        passes=2,
+        upscaler="lanczos",
+        base_native="off",
+        pixels_per_token=WAN.pixels_per_token,
+        full_share=0.2,
+    )
+    return estimate(job, coefficients("wan", "cpu"))["denoise"] / 86_400
+
+
+def _choose_folder(path: Path) -> Choice:
+    if path.is_file():
+        raise ValueError(
+            f"{path} is a file: for the released UltraGen weights set "
+            f"{ULTRAGEN_SOURCE.variable}={path} and ULTRAGEN_MODEL=wan."
+        )
+    if not path.is_dir():
+        raise ValueError(
+            f"There is no model '{path}': choose auto, embedded, wan, or an existing folder."
+        )
+    index = read_index(path)
+    if index.get("_class_name") == "WanPipeline":
+        raise ValueError(
+            f"{path} is the base model alone: set {WAN_SOURCE.variable}={path} and "
+            "ULTRAGEN_MODEL=wan."
+        )
+    wan = "AutoencoderKLWan" in (index.get("vae") or ())
+    why = f"It was chosen by ULTRAGEN_MODEL={path}."
+    return Choice(str(path), WAN if wan else EMBEDDED, why, NEEDS_NOTHING if wan else NEEDS_GPU)
