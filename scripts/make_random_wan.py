@@ -102,7 +102,7 @@ def make(out: Path, size: Sizes, seed: int) -> None:
     """Writes all files below an existing folder."""
     wan, generator = out / "wan", torch.Generator().manual_seed(seed)
     dense = {"attention_head_dim": 128, "in_channels": 16, "out_channels": 16, **size.transformer}
-    text = UMT5Config(**size.text, tie_word_embeddings=False)
+    text = UMT5Config(**size.text)
     parts: dict[str, tuple[str, Callable[[], nn.Module]]] = {
         "text_encoder": ("transformers", lambda: UMT5EncoderModel(text)),
         "transformer": ("diffusers", lambda: WanTransformer3DModel(**dense)),
@@ -113,6 +113,10 @@ def make(out: Path, size: Sizes, seed: int) -> None:
         model = randomise(build, generator)
         model.save_pretrained(wan / name, max_shard_size="5GB")
         index[name] = [library, type(model).__name__]
+    # As published; transformers itself writes another value, which changes how weights are tied.
+    config = wan / "text_encoder" / "config.json"
+    settings = json.loads(config.read_text(encoding="utf-8")) | {"tie_word_embeddings": False}
+    config.write_text(json.dumps(settings, indent=2), encoding="utf-8")
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
     scheduler.save_pretrained(wan / "scheduler")
     make_tokenizer().save_pretrained(wan / "tokenizer")
@@ -121,9 +125,9 @@ def make(out: Path, size: Sizes, seed: int) -> None:
         "tokenizer": ["transformers", "T5TokenizerFast"],
     }
     (wan / "model_index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
-    settings = {**RELEASED, **dense, "full_attention_layers": size.full}
-    settings["lora_rank"] = size.lora_rank
-    ultragen = randomise(lambda: UltraGenTransformer3DModel(**settings), generator)
+    released = {**RELEASED, **dense, "full_attention_layers": size.full}
+    released["lora_rank"] = size.lora_rank
+    ultragen = randomise(lambda: UltraGenTransformer3DModel(**released), generator)
     save_released(ultragen, out / NAMES[1])
 
 

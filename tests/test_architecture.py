@@ -16,8 +16,8 @@ ROOT = Path(ultragen.__file__).parent.parent
 
 # Each line may import the ones above it, and none of its own. A new module gets its place here.
 ORDER = (
-    {"presets", "windows", "video", "metrics", "model_files"},
-    {"layout", "request", "cost", "hub"},
+    {"presets", "windows", "video", "metrics"},
+    {"layout", "request", "cost", "hub", "model_files"},
     {"hardware"},
     {"attention"},
     {"transformer", "autoencoder", "upscale", "classifier"},

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from .cost import Job, coefficients, estimate
 from .hardware import AUTO_MEMORY, WAN_PARAMETERS, Hardware, Memory, find_hardware, gib
-from .hub import find_local
-from .model_files import read_index, weight_bytes
+from .hub import find_local, named
+from .model_files import check_base, read_index, weight_bytes
 from .presets import (
     EMBEDDED,
     EMBEDDED_MODEL,
@@ -68,29 +68,52 @@ def choose(name: str | Path | None = None) -> Choice:
     if asked == "embedded":
         return Choice(asked, EMBEDDED, "It was asked for, and needs no download.", NEEDS_GPU)
     if asked == "wan":
-        check_can_run(find_hardware())
+        if not _small(*_local()):
+            check_can_run(find_hardware())
         return Choice(asked, WAN, "It was asked for by ULTRAGEN_MODEL=wan.", NEEDS_NOTHING)
     return _choose_folder(Path(asked))
 
 
 def _choose_for_machine() -> Choice:
-    embedded = "It is shipped with the code and needs no download"
-    absent = [
-        source.name for source in (WAN_SOURCE, ULTRAGEN_SOURCE) if find_local(None, source) is None
-    ]
-    if absent:
-        why = f"{embedded}; {' and '.join(absent)} are not on this machine."
-        return Choice("embedded", EMBEDDED, why, NEEDS_GPU)
-    hardware = find_hardware()
-    try:
-        check_can_run(hardware)
-    except ValueError as error:
-        return Choice("embedded", EMBEDDED, f"{embedded}. {error}", NEEDS_GPU)
-    if hardware.device == "cuda" and hardware.memory < AUTO_MEMORY:
-        why = f"{embedded}; {hardware.name} has {gib(hardware.memory)} free."
+    reason = _incomplete()
+    hardware = Hardware("cpu") if reason else find_hardware()
+    if not reason and not _small(*_local()):
+        reason = why_not(hardware)
+        if not reason and hardware.memory < AUTO_MEMORY:
+            reason = f"{hardware.name} has {gib(hardware.memory)} free, which is little for 1.3B."
+    if reason:
+        why = f"It is shipped with the code and needs no download. {reason}"
         return Choice("embedded", EMBEDDED, why, NEEDS_GPU)
     why = f"Its weights are here, and {hardware.name} can run it."
     return Choice("wan", WAN, why, NEEDS_NOTHING)
+
+
+def _local() -> list[Path | None]:
+    """The base model and the released weights, as far as they are on this machine."""
+    return [find_local(None, source) for source in (WAN_SOURCE, ULTRAGEN_SOURCE)]
+
+
+def _incomplete() -> str:
+    """What of the 1.3B model is missing on this machine; empty if nothing is."""
+    found = _local()
+    absent = [
+        f"{source.name} ({named(None, source)})"
+        for source, path in zip((WAN_SOURCE, ULTRAGEN_SOURCE), found, strict=True)
+        if path is None
+    ]
+    if absent or found[0] is None:
+        return f"Not on this machine: {' and '.join(absent)}."
+    try:
+        check_base(found[0])
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+def _small(*paths: Path | None) -> bool:
+    """Whether weights are so few that any machine runs them."""
+    sizes = [weight_bytes(path) for path in paths if path is not None]
+    return len(sizes) == len(paths) and sum(sizes) < SMALL_WEIGHTS
 
 
 def check_can_run(hardware: Hardware) -> None:
@@ -99,30 +122,29 @@ def check_can_run(hardware: Hardware) -> None:
     Raises:
         ValueError: if it can't, with the reason and the way out.
     """
-    if _small():
-        return
-    if hardware.device == "cpu":
+    if reason := why_not(hardware):
         raise ValueError(
+            f"{reason} Take a GPU with 24 GB or more (Ampere or newer), or the embedded model, "
+            "ULTRAGEN_MODEL=embedded."
+        )
+
+
+def why_not(hardware: Hardware) -> str:
+    """Why a machine can't run the 1.3B model; empty if it can."""
+    if hardware.device == "cpu":
+        return (
             "The 1.3B model needs a CUDA GPU: on a CPU, denoising one clip would take about "
-            f"{cpu_days():.0f} days. Take the embedded model, ULTRAGEN_MODEL=embedded."
+            f"{cpu_days():.0f} days."
         )
     width = hardware.bytes_per_value
     memory = Memory(hardware.memory, WAN_PARAMETERS.scaled(width), width)
-    try:
-        memory.place()
-    except MemoryError as error:
-        slow = "" if hardware.bfloat16 else ", which computes no bfloat16 and so runs in float32"
-        raise ValueError(
-            f"The 1.3B model does not fit {hardware.name}{slow}: {error}. Take a GPU with 24 GB or "
-            "more (Ampere or newer), or the embedded model, ULTRAGEN_MODEL=embedded."
-        ) from error
-
-
-def _small() -> bool:
-    """Whether the weights here are so few that any machine runs them."""
-    found = [find_local(None, source) for source in (WAN_SOURCE, ULTRAGEN_SOURCE)]
-    sizes = [weight_bytes(path) for path in found if path is not None]
-    return len(sizes) == len(found) and sum(sizes) < SMALL_WEIGHTS
+    if memory.smallest <= memory.free:
+        return ""
+    wide = "" if hardware.bfloat16 else ", which computes no bfloat16 and so would need float32"
+    return (
+        f"The 1.3B model does not fit {hardware.name}{wide}: it takes {gib(memory.smallest)} of "
+        f"memory at least, and {gib(memory.free)} are free."
+    )
 
 
 def cpu_days() -> float:
@@ -162,5 +184,7 @@ def _choose_folder(path: Path) -> Choice:
             "ULTRAGEN_MODEL=wan."
         )
     wan = "AutoencoderKLWan" in (index.get("vae") or ())
+    if wan and not _small(path):
+        check_can_run(find_hardware())
     why = f"It was chosen by ULTRAGEN_MODEL={path}."
     return Choice(str(path), WAN if wan else EMBEDDED, why, NEEDS_NOTHING if wan else NEEDS_GPU)

@@ -405,6 +405,7 @@ def describe(request: Request, models: Models, run: RunState, windows: int) -> d
         "model": {
             "name": preset.name,
             "fingerprint": models.fingerprint,
+            "weights": list(models.origins),
             "transformer": dict_of_numbers(models.native.transformer),
             "base_transformer": dict_of_numbers(models.base.transformer),
         },

@@ -148,16 +148,16 @@ CUDA = Coefficients(  # a guess, until `compare.measure` has run on a GPU
 )
 # The 1.3B model on an H100 80GB HBM3 with torch 2.11.0 and diffusers 0.42.1, bfloat16, random
 # weights, 2026-11-23. Whole forward passes of the dense model, from 32,760 to 261,120 tokens, lie
-# within 7 % of 30 layers × (2.6e-7 s a token + 1.1e-11 s a pair). The native ones have the same
+# within 5 % of 30 layers × (2.6e-7 s a token + 1.07e-11 s a pair). The native ones have the same
 # rates and, in each hierarchical layer, the measured pieces that it has more; decoding is the one
 # in tiles. Text encoding, upscaling and files were not measured: guesses, as above.
 WAN_CUDA = replace(
     CUDA,
     start=1.0,
     token=9.3e-6,
-    pair=3.3e-10,
+    pair=3.2e-10,
     base_token=7.8e-6,
-    base_pair=3.3e-10,
+    base_pair=3.2e-10,
     decode=1.4e-7,
 )
 # Operations counted on the layers' widths, at the 100 GFLOP/s that two cores were measured to keep

@@ -36,14 +36,14 @@ class Hardware:
 
     Attributes:
         device: `cuda` or `cpu`.
-        name: Of the GPU, for people.
+        name: For people.
         memory: Bytes that are free on the GPU.
         bfloat16: Whether the GPU computes it itself; cards before Ampere do not.
         zero_gpu: Whether the GPU is only lent for each run.
     """
 
     device: Literal["cuda", "cpu"]
-    name: str = "CPU"
+    name: str = "this machine's CPU"
     memory: int = 0
     bfloat16: bool = False
     zero_gpu: bool = False
@@ -142,14 +142,17 @@ class Memory:
         in the order in which they are needed.
 
         Raises:
-            MemoryError: if not even that is enough.
+            ValueError: if not even that is enough.
         """
         size = RESOLUTIONS[WAN.resolution]
         if self.peak("whole", size.height, size.width, WAN.num_frames) <= self.free:
             return "whole"
         if self.smallest <= self.free:
             return "in turn"
-        raise MemoryError(f"{gib(self.smallest)} are needed, and {gib(self.free)} are free")
+        raise ValueError(
+            f"The model needs {gib(self.smallest)} of GPU memory at least, and {gib(self.free)} "
+            "are free: take a larger GPU, or the embedded model, ULTRAGEN_MODEL=embedded."
+        )
 
     def check(self, placement: Placement, resolution: str, frames: int) -> None:
         """Checks that a clip fits.

@@ -93,6 +93,12 @@ def find_local(given: str | Path | None, source: HubSource) -> Path | None:
         return None
 
 
+def origin(path: Path) -> str:
+    """`owner/name@commit` of what lies in the Hub's cache; of other paths the last name."""
+    found = re.search(r"models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]+)", path.as_posix())
+    return f"{found[1]}/{found[2]}@{found[3]}" if found else path.name
+
+
 def _is_file_name(text: str) -> bool:
     return text.endswith((".safetensors", ".ckpt", ".pth", ".pt", ".bin", ".json"))
 

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .presets import WAN_SOURCE
+
 _WAY_OUT = " Restore it with git, or download the model again."
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 _LARGE = 2**28  # bytes from which a fingerprint reads only both ends of a file
@@ -34,6 +36,30 @@ def check_model_files(folder: Path) -> None:
                 )
     for path in sorted(folder.rglob("*.safetensors")):
         _check_safetensors(path)
+
+
+def check_base(folder: Path) -> None:
+    """Checks that a folder is text-to-video Wan in diffusers' layout, with all of its files.
+
+    Raises:
+        ValueError: if it is another model, naming what it looks like.
+        OSError: if a file is missing, truncated or corrupt.
+    """
+    wanted = f"take {WAN_SOURCE.repository}, or a copy of it, in {WAN_SOURCE.variable}"
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file, and the base model is a folder: {wanted}.")
+    if not (folder / "model_index.json").is_file() and (folder / "Wan2.1_VAE.pth").is_file():
+        raise ValueError(f"{folder} is Wan in its authors' own layout, not diffusers': {wanted}.")
+    kind = read_index(folder).get("_class_name")
+    if kind != "WanPipeline":
+        raise ValueError(f"{folder} looks like {kind}, not text-to-video Wan: {wanted}.")
+    check_model_files(folder)
+    for part in ("text_encoder", "transformer", "vae"):
+        check_weights(folder / part)
+    # Without either, transformers would make up a vocabulary.
+    tokenizer = [folder / "tokenizer" / name for name in ("tokenizer.json", "spiece.model")]
+    if not any(path.is_file() for path in tokenizer):
+        raise FileNotFoundError(f"{tokenizer[0]} is missing: download the model again.")
 
 
 def check_weights(folder: Path) -> None:

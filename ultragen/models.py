@@ -9,7 +9,7 @@ from typing import Any
 from .choice import Choice, choose
 from .cost import COEFFICIENTS, Estimator, coefficients
 from .hardware import Hardware, Memory, Placement, find_hardware, weights_of
-from .hub import locate
+from .hub import locate, origin
 from .model_files import check_model_files, fingerprint
 from .presets import EMBEDDED_MODEL, ULTRAGEN_SOURCE, WAN, WAN_SOURCE, ModelPreset
 from .request import Request
@@ -30,6 +30,7 @@ class Models:
         choice: Why it is this model; None for one that was put together by hand.
         memory: What the GPU holds, of a model that may be too large for it; else None.
         placement: Whether all parts stay on the GPU or come to it in turn.
+        origins: What the weights are called where they came from, with the commit if it is known.
     """
 
     native: Any
@@ -43,6 +44,7 @@ class Models:
     choice: Choice | None = None
     memory: Memory | None = None
     placement: Placement = "whole"
+    origins: tuple[str, ...] = ()
 
     def upscaler(self, name: str) -> Any:
         """The upscaler of this name, loaded at its first use."""
@@ -109,6 +111,7 @@ def load_models(name: str | Path | None = None) -> Models:
         choice=choice,
         memory=memory,
         placement=placement,
+        origins=tuple(origin(path) for path in sources),
     )
 
 
@@ -137,13 +140,7 @@ def _place(
             pipe.to(hardware.device)
         return None, "whole"
     memory = Memory(hardware.memory, weights_of(native), hardware.bytes_per_value)
-    try:
-        placement = memory.place()
-    except MemoryError as error:
-        raise ValueError(
-            f"{hardware.name} has too little memory for the model in {choice.name}: {error}. Take "
-            "a larger GPU, or the embedded model, ULTRAGEN_MODEL=embedded."
-        ) from error
+    placement = memory.place()
     for pipe in (native, base):
         if placement == "whole":
             pipe.to(hardware.device)

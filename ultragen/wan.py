@@ -12,11 +12,10 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 
 from .checkpoint import cast_weights, load_dense, load_ultragen
 from .hub import locate
-from .model_files import check_model_files, check_weights, read_index
+from .model_files import check_base
 from .presets import ULTRAGEN_SOURCE, WAN, WAN_SOURCE
 
 SHIFT = 5.0  # of the released schedule: σ_i = 1 − i/30, then sσ / (1 + (s − 1)σ)
-PARTS = ("tokenizer", "text_encoder", "transformer", "vae")
 
 
 def load_wan(
@@ -27,8 +26,9 @@ def load_wan(
 ) -> dict[str, Any]:
     """All arguments of the pipeline; its own as in `UltraGenPipeline.from_wan`."""
     folder = locate(base, WAN_SOURCE, local_files_only)
+    released = locate(ultragen, ULTRAGEN_SOURCE, local_files_only)
     check_base(folder)
-    transformer = load_ultragen(locate(ultragen, ULTRAGEN_SOURCE, local_files_only))
+    transformer = load_ultragen(released)
     dense = load_dense(folder / "transformer")
     parts = {
         "tokenizer": _load_tokenizer(folder / "tokenizer"),
@@ -43,26 +43,6 @@ def load_wan(
     return {**parts, "max_sequence_length": WAN.max_sequence_length}
 
 
-def check_base(folder: Path) -> None:
-    """Checks that a folder is text-to-video Wan in diffusers' layout, with all of its files.
-
-    Raises:
-        ValueError: if it is another model, naming what it looks like.
-        OSError: if a file is missing, truncated or corrupt.
-    """
-    wanted = f"take {WAN_SOURCE.repository}, or a copy of it, in {WAN_SOURCE.variable}"
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file, and the base model is a folder: {wanted}.")
-    if not (folder / "model_index.json").is_file() and (folder / "Wan2.1_VAE.pth").is_file():
-        raise ValueError(f"{folder} is Wan in its authors' own layout, not diffusers': {wanted}.")
-    kind = read_index(folder).get("_class_name")
-    if kind != "WanPipeline":
-        raise ValueError(f"{folder} looks like {kind}, not text-to-video Wan: {wanted}.")
-    check_model_files(folder)
-    for part in PARTS[1:]:
-        check_weights(folder / part)
-
-
 def check_fit(parts: dict[str, Any]) -> None:
     """Checks that the text encoder and the autoencoder are those of both transformers.
 
@@ -73,6 +53,9 @@ def check_fit(parts: dict[str, Any]) -> None:
         "text features": parts["text_encoder"].config.d_model,
         "latent channels": parts["vae"].config.z_dim,
     }
+    known, words = parts["text_encoder"].config.vocab_size, len(parts["tokenizer"])
+    if words > known:
+        raise ValueError(f"The tokenizer has {words} pieces, and the text encoder knows {known}.")
     for name in ("transformer", "base_transformer"):
         config = parts[name].config
         needed = {"text features": config.text_dim, "latent channels": config.in_channels}
