@@ -30,7 +30,7 @@ def files(tmp_path_factory) -> WanFiles:
 
 @pytest.fixture(autouse=True)
 def _no_settings(monkeypatch):
-    for name in ("ULTRAGEN_MODEL", WAN_SOURCE.variable, ULTRAGEN_SOURCE.variable):
+    for name in ("SPACE_ID", "ULTRAGEN_MODEL", WAN_SOURCE.variable, ULTRAGEN_SOURCE.variable):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -124,6 +124,18 @@ def test_wan_is_refused_where_it_can_not_run(machine, hardware, says):
     assert says in str(caught.value)
     assert "ULTRAGEN_MODEL=embedded" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_duplicated_space_comes_up_on_its_cpu(machine, monkeypatch):
+    """It copies the variables of the original, not its GPU."""
+    monkeypatch.setenv("SPACE_ID", "me/ultragen")
+    monkeypatch.setenv("ULTRAGEN_MODEL", "wan")
+    machine(CPU, weights=False)
+    found = choose()
+    assert found.name == "embedded"
+    assert "needs a CUDA GPU" in found.why and "24 GB or more" in found.other
+    machine(L4, weights=False)
+    assert choose().name == "wan"
 
 
 def test_tiny_weights_of_the_same_layout_run_anywhere(machine, monkeypatch):

@@ -68,10 +68,23 @@ def choose(name: str | Path | None = None) -> Choice:
     if asked == "embedded":
         return Choice(asked, EMBEDDED, "It was asked for, and needs no download.", NEEDS_GPU)
     if asked == "wan":
-        if not _small(*_local()):
-            check_can_run(find_hardware())
-        return Choice(asked, WAN, "It was asked for by ULTRAGEN_MODEL=wan.", NEEDS_NOTHING)
+        return _choose_wan()
     return _choose_folder(Path(asked))
+
+
+def _choose_wan() -> Choice:
+    if not _small(*_local()):
+        hardware = find_hardware()
+        # A duplicated Space has the variables of the original and a CPU, and has to come up.
+        if os.environ.get("SPACE_ID") and (reason := why_not(hardware)):
+            return _embedded(reason)
+        check_can_run(hardware)
+    return Choice("wan", WAN, "It was asked for by ULTRAGEN_MODEL=wan.", NEEDS_NOTHING)
+
+
+def _embedded(reason: str) -> Choice:
+    why = f"It is shipped with the code and needs no download. {reason}"
+    return Choice("embedded", EMBEDDED, why, NEEDS_GPU)
 
 
 def _choose_for_machine() -> Choice:
@@ -82,8 +95,7 @@ def _choose_for_machine() -> Choice:
         if not reason and hardware.memory < AUTO_MEMORY:
             reason = f"{hardware.name} has {gib(hardware.memory)} free, which is little for 1.3B."
     if reason:
-        why = f"It is shipped with the code and needs no download. {reason}"
-        return Choice("embedded", EMBEDDED, why, NEEDS_GPU)
+        return _embedded(reason)
     why = f"Its weights are here, and {hardware.name} can run it."
     return Choice("wan", WAN, why, NEEDS_NOTHING)
 
