@@ -26,6 +26,8 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3
 from torch import nn
 from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 
+from ultragen.benchmark.cases import WIDTHS
+from ultragen.benchmark.clips import TEXT_CONFIGS, VAE_CONFIGS
 from ultragen.checkpoint import save_released
 from ultragen.checkpoint_keys import RELEASED
 from ultragen.console import check_free, quiet_libraries, run, whole_results
@@ -55,15 +57,20 @@ class Sizes:
 
 SIZES = {
     "true": Sizes(
-        {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
+        WIDTHS["wan"],
         (0, 1, 2, 27, 28, 29),
         64,
-        # umT5-XXL
-        {"vocab_size": 256384, "d_model": 4096, "d_ff": 10240, "num_layers": 24, "num_heads": 64},
-        {},  # diffusers' defaults are Wan2.1's
+        TEXT_CONFIGS["wan"],
+        VAE_CONFIGS["wan"],
     ),
     "tiny": Sizes(
-        {"num_attention_heads": 1, "ffn_dim": 32, "num_layers": 3, "text_dim": 16},
+        {
+            **WIDTHS["wan"],
+            "num_attention_heads": 1,
+            "text_dim": 16,
+            "ffn_dim": 32,
+            "num_layers": 3,
+        },
         (0,),
         2,
         {"vocab_size": 128, "d_model": 16, "d_ff": 32, "num_layers": 2, "num_heads": 2},
@@ -101,11 +108,10 @@ def make_tokenizer() -> T5Tokenizer:
 def make(out: Path, size: Sizes, seed: int) -> None:
     """Writes all files below an existing folder."""
     wan, generator = out / "wan", torch.Generator().manual_seed(seed)
-    dense = {"attention_head_dim": 128, "in_channels": 16, "out_channels": 16, **size.transformer}
     text = UMT5Config(**size.text)
     parts: dict[str, tuple[str, Callable[[], nn.Module]]] = {
         "text_encoder": ("transformers", lambda: UMT5EncoderModel(text)),
-        "transformer": ("diffusers", lambda: WanTransformer3DModel(**dense)),
+        "transformer": ("diffusers", lambda: WanTransformer3DModel(**size.transformer)),
         "vae": ("diffusers", lambda: AutoencoderKLWan(**size.vae)),
     }
     index: dict[str, Any] = {"_class_name": "WanPipeline", "_diffusers_version": "0.33.0.dev0"}
@@ -125,7 +131,7 @@ def make(out: Path, size: Sizes, seed: int) -> None:
         "tokenizer": ["transformers", "T5TokenizerFast"],
     }
     (wan / "model_index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
-    released = {**RELEASED, **dense, "full_attention_layers": size.full}
+    released = {**RELEASED, **size.transformer, "full_attention_layers": size.full}
     released["lora_rank"] = size.lora_rank
     ultragen = randomise(lambda: UltraGenTransformer3DModel(**released), generator)
     save_released(ultragen, out / NAMES[1])

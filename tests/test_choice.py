@@ -82,7 +82,8 @@ def test_auto_without_weights_neither_downloads_nor_looks_at_the_gpu(monkeypatch
     monkeypatch.setattr(choice, "find_hardware", never)
     found = choose()
     assert (found.name, found.folder) == ("embedded", EMBEDDED_MODEL)
-    assert "Not on this machine: the Wan base model (Wan-AI/Wan2.1-T2V-1.3B-Di" in found.why
+    absent = "Not on this machine: the Wan base model and the released UltraGen weights."
+    assert absent in found.why
     assert "ULTRAGEN_MODEL=wan downloads what is missing" in found.other
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .cost import Job, coefficients, estimate
 from .hardware import AUTO_MEMORY, WAN_PARAMETERS, Hardware, Memory, find_hardware, gib
-from .hub import find_local, named
+from .hub import find_local
 from .model_files import check_base, read_index, weight_bytes
 from .presets import (
     EMBEDDED,
@@ -25,7 +25,7 @@ NEEDS_GPU = (
     "The 1.3B model needs its weights and a CUDA GPU with 24 GB or more that computes bfloat16; "
     "ULTRAGEN_MODEL=wan downloads what is missing."
 )
-NEEDS_NOTHING = "The embedded model needs neither: ULTRAGEN_MODEL=embedded."
+NEEDS_NOTHING = "The embedded model needs no GPU and no download: ULTRAGEN_MODEL=embedded."
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _incomplete() -> str:
     """What of the 1.3B model is missing on this machine; empty if nothing is."""
     found = _local()
     absent = [
-        f"{source.name} ({named(None, source)})"
+        source.name + (f" ({place})" if (place := os.environ.get(source.variable)) else "")
         for source, path in zip((WAN_SOURCE, ULTRAGEN_SOURCE), found, strict=True)
         if path is None
     ]
