@@ -440,7 +440,11 @@ def launch_options() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Loads the models and starts the page."""
+    """Loads the models and starts the page.
+
+    The models go to the GPU here, before the launch and nowhere else: a ZeroGPU Space has no other
+    time for it, and importing this module does nothing.
+    """
     try:
         blocks = build(load_models())
     except (OSError, ValueError) as error:

@@ -54,7 +54,7 @@ def machine(monkeypatch, files):
     [
         (H100, "wan", "Its weights are here, and NVIDIA H100 can run it"),
         (L4, "wan", "NVIDIA L4 can run it"),
-        (A4000, "embedded", "RTX A4000 has 15.0 GiB free"),
+        (A4000, "embedded", "RTX A4000 has only 15.0 GiB free"),
         (LAPTOP, "embedded", "does not fit RTX 3050: it takes 11.6 GiB"),
         (T4, "embedded", "Tesla T4, which computes no bfloat16"),
         (

@@ -99,16 +99,23 @@ def test_a_saved_folder_is_run_with_the_same_settings(wan, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("gigabytes", "placement"), [(80, "whole"), (22, "in turn")], ids=["80 GB", "24 GB"]
+    ("gigabytes", "dtype", "placement"),
+    [
+        (80, torch.bfloat16, "whole"),
+        (22, torch.bfloat16, "in turn"),
+        (80, torch.float32, "whole"),  # a card before Ampere
+        (31, torch.float32, "in turn"),
+    ],
 )
-def test_a_gpu_holds_all_parts_or_one(gigabytes, placement, monkeypatch, files):
+def test_a_gpu_holds_all_parts_or_one(gigabytes, dtype, placement, monkeypatch, files):
     """The calls that move the parts; the GPU itself is not there."""
     for name, value in files.environment.items():
         monkeypatch.setenv(name, value)
-    card = Hardware("cuda", "Card", gigabytes * GIB, True)
+    card = Hardware("cuda", "Card", gigabytes * GIB, dtype is torch.bfloat16)
+    weights = WAN_PARAMETERS.scaled(dtype.itemsize)
     moved: list[str] = []
     monkeypatch.setattr(models, "find_hardware", lambda: card)
-    monkeypatch.setattr(models, "weights_of", lambda pipe: WAN_PARAMETERS.scaled(2))
+    monkeypatch.setattr(models, "weights_of", lambda pipe: weights)
     monkeypatch.setattr(UltraGenPipeline, "to", lambda self, device: moved.append(device))
     monkeypatch.setattr(
         UltraGenPipeline, "enable_model_cpu_offload", lambda self: moved.append("in turn")
@@ -116,9 +123,19 @@ def test_a_gpu_holds_all_parts_or_one(gigabytes, placement, monkeypatch, files):
     loaded = load_models()
     assert loaded.placement == placement
     assert moved == (["cuda"] * 2 if placement == "whole" else ["in turn"] * 2)
-    assert loaded.native.transformer.dtype == torch.bfloat16
-    assert loaded.memory == Memory(card.memory, WAN_PARAMETERS.scaled(2), 2)
+    assert {loaded.native.transformer.dtype, loaded.native.vae.dtype} == {dtype}
+    assert loaded.memory == Memory(card.memory, weights, dtype.itemsize)
     assert loaded.estimator.coefficients == WAN_CUDA
+
+
+def test_weights_that_turn_out_too_large_are_refused(monkeypatch, files):
+    for name, value in files.environment.items():
+        monkeypatch.setenv(name, value)
+    card = Hardware("cuda", "Card", 4 * GIB, True)
+    monkeypatch.setattr(models, "find_hardware", lambda: card)
+    monkeypatch.setattr(models, "weights_of", lambda pipe: WAN_PARAMETERS.scaled(2))
+    with pytest.raises(ValueError, match=r"needs 11\.6 GiB of GPU memory at least, and 4\.0 GiB"):
+        load_models()
 
 
 # Comparison
@@ -369,6 +386,18 @@ def test_the_page_refuses_what_the_gpu_can_not_hold(small, tmp_path, monkeypatch
         client = Client(address, verbose=False)
         with pytest.raises(AppError, match=r"4k with 81 frames needs about .* choose"):
             client.predict(prompt="a lake", resolution="4k", api_name="/generate")
+
+
+def test_a_run_asks_zero_gpu_for_half_a_card_and_the_seconds_it_takes(wan, tmp_path, monkeypatch):
+    asked: dict = {}
+    monkeypatch.setattr(app.spaces, "GPU", lambda **options: asked.update(options) or (lambda f: f))
+    made = on_h100(wan)
+    app.Page(made, tmp_path)
+    assert asked["size"] == "large"
+    request = Request("a lake").validate(WAN)
+    seconds = asked["duration"](request)
+    assert seconds == gpu_duration(estimate(job(request, made), WAN_CUDA))
+    assert 200 < seconds <= 1600  # 1080p, 81 frames, 30 steps: for PRO accounts
 
 
 def test_visitors_of_zero_gpu_are_offered_settings(wan, tmp_path, monkeypatch):

@@ -88,16 +88,23 @@ def _embedded(reason: str) -> Choice:
 
 
 def _choose_for_machine() -> Choice:
-    reason = _incomplete()
-    hardware = Hardware("cpu") if reason else find_hardware()
-    if not reason and not _small(*_local()):
-        reason = why_not(hardware)
-        if not reason and hardware.memory < AUTO_MEMORY:
-            reason = f"{hardware.name} has {gib(hardware.memory)} free, which is little for 1.3B."
-    if reason:
+    if reason := _incomplete():
+        return _embedded(reason)
+    hardware = find_hardware()
+    if not _small(*_local()) and (reason := why_not(hardware) or _tight(hardware)):
         return _embedded(reason)
     why = f"Its weights are here, and {hardware.name} can run it."
     return Choice("wan", WAN, why, NEEDS_NOTHING)
+
+
+def _tight(hardware: Hardware) -> str:
+    """Why a GPU that can run the 1.3B model is not asked to unless someone wants it."""
+    if hardware.memory >= AUTO_MEMORY:
+        return ""
+    return (
+        f"{hardware.name} has only {gib(hardware.memory)} free for the 1.3B model: "
+        "ULTRAGEN_MODEL=wan tries it."
+    )
 
 
 def _local() -> list[Path | None]:

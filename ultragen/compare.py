@@ -425,6 +425,7 @@ def describe(request: Request, models: Models, run: RunState, windows: int) -> d
         "seconds": {"estimated": run.estimated, "measured": run.seconds},
         "machine": {
             "device": torch.cuda.get_device_name() if models.device == "cuda" else "cpu",
+            "placement": models.placement,
             "processor": platform.machine(),
             "threads": torch.get_num_threads(),
             "dtype": str(getattr(models.native, "dtype", torch.float32)).removeprefix("torch."),

@@ -58,7 +58,6 @@ def locate(given: str | Path | None, source: HubSource, local_files_only: bool =
 
     Raises:
         OSError: if the files can't be had, with the reason and the way out.
-        ValueError: if the name is neither a path nor a repository.
     """
     text = named(given, source)
     path = Path(text).expanduser()
@@ -89,7 +88,7 @@ def find_local(given: str | Path | None, source: HubSource) -> Path | None:
     """The file or folder if it is on this machine, whole as far as names tell; else None."""
     try:
         return locate(given, source, local_files_only=True)
-    except (OSError, ValueError):
+    except OSError:
         return None
 
 
