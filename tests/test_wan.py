@@ -23,6 +23,7 @@ from ultragen import pipeline as pipeline_module
 from ultragen.checkpoint import load_released, save_released
 from ultragen.checkpoint_files import read_weights
 from ultragen.checkpoint_keys import RELEASED
+from ultragen.models import take_turns
 from ultragen.pipeline import UltraGenPipeline
 from ultragen.transformer import UltraGenTransformer3DModel
 
@@ -225,20 +226,21 @@ def test_offloaded_parts_take_turns_in_both_pipelines(files):
     for pipe in (native, base):
         pipe.set_progress_bar_config(disable=True)
     expected = [sample(native), sample(base, windows=None)]
-    for pipe in (native, base):
-        pipe.enable_model_cpu_offload(device="cpu")
-    for pipe in (native, base):
-        sent_back = {
-            name: getattr(pipe, name)._hf_hook.prev_module_hook
-            for name in ("text_encoder", "transformer", "vae")
-        }
-        assert sent_back["text_encoder"] is None
-        assert sent_back["transformer"].model is pipe.text_encoder
-        assert isinstance(sent_back["vae"].model, WanTransformer3DModel)
+    take_turns(native, base, "cpu")
+
+    def order(pipe: UltraGenPipeline) -> list[object]:
+        """What each part sends back before it computes."""
+        parts = (pipe.text_encoder, pipe.transformer, pipe.vae)
+        before = (part._hf_hook.prev_module_hook for part in parts)
+        return [hook and hook.model for hook in before]
+
     for _ in range(2):
-        found = [sample(native), sample(base, windows=None)]
-        assert all(map(torch.equal, found, expected))
-        assert [frames.shape for frames in native.decode_stream(found[0])] == [(1, 3, 5, 128, 160)]
+        for pipe, windows, frames in zip((native, base), (2, None), expected, strict=True):
+            assert order(pipe)[:2] == [None, pipe.text_encoder]
+            assert torch.equal(sample(pipe, windows=windows), frames)
+            # A run gives all parts their hooks anew.
+            assert order(pipe) == [None, pipe.text_encoder, pipe.transformer]
+            assert [piece.shape[2] for piece in pipe.decode_stream(frames)] == [5]
 
 
 # What is refused

@@ -118,11 +118,12 @@ def test_a_gpu_holds_all_parts_or_one(gigabytes, dtype, placement, monkeypatch, 
     monkeypatch.setattr(models, "weights_of", lambda pipe: weights)
     monkeypatch.setattr(UltraGenPipeline, "to", lambda self, device: moved.append(device))
     monkeypatch.setattr(
-        UltraGenPipeline, "enable_model_cpu_offload", lambda self: moved.append("in turn")
+        UltraGenPipeline, "enable_model_cpu_offload", lambda self, device: moved.append("in turn")
     )
     loaded = load_models()
     assert loaded.placement == placement
-    assert moved == (["cuda"] * 2 if placement == "whole" else ["in turn"] * 2)
+    assert moved == (["cuda"] if placement == "whole" else ["in turn"] * 2)
+    assert loaded.base.transformer is not loaded.native.transformer
     assert {loaded.native.transformer.dtype, loaded.native.vae.dtype} == {dtype}
     assert loaded.memory == Memory(card.memory, weights, dtype.itemsize)
     assert loaded.estimator.coefficients == WAN_CUDA

@@ -136,14 +136,21 @@ def _place(
 ) -> tuple[Memory | None, Placement]:
     """Brings both pipelines to where they compute, in turn if they are too large together."""
     if hardware.device == "cpu" or choice.preset is not WAN:
-        for pipe in (native, base):
-            pipe.to(hardware.device)
+        native.to(hardware.device)  # the base model is one of its parts
         return None, "whole"
     memory = Memory(hardware.memory, weights_of(native), hardware.bytes_per_value)
     placement = memory.place()
-    for pipe in (native, base):
-        if placement == "whole":
-            pipe.to(hardware.device)
-        else:
-            pipe.enable_model_cpu_offload()
+    if placement == "in turn":
+        take_turns(native, base, hardware.device)
+    else:
+        native.to(hardware.device)
     return memory, placement
+
+
+def take_turns(native: Any, base: Any, device: str) -> None:
+    """Lets both pipelines bring each part to a device when it is needed, and then back."""
+    # A part has one hook, which knows the part before it. The native pipeline, which never runs the
+    # base model, would give it one that sends nothing back.
+    native.register_modules(base_transformer=None)
+    for pipe in (native, base):
+        pipe.enable_model_cpu_offload(device=device)
