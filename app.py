@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import partial
 from html import escape, unescape
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,9 +26,9 @@ from gradio.utils import get_upload_folder
 from gradio_client.utils import python_type_to_json_schema
 
 from ultragen.compare import Models, Progress, Request, Result, job, load_models
-from ultragen.cost import gpu_duration
 from ultragen.presets import RESOLUTIONS
 from ultragen.request import MAX_PROMPT, MAX_SEED, UPSCALERS
+from ultragen.tiers import Offer, offers, seconds_asked
 from ultragen.web import views
 from ultragen.web.layout import Layout, theme
 from ultragen.web.runs import CANCELLED, Runs
@@ -58,10 +59,10 @@ class Page:
         self.runs = Runs(models, output_dir)
         self.examples = load_examples(EXAMPLES)
 
-        def seconds(request: Request) -> int:
-            return gpu_duration(models.estimator.estimate(job(request, models)))
+        self.offers = offers(models) if on_zero_gpu() else []
 
-        @spaces.GPU(duration=seconds)
+        # Half a card holds all that is offered; the whole one costs visitors twice the quota.
+        @spaces.GPU(duration=lambda request: seconds_asked(request, models), size="large")
         def gpu_part(request: Request) -> Iterator:
             yield from self.runs.frames(request)
 
@@ -70,7 +71,7 @@ class Page:
     def build(self) -> gr.Blocks:
         """The page with everything wired."""
         with gr.Blocks(title="UltraGen", delete_cache=(DAY // 4, DAY)) as blocks:
-            self.ui = Layout(self.models.preset, self.describe_model(), self.examples)
+            self.ui = Layout(self.models.preset, self.describe_model(), self.examples, self.offers)
             self.wire(blocks)
             self.build_api()
         return blocks.queue(max_size=20, default_concurrency_limit=1)
@@ -78,16 +79,16 @@ class Page:
     def describe_model(self) -> str:
         """Which model runs here, why, and what the other one needs."""
         size = sum(p.numel() for p in self.models.native.transformer.parameters()) / 1e6
-        asked = os.environ.get("ULTRAGEN_MODEL", "auto")
-        why = (
-            "It is shipped with the code and needs no download."
-            if asked in ("auto", "embedded")
-            else f"Chosen by ULTRAGEN_MODEL={escape(asked)}."
+        choice = self.models.choice
+        why = f"{choice.why} {choice.other}" if choice else ""
+        turns = (
+            " Its parts come to the GPU in turn, which takes longer."
+            if self.models.placement == "in turn"
+            else ""
         )
         return (
             f"<b>{self.models.preset.name.capitalize()} model</b>, {size:.0f} million parameters, "
-            f"on {self.machine()}. {why} The 1.3B model needs a GPU with 24 GB or more; this "
-            "version does not load it yet."
+            f"on {self.machine()}.{turns} {escape(why)}"
         )
 
     def machine(self) -> str:
@@ -116,6 +117,13 @@ class Page:
             trigger_mode="always_last",
             **QUIET,
         )
+        for offer, button in zip(self.offers, ui.offers, strict=True):
+            button.click(
+                partial(self.take_offer, offer),
+                None,
+                [ui.resolution, ui.num_frames, ui.steps],
+                **QUIET,
+            )
         ui.dice.click(lambda: random.randint(0, MAX_SEED), None, ui.seed, **QUIET)
 
         buttons = [ui.start, ui.stop]
@@ -151,17 +159,24 @@ class Page:
         settings = dict(zip(SETTINGS, values, strict=True)) | {"prompt": "-"}
         try:
             request = Request(**settings).validate(self.models.preset)
+            self.models.check_memory(request)
         except ValueError as error:
             return {self.ui.estimate: views.notice("bad", "Please change a setting", str(error))}
         work = job(request, self.models)
         stages = self.models.estimator.estimate(work)
-        zero_gpu = bool(os.environ.get("SPACES_ZERO_GPU"))
         grid = work.grid(work.height, work.width)
         return {
-            self.ui.estimate: views.estimate(stages, self.machine(), zero_gpu),
-            self.ui.drawing: views.windows(grid, work.windows, str(request.windows)),
+            self.ui.estimate: views.estimate(stages, self.machine(), on_zero_gpu()),
+            self.ui.drawing: views.windows(
+                grid, work.windows, str(request.windows), work.full_share
+            ),
             self.ui.costs: views.resolution_costs(self.seconds_by_resolution(request)),
         }
+
+    def take_offer(self, offer: Offer) -> tuple[str | None, int, int | None]:
+        """Resolution, frames and steps that fit a visitor's quota."""
+        request = offer.request
+        return request.resolution, request.frames, request.num_inference_steps
 
     def seconds_by_resolution(self, request: Request) -> list[float]:
         """What every resolution takes here, with windows of the trained size."""
@@ -186,9 +201,11 @@ class Page:
         if upscaler not in UPSCALERS:  # files are for people at the machine, not for visitors
             raise problem(f"upscaler {upscaler!r:.60} is unknown: choose {' or '.join(UPSCALERS)}.")
         try:
-            return Request(**settings).validate(self.models.preset)
+            request = Request(**settings).validate(self.models.preset)
+            self.models.check_memory(request)
         except ValueError as error:
             raise problem(str(error)) from error
+        return request
 
     def prepare(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """Checks the settings at once, before the run waits for its turn."""
@@ -318,9 +335,9 @@ class Page:
     def generate(
         self,
         prompt: str,
-        resolution: Literal["544p", "720p", "1080p", "2k", "4k"] = "544p",
+        resolution: Literal["544p", "720p", "1080p", "2k", "4k"] | None = None,
         windows: str = "auto",
-        num_frames: int = 17,
+        num_frames: int | None = None,
         seed: int = 0,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
@@ -334,9 +351,9 @@ class Page:
 
         Args:
             prompt: What the clip shows, in English.
-            resolution: Size of the clips.
+            resolution: Size of the clips; null takes the model's.
             windows: Attention windows on each axis: "auto", or an even number such as "2" or "4".
-            num_frames: Frames, 4n + 1.
+            num_frames: Frames, 4n + 1; null takes the model's.
             seed: Of the noise: the same seed gives the same clip.
             num_inference_steps: Denoising steps, 1 to 100; null takes the model's.
             guidance_scale: Classifier-free guidance, 1 (off) to 20; null takes the model's.
@@ -360,6 +377,11 @@ class Page:
                 files = (str(result.native), str(result.upscaled), str(result.side_by_side))
                 return *files, result.metadata
         raise problem("The run ended without a result: try again.")
+
+
+def on_zero_gpu() -> bool:
+    """Whether visitors pay for GPU seconds with a quota."""
+    return bool(os.environ.get("SPACES_ZERO_GPU"))
 
 
 def problem(message: str) -> gr.Error:
@@ -418,7 +440,11 @@ def launch_options() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Loads the models and starts the page."""
+    """Loads the models and starts the page.
+
+    The models go to the GPU here, before the launch and nowhere else: a ZeroGPU Space has no other
+    time for it, and importing this module does nothing.
+    """
     try:
         blocks = build(load_models())
     except (OSError, ValueError) as error:

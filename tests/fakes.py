@@ -30,6 +30,7 @@ class FakeTransformer(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(7))
+        self.layer_kinds = ["even", "odd"]
 
     def resolve_windows(self, windows: int | str, height: int, width: int) -> int:
         return auto_windows(height, width, (8.5, 15.0)) if windows == "auto" else windows

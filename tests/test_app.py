@@ -65,9 +65,9 @@ def test_the_api_is_one_endpoint_with_defaults_for_all_but_the_prompt(client):
     }
     assert defaults == {
         "prompt": (False, None),
-        "resolution": (True, "544p"),
+        "resolution": (True, None),
         "windows": (True, "auto"),
-        "num_frames": (True, 17),
+        "num_frames": (True, None),
         "seed": (True, 0),
         "num_inference_steps": (True, None),
         "guidance_scale": (True, None),

@@ -12,13 +12,15 @@ import pytest
 from fakes import fake_models
 
 from ultragen import compare as comparison
+from ultragen.choice import choose
 from ultragen.compare import Cancelled, Request, compare, generate, measure, write
 from ultragen.cost import STAGES
-from ultragen.models import check_model_files, fingerprint, load_models, model_folder
-from ultragen.presets import EMBEDDED_MODEL, RESOLUTIONS
+from ultragen.model_files import check_model_files, fingerprint
+from ultragen.models import load_models
+from ultragen.presets import EMBEDDED, EMBEDDED_MODEL, RESOLUTIONS
 from ultragen.video import probe_video, read_video
 
-REQUEST = Request("a calm lake", num_frames=5, seed=3, num_inference_steps=2)
+REQUEST = Request("a calm lake", num_frames=5, seed=3, num_inference_steps=2).validate(EMBEDDED)
 
 
 @pytest.fixture(scope="module")
@@ -239,10 +241,8 @@ def test_a_damaged_model_names_the_file(model_copy, damage, file, words):
 
 
 def test_unknown_models_are_refused(monkeypatch, tmp_path):
-    with pytest.raises(ValueError, match="can't be loaded by this version"):
-        model_folder("wan")
-    with pytest.raises(ValueError, match="no model 'nonsense'"):
-        model_folder("nonsense")
+    with pytest.raises(ValueError, match="no model 'nonsense': choose auto, embedded, wan, or"):
+        choose("nonsense")
     monkeypatch.setenv("ULTRAGEN_MODEL", str(tmp_path))
     with pytest.raises(OSError, match=r"model_index\.json"):
         load_models()

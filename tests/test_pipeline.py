@@ -14,8 +14,8 @@ from diffusers import AutoencoderKLWan, FirstBlockCacheConfig, FlowMatchEulerDis
 from peft import LoraConfig, get_peft_model_state_dict
 from tiny import randomise, tiny_wan
 
+from ultragen.flow import DATA_STD, to_velocity
 from ultragen.pipeline import GenerationError, UltraGenPipeline
-from ultragen.prediction import DATA_STD, to_velocity
 from ultragen.training.models import TINY_SIZE, build_pipeline
 from ultragen.transformer import UltraGenTransformer3DModel
 

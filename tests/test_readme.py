@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 import urllib.request
 from functools import partial
 from pathlib import Path
@@ -16,9 +18,12 @@ import torch
 import yaml
 from fakes import fake_models, served
 from released_reference import Sizes, released_weights
+from wan_files import make_wan
 
 import app
-from ultragen import cli, console, models
+from ultragen import choice, cli, console, models
+from ultragen.hardware import GIB, Hardware
+from ultragen.presets import ULTRAGEN_SOURCE, WAN_SOURCE
 from ultragen.training.captions import vocabulary
 from ultragen.training.scenes import ALLOWED
 from ultragen.video import probe_video
@@ -85,6 +90,7 @@ def test_commands(words, monkeypatch, capsys):
     from ultragen.cost import CPU
     from ultragen.training import preview
 
+    monkeypatch.setattr(choice, "find_hardware", lambda: Hardware("cuda", "GPU", 80 * GIB, True))
     monkeypatch.setattr(models, "load_models", lambda name=None: fake_models())
     monkeypatch.setattr(compare, "measure", lambda models, report: CPU)
     measure = preview.benchmark
@@ -102,6 +108,60 @@ def test_the_released_weights_become_a_folder(capsys):
     code = next(b for b in blocks(README, "python") if "UltraGenTransformer3DModel" in b)
     exec(code, found)
     assert found["transformer"].layer_kinds == ["full", "odd"]
+
+
+def test_the_gpu_section_without_the_hub():
+    """As it stands, in a shell, but with tiny files and a short clip."""
+    [code] = (block for block in blocks(README, "bash") if "make_random_wan.py" in block)
+    script = "scripts/make_random_wan.py models/random"
+    assert script in code and "--frames 81" in code and "--resolution 1080p" in code
+    code = code.replace(script, f"{ROOT}/{script} --size tiny")
+    code = code.replace("--frames 81", "--frames 1 --steps 1").replace("1080p --fr", "544p --fr")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    ended = subprocess.run(
+        ["bash", "-euc", code],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)},
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert probe_video(Path("random-1080p.mp4")).height == 544
+
+
+def test_the_snippet_of_the_larger_model(monkeypatch, tmp_path):
+    files = make_wan(tmp_path)
+    for name, value in files.environment.items():
+        monkeypatch.setenv(name, value)
+    code = next(block for block in blocks(README, "python") if "from_wan" in block)
+    for full, small in (
+        ('.to("cuda")', ""),
+        ("height=1088", "height=64"),
+        ("width=1920", "width=96"),
+        ("num_frames=81", "num_frames=5"),
+        ("num_inference_steps=30", "num_inference_steps=1"),
+    ):
+        assert full in code
+        code = code.replace(full, small)
+    found: dict = {}
+    exec(compile(code, "README.md", "exec"), found)
+    assert found["clip"].shape == (5, 64, 96, 3)
+
+
+def test_the_preloaded_files_are_those_that_are_looked_for():
+    [code] = blocks(README, "yaml")
+    lines = [line.split() for line in yaml.safe_load(code)["preload_from_hub"]]
+    assert lines == [
+        [WAN_SOURCE.repository],
+        [ULTRAGEN_SOURCE.repository, *ULTRAGEN_SOURCE.files],
+    ]
+    matter = yaml.safe_load(README.split("---\n")[1])
+    assert {line[0] for line in lines} == set(matter["models"])
+
+
+def test_the_variables_are_those_of_the_code():
+    table = set(re.findall(r"^\| `(\w+)", README, re.MULTILINE))
+    assert {"ULTRAGEN_MODEL", WAN_SOURCE.variable, ULTRAGEN_SOURCE.variable} <= table
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ultragen.presets import EMBEDDED, WAN
+from ultragen.presets import EMBEDDED, RESOLUTIONS, WAN
 from ultragen.request import MAX_SEED, Request
 
 PROMPT = "a calm lake"
@@ -41,7 +41,6 @@ def test_defaults_are_the_models():
         ({"negative_prompt": ["a"]}, ["negative_prompt", "text"]),
         ({"resolution": "999p"}, ["999p", "544p, 720p, 1080p, 2k, 4k"]),
         ({"resolution": 544}, ["544", "720p"]),
-        ({"resolution": None}, ["None", "1080p"]),
         ({"num_frames": 18}, ["18", "17 or 21", "33"]),
         ({"num_frames": 32}, ["29 or 33"]),
         ({"num_frames": 0}, ["0", "1"]),
@@ -95,6 +94,8 @@ def test_what_cannot_be_used_is_refused_with_the_way_out(settings, words):
         ({"prompt": "x" * 2000}, "prompt", "x" * 2000),
         ({"negative_prompt": ""}, "negative_prompt", ""),
         ({"resolution": "4K"}, "resolution", "4k"),
+        ({"resolution": None}, "resolution", "544p"),
+        ({"num_frames": None}, "num_frames", 17),
         ({"num_frames": 17.0}, "num_frames", 17),
         ({"num_frames": 1}, "num_frames", 1),
         ({"windows": "4"}, "windows", 4),
@@ -111,6 +112,18 @@ def test_what_can_be_used_is_kept(settings, name, value):
 
 def test_the_grid_of_the_larger_model_is_finer():
     assert Request(PROMPT, windows=32).validate(WAN).windows == 32
+
+
+def test_the_defaults_of_the_larger_model_are_its_own():
+    request = Request(PROMPT).validate(WAN)
+    assert (request.resolution, request.num_frames) == ("1080p", 81)
+    assert (request.num_inference_steps, request.guidance_scale) == (30, 5.0)
+    assert request.negative_prompt == WAN.negative_prompt
+    assert request.token_grid(WAN) == (68, 120)
+    assert (request.size, request.frames) == (RESOLUTIONS["1080p"], 81)
+    assert Request(PROMPT, num_frames=121).validate(WAN).frames == 121
+    with pytest.raises(ValueError, match="from 1 to 121, not 125"):
+        Request(PROMPT, num_frames=125).validate(WAN)
 
 
 def test_metadata_gives_the_request_back():

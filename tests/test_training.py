@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ultragen.classifier import AttributeClassifier, load_classifier
+from ultragen.flow import DATA_STD
 from ultragen.pipeline import UltraGenPipeline
-from ultragen.prediction import DATA_STD
 from ultragen.training.autoencoder import AutoencoderStage
 from ultragen.training.captions import WEATHERS
 from ultragen.training.clips import ClipSize

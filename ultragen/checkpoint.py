@@ -12,7 +12,7 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from .checkpoint_files import check_tensors, fill, read_json, read_weights, wrong_keys
 from .checkpoint_keys import (
@@ -133,6 +133,15 @@ def load_dense(source: Source) -> WanTransformer3DModel:
     model = load_transformer(source)
     if isinstance(model, UltraGenTransformer3DModel):
         raise ValueError(f"{_name(source)} is UltraGen, where dense Wan is needed.")
+    return model
+
+
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> Any:
+    """Casts in place as `from_pretrained` does: what diffusers keeps in float32 is so."""
+    kept = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    for name, parameter in model.named_parameters():
+        wide = not kept.isdisjoint(name.split("."))
+        parameter.data = parameter.data.to(torch.float32 if wide else dtype)
     return model
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from . import console
-from .presets import EMBEDDED, EMBEDDED_MODEL, RESOLUTIONS
+from .presets import EMBEDDED_MODEL, RESOLUTIONS
 
 # Torch and the models are imported inside the commands, so that `--help` answers at once.
 app = typer.Typer(
@@ -43,9 +43,12 @@ OPTION_OF = {
 """What the settings that errors name are called here."""
 
 Prompt = Annotated[str, typer.Option(help="What the clip shows, in English.")]
-ResolutionOption = Annotated[str, typer.Option(help=f"One of {', '.join(RESOLUTIONS)}.")]
+ResolutionOption = Annotated[
+    str | None,
+    typer.Option(help=f"One of {', '.join(RESOLUTIONS)}; without it the model's own."),
+]
 Windows = Annotated[str, typer.Option(help="Windows on each axis: auto, or an even number.")]
-Frames = Annotated[int, typer.Option(help="Frames, 4n + 1.")]
+Frames = Annotated[int | None, typer.Option(help="Frames, 4n + 1; without it the model's own.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same clip.")]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps; without it the model's own.")]
 Guidance = Annotated[
@@ -54,17 +57,20 @@ Guidance = Annotated[
 Negative = Annotated[str | None, typer.Option(help="What guidance leads away from.")]
 Model = Annotated[
     str | None,
-    typer.Option(envvar="ULTRAGEN_MODEL", help="embedded, or a model's folder.", show_envvar=True),
+    typer.Option(
+        envvar="ULTRAGEN_MODEL", help="auto, embedded, wan, or a model's folder.", show_envvar=True
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier results.")]
 
 
-def _request(**settings: Any) -> Any:
-    """A validated request; errors name the options as they are typed."""
+def _request(model: str | None, **settings: Any) -> Any:
+    """A request that is validated for a model; errors name the options as they are typed."""
+    from .choice import choose
     from .request import Request
 
     try:
-        return Request(**settings).validate(EMBEDDED)
+        return Request(**settings).validate(choose(model).preset)
     except ValueError as error:
         names = re.compile("|".join(OPTION_OF))
         raise ValueError(names.sub(lambda m: OPTION_OF[m.group()], str(error))) from error
@@ -98,9 +104,9 @@ def _print_seconds(metadata: dict[str, Any]) -> None:
 @app.command()
 def generate(
     prompt: Prompt,
-    resolution: ResolutionOption = "544p",
+    resolution: ResolutionOption = None,
     windows: Windows = "auto",
-    frames: Frames = 17,
+    frames: Frames = None,
     seed: Seed = 0,
     steps: Steps = None,
     guidance: Guidance = None,
@@ -116,6 +122,7 @@ def generate(
         raise ValueError(f"--out {out} must end in .mp4.")
     sidecar = out.with_suffix(".json")
     request = _request(
+        model,
         prompt=prompt,
         resolution=resolution,
         windows=windows,
@@ -144,9 +151,9 @@ def generate(
 def compare(
     prompt: Prompt,
     out: Annotated[Path, typer.Option(help="Folder of the results.")],
-    resolution: ResolutionOption = "544p",
+    resolution: ResolutionOption = None,
     windows: Windows = "auto",
-    frames: Frames = 17,
+    frames: Frames = None,
     seed: Seed = 0,
     steps: Steps = None,
     guidance: Guidance = None,
@@ -162,6 +169,7 @@ def compare(
 ) -> None:
     """Make the native clip and the upscaled one of the same prompt and seed."""
     request = _request(
+        model,
         prompt=prompt,
         resolution=resolution,
         windows=windows,
@@ -288,8 +296,8 @@ def sheets(
 def evaluate(
     table: Annotated[str, typer.Option("--set", help="The rows: table1.")] = "table1",
     clips: Annotated[int, typer.Option(min=1, help="A row; more can be added later.")] = 8,
-    resolution: ResolutionOption = "544p",
-    frames: Frames = 17,
+    resolution: ResolutionOption = None,
+    frames: Frames = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the first clip's noise.")] = 0,
     steps: Steps = None,
     guidance: Guidance = None,
@@ -310,6 +318,7 @@ def evaluate(
 ) -> None:
     """Measure models against each other and real clips: a table, JSON and a contact sheet."""
     request = _request(
+        model,
         prompt="any",
         resolution=resolution,
         num_frames=frames,
@@ -332,7 +341,7 @@ def evaluate(
     instruments = load_instruments(
         models.source, classifier, features or (), lpips, clip, models.device
     )
-    out = out or Path("outputs") / f"{table}-{resolution}"
+    out = out or Path("outputs") / f"{table}-{request.resolution}"
     if overwrite:
         forget(out)
     with console.progress_bar() as show:

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from . import __version__
-from .cost import COEFFICIENTS, STAGES, Coefficients, Job, fit, probe
+from .cost import STAGES, Coefficients, Job, coefficients, fit, probe
 from .models import Models, load_models
 from .request import Request
 from .video import crop_rows, encode_video, side_by_side, unique_directory
@@ -46,11 +46,11 @@ __all__ = [
 BLACK = 2  # brightest value, of 255, of a clip that counts as black
 POSTER_WIDTH = 480
 MEASURED: tuple[dict[str, Any], ...] = (
-    {"num_inference_steps": 1, "num_frames": 5},
-    {"num_inference_steps": 1, "base_native": "on"},
-    {"num_inference_steps": 4, "windows": 8, "upscaler": "lanczos"},
-    {"num_inference_steps": 1, "resolution": "1080p"},
-    {"num_inference_steps": 1, "resolution": "720p", "base_native": "on"},
+    {"resolution": "544p", "num_inference_steps": 1, "num_frames": 5},
+    {"resolution": "544p", "num_inference_steps": 1, "base_native": "on"},
+    {"resolution": "544p", "num_inference_steps": 4, "windows": 8, "upscaler": "lanczos"},
+    {"resolution": "1080p", "num_inference_steps": 1},
+    {"resolution": "720p", "num_inference_steps": 1, "base_native": "on"},
 )
 LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "moviepy")
 
@@ -128,14 +128,20 @@ def job(request: Request, models: Models) -> Job:
         width=size.width,
         base_height=preset.base_height,
         base_width=preset.base_width,
-        num_frames=request.num_frames,
+        num_frames=request.frames,
         windows=resolve_windows(request, models),
         steps=request.num_inference_steps or preset.num_inference_steps,
         passes=1 if request.guidance_scale == 1 else 2,
         upscaler=request.upscaler,
         base_native=request.base_native,
         pixels_per_token=preset.pixels_per_token,
+        full_share=_full_share(models.native.transformer),
     )
+
+
+def _full_share(transformer: Any) -> float:
+    kinds = transformer.layer_kinds
+    return kinds.count("full") / len(kinds)
 
 
 def resolve_windows(request: Request, models: Models) -> int:
@@ -193,12 +199,13 @@ def generate(
         RuntimeError: for a result that is black or not a number, or too little memory.
     """
     request = request.validate(models.preset)
+    models.check_memory(request)
     estimated = models.estimator.estimate(job(request, models))
     run = RunState(report, cancelled or Event(), estimated)
     size, base = request.size, (models.preset.base_height, models.preset.base_width)
     windows = {"windows": resolve_windows(request, models)}
 
-    with _enough_memory():
+    with enough_memory(request, models):
         native = make_clip(run, models.native, request, (size.height, size.width), "", windows)
         small = make_clip(run, models.base, request, base, "base_", {})
         upscaled = _upscale(run, models.upscaler(request.upscaler), small, size.rows, size.width)
@@ -239,13 +246,13 @@ def make_clip(
             output_type="latent",
             **windows,
         ).frames
-    frames, done = np.empty((request.num_frames, *size, 3), np.uint8), 0
+    frames, done = np.empty((request.frames, *size, 3), np.uint8), 0
     with run.stage(decode), torch.no_grad():
         for piece in pipe.decode_stream(latents):
             pictures = piece[0].permute(1, 2, 3, 0).mul(255).round().byte().cpu().numpy()
             frames[done : done + len(pictures)] = pictures
             done += len(pictures)
-            run.tick(decode, done, request.num_frames, "frame")
+            run.tick(decode, done, request.frames, "frame")
     check_visible(frames, STAGES[decode].split(":")[0])
     return frames
 
@@ -273,16 +280,21 @@ def _upscale(
 
 
 @contextmanager
-def _enough_memory() -> Iterator[None]:
+def enough_memory(request: Request, models: Models) -> Iterator[None]:
     """Says what to change when the memory is not enough."""
     import torch
 
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
+        smaller: list[str] = []
+        if models.memory is not None:
+            name = request.size.name
+            smaller = models.memory.smaller(models.placement, name, request.frames)
+        instead = " or ".join(smaller) or "a smaller resolution or fewer frames"
         raise RuntimeError(
-            "There is not enough memory for this size: choose a smaller resolution or fewer "
-            "frames, or switch the base model at full size off."
+            f"There is not enough memory for this size: choose {instead}, or switch the base model "
+            "at full size off."
         ) from error
 
 
@@ -297,7 +309,7 @@ def write(
 
     Args:
         clips: What `generate` returned.
-        request: What it was asked for.
+        request: What it was asked for, validated.
         output_dir: Parent of the new folder.
         report: Called after each frame.
         cancelled: Once set, writing stops and the folder is removed.
@@ -393,6 +405,7 @@ def describe(request: Request, models: Models, run: RunState, windows: int) -> d
         "model": {
             "name": preset.name,
             "fingerprint": models.fingerprint,
+            "weights": list(models.origins),
             "transformer": dict_of_numbers(models.native.transformer),
             "base_transformer": dict_of_numbers(models.base.transformer),
         },
@@ -400,7 +413,7 @@ def describe(request: Request, models: Models, run: RunState, windows: int) -> d
             "generated": [size.height, size.width],
             "files": [size.rows, size.width],
             "base": [preset.base_height, preset.base_width],
-            "tokens": [(request.num_frames + 3) // 4, *request.token_grid(preset)],
+            "tokens": [(request.frames + 3) // 4, *request.token_grid(preset)],
         },
         "windows": {"asked": request.windows, "even_layers": windows, "odd_layers": windows + 1},
         "fps": preset.fps,
@@ -412,6 +425,7 @@ def describe(request: Request, models: Models, run: RunState, windows: int) -> d
         "seconds": {"estimated": run.estimated, "measured": run.seconds},
         "machine": {
             "device": torch.cuda.get_device_name() if models.device == "cuda" else "cpu",
+            "placement": models.placement,
             "processor": platform.machine(),
             "threads": torch.get_num_threads(),
             "dtype": str(getattr(models.native, "dtype", torch.float32)).removeprefix("torch."),
@@ -437,7 +451,7 @@ def measure(models: Models, report: Callable[[str], None] = lambda line: None) -
             if run:  # the first one pays for memory and kernels that later ones find ready
                 runs.append((job(request, models), seconds))
     device = models.device
-    fitted = fit(runs, COEFFICIENTS[device])
+    fitted = fit(runs, coefficients(models.preset.name, device))
     return replace(fitted, device=device, probe=probe(device))
 
 

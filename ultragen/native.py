@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 
 # The steps of a comparison, of which this is the first half.
-from .compare import Progress, RunState, describe, job, make_clip, resolve_windows
+from .compare import (
+    Progress,
+    RunState,
+    describe,
+    enough_memory,
+    job,
+    make_clip,
+    resolve_windows,
+)
 from .models import Models
 from .request import Request
 from .video import crop_rows
@@ -40,15 +48,17 @@ def generate_native(
     """Makes UltraGen's clip; arguments and errors as in `compare.generate`."""
     # Whatever the request says of the upscaled clip, nothing is loaded for it.
     request = replace(request, upscaler="lanczos", base_native="off").validate(models.preset)
+    models.check_memory(request)
     stages = models.estimator.estimate(job(request, models))
     run = RunState(
         report, cancelled or Event(), {name: stages[name] for name in ("denoise", "decode")}
     )
     windows = resolve_windows(request, models)
     size = request.size
-    frames = make_clip(
-        run, models.native, request, (size.height, size.width), "", {"windows": windows}
-    )
+    with enough_memory(request, models):
+        frames = make_clip(
+            run, models.native, request, (size.height, size.width), "", {"windows": windows}
+        )
     metadata = describe(request, models, run, windows)
     metadata["labels"] = {"native": metadata["labels"]["native"]}
     return NativeClip(crop_rows(frames, size.rows), models.preset.fps, metadata)

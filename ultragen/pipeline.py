@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from math import log
 from numbers import Integral, Real
-from typing import Any, Literal, TypeVar, get_args
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -27,47 +28,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 from .autoencoder import CompactAutoencoder, denormalize
-from .prediction import Prediction, to_velocity
+from .flow import Prediction, second_order, shifted, to_velocity
+from .hardware import free_memory, needs_tiles
 from .transformer import UltraGenTransformer3DModel
+from .wan import load_wan
 from .windows import check_windows
 
 OutputType = Literal["np", "pt", "uint8", "latent"]
 StepCallback = Callable[["UltraGenPipeline", int, Tensor, dict[str, Any]], dict[str, Any] | None]
-
-
-ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, Tensor)
-
-
-def shifted(sigma: ArrayOrTensor, shift: ArrayOrTensor | float) -> ArrayOrTensor:
-    """Noise levels in [0, 1] moved towards more noise: odds σ/(1 − σ) times `shift`."""
-    return shift * sigma / (1 + (shift - 1) * sigma)
-
-
-def falling_shift(u: Tensor, log_shift: float) -> Tensor:
-    """The noise level at u in [0, 1], shifted by s^u.
-
-    A large frame needs many steps where there is much noise, because its composition is decided
-    there; with the same shift at all levels none would be left for its detail.
-    """
-    return shifted(u, (log_shift * u).exp())
-
-
-def second_order(velocity: Tensor, clean: list[Tensor], sigmas: Tensor) -> Tensor:
-    """The velocity of a step of DPM-Solver++(2M) (Lu et al., 2022, algorithm 2).
-
-    Where a first-order step keeps the predicted clean latents constant, this one lets them go on
-    changing with the logarithm of the signal-to-noise ratio as they did in the step before.
-
-    Args:
-        velocity: At the step's start, b c t h w.
-        clean: The clean latents predicted at the step before, if there was one, and at this one.
-        sigmas: Noise levels of the step before, if there was one, of this one, and after it.
-    """
-    if len(clean) < 2 or sigmas[-1] == 0:
-        return velocity
-    before, now, after = torch.log((1 - sigmas) / sigmas)
-    change = (clean[1] - clean[0]) * (after - now) / (2 * (now - before))
-    return velocity - change / sigmas[1]
 
 
 class GenerationError(RuntimeError):
@@ -98,7 +66,7 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         transformer: Predicts the velocity.
         base_transformer: The dense low-resolution model that the transformer was converted from.
         max_sequence_length: Text tokens, padded with zero embeddings as in Wan.
-        prediction: What both transformers' outputs mean, see `prediction.to_velocity`.
+        prediction: What both transformers' outputs mean, see `flow.to_velocity`.
         solver_order: 1 for Euler's steps, as Wan samples; 2 extrapolates from the step before,
             see `second_order`.
     """
@@ -150,7 +118,12 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
                 "This pipeline has no base model: load it from a folder that contains "
                 "`base_transformer`, or pass `base_transformer=`."
             )
-        components = {**self.components, "transformer": self.base_transformer}
+        # Named once only: what offloads parts in turn keeps one hook for each of them.
+        components = {
+            **self.components,
+            "transformer": self.base_transformer,
+            "base_transformer": None,
+        }
         components["scheduler"] = type(self.scheduler).from_config(self.scheduler.config)
         return UltraGenPipeline(
             **components,
@@ -158,6 +131,32 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             prediction=self.config.prediction,
             solver_order=self.config.solver_order,
         )
+
+    @classmethod
+    def from_wan(
+        cls,
+        base: str | Path | None = None,
+        ultragen: str | Path | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+        local_files_only: bool = False,
+    ) -> UltraGenPipeline:
+        """The 1.3B pipeline of Wan's parts and the released UltraGen weights, on the CPU.
+
+        Args:
+            base: Wan2.1-T2V-1.3B in diffusers' layout: a folder, or a repository on the Hub as
+                `owner/name` or `owner/name@revision`. None reads the environment variable
+                ULTRAGEN_WAN, and without it is `presets.WAN_SOURCE`.
+            ultragen: The authors' file, or a folder with it or with a converted transformer, or a
+                repository. None reads ULTRAGEN_WEIGHTS, and without it is
+                `presets.ULTRAGEN_SOURCE`.
+            dtype: Of all parts.
+            local_files_only: Take only what is on this machine, as with HF_HUB_OFFLINE=1.
+
+        Raises:
+            OSError: if a file can't be had, is incomplete or damaged.
+            ValueError: if a file is of another model, or the two don't fit each other.
+        """
+        return cls(**load_wan(base, ultragen, dtype, local_files_only))
 
     @classmethod
     def _maybe_expand_t2v_lora_for_i2v(cls, transformer: Any, state_dict: dict) -> dict:
@@ -505,7 +504,7 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         pieces = (
             self.vae.decode_groups(z)
             if isinstance(self.vae, CompactAutoencoder)
-            else iter(self.vae.decode(z, return_dict=False))
+            else iter(self._decode_wan(z))
         )
         for piece in pieces:
             if not torch.isfinite(piece).all():
@@ -514,6 +513,18 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
                     "in float32."
                 )
             yield (piece.float() / 2 + 0.5).clamp(0, 1)
+
+    def _decode_wan(self, z: Tensor) -> tuple[Tensor]:
+        """Wan's decoding, in tiles where memory asks for them: the clip, b 3 t h w in [-1, 1]."""
+        scale = self.vae.config.scale_factor_spatial
+        height, width = z.shape[-2] * scale, z.shape[-1] * scale
+        tiled = self.vae.use_tiling
+        free = free_memory(z.device)
+        self.vae.use_tiling = tiled or needs_tiles(height, width, z.element_size(), free)
+        try:
+            return self.vae.decode(z, return_dict=False)
+        finally:
+            self.vae.use_tiling = tiled
 
     @torch.no_grad()
     def decode(self, latents: Tensor, output_type: OutputType = "np") -> np.ndarray | Tensor:

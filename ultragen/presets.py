@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 EMBEDDED_MODEL = Path(__file__).parent / "embedded"
 
@@ -40,6 +41,50 @@ WINDOWS = ("auto", "2", "4", "6", "8")
 
 
 @dataclass(frozen=True)
+class HubSource:
+    """Where a model's files come from, unless an environment variable names another place.
+
+    Attributes:
+        name: What messages call the model.
+        repository: On the Hub, `owner/name`; public, so that no token is needed.
+        revision: Commit, tag or branch. The hashes of the published commits could not be looked up
+            when this was written, so it is the branch; `owner/name@COMMIT` in the variable pins
+            one.
+        variable: Environment variable that holds a local path, or `owner/name` or
+            `owner/name@revision` of a mirror.
+        files: Patterns of the files that are needed.
+    """
+
+    name: str
+    repository: str
+    revision: str
+    variable: str
+    files: tuple[str, ...]
+
+
+WAN_REVISION = "main"
+ULTRAGEN_REVISION = "main"
+
+WAN_SOURCE = HubSource(
+    name="the Wan base model",
+    repository="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+    revision=WAN_REVISION,
+    variable="ULTRAGEN_WAN",
+    files=(
+        "model_index.json",
+        *(f"{part}/*" for part in ("scheduler", "tokenizer", "text_encoder", "transformer", "vae")),
+    ),
+)
+ULTRAGEN_SOURCE = HubSource(
+    name="the released UltraGen weights",
+    repository="JTUplayer/Ultragen",
+    revision=ULTRAGEN_REVISION,
+    variable="ULTRAGEN_WEIGHTS",
+    files=("ultragen_1080p.ckpt",),
+)
+
+
+@dataclass(frozen=True)
 class ModelPreset:
     """Settings that suit one model.
 
@@ -48,6 +93,7 @@ class ModelPreset:
         pixels_per_token: Rows, and columns, of pixels that a token covers.
         base_height: Rows in pixels of the dense base model's own size.
         base_width: Columns in pixels of the dense base model's own size.
+        resolution: Name of the size that runs have unless another is asked for.
         num_frames: Frames a clip has, 4n + 1.
         max_frames: Most frames a clip may have.
         fps: Frames a second of the encoded clip.
@@ -55,12 +101,16 @@ class ModelPreset:
         guidance_scale: Classifier-free guidance scale; 1 switches guidance off.
         negative_prompt: What guidance leads away from.
         max_sequence_length: Text tokens the model was trained with.
+        vocabulary: `words` where the tokenizer knows some words and no others, `pieces` where it
+            cuts any text into known pieces.
+        ladder: Settings to offer where seconds count, best first: resolution, frames, steps.
     """
 
     name: str
     pixels_per_token: int
     base_height: int
     base_width: int
+    resolution: str
     num_frames: int
     max_frames: int
     fps: int
@@ -68,6 +118,8 @@ class ModelPreset:
     guidance_scale: float
     negative_prompt: str
     max_sequence_length: int
+    vocabulary: Literal["words", "pieces"]
+    ladder: tuple[tuple[str, int, int], ...]
 
 
 EMBEDDED = ModelPreset(
@@ -75,6 +127,7 @@ EMBEDDED = ModelPreset(
     pixels_per_token=32,
     base_height=288,
     base_width=512,
+    resolution="544p",
     num_frames=17,
     max_frames=33,
     fps=12,
@@ -82,6 +135,8 @@ EMBEDDED = ModelPreset(
     guidance_scale=3.0,
     negative_prompt="",
     max_sequence_length=64,
+    vocabulary="words",
+    ladder=(("4k", 17, 10), ("2k", 17, 10), ("1080p", 33, 10), ("1080p", 17, 10), ("544p", 17, 10)),
 )
 
 WAN = ModelPreset(
@@ -89,6 +144,7 @@ WAN = ModelPreset(
     pixels_per_token=16,
     base_height=480,
     base_width=832,
+    resolution="1080p",
     num_frames=81,
     max_frames=121,
     fps=15,
@@ -99,4 +155,18 @@ WAN = ModelPreset(
         "watermark"
     ),
     max_sequence_length=512,
+    vocabulary="pieces",
+    ladder=(
+        ("4k", 29, 30),
+        ("1080p", 81, 30),
+        ("1080p", 49, 30),
+        ("1080p", 33, 30),
+        ("1080p", 33, 20),
+        ("1080p", 17, 20),
+        ("720p", 33, 20),
+        ("720p", 17, 20),
+        ("544p", 17, 20),
+        ("544p", 17, 10),
+        ("544p", 5, 10),
+    ),
 )

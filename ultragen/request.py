@@ -27,10 +27,10 @@ class Request:
 
     Attributes:
         prompt: What the clip shows.
-        resolution: A name in `RESOLUTIONS`.
+        resolution: A name in `RESOLUTIONS`; None takes the model's.
         windows: K, windows on each axis in even layers, an even number; `auto` keeps the window
             size that the model was trained with.
-        num_frames: Frames, 4n + 1.
+        num_frames: Frames, 4n + 1; None takes the model's.
         seed: Of the noise; both models start from it.
         num_inference_steps: Denoising steps; None takes the model's.
         guidance_scale: Classifier-free guidance; 1 switches it off; None takes the model's.
@@ -40,9 +40,9 @@ class Request:
     """
 
     prompt: str
-    resolution: str = "544p"
+    resolution: str | None = None
     windows: str | int = "auto"
-    num_frames: int = 17
+    num_frames: int | None = None
     seed: int = 0
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
@@ -53,7 +53,12 @@ class Request:
     @property
     def size(self) -> Resolution:
         """The frame size, of a request that was validated."""
-        return RESOLUTIONS[self.resolution]
+        return RESOLUTIONS[self.resolution or ""]
+
+    @property
+    def frames(self) -> int:
+        """The number of frames, of a request that was validated."""
+        return self.num_frames or 0
 
     def token_grid(self, preset: ModelPreset) -> tuple[int, int]:
         """Token rows and columns of a frame."""
@@ -71,8 +76,14 @@ class Request:
         checked = replace(
             self,
             prompt=check_prompt(self.prompt),
-            resolution=check_choice("resolution", self.resolution, tuple(RESOLUTIONS)),
-            num_frames=check_frames(self.num_frames, preset),
+            resolution=check_choice(
+                "resolution",
+                preset.resolution if self.resolution is None else self.resolution,
+                tuple(RESOLUTIONS),
+            ),
+            num_frames=check_frames(
+                preset.num_frames if self.num_frames is None else self.num_frames, preset
+            ),
             seed=check_integer("seed", self.seed, 0, MAX_SEED),
             num_inference_steps=check_integer(
                 "num_inference_steps",

@@ -12,6 +12,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
+from ..checkpoint import cast_weights
 from ..presets import EMBEDDED_MODEL
 from ..transformer import UltraGenTransformer3DModel
 
@@ -194,15 +195,6 @@ def build(family: Family, variant: Variant, device: str, dtype: torch.dtype) -> 
     with torch.device(device):
         model = cls(**{name: value for name, value in config.items() if name in known})
     return cast_weights(model, dtype).eval()
-
-
-def cast_weights(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
-    """Casts as `from_pretrained` does: what diffusers keeps in float32 stays so."""
-    kept = set(model._keep_in_fp32_modules or ())  # type: ignore[arg-type]
-    for name, parameter in model.named_parameters():
-        if kept.isdisjoint(name.split(".")):
-            parameter.data = parameter.data.to(dtype)
-    return model
 
 
 def arguments(case: Case, variant: Variant, device: str, dtype: torch.dtype) -> dict[str, Any]:

@@ -16,11 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
 from ..autoencoder import CompactAutoencoder, denormalize
+from ..checkpoint import cast_weights
 from ..pipeline import UltraGenPipeline
 from ..presets import EMBEDDED, EMBEDDED_MODEL, WAN, ModelPreset
 from ..video import encode_video
 from .bench import Bench
-from .cases import AUTO, OURS, PLAIN, TEXT_TOKENS, TILED, Case, Family, build, cast_weights
+from .cases import AUTO, OURS, PLAIN, TEXT_TOKENS, TILED, Case, Family, build
 from .forward import operations_of
 from .machine import default_dtype
 from .parts import device_clock

@@ -111,7 +111,7 @@ class Maker:
         models, size = self.models(row.model), self.request.size
         full = (size.height, size.width)
         if row.source == "real":
-            frames = case.frames(*full, self.request.num_frames, models.device)
+            frames = case.frames(*full, self.request.frames, models.device)
             return crop_rows(frames, size.rows), None
         if row.upscaler is None:
             frames, seconds = self._generate(row, number, case, full)

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from ..autoencoder import CompactAutoencoder
-from ..pipeline import UltraGenPipeline, falling_shift
+from ..flow import falling_shift
+from ..pipeline import UltraGenPipeline
 from .clips import ClipSize
 from .data import ClipMaker, Pool, SceneStream
 from .remote import Renderers

@@ -11,8 +11,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 
 from ..autoencoder import CompactAutoencoder
 from ..classifier import AttributeClassifier
+from ..flow import Prediction
 from ..pipeline import UltraGenPipeline
-from ..prediction import Prediction
 from ..transformer import UltraGenTransformer3DModel
 from .scenes import ALLOWED
 from .text import build_text_encoder, build_tokenizer
@@ -36,7 +36,7 @@ class ModelSize:
         base_tokens: Token rows and columns of the base model's frame.
         window_size: Token rows and columns of a window that `auto` keeps.
         base_shift: Shift of the noise schedule at the base model's frame.
-        prediction: What the transformers' outputs mean, see `prediction.to_velocity`.
+        prediction: What the transformers' outputs mean, see `flow.to_velocity`.
         solver_order: Of the sampler, see `UltraGenPipeline`.
     """
 

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..attention import RotaryNorm, TimeGate, UltraGenAttention
+from ..flow import to_velocity
 from ..pipeline import UltraGenPipeline
-from ..prediction import to_velocity
 from ..transformer import UltraGenTransformer3DModel
 from .clips import ClipSize
 from .data import tokenize

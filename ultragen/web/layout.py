@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -10,6 +11,7 @@ import gradio as gr
 from ..compare import Result
 from ..presets import RESOLUTIONS, WINDOWS, ModelPreset
 from ..request import MAX_GUIDANCE, MAX_STEPS
+from ..tiers import Offer
 from . import views
 
 PROMPTS = (
@@ -29,13 +31,20 @@ class Layout:
         preset: Settings that suit the model.
         model: What runs here and why, as HTML.
         examples: Finished examples to offer.
+        offers: Settings that fit visitors' quotas, where there are quotas.
     """
 
-    def __init__(self, preset: ModelPreset, model: str, examples: list[Result]) -> None:
+    def __init__(
+        self,
+        preset: ModelPreset,
+        model: str,
+        examples: list[Result],
+        offers: Sequence[Offer] = (),
+    ) -> None:
         gr.HTML(views.header(model), apply_default_css=False)
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=340, elem_classes="ug-column"):
-                self.main_settings()
+                self.main_settings(preset, offers)
                 self.more_settings(preset)
             with gr.Column(scale=8, min_width=340, elem_classes="ug-column"):
                 self.results()
@@ -72,7 +81,7 @@ class Layout:
             self.metadata,
         ]
 
-    def main_settings(self) -> None:
+    def main_settings(self, preset: ModelPreset, offers: Sequence[Offer]) -> None:
         """What everybody sets, and the button."""
         self.prompt = gr.Textbox(
             PROMPTS[0],
@@ -87,10 +96,15 @@ class Layout:
                 (f"{size.name}\n{size.width}×{size.rows}", size.name)
                 for size in RESOLUTIONS.values()
             ],
-            value="544p",
+            value=preset.resolution,
             label="Resolution, and what it takes here",
             elem_id="resolution",
         )
+        with gr.Row(visible=bool(offers)):
+            self.offers = [
+                gr.Button(f"Best for {offer.visitor} ({offer.seconds} s)", size="sm")
+                for offer in offers
+            ]
         self.costs = gr.HTML(apply_default_css=False, elem_id="costs")
         self.estimate = gr.HTML(apply_default_css=False, elem_id="estimate")
         with gr.Row():

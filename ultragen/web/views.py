@@ -104,10 +104,11 @@ def resolution_costs(seconds: Sequence[float]) -> str:
     return f"<style>{rules}</style>"
 
 
-def windows(grid: tuple[int, int, int], count: int, asked: str) -> str:
+def windows(grid: tuple[int, int, int], count: int, asked: str, full_share: float = 0.0) -> str:
     """The windows on the frame, in even and odd layers, and what they save."""
     _, rows, columns = grid
     share = native_pairs(grid, count) / full_pairs(grid)
+    share += full_share * (1 - share)
     if asked == "auto":
         why = f"<b>auto</b> takes K = {count} here: windows of the size that the model learnt with."
     else:
@@ -118,7 +119,9 @@ def windows(grid: tuple[int, int, int], count: int, asked: str) -> str:
         + _frame(rows, columns, count + 1, "odd layers")
         + f"<p>{why} Attention stays inside a window, across all frames; the borders move from "
         f"layer to layer, and two coarse branches see the whole frame. That compares "
-        f"<b>{100 * share:.0f} %</b> of the pairs of full attention.</p></div>"
+        f"<b>{100 * share:.0f} %</b> of the pairs of full attention"
+        + (f", which {100 * full_share:.0f} % of the layers keep" if full_share else "")
+        + ".</p></div>"
     )
 
 

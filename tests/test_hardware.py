@@ -1,0 +1,197 @@
+"""What fits on which GPU: pure functions of its memory, and what they count on."""
+
+from __future__ import annotations
+
+from math import inf
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from transformers import UMT5EncoderModel
+from wan_files import make_random_wan
+
+from ultragen import hardware
+from ultragen.checkpoint_keys import RELEASED
+from ultragen.hardware import (
+    AUTO_MEMORY,
+    GIB,
+    WAN_PARAMETERS,
+    Hardware,
+    Memory,
+    Weights,
+    find_hardware,
+    free_memory,
+    needs_tiles,
+    weights_of,
+)
+from ultragen.presets import RESOLUTIONS, WAN
+from ultragen.transformer import UltraGenTransformer3DModel
+
+BF16 = WAN_PARAMETERS.scaled(2)
+
+
+def memory(gigabytes: float) -> Memory:
+    return Memory(int(gigabytes * GIB), BF16)
+
+
+def test_the_sizes_are_those_of_the_true_models():
+    true = make_random_wan.SIZES["true"]
+    with init_empty_weights():
+        text = UMT5EncoderModel(make_random_wan.UMT5Config(**true.text))
+        text.set_input_embeddings(text.shared)
+        parts = (
+            text,
+            UltraGenTransformer3DModel(**{**RELEASED, "full_attention_layers": true.full}),
+            WanTransformer3DModel(**true.transformer),
+            AutoencoderKLWan(**true.vae),
+        )
+    counted = [sum(p.numel() for p in part.parameters()) for part in parts]
+    assert Weights(*counted) == WAN_PARAMETERS
+
+
+def test_weights_are_counted_in_the_type_they_have():
+    part = torch.nn.Linear(3, 5).to(torch.bfloat16)
+    pipe = SimpleNamespace(
+        text_encoder=part, transformer=part.float(), base_transformer=None, vae=part
+    )
+    assert weights_of(pipe) == Weights(80, 80, 0, 80)
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "placement"),
+    [
+        (80, "whole"),
+        (47, "whole"),
+        (39, "whole"),
+        (23, "in turn"),
+        (22, "in turn"),
+        (14, "in turn"),
+    ],
+)
+def test_parts_stay_on_the_gpu_only_where_there_is_room(gigabytes, placement):
+    assert memory(gigabytes).place() == placement
+
+
+@pytest.mark.parametrize("gigabytes", [0, 6, 10])
+def test_too_little_memory_names_the_way_out(gigabytes):
+    with pytest.raises(ValueError, match=r"at least, and .* are free: .*ULTRAGEN_MODEL=embedded"):
+        memory(gigabytes).place()
+
+
+@pytest.mark.parametrize("placement", ["whole", "in turn"])
+def test_the_peak_grows_with_the_clip_and_shrinks_in_turn(placement):
+    room = memory(80)
+    peaks = [room.peak(placement, size.height, size.width, 81) for size in RESOLUTIONS.values()]
+    assert peaks == sorted(peaks)
+    assert room.peak(placement, 1088, 1920, 81) >= room.peak(placement, 1088, 1920, 49)
+    assert room.peak("in turn", 1088, 1920, 81) < room.peak("whole", 1088, 1920, 81)
+    # Never less than the largest part, or all of them.
+    at_least = BF16.together if placement == "whole" else BF16.text_encoder
+    assert room.peak(placement, 544, 960, 1) > at_least
+
+
+def test_the_models_own_clip_fits_24_gb_in_turn():
+    size = RESOLUTIONS[WAN.resolution]
+    assert memory(22).peak("in turn", size.height, size.width, WAN.num_frames) < AUTO_MEMORY
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "placement", "resolution", "frames", "fits"),
+    [
+        (80, "whole", "1080p", 121, True),
+        (80, "whole", "4k", 29, True),
+        (22, "in turn", "1080p", 81, True),
+        (22, "in turn", "4k", 29, False),
+        (12, "in turn", "1080p", 121, False),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_does(
+    gigabytes, placement, resolution, frames, fits
+):
+    room = memory(gigabytes)
+    if fits:
+        room.check(placement, resolution, frames)
+        return
+    with pytest.raises(ValueError) as caught:
+        room.check(placement, resolution, frames)
+    text = str(caught.value)
+    assert text.startswith(f"{resolution} with {frames} frames needs about ")
+    offered = text.split("choose ")[1].rstrip(".").split(" or ")
+    for offer in offered:
+        name, _, count, _ = offer.split()
+        assert (name, int(count)) != (resolution, frames)
+        room.check(placement, name, int(count))
+
+
+def test_nothing_that_fits_leaves_the_embedded_model():
+    with pytest.raises(ValueError, match=r"choose the embedded model\."):
+        memory(5).check("in turn", "544p", 5)
+
+
+def test_float32_takes_twice_as_much():
+    wide = Memory(80 * GIB, WAN_PARAMETERS.scaled(4), 4)
+    once = memory(80).peak("in turn", 1088, 1920, 81) - hardware.RESERVE
+    assert wide.peak("in turn", 1088, 1920, 81) - hardware.RESERVE == 2 * once
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "free", "tiles"),
+    [
+        (1088, 1920, 80 * GIB, False),
+        (1088, 1920, 24 * GIB, True),  # 23.1 GiB were measured
+        (2176, 3840, 80 * GIB, True),  # was out of memory
+        (480, 832, 20 * GIB, False),
+        (480, 832, 4 * GIB, True),
+        (2176, 3840, inf, False),
+    ],
+)
+def test_large_frames_are_decoded_in_tiles(height, width, free, tiles):
+    assert needs_tiles(height, width, 2, free) is tiles
+
+
+def test_the_cpu_has_all_memory_that_is_asked_for():
+    assert free_memory(torch.device("cpu")) == inf
+
+
+# This machine's GPU
+
+
+def card(monkeypatch, major: int, total: int = 24 * GIB, free: int = 22 * GIB) -> None:
+    properties = SimpleNamespace(name="Card", major=major, minor=0, total_memory=total)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index=0: (free, total))
+
+
+@pytest.mark.parametrize(
+    ("major", "dtype", "size"), [(7, "float32", 4), (8, "bfloat16", 2), (12, "bfloat16", 2)]
+)
+def test_cards_before_ampere_compute_in_float32(major, dtype, size, monkeypatch):
+    monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
+    card(monkeypatch, major)
+    found = find_hardware()
+    assert found == Hardware("cuda", "Card", 22 * GIB, major >= 8)
+    assert (found.dtype, found.bytes_per_value) == (dtype, size)
+
+
+def test_on_zero_gpu_the_card_is_not_touched(monkeypatch):
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    card(monkeypatch, 12, 48 * GIB)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", None)
+    assert find_hardware() == Hardware("cuda", "Card", 48 * GIB, True, True)
+
+
+def test_a_machine_without_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = find_hardware()
+    assert (found.device, found.dtype) == ("cpu", "float32")
+
+
+def test_half_a_card_of_zero_gpu_is_enough():
+    """`large` is 48 GB, and weights above 45.1e9 bytes would take the whole card."""
+    assert BF16.together < 45.1e9
+    room = Memory(48 * 10**9, BF16)
+    assert room.place() == "whole"
+    room.check("whole", "1080p", 121)

@@ -1,0 +1,78 @@
+"""Flow matching on the straight path x_σ = (1 − σ)x + σε: noise levels, what a transformer's output
+means, and the solver's second order.
+
+The sampler needs the velocity v = ε − x. Wan predicts it as it is. To do so, a network has to carry
+the whole noise from its input to its output, and a small one has little room left for the picture:
+at high noise levels, where the composition is decided, it fails first (Li and He, "Back to Basics:
+Let Denoising Generative Models Denoise", 2025). The embedded model's output therefore goes through
+the preconditioning of Karras et al. ("Elucidating the Design Space of Diffusion-Based Generative
+Models", 2022, table 1), written for this path: nearly the clean latents where there is much noise,
+nearly the noise where there is little, so that the velocity's error stays of one size over all
+noise levels.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, Tensor)
+Prediction = Literal["velocity", "preconditioned"]
+
+# Standard deviation of the data in the preconditioning. Latents have 1; a smaller value predicts
+# the clean latents over a wider range of noise levels, which trained faster (docs/training.md).
+DATA_STD = 0.5
+
+
+def to_velocity(output: Tensor, noisy: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
+    """The velocity v = ε − x that a transformer's output stands for, in float32.
+
+    Args:
+        output: Of the transformer, b c t h w.
+        noisy: The latents x_σ that it got, b c t h w.
+        sigma: Noise levels above 0 and up to 1, b or one for all.
+        prediction: What the output means: the velocity itself, or, with d = `DATA_STD`,
+            a = 1 − σ and r² = d²a² + σ², the clean latents as (d²a/r²)·x_σ + (σ/r)·output.
+    """
+    output = output.float()
+    if prediction == "velocity":
+        return output
+    sigma = sigma.to(output).view(-1, *(1,) * (output.ndim - 1))
+    signal = DATA_STD**2 * (1 - sigma)
+    square = signal * (1 - sigma) + sigma.square()
+    return (sigma - signal) / square * noisy - output * square.rsqrt()
+
+
+def shifted(sigma: ArrayOrTensor, shift: ArrayOrTensor | float) -> ArrayOrTensor:
+    """Noise levels in [0, 1] moved towards more noise: odds σ/(1 − σ) times `shift`."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def falling_shift(u: Tensor, log_shift: float) -> Tensor:
+    """The noise level at u in [0, 1], shifted by s^u.
+
+    A large frame needs many steps where there is much noise, because its composition is decided
+    there; with the same shift at all levels none would be left for its detail.
+    """
+    return shifted(u, (log_shift * u).exp())
+
+
+def second_order(velocity: Tensor, clean: list[Tensor], sigmas: Tensor) -> Tensor:
+    """The velocity of a step of DPM-Solver++(2M) (Lu et al., 2022, algorithm 2).
+
+    Where a first-order step keeps the predicted clean latents constant, this one lets them go on
+    changing with the logarithm of the signal-to-noise ratio as they did in the step before.
+
+    Args:
+        velocity: At the step's start, b c t h w.
+        clean: The clean latents predicted at the step before, if there was one, and at this one.
+        sigmas: Noise levels of the step before, if there was one, of this one, and after it.
+    """
+    if len(clean) < 2 or sigmas[-1] == 0:
+        return velocity
+    before, now, after = torch.log((1 - sigmas) / sigmas)
+    change = (clean[1] - clean[0]) * (after - now) / (2 * (now - before))
+    return velocity - change / sigmas[1]

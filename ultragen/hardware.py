@@ -1,0 +1,210 @@
+"""What this machine can hold: its GPU, that GPU's memory, and what the 1.3B model needs of it.
+
+Sizes of weights are counted. Working memory is counted for the transformer, and for the autoencoder
+it is the rate that was measured on an H100 with random weights (torch 2.11.0, diffusers 0.42.1,
+bfloat16, 2026-11-23). Whatever is only counted may be off: a run that still meets the memory's end
+says what to change.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import astuple, dataclass
+from typing import Any, Literal
+
+from .presets import RESOLUTIONS, WAN
+
+Placement = Literal["whole", "in turn"]
+
+GIB = 2**30
+AUTO_MEMORY = 20 * GIB  # a card of 24 GB, less what its driver keeps
+RESERVE = GIB  # of the libraries, and of what lies between tensors
+FEWER_FRAMES = (81, 49, 33, 17, 5)
+
+# The widest point of a layer is its feed-forward network: its hidden state before and after the
+# activation, beside the stream, its norm in float32 and the result.
+VALUES_PER_TOKEN = 2 * 8960 + 4 * 1536
+# Measured, bytes a pixel of the frame: whole, 23.1 GiB at 1088×1920 and 4.6 GiB at 480×832, of
+# which the larger rate; in tiles, 26.6 GiB at 2176×3840.
+PLAIN_DECODING = 12_400
+TILED_DECODING = 3_420
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What computes.
+
+    Attributes:
+        device: `cuda` or `cpu`.
+        name: For people.
+        memory: Bytes that are free on the GPU.
+        bfloat16: Whether the GPU computes it itself; cards before Ampere do not.
+        zero_gpu: Whether the GPU is only lent for each run.
+    """
+
+    device: Literal["cuda", "cpu"]
+    name: str = "this machine's CPU"
+    memory: int = 0
+    bfloat16: bool = False
+    zero_gpu: bool = False
+
+    @property
+    def dtype(self) -> str:
+        """Type to compute in. Without bfloat16 it is float32: the weights were trained in
+        bfloat16, and what they give may exceed float16's largest number."""
+        return "bfloat16" if self.bfloat16 else "float32"
+
+    @property
+    def bytes_per_value(self) -> int:
+        return 2 if self.bfloat16 else 4
+
+
+def find_hardware() -> Hardware:
+    """Looks at this machine's first GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return Hardware("cpu")
+    zero_gpu = bool(os.environ.get("SPACES_ZERO_GPU"))
+    card = torch.cuda.get_device_properties(0)
+    # There the GPU may not be touched before a run, which then has all of it.
+    memory = card.total_memory if zero_gpu else torch.cuda.mem_get_info(0)[0]
+    return Hardware("cuda", card.name, memory, card.major >= 8, zero_gpu)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Sizes of a pipeline's parts, in parameters or bytes."""
+
+    text_encoder: int
+    transformer: int
+    base_transformer: int
+    vae: int
+
+    @property
+    def together(self) -> int:
+        return sum(astuple(self))
+
+    def scaled(self, factor: int) -> Weights:
+        return Weights(*(factor * size for size in astuple(self)))
+
+
+WAN_PARAMETERS = Weights(5_680_910_336, 1_696_002_112, 1_418_996_800, 126_892_531)
+
+
+def weights_of(pipe: Any) -> Weights:
+    """Bytes of a pipeline's parts."""
+
+    def size(part: Any) -> int:
+        return sum(p.numel() * p.element_size() for p in part.parameters()) if part else 0
+
+    return Weights(
+        size(pipe.text_encoder),
+        size(pipe.transformer),
+        size(pipe.base_transformer),
+        size(pipe.vae),
+    )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A GPU's memory with the 1.3B model in it.
+
+    Attributes:
+        free: Bytes without the model.
+        weights: Bytes of its parts.
+        bytes_per_value: Of the type that is computed in.
+    """
+
+    free: int
+    weights: Weights
+    bytes_per_value: int = 2
+
+    def peak(self, placement: Placement, height: int, width: int, frames: int) -> int:
+        """Bytes that a clip needs at most."""
+        tokens = (frames + 3) // 4 * (height // 16) * (width // 16)
+        layers = tokens * VALUES_PER_TOKEN * self.bytes_per_value
+        decoding = height * width * TILED_DECODING * self.bytes_per_value // 2
+        sizes = self.weights
+        if placement == "whole":
+            return RESERVE + sizes.together + max(layers, decoding)
+        transformer = max(sizes.transformer, sizes.base_transformer)
+        return RESERVE + max(sizes.text_encoder, transformer + layers, sizes.vae + decoding)
+
+    @property
+    def smallest(self) -> int:
+        """Bytes without which not even the smallest clip can be made."""
+        size = RESOLUTIONS["544p"]
+        return self.peak("in turn", size.height, size.width, 5)
+
+    def place(self) -> Placement:
+        """All parts on the GPU where the model's own clip fits beside them, else one at a time,
+        in the order in which they are needed.
+
+        Raises:
+            ValueError: if not even that is enough.
+        """
+        size = RESOLUTIONS[WAN.resolution]
+        if self.peak("whole", size.height, size.width, WAN.num_frames) <= self.free:
+            return "whole"
+        if self.smallest <= self.free:
+            return "in turn"
+        raise ValueError(
+            f"The model needs {gib(self.smallest)} of GPU memory at least, and {gib(self.free)} "
+            "are free: take a larger GPU, or the embedded model, ULTRAGEN_MODEL=embedded."
+        )
+
+    def check(self, placement: Placement, resolution: str, frames: int) -> None:
+        """Checks that a clip fits.
+
+        Raises:
+            ValueError: if it does not, with smaller ones that do.
+        """
+        size = RESOLUTIONS[resolution]
+        needed = self.peak(placement, size.height, size.width, frames)
+        if needed <= self.free:
+            return
+        smaller = " or ".join(self.smaller(placement, resolution, frames)) or "the embedded model"
+        raise ValueError(
+            f"{resolution} with {frames} frames needs about {gib(needed)} of GPU memory, and "
+            f"{gib(self.free)} are there: choose {smaller}."
+        )
+
+    def smaller(self, placement: Placement, resolution: str, frames: int) -> list[str]:
+        """The longest clip of this size that fits, and the largest smaller one."""
+        names = list(RESOLUTIONS)
+        below = [name for name in reversed(names) if names.index(name) < names.index(resolution)]
+        fewer = [count for count in FEWER_FRAMES if count < frames]
+        found = []
+        for options in (
+            [(resolution, count) for count in fewer],
+            [(name, count) for name in below for count in (frames, *fewer)],
+        ):
+            fits = (
+                f"{name} with {count} frames"
+                for name, count in options
+                if self.peak(placement, RESOLUTIONS[name].height, RESOLUTIONS[name].width, count)
+                <= self.free
+            )
+            found += [next(fits, "")]
+        return [text for text in found if text]
+
+
+def needs_tiles(height: int, width: int, bytes_per_value: int, free: float) -> bool:
+    """Whether Wan's autoencoder has to decode in tiles, which takes twice as long (measured)."""
+    return height * width * PLAIN_DECODING * bytes_per_value / 2 > free
+
+
+def free_memory(device: Any) -> float:
+    """Bytes that a torch device has left now; the CPU's are not counted."""
+    import torch
+
+    if device.type != "cuda":
+        return float("inf")
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)[0]
+
+
+def gib(size: float) -> str:
+    """Bytes for people."""
+    return f"{size / GIB:.1f} GiB"

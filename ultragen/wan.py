@@ -1,0 +1,118 @@
+"""The parts of the 1.3B pipeline: Wan's text encoder, autoencoder and dense transformer from a
+folder in diffusers' layout, the authors' UltraGen transformer from their released file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
+from transformers import AutoTokenizer, UMT5EncoderModel
+
+from .checkpoint import cast_weights, load_dense, load_ultragen
+from .hub import locate
+from .model_files import check_base
+from .presets import ULTRAGEN_SOURCE, WAN, WAN_SOURCE
+
+SHIFT = 5.0  # of the released schedule: σ_i = 1 − i/30, then sσ / (1 + (s − 1)σ)
+
+
+def load_wan(
+    base: str | Path | None,
+    ultragen: str | Path | None,
+    dtype: torch.dtype,
+    local_files_only: bool,
+) -> dict[str, Any]:
+    """All arguments of the pipeline; its own as in `UltraGenPipeline.from_wan`."""
+    folder = locate(base, WAN_SOURCE, local_files_only)
+    released = locate(ultragen, ULTRAGEN_SOURCE, local_files_only)
+    check_base(folder)
+    transformer = load_ultragen(released)
+    dense = load_dense(folder / "transformer")
+    parts = {
+        "tokenizer": _load_tokenizer(folder / "tokenizer"),
+        "text_encoder": load_text_encoder(folder / "text_encoder", dtype),
+        "vae": _load_strictly(AutoencoderKLWan, folder / "vae", torch_dtype=dtype),
+        # Wan's own scheduler is another one, with other steps.
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+        "transformer": cast_weights(transformer, dtype),
+        "base_transformer": cast_weights(dense, dtype),
+    }
+    check_fit(parts)
+    return {**parts, "max_sequence_length": WAN.max_sequence_length}
+
+
+def check_fit(parts: dict[str, Any]) -> None:
+    """Checks that the text encoder and the autoencoder are those of both transformers.
+
+    Raises:
+        ValueError: with the sizes that differ.
+    """
+    found = {
+        "text features": parts["text_encoder"].config.d_model,
+        "latent channels": parts["vae"].config.z_dim,
+    }
+    known, words = parts["text_encoder"].config.vocab_size, len(parts["tokenizer"])
+    if words > known:
+        raise ValueError(f"The tokenizer has {words} pieces, and the text encoder knows {known}.")
+    for name in ("transformer", "base_transformer"):
+        config = parts[name].config
+        needed = {"text features": config.text_dim, "latent channels": config.in_channels}
+        if needed != found:
+            raise ValueError(
+                f"The {name} was trained with {needed}, and the base model has {found}: take the "
+                f"UltraGen weights and the base model of the same size, {ULTRAGEN_SOURCE.variable} "
+                f"and {WAN_SOURCE.variable}."
+            )
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the readers of a damaged file raise whatever they like
+        raise OSError(f"The tokenizer in {folder} can't be read: {_first_line(error)}") from error
+
+
+def load_text_encoder(folder: Path, dtype: torch.dtype) -> UMT5EncoderModel:
+    """umT5's encoder, strictly; errors as in `_load_strictly`."""
+    # The published file holds the word embeddings once, under `shared`; some releases of
+    # transformers missed the encoder's own, which are the same, and left them at zero.
+    model = _load_strictly(UMT5EncoderModel, folder, {"encoder.embed_tokens.weight"}, dtype=dtype)
+    model.set_input_embeddings(model.shared)
+    return model
+
+
+def _load_strictly(
+    kind: Any, folder: Path, tied: frozenset[str] | set[str] = frozenset(), **options: Any
+) -> Any:
+    """Loads safetensors only, and nothing that is incomplete: loaders fill gaps with noise.
+
+    Args:
+        kind: Class of the model.
+        folder: Its folder.
+        tied: Weights that the file may lack, because they are others'.
+        options: For the loader.
+
+    Raises:
+        OSError: if the weights can't be read.
+        ValueError: if a weight is missing or unexpected.
+    """
+    try:
+        model, report = kind.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    except Exception as error:  # as above
+        raise OSError(f"The model in {folder} can't be loaded: {_first_line(error)}") from error
+    wrong = {name: sorted(map(str, set(keys) - tied))[:8] for name, keys in report.items()}
+    if wrong := {name: keys for name, keys in wrong.items() if keys}:
+        raise ValueError(f"{folder} does not fit {kind.__name__}: {wrong}.")
+    return model.eval()
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
