@@ -7,7 +7,12 @@ from ultragen.presets import EMBEDDED_MODEL
 from ultragen.video import encode_video
 
 PROMPT = "a calm lake under snowy mountains at sunset, the camera pans right"
-SETTINGS = {"num_frames": 17, "num_inference_steps": 10, "guidance_scale": 3.0}
+SETTINGS = {
+    "num_frames": 17,
+    "num_inference_steps": 10,
+    "guidance_scale": 3.0,
+    "negative_prompt": "gloomy weather",
+}
 
 pipe = UltraGenPipeline.from_pretrained(EMBEDDED_MODEL)
 clip = pipe(PROMPT, height=544, width=960, output_type="uint8", **SETTINGS).frames[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
 import pickle
 from dataclasses import replace
 from math import nan
@@ -589,6 +590,14 @@ def test_stages_build_on_each_other(trained):
     for name in shared:
         difference = (native[name] - base[name]).abs().max()
         assert 0 < difference < 0.5 * base[name].abs().max()
+
+
+@pytest.mark.slow
+def test_a_stage_trains_on_what_others_render(trained, tmp_path):
+    options = replace(TINY, render_on=("cpu",))
+    train("ultragen", steps(tmp_path, 3), options, start=trained / "model")
+    assert (tmp_path / "model" / "transformer").is_dir()
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.slow
