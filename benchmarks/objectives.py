@@ -23,7 +23,7 @@ from ultragen import flow
 from ultragen.autoencoder import CompactAutoencoder
 from ultragen.presets import EMBEDDED_MODEL
 from ultragen.training.data import SceneStream, caption_variants, tokenize
-from ultragen.training.muon import MuonAdamW, hidden_matrices
+from ultragen.training.muon import RATE, MuonAdamW, hidden_matrices
 from ultragen.training.scenes import render
 from ultragen.training.text import build_text_encoder
 from ultragen.training.transformer import TextToLatents
@@ -77,11 +77,14 @@ def build(channels: int) -> TextToLatents:
     return TextToLatents(build_text_encoder(400, 256), transformer)
 
 
-def error(model: nn.Module, clean: Tensor, noise: Tensor, sigma: Tensor, ids: Tensor, kind: str):
+def error(
+    model: nn.Module, clean: Tensor, noise: Tensor, sigma: Tensor, ids: Tensor,
+    meaning: tuple[flow.Prediction, float],
+) -> Tensor:  # fmt: skip
     """Mean squared error of the velocity."""
     weight = sigma.view(-1, 1, 1, 1, 1)
     noisy = (1 - weight) * clean + weight * noise
-    velocity = flow.to_velocity(model(noisy, sigma * 1000, ids), noisy, sigma, kind)
+    velocity = flow.to_velocity(model(noisy, sigma * 1000, ids), noisy, sigma, *meaning)
     return F.mse_loss(velocity, noise - clean)
 
 
@@ -96,7 +99,12 @@ def batches(latents: Tensor, ids: Tensor, chance: torch.Generator) -> Iterator[t
 
 
 def train(
-    latents: Tensor, ids: Tensor, kind: str, optimizer: Callable, rate: float, steps: int
+    latents: Tensor,
+    ids: Tensor,
+    meaning: tuple[flow.Prediction, float],
+    optimizer: Callable,
+    rate: float,
+    steps: int,
 ) -> list[float]:
     """Errors at `LEVELS` after training with warm-up and a linear fall."""
     torch.manual_seed(0)
@@ -110,13 +118,13 @@ def train(
     ):
         for group in update.param_groups:
             group["lr"] = rate * min(1, (step + 1) / 30) * min(1, (steps - step) / (0.3 * steps))
-        error(model, *batch, kind).backward()
+        error(model, *batch, meaning).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         update.step()
         update.zero_grad()
     with torch.no_grad():
         return [
-            error(model, held, noise, torch.full((HELD_OUT,), level), held_ids, kind).item()
+            error(model, held, noise, torch.full((HELD_OUT,), level), held_ids, meaning).item()
             for level in LEVELS
         ]
 
@@ -125,21 +133,26 @@ def adamw(model: nn.Module, rate: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
 
 
-def muon(model: nn.Module, rate: float) -> torch.optim.Optimizer:
+def muon(model: nn.Module, rate: float, factor: float = RATE) -> torch.optim.Optimizer:
     hidden = hidden_matrices(model)
     inside = set(map(id, hidden))
     others = [p for p in model.parameters() if id(p) not in inside]
-    return MuonAdamW(hidden, others, lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
+    return MuonAdamW(hidden, others, lr=rate, factor=factor, betas=(0.9, 0.99), weight_decay=0.01)
 
 
-# Scale of the latents, what the output means, `flow.DATA_STD`, optimiser.
-VARIANTS = (
+def slow_muon(model: nn.Module, rate: float) -> torch.optim.Optimizer:
+    return muon(model, rate, 1.5)
+
+
+# Scale of the latents, what the output means, standard deviation in it, optimiser.
+VARIANTS: tuple[tuple[str, flow.Prediction, float, Callable], ...] = (
     ("channel", "velocity", 1.0, adamw),
     ("channel", "preconditioned", 0.5, adamw),
     ("all", "velocity", 1.0, adamw),
     ("all", "preconditioned", 1.0, adamw),
     ("all", "preconditioned", 0.5, adamw),
     ("all", "preconditioned", 0.25, adamw),
+    ("all", "preconditioned", 0.5, slow_muon),
     ("all", "preconditioned", 0.5, muon),
 )
 
@@ -159,9 +172,10 @@ def main() -> None:
     print("| scale | output | data std | optimiser | " + " | ".join(map(str, LEVELS)) + " | mean |")
     print("|---" * (len(LEVELS) + 5) + "|")
     for scale, kind, data_std, optimizer in VARIANTS:
-        flow.DATA_STD = data_std
         began = time.perf_counter()
-        errors = train(scaled(raw, scale), ids, kind, optimizer, arguments.rate, arguments.steps)
+        errors = train(
+            scaled(raw, scale), ids, (kind, data_std), optimizer, arguments.rate, arguments.steps
+        )
         cells = [*(f"{x:.3f}" for x in errors), f"{sum(errors) / len(errors):.3f}"]
         print(
             f"| {scale} | {kind} | {data_std} | {optimizer.__name__} | " + " | ".join(cells) + " |",

@@ -54,8 +54,6 @@ def measure(
     pipeline = build_pipeline(options.size, vocabulary())
     if name == "base":
         pipeline.register_modules(transformer=build_base_transformer(options.size))
-    elif arguments.compile:
-        pipeline.transformer.compile_repeated_blocks(dynamic=False)
     stage = RandomClips(pipeline, (size,), train_text=name == "base")
     with TemporaryDirectory() as folder:
         trainer = Trainer(stage, TrainingConfig(out=Path(folder), log_steps=10**9))
@@ -82,10 +80,11 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--stage", nargs="+", default=["base", "ultragen"])
+    parser.add_argument(
+        "--stage", nargs="+", choices=["base", "ultragen"], default=["base", "ultragen"]
+    )
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--compile", action="store_true", help="UltraGen's blocks too.")
     parser.add_argument("--sizes", type=int, nargs="*", help="Numbers of the stage's sizes.")
     parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()

@@ -10,7 +10,14 @@ from reference import Reference
 from tiny import inputs, randomise, tiny_ultragen
 from torch import Tensor, nn
 
-from ultragen.attention import UltraGenAttention, apply_rotary, resize
+from ultragen.attention import (
+    Compression,
+    UltraGenAttention,
+    apply_rotary,
+    interpolation,
+    resize,
+    resize_by_products,
+)
 from ultragen.layout import WindowRule, compressed_size, nearest_multiple, plan_layout
 
 GRIDS = {
@@ -258,3 +265,56 @@ def test_a_layer_refuses_unknown_settings(change, hint):
 def test_a_rule_refuses_unknown_settings(field, hint):
     with pytest.raises(ValueError, match=hint):
         WindowRule(**{field: "diagonal"})
+
+
+# What a GPU takes in place of the library's ways while gradients are needed
+
+
+@pytest.mark.parametrize("size", [(9, 16), (4, 7), (10, 24), (1, 1)], ids=str)
+@pytest.mark.parametrize("antialias", [True, False])
+def test_resizing_by_products_is_the_library_s_resizing(size, antialias):
+    grid = torch.randn(2, 3, 5, 8, 4, dtype=torch.float64, requires_grad=True)
+    found, wanted = resize_by_products(grid, size, antialias), resize(grid, size, antialias)
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+    gradient = torch.randn_like(wanted)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(out, grid, gradient)[0] for out in (found, wanted)),
+        rtol=1e-6, atol=1e-6,
+    )  # fmt: skip
+
+
+def test_a_matrix_that_inference_asked_for_first_serves_training_too():
+    interpolation.cache_clear()
+    grid = torch.randn(1, 1, 3, 5, 2, requires_grad=True)
+    with torch.inference_mode():
+        resize_by_products(grid.detach().clone(), (6, 10), False)
+    resize_by_products(grid, (6, 10), False).sum().backward()
+    assert grid.grad is not None
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("factor", [2, 4])
+def test_compression_by_a_weighted_sum_is_the_convolution(factor, bias):
+    layer = Compression(6, 6, factor, stride=factor, groups=6, bias=bias).double()
+    grid = torch.randn(2, 3, 2 * factor, 3 * factor, 6, dtype=torch.float64, requires_grad=True)
+    inputs = [grid, *layer.parameters()]
+    gradient = torch.randn(2, 3, 2, 3, 6, dtype=torch.float64)
+    outs = [layer(grid), layer.weighted_sum(grid)]
+    torch.testing.assert_close(*outs)
+    for one, other in zip(*(torch.autograd.grad(o, inputs, gradient) for o in outs), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_every_layer_of_a_branch_is_called_as_a_module():
+    """Hooks of offloading and of layerwise casting must see it."""
+    model = tiny_ultragen()
+    own = {
+        name: module
+        for name, module in model.named_modules()
+        if ".attn1." in name and next(module.parameters(recurse=False), None) is not None
+    }
+    seen = set()
+    for name, module in own.items():
+        module.register_forward_hook(lambda *_, name=name: seen.add(name))
+    model(**inputs((2, 8, 8), 1), windows=2)
+    assert seen == set(own) and any("decompression" in name for name in seen)

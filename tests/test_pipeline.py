@@ -14,7 +14,7 @@ from diffusers import AutoencoderKLWan, FirstBlockCacheConfig, FlowMatchEulerDis
 from peft import LoraConfig, get_peft_model_state_dict
 from tiny import randomise, tiny_wan
 
-from ultragen.flow import DATA_STD, to_velocity
+from ultragen.flow import to_velocity
 from ultragen.pipeline import GenerationError, UltraGenPipeline
 from ultragen.training.models import TINY_SIZE, build_pipeline
 from ultragen.transformer import UltraGenTransformer3DModel
@@ -122,8 +122,8 @@ def embed(pipe: UltraGenPipeline, words: str) -> torch.Tensor:
 
 
 def clean_latents(output, noisy: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Karras et al., table 1, for signal 1 − σ: what a preconditioned output says of the data."""
-    d = DATA_STD
+    """c_skip of Karras et al., table 1, for signal 1 − σ; their c_out over d."""
+    d = TINY_SIZE.data_std
     scale, noise = 1 - sigma, sigma / (1 - sigma) if sigma < 1 else inf
     if noise == inf:  # x_1 is noise alone, and says nothing
         return output
@@ -206,9 +206,9 @@ def test_the_shift_doubles_with_the_side_of_the_frame_and_falls_with_the_noise(
 
 
 @pytest.mark.parametrize("sigma", [1e-4, 0.02, 0.3, 0.5, 0.9, 0.999])
-def test_a_preconditioned_output_is_karras_and_colleagues(sigma):
+def test_a_preconditioned_output_stands_for_clean_latents(sigma):
     output, noisy = torch.randn(2, 3, 4, 2, 2, 2).double()
-    velocity = to_velocity(output, noisy, torch.full((3,), sigma), "preconditioned")
+    velocity = to_velocity(output, noisy, torch.full((3,), sigma), "preconditioned", 0.5)
     expected = (noisy - clean_latents(output, noisy, sigma)) / sigma
     # The expected values themselves are differences of nearly equal numbers at little noise.
     torch.testing.assert_close(velocity.double(), expected, rtol=1e-3, atol=1e-3)
@@ -216,14 +216,14 @@ def test_a_preconditioned_output_is_karras_and_colleagues(sigma):
 
 def test_a_velocity_is_taken_as_it_is():
     output, noisy = torch.randn(2, 3, 4, 2, 2, 2)
-    assert torch.equal(to_velocity(output, noisy, torch.rand(3), "velocity"), output)
+    assert torch.equal(to_velocity(output, noisy, torch.rand(3), "velocity", 0.5), output)
 
 
 @pytest.mark.parametrize("sigma", [0.02, 0.3, 0.7, 1.0])
 def test_noise_levels_differ_within_a_batch(sigma):
     output, noisy = torch.randn(2, 2, 4, 2, 2, 2)
-    both = to_velocity(output, noisy, torch.tensor([sigma, 0.5]), "preconditioned")
-    one = to_velocity(output[:1], noisy[:1], torch.tensor(sigma), "preconditioned")
+    both = to_velocity(output, noisy, torch.tensor([sigma, 0.5]), "preconditioned", 0.5)
+    one = to_velocity(output[:1], noisy[:1], torch.tensor(sigma), "preconditioned", 0.5)
     torch.testing.assert_close(both[:1], one)
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from importlib.util import find_spec
 from math import log
 from typing import Literal, cast
 
@@ -25,10 +24,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .kernels import depthwise_works_on
 from .layout import GLOBAL_FACTOR, HIERARCHICAL_FACTOR, AttentionLayout, Rotary, WindowLayout
 from .windows import merge_windows, split_windows
-
-HAS_TRITON = find_spec("triton") is not None
 
 
 def apply_rotary(x: Tensor, rotary: Rotary) -> Tensor:
@@ -57,20 +55,21 @@ class RotaryNorm(nn.RMSNorm):
 def resize(grid: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
     """Bilinear resampling of b t h w d to other rows and columns; the same size is returned as
     it is."""
-    height, width = grid.shape[2:4]
-    if (height, width) == size:
+    if grid.shape[2:4] == size:
         return grid
-    if not grid.is_cuda:
-        frames = rearrange(grid, "b t h w d -> (b t) d h w")
-        frames = F.interpolate(
-            frames, size, mode="bilinear", align_corners=False, antialias=antialias
-        )
-        return rearrange(frames, "(b t) d h w -> b t h w d", t=grid.shape[1])
-    # The same as two products: the library's gradient adds up atomically, and so does not give
-    # the same sum twice, and takes many times as long.
+    if grid.is_cuda and grid.requires_grad:
+        return resize_by_products(grid, size, antialias)
+    frames = rearrange(grid, "b t h w d -> (b t) d h w")
+    frames = F.interpolate(frames, size, mode="bilinear", align_corners=False, antialias=antialias)
+    return rearrange(frames, "(b t) d h w -> b t h w d", t=grid.shape[1])
+
+
+def resize_by_products(grid: Tensor, size: tuple[int, int], antialias: bool) -> Tensor:
+    """`resize` as two matrix products: on a GPU the library's gradient adds up atomically, takes
+    many times as long, and does not give the same sum twice."""
+    b, t, height, width, _ = grid.shape
     rows = interpolation(height, size[0], antialias, grid.device, grid.dtype)
     columns = interpolation(width, size[1], antialias, grid.device, grid.dtype)
-    b, t = grid.shape[:2]
     grid = rows.expand(b * t, -1, -1) @ rearrange(grid, "b t h w d -> (b t) h (w d)")
     grid = rearrange(grid, "n h (w d) -> (n h) w d", w=width)
     grid = columns.expand(len(grid), -1, -1) @ grid
@@ -82,11 +81,12 @@ def interpolation(
     length: int, to: int, antialias: bool, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
     """The matrix to × length that resamples an axis linearly."""
-    units = torch.eye(length)[None, :, :, None]
-    columns = F.interpolate(
-        units, (to, 1), mode="bilinear", align_corners=False, antialias=antialias
-    )
-    return columns[0, :, :, 0].T.to(device, dtype)
+    with torch.inference_mode(False), torch.no_grad():  # kept for training, whoever asks first
+        units = torch.eye(length, device=device)[None, :, :, None]
+        columns = F.interpolate(
+            units, (to, 1), mode="bilinear", align_corners=False, antialias=antialias
+        )
+        return columns[0, :, :, 0].T.to(dtype)
 
 
 def zero_bias(layer: nn.Linear | nn.Conv2d | nn.Conv3d) -> None:
@@ -152,20 +152,39 @@ class Compression(nn.Conv2d):
 
     def forward(self, grid: Tensor) -> Tensor:
         """b t h w d → b t ⌈h/factor⌉ ⌈w/factor⌉ d; edges are repeated where needed."""
-        height, width = self.kernel_size
-        for axis, size in ((2, height), (3, width)):
+        for axis, size in zip((2, 3), self.kernel_size, strict=True):
             if missing := -grid.shape[axis] % size:
                 edge = grid.narrow(axis, grid.shape[axis] - 1, 1)
                 grid = torch.cat([grid, *[edge] * missing], dim=axis)
-        if not grid.is_cuda:
-            frames = rearrange(grid, "b t h w d -> (b t) d h w")
-            return rearrange(super().forward(frames), "(b t) d h w -> b t h w d", t=grid.shape[1])
-        # The patches don't overlap, so this is a weighted sum: the library's gradients of a
-        # depthwise convolution are slow.
-        patches = rearrange(grid, "b t (h i) (w j) d -> b t h i w j d", i=height, j=width)
+        if grid.is_cuda and grid.requires_grad:
+            return self.weighted_sum(grid)
+        frames = rearrange(grid, "b t h w d -> (b t) d h w")
+        return rearrange(super().forward(frames), "(b t) d h w -> b t h w d", t=grid.shape[1])
+
+    def weighted_sum(self, grid: Tensor) -> Tensor:
+        """The same for patches that fit, which don't overlap: the library's gradients of a
+        depthwise convolution are slow on a GPU."""
+        i, j = self.kernel_size
+        patches = rearrange(grid, "b t (h i) (w j) d -> b t h i w j d", i=i, j=j)
         weight = rearrange(self.weight, "d 1 i j -> i 1 j d").to(grid.dtype)
         out = (patches * weight).sum((3, 5))
         return out if self.bias is None else out + self.bias.to(grid.dtype)
+
+
+class Decompression(nn.Conv3d):
+    """Depthwise 3 × 3 × 3 convolution on tokens (eq. 5)."""
+
+    def forward(self, grid: Tensor) -> Tensor:
+        """b t h w d → b t h w d."""
+        if depthwise_works_on(grid.device):
+            from .kernels.depthwise import depthwise_conv3d
+
+            return depthwise_conv3d(grid, self.weight, self.bias)
+        volume = rearrange(grid, "b t h w d -> b d t h w")
+        if volume.is_cuda:
+            # On a CPU the channels-last view is the faster one, see benchmarks/decompression.py.
+            volume = volume.contiguous()
+        return rearrange(super().forward(volume), "b d t h w -> b t h w d")
 
 
 class CompressedBranch(nn.Module):
@@ -200,7 +219,7 @@ class CompressedBranch(nn.Module):
             LowRankUpdate(dim, rank) if rank else NoUpdate() for _ in range(3)
         )
         self.compression = Compression(dim, dim, factor, stride=factor, groups=dim)
-        self.decompression = nn.Conv3d(dim, dim, 3, padding=1, groups=dim)
+        self.decompression = Decompression(dim, dim, 3, padding=1, groups=dim)
         self.gate = gate
         nn.init.constant_(self.compression.weight, 1 / factor**2)
         zero_bias(self.compression)
@@ -211,18 +230,7 @@ class CompressedBranch(nn.Module):
         """Inverse of `compression` in shape (eq. 5): b t h' w' d → b t height width d."""
         padded = (height + -height % self.factor, width + -width % self.factor)
         volume = resize(grid, padded)[:, :, :height, :width]
-        return depthwise(volume, self.decompression)
-
-
-def depthwise(grid: Tensor, convolution: nn.Conv3d) -> Tensor:
-    """A depthwise 3 × 3 × 3 convolution of tokens b t h w d."""
-    if grid.is_cuda and HAS_TRITON:
-        from .kernels.depthwise import depthwise_conv3d
-
-        return depthwise_conv3d(grid, convolution.weight, convolution.bias)
-    # On a CPU the channels-last view that the token order gives is the faster one.
-    volume = convolution(rearrange(grid, "b t h w d -> b d t h w"))
-    return rearrange(volume, "b d t h w -> b t h w d")
+        return self.decompression(volume)
 
 
 class WindowAttnProcessor:

@@ -61,12 +61,14 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         tokenizer: Of the text encoder.
         text_encoder: T5-type encoder.
         vae: Wan's VAE or the compact autoencoder.
-        scheduler: Flow-matching Euler. With dynamic shifting, the shift grows with the square root
-            of the tokens in a frame, so that large frames get as much noise as small ones see.
-        transformer: Predicts the velocity.
+        scheduler: Flow matching's noise levels. With dynamic shifting, the shift grows with the
+            square root of the tokens in a frame, so that large frames get as much noise as small
+            ones see.
+        transformer: Predicts what `prediction` says.
         base_transformer: The dense low-resolution model that the transformer was converted from.
         max_sequence_length: Text tokens, padded with zero embeddings as in Wan.
         prediction: What both transformers' outputs mean, see `flow.to_velocity`.
+        data_std: Of the preconditioning, see there.
         solver_order: 1 for Euler's steps, as Wan samples; 2 extrapolates from the step before,
             see `second_order`.
     """
@@ -85,6 +87,7 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         base_transformer: WanTransformer3DModel | None = None,
         max_sequence_length: int = 512,
         prediction: str = "velocity",
+        data_std: float = 0.5,
         solver_order: int = 1,
     ) -> None:
         super().__init__()
@@ -103,6 +106,7 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         self.register_to_config(
             max_sequence_length=max_sequence_length,
             prediction=prediction,
+            data_std=data_std,
             solver_order=solver_order,
         )
         self.interrupt = False
@@ -129,6 +133,7 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             **components,
             max_sequence_length=self.config.max_sequence_length,
             prediction=self.config.prediction,
+            data_std=self.config.data_std,
             solver_order=self.config.solver_order,
         )
 
@@ -303,7 +308,7 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             num_frames: Frames, 4n + 1.
             windows: K, the local windows on each axis, an even number, or `auto` for the trained
                 window size; None for a dense transformer (for UltraGen the same as `auto`).
-            num_inference_steps: Euler steps.
+            num_inference_steps: Steps of the solver.
             guidance_scale: Classifier-free guidance; 1 and below runs the model once a step.
             negative_prompt: What guidance leads away from.
             generator: Source of the noise; the same seed gives the same clip.
@@ -386,6 +391,7 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         Raises:
             GenerationError: if the result is not finite.
         """
+        levels = sigmas.tolist()  # read once: asking a GPU in every step would wait for it
         clean: list[Tensor] = []
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for step, timestep in enumerate(timesteps):
@@ -398,9 +404,9 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
                     extra,
                 )
                 if self.config.solver_order == 2:
-                    clean = [*clean[-1:], latents - sigmas[step] * velocity]
-                    velocity = second_order(velocity, clean, sigmas[max(step - 1, 0) : step + 2])
-                latents = latents + (sigmas[step + 1] - sigmas[step]) * velocity
+                    clean = [*clean[-1:], latents - levels[step] * velocity]
+                    velocity = second_order(velocity, clean, levels[max(step - 1, 0) : step + 2])
+                latents = latents + (levels[step + 1] - levels[step]) * velocity
                 embeds = after_step(step, timestep, {"latents": latents, **embeds})
                 latents = embeds.pop("latents")
                 progress_bar.update()
@@ -450,7 +456,7 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
                     return_dict=False,
                     **extra,
                 )
-            return to_velocity(out[0], latents, sigma, self.config.prediction)
+            return to_velocity(out[0], latents, sigma, self.config.prediction, self.config.data_std)
 
         positive = predict(prompt_embeds, "cond")
         if negative_prompt_embeds is None or guidance_scale <= 1:

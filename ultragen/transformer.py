@@ -242,7 +242,7 @@ class UltraGenTransformer3DModel(WanTransformer3DModel):
         return_dict: bool = True,
         attention_kwargs: dict[str, Any] | None = None,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
-        """Predicts the flow-matching velocity.
+        """Predicts the flow-matching velocity, or what the pipeline's `prediction` says.
 
         Args:
             hidden_states: Noisy latents, b c t h w; h and w multiples of the patch size.
@@ -254,7 +254,7 @@ class UltraGenTransformer3DModel(WanTransformer3DModel):
             attention_kwargs: `scale` weighs LoRA adapters that were loaded.
 
         Returns:
-            Velocity, b c t h w.
+            The prediction, b c t h w.
 
         Raises:
             ValueError: if the windows don't fit the grid.

@@ -7,7 +7,8 @@ find their neighbours in the cache. The gradient of the input is the same kernel
 reverse order.
 """
 
-from __future__ import annotations
+import warnings
+from typing import Optional
 
 import torch
 import triton
@@ -24,7 +25,7 @@ def _convolve(
     TOKENS: tl.constexpr, FEATURES: tl.constexpr, BIASED: tl.constexpr,
 ):  # fmt: skip
     """One program: TOKENS tokens of one row, FEATURES features."""
-    row = tl.program_id(0).to(tl.int64)  # (b t h)
+    row = tl.full((TOKENS,), tl.program_id(0).to(tl.int64), tl.int64)  # (b t h)
     columns = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
     features = tl.program_id(2) * FEATURES + tl.arange(0, FEATURES)
     inside = features < d
@@ -57,7 +58,7 @@ def _weight_gradient(
     dt, dh, dw = tap // 9 - 1, tap // 3 % 3 - 1, tap % 3 - 1
     total = tl.zeros((TOKENS, FEATURES), dtype=tl.float32)
     for number in range(group, rows, GROUPS):
-        row = tl.cast(number, tl.int64)
+        row = tl.full((TOKENS,), tl.cast(number, tl.int64), tl.int64)
         moment, line = (row // h) % t, row % h
         there = (moment + dt >= 0) & (moment + dt < t) & (line + dh >= 0) & (line + dh < h)
         for first in range(0, w, TOKENS):
@@ -74,41 +75,67 @@ def _weight_gradient(
     tl.store(partial_ptr + at, tl.sum(total, axis=0), mask=inside)
 
 
-def _run(x: Tensor, taps: Tensor, bias: Tensor | None) -> Tensor:
+@torch.library.custom_op("ultragen::depthwise_conv3d", mutates_args=())
+def _convolution(x: Tensor, taps: Tensor, bias: Optional[Tensor]) -> Tensor:  # noqa: UP045
+    """Tokens b t h w d with taps 27 d."""
+    x, taps = x.contiguous(), taps.contiguous()
     b, t, h, w, d = x.shape
     out = torch.empty_like(x)
     grid = (b * t * h, triton.cdiv(w, TOKENS), triton.cdiv(d, FEATURES))
-    _convolve[grid](
-        x, taps, taps if bias is None else bias, out, t, h, w, d, TOKENS, FEATURES, bias is not None
-    )
+    with torch.cuda.device_of(x):  # Triton takes the current device, wherever the tensors are
+        _convolve[grid](
+            x, taps, taps if bias is None else bias, out, t, h, w, d,
+            TOKENS, FEATURES, bias is not None,
+        )  # fmt: skip
     return out
 
 
-class _Depthwise(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        x = x.contiguous()
-        taps = weight.flatten(1).t().contiguous()  # 27 d
-        ctx.save_for_backward(x, taps)
-        ctx.shape, ctx.biased = weight.shape, bias is not None
-        return _run(x, taps, bias)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        x, taps = ctx.saved_tensors
-        grad = grad.contiguous()
-        b, t, h, w, d = x.shape
-        partial = x.new_empty((GROUPS, 27, d), dtype=torch.float32)
+@torch.library.custom_op("ultragen::depthwise_conv3d_taps", mutates_args=())
+def _taps_gradient(x: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of the taps, 27 d in float32."""
+    x, grad = x.contiguous(), grad.contiguous()
+    b, t, h, w, d = x.shape
+    partial = x.new_empty((GROUPS, 27, d), dtype=torch.float32)
+    with torch.cuda.device_of(x):
         _weight_gradient[(GROUPS, 27, triton.cdiv(d, FEATURES))](
             x, grad, partial, b * t * h, t, h, w, d, GROUPS, TOKENS, FEATURES
         )
-        weight = partial.sum(0).t().reshape(ctx.shape).to(taps.dtype)
-        bias = grad.sum((0, 1, 2, 3), dtype=torch.float32).to(taps.dtype) if ctx.biased else None
-        return _run(grad, taps.flip(0).contiguous(), None), weight, bias
+    return partial.sum(0)
 
 
-def depthwise_conv3d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+@_convolution.register_fake
+def _(x, taps, bias):
+    return x.new_empty(x.shape)
+
+
+@_taps_gradient.register_fake
+def _(x, grad):
+    return x.new_empty((27, x.shape[-1]), dtype=torch.float32)
+
+
+def _remember(ctx, inputs, output) -> None:
+    x, taps, bias = inputs
+    ctx.save_for_backward(x, taps)
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _backward(ctx, grad):
+    x, taps = ctx.saved_tensors
+    of_x, of_taps, of_bias = ctx.needs_input_grad
+    return (
+        _convolution(grad, taps.flip(0), None) if of_x else None,
+        _taps_gradient(x, grad).to(taps.dtype) if of_taps else None,
+        grad.sum((0, 1, 2, 3), dtype=torch.float32).to(ctx.bias_dtype) if of_bias else None,
+    )
+
+
+_convolution.register_autograd(_backward, setup_context=_remember)
+
+
+def depthwise_conv3d(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:  # noqa: UP045
     """3 × 3 × 3 convolution of each feature, zeros beyond the edges.
+
+    An operator of its own, so that torch.compile takes it as it is.
 
     Args:
         x: b t h w d.
@@ -118,4 +145,16 @@ def depthwise_conv3d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     Returns:
         b t h w d, in the precision of `x`; sums are taken in float32.
     """
-    return _Depthwise.apply(x, weight, bias)
+    return _convolution(x, weight.flatten(1).t(), bias)
+
+
+def works_on(device: torch.device) -> bool:
+    """Whether the kernel runs there: the GPU may be too old, or a C compiler missing."""
+    try:
+        depthwise_conv3d(
+            torch.ones(1, 1, 1, 1, 1, device=device), torch.ones(1, 1, 3, 3, 3, device=device)
+        )
+    except Exception as error:  # Triton has no common class for what can go wrong
+        warnings.warn(f"Triton does not run on {device}, slower code does: {error}", stacklevel=2)
+        return False
+    return True

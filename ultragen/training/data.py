@@ -24,11 +24,16 @@ class SceneStream:
     """Endless scenes, other ones in every process and after every resumption.
 
     Args:
-        rank: Of this process.
+        rank: Of this process, below 64.
         start: A number that no earlier run of this training had.
+
+    Raises:
+        ValueError: for a higher rank, whose scenes would be another run's.
     """
 
     def __init__(self, rank: int, start: int) -> None:
+        if not 0 <= rank < 64:
+            raise ValueError(f"There are scenes for 64 processes, not for number {rank}.")
         first = HELD_OUT_SEEDS.stop + (start * 64 + rank) * 10_000_000
         self._seeds = count(first)
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +23,14 @@ from .clips import ClipSize
 from .data import SceneStream, caption_variants, tokenize
 from .transformer import TransformerStage, compile_blocks
 
+DISTILLED = "distilled"
 # The velocity at latents b c t h w, noise levels b and token ids b n.
 Guided = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Trajectories:
-    """A batch of clips on their way from noise to data, each at another step, so that a batch holds
-    all noise levels.
+    """A batch of clips on their way from noise to data, neighbours at different steps, so that a
+    batch holds many noise levels.
 
     Args:
         sigmas: The teacher's noise levels from 1 to 0.
@@ -48,38 +51,41 @@ class Trajectories:
         self.sigmas, self.stride, self.start, self.guided = sigmas, stride, start, guided
         self.steps = (len(sigmas) - 1) // stride
         self.latents, self.ids = start(number)
-        self.step = torch.zeros(number, dtype=torch.long, device=sigmas.device)
-        wanted = torch.arange(number, device=sigmas.device) % self.steps
+        self.step = [0] * number
+        wanted = [clip % self.steps for clip in range(number)]
         reached = self.latents.clone()
         for step in range(1, self.steps):
             self.latents, _ = self.walk()
-            self.step += 1
-            reached = torch.where((wanted == step).view(-1, 1, 1, 1, 1), self.latents, reached)
+            self.step = [step] * number
+            there = [clip for clip in range(number) if wanted[clip] == step]
+            reached[there] = self.latents[there]
         self.latents, self.step = reached, wanted
+
+    def levels(self, ahead: int) -> Tensor:
+        """Each clip's noise level some of the teacher's steps ahead, b."""
+        at = [step * self.stride + ahead for step in self.step]
+        return self.sigmas[torch.tensor(at, device=self.sigmas.device)]
 
     def walk(self) -> tuple[Tensor, Tensor]:
         """One step of the student, taken by the teacher: where it leads, and its mean velocity."""
-        x, at = self.latents, self.step * self.stride
-        for _ in range(self.stride):
-            sigma, after = self.sigmas[at], self.sigmas[at + 1]
-            velocity = self.guided(x, sigma, self.ids)
-            x = x + (after - sigma).view(-1, 1, 1, 1, 1) * velocity
-            at = at + 1
-        length = self.sigmas[at] - self.sigmas[self.step * self.stride]
+        x, levels = self.latents, [self.levels(ahead) for ahead in range(self.stride + 1)]
+        for sigma, after in pairwise(levels):
+            x = x + (after - sigma).view(-1, 1, 1, 1, 1) * self.guided(x, sigma, self.ids)
+        length = levels[-1] - levels[0]
         return x, (x - self.latents) / length.view(-1, 1, 1, 1, 1)
 
     def advance(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Latents, their noise levels, token ids, and the velocity to learn; clips that have
         arrived start anew."""
-        latents, ids, sigma = self.latents, self.ids, self.sigmas[self.step * self.stride]
+        latents, ids, sigma = self.latents, self.ids, self.levels(0)
         self.latents, velocity = self.walk()
-        self.step = self.step + 1
-        arrived = (self.step == self.steps).nonzero()[:, 0]
-        if len(arrived):
+        arrived = [clip for clip, step in enumerate(self.step) if step + 1 == self.steps]
+        self.step = [(step + 1) % self.steps for step in self.step]
+        if arrived:
+            where = torch.tensor(arrived, device=self.latents.device)
             noise, fresh = self.start(len(arrived))
-            self.latents = self.latents.index_copy(0, arrived, noise)
-            self.ids = self.ids.index_copy(0, arrived, fresh)
-            self.step = self.step.index_fill(0, arrived, 0)
+            self.latents = self.latents.index_copy(0, where, noise)
+            self.ids = self.ids.index_copy(0, where, fresh)
         return latents, sigma, ids, velocity
 
 
@@ -92,6 +98,7 @@ class DistillStage(TransformerStage):
         steps: Of the student.
         stride: Steps of the teacher for each of the student.
         guidance_scale: Of the teacher.
+        negative_prompt: What the teacher's guidance leads away from.
         seed: Of captions and noise.
     """
 
@@ -102,15 +109,20 @@ class DistillStage(TransformerStage):
         steps: int,
         stride: int,
         guidance_scale: float,
+        negative_prompt: str = "",
         seed: int = 0,
     ) -> None:
         super().__init__(pipeline, sizes, False, seed, num_inference_steps=steps, guidance_scale=1)
         self.steps, self.stride, self.teacher_guidance = steps, stride, guidance_scale
+        self.negative_prompt = negative_prompt
+        # Now, because a training that is resumed loads a half-trained student before `setup`.
+        self.teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
 
     def setup(self, device: torch.device, rank: int, world: int) -> None:
         super().setup(device, rank, world)
         self.scenes = SceneStream(rank, self.seed)
-        self.teacher = copy.deepcopy(self.model).to(device).eval().requires_grad_(False)
+        self.teacher.to(device)
+        self.negative = tokenize(self.pipeline.tokenizer, [self.negative_prompt])[0].to(device)
         if device.type == "cuda":
             compile_blocks(self.teacher.transformer)
         self.trajectories: dict[tuple[ClipSize, int | None], Trajectories] = {}
@@ -133,7 +145,7 @@ class DistillStage(TransformerStage):
             def guided(x: Tensor, sigma: Tensor, ids: Tensor) -> Tensor:
                 with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16, x.is_cuda):
                     plain = self.velocity(
-                        self.teacher, x, sigma, self.empty.expand_as(ids), windows
+                        self.teacher, x, sigma, self.negative.expand_as(ids), windows
                     )
                     told = self.velocity(self.teacher, x, sigma, ids, windows)
                 return plain + self.teacher_guidance * (told - plain)
@@ -154,3 +166,7 @@ class DistillStage(TransformerStage):
         predicted = self.velocity(model, latents, sigma, ids, windows)
         loss = F.mse_loss(predicted, velocity)
         return {"loss": loss, f"loss_{size.height}x{size.num_frames}": loss}
+
+    def export(self, folder: Path) -> None:
+        """Beside the undistilled weights, which stay the teacher of a training that goes on."""
+        super().export(folder / DISTILLED)

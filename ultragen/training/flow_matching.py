@@ -30,7 +30,8 @@ class ClipMakers:
         tokenizer: Of the text encoder.
         sizes: Kinds of clips.
         seed: Of the data.
-        rank: Added to the process's number, so that no two processes see the same scenes.
+        rank: Stream of scenes of the first process.
+        stride: How far the next process's stream is from it, so that no two see the same scenes.
     """
 
     vae: CompactAutoencoder
@@ -38,9 +39,10 @@ class ClipMakers:
     sizes: tuple[ClipSize, ...]
     seed: int
     rank: int = 0
+    stride: int = 1
 
     def __call__(self, device: torch.device, rank: int) -> list[ClipMaker]:
-        stream = SceneStream(self.rank + rank, self.seed)
+        stream = SceneStream(self.rank + self.stride * rank, self.seed)
         vae = self.vae.to(device, memory_format=torch.channels_last)
         return [
             ClipMaker(stream, vae, self.tokenizer, s.height, s.width, s.num_frames, s.chunk)
@@ -86,16 +88,24 @@ class FlowMatchingStage(TransformerStage):
     def start_rendering(
         self, device: torch.device, rank: int, world: int
     ) -> Sequence[ClipMaker | None]:
-        """What makes the clips of each size on this device; None where others do."""
+        """What makes the clips of each size on this device; None where others do.
+
+        Raises:
+            ValueError: if there are fewer devices than processes that train.
+        """
         makers = ClipMakers(self.pipeline.vae, self.pipeline.tokenizer, self.sizes, self.seed)
-        devices = self.render_on[rank::world]
-        if not devices:
+        if not self.render_on:
             return makers(device, rank)
+        if len(self.render_on) < world:
+            raise ValueError(
+                f"{world} processes need at least {world} devices that render, not "
+                f"{len(self.render_on)}: those without one would make all others wait."
+            )
         self.renderers = Renderers(
-            replace(makers, rank=world + rank),
+            replace(makers, rank=world + rank, stride=world),
             [size.weight for size in self.sizes],
             [size.first for size in self.sizes],
-            devices,
+            self.render_on[rank::world],
         )
         return [None] * len(self.sizes)
 

@@ -79,7 +79,7 @@ class Stage(ABC):
         """Called once, before the first batch: moves frozen parts, fills caches."""
 
     def teardown(self) -> None:  # noqa: B027
-        """Called once, after the last batch."""
+        """Called once, however the training ends; also where `setup` failed."""
 
     @abstractmethod
     def batch(self, step: int) -> Any:
@@ -185,24 +185,32 @@ class Trainer:
         if self.checkpoint.is_dir():
             accelerator.load_state(str(self.checkpoint))
             accelerator.print(f"resumed at step {self.progress.step}", flush=True)
-        self.stage.setup(accelerator.device, accelerator.process_index, accelerator.num_processes)
-        done = self.fraction()
-        while done < 1 and not self.run_is_over():
-            if self.progress.step == config.profile_step:
-                self.profile(done)
-            self.train_step(done)
-            if accelerator.is_main_process and self.due_checkpoint():
-                self.save()
-            if accelerator.is_main_process and self.due_sample():
-                self.write_samples()
-            done = self.fraction()
-        self.stage.teardown()
+        try:
+            self.stage.setup(
+                accelerator.device, accelerator.process_index, accelerator.num_processes
+            )
+            self.train_steps()
+        finally:
+            self.stage.teardown()
         if accelerator.is_main_process:
             self.save()
             self.write_samples()
         accelerator.wait_for_everyone()
         accelerator.end_training()
         return config.out / "export"
+
+    def train_steps(self) -> None:
+        """Steps, checkpoints and samples until the time is over."""
+        done = self.fraction()
+        while done < 1 and not self.run_is_over():
+            if self.progress.step == self.config.profile_step:
+                self.profile(done)
+            self.train_step(done)
+            if self.accelerator.is_main_process and self.due_checkpoint():
+                self.save()
+            if self.accelerator.is_main_process and self.due_sample():
+                self.write_samples()
+            done = self.fraction()
 
     def fraction(self) -> float:
         """Part of the training that is done, the same in all processes."""

@@ -37,6 +37,7 @@ class ModelSize:
         window_size: Token rows and columns of a window that `auto` keeps.
         base_shift: Shift of the noise schedule at the base model's frame.
         prediction: What the transformers' outputs mean, see `flow.to_velocity`.
+        data_std: Of the preconditioning, see there.
         solver_order: Of the sampler, see `UltraGenPipeline`.
     """
 
@@ -54,6 +55,7 @@ class ModelSize:
     window_size: tuple[float, float] = (8.5, 15.0)
     base_shift: float = 12.0
     prediction: Prediction = "preconditioned"
+    data_std: float = 0.5
     solver_order: Literal[1, 2] = 2
 
 
@@ -141,5 +143,6 @@ def build_pipeline(size: ModelSize, words: Iterable[str]) -> UltraGenPipeline:
         base_transformer=base,
         max_sequence_length=size.text_length,
         prediction=size.prediction,
+        data_std=size.data_std,
         solver_order=size.solver_order,
     )

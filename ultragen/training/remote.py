@@ -1,4 +1,4 @@
-"""Rendering on devices of its own, so that training never waits for it.
+"""Rendering on devices of its own, beside the training.
 
 Clips cost more to render than to train on. Processes that share the work of every step have to
 render at the same moments too, or each waits for the other; a device that only renders leaves the
@@ -11,7 +11,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
-from queue import Empty
+from queue import Empty, Full
 from typing import Any
 
 import numpy as np
@@ -78,21 +78,25 @@ class Renderers:
         found: list[tuple[int, Examples]] = []
         while True:
             try:
-                kind, parts = self.queue.get(timeout=1.0 if wait and not found else 0.001)
+                waiting = wait and not found
+                kind, parts = self.queue.get(timeout=1.0) if waiting else self.queue.get_nowait()
                 found.append((kind, tuple(unpack(*part) for part in parts)))
             except Empty:
-                if found or not wait:
+                if found:
                     return found
                 if dead := [p.exitcode for p in self.processes if not p.is_alive()]:
                     raise RuntimeError(
                         f"{len(dead)} of {len(self.processes)} rendering processes ended, with "
                         f"exit codes {dead}: what they printed says why."
                     ) from None
+                if not wait:
+                    return found
 
     def stop(self) -> None:
-        """Ends the processes."""
+        """Ends the processes; may be called again."""
         for process in self.processes:
             process.terminate()
+        for process in self.processes:
             process.join()
 
 
@@ -107,6 +111,8 @@ def _render(
 ) -> None:
     """Makes examples for ever: of the kind that is furthest behind its share of the time."""
     torch.set_num_threads(1)
+    torch.backends.cudnn.benchmark = True  # the autoencoder sees few sizes
+    queue.cancel_join_thread()  # nobody reads what is left once the training is gone
     make = makers(torch.device(device), rank)
     made, busy = [0] * len(make), [0.0] * len(make)
     rng = random.Random(rank)
@@ -119,4 +125,13 @@ def _render(
         examples = tuple(pack(x) for x in make[kind]())
         busy[kind] += 0.0 if behind else time.monotonic() - start
         made[kind] += len(examples[0][0])
-        queue.put((kind, examples))
+        _put(queue, (kind, examples), parent)
+
+
+def _put(queue: Any, item: Any, parent: int) -> None:
+    """Waits for room in the queue as long as there is a training to read it."""
+    while os.getppid() == parent:
+        try:
+            return queue.put(item, timeout=2.0)
+        except Full:
+            continue

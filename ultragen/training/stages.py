@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderMode
 from ..autoencoder import CompactAutoencoder
 from ..classifier import AttributeClassifier
 from ..pipeline import UltraGenPipeline
+from ..presets import EMBEDDED
 from ..transformer import UltraGenTransformer3DModel
 from ..upscale import UpscalerNetwork
 from .autoencoder import AutoencoderStage
@@ -32,7 +33,7 @@ from .clips import (
     ULTRAGEN_SIZES,
     ClipSize,
 )
-from .distill import DistillStage
+from .distill import DISTILLED, DistillStage
 from .flow_matching import FlowMatchingStage
 from .loop import Stage, Trainer, TrainingConfig
 from .models import (
@@ -77,7 +78,8 @@ class StageOptions:
     distill: tuple[tuple[str, Any], ...] = (
         ("steps", 8),
         ("stride", 3),
-        ("guidance_scale", 3.0),
+        ("guidance_scale", EMBEDDED.guidance_scale),
+        ("negative_prompt", EMBEDDED.negative_prompt),
     )
     autoencoder: tuple[tuple[str, Any], ...] = ()
     upscaler: tuple[tuple[str, Any], ...] = ()
@@ -158,32 +160,49 @@ def base_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
     else:
         tokenizer, text_encoder = sources.tokenizer(), sources.text_encoder()
     transformer = transformer if transformer is not None else build_base_transformer(size)
-    pipeline = UltraGenPipeline(
+    pipeline = put_together(
+        size,
         tokenizer=tokenizer,
         text_encoder=text_encoder,
         vae=sources.vae(),
-        scheduler=build_scheduler(size),
         transformer=transformer,
-        max_sequence_length=size.text_length,
-        prediction=size.prediction,
-        solver_order=size.solver_order,
     )
     return FlowMatchingStage(
         pipeline, options.base_sizes, True, seed=seed, render_on=options.render_on
     )
 
 
-def trained_pipeline(sources: Sources, size: ModelSize, transformer: Any) -> UltraGenPipeline:
-    """A transformer with the parts that earlier stages have trained."""
+def put_together(
+    size: ModelSize, solver_order: int | None = None, **parts: Any
+) -> UltraGenPipeline:
+    """A pipeline of these parts, with the settings that they are trained with.
+
+    Args:
+        size: Has the settings.
+        solver_order: In place of the size's own.
+        parts: Tokenizer, text encoder, autoencoder and transformers.
+    """
     return UltraGenPipeline(
+        scheduler=build_scheduler(size),
+        max_sequence_length=size.text_length,
+        prediction=size.prediction,
+        data_std=size.data_std,
+        solver_order=solver_order or size.solver_order,
+        **parts,
+    )
+
+
+def with_trained_parts(
+    sources: Sources, size: ModelSize, transformer: Any, solver_order: int | None = None
+) -> UltraGenPipeline:
+    """A transformer with the parts that earlier stages have trained."""
+    return put_together(
+        size,
+        solver_order,
         tokenizer=sources.tokenizer(),
         text_encoder=sources.text_encoder(),
         vae=sources.vae(),
-        scheduler=build_scheduler(size),
         transformer=transformer,
-        max_sequence_length=size.text_length,
-        prediction=size.prediction,
-        solver_order=size.solver_order,
     )
 
 
@@ -194,26 +213,36 @@ def ultragen_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
         load = WanTransformer3DModel.from_pretrained
         base = _component(sources.folders, "base_transformer", load, "base")
         transformer = convert(base.float(), size, **dict(options.attention))
-    pipeline = trained_pipeline(sources, size, transformer)
+    pipeline = with_trained_parts(sources, size, transformer)
     return FlowMatchingStage(
         pipeline, options.ultragen_sizes, False, seed=seed, render_on=options.render_on
     )
+
+
+def distillation(
+    sources: Sources,
+    options: StageOptions,
+    transformer: Any,
+    sizes: tuple[ClipSize, ...],
+    seed: int,
+) -> Stage:
+    """A student learns the mean velocity of a whole step, which is exact for Euler's steps only."""
+    pipeline = with_trained_parts(sources, options.size, transformer, solver_order=1)
+    return DistillStage(pipeline, sizes, seed=seed, **dict(options.distill))
 
 
 def base_distill_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
     """Few steps and no guidance for the dense model."""
     load = WanTransformer3DModel.from_pretrained
     transformer = _component(sources.folders, "base_transformer", load, "base")
-    pipeline = trained_pipeline(sources, options.size, transformer)
-    return DistillStage(pipeline, options.base_distill_sizes, seed=seed, **dict(options.distill))
+    return distillation(sources, options, transformer, options.base_distill_sizes, seed)
 
 
 def distill_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
     """Few steps and no guidance for UltraGen."""
     load = UltraGenTransformer3DModel.from_pretrained
     transformer = _component(sources.folders, "transformer", load, "ultragen")
-    pipeline = trained_pipeline(sources, options.size, transformer)
-    return DistillStage(pipeline, options.distill_sizes, seed=seed, **dict(options.distill))
+    return distillation(sources, options, transformer, options.distill_sizes, seed)
 
 
 def upscaler_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
@@ -306,18 +335,31 @@ def assemble(model: Path, out: Path, options: StageOptions | None = None) -> Non
     Args:
         model: Folder that the stages filled.
         out: Folder for the pipeline, loaded by `UltraGenPipeline.from_pretrained`.
+        options: As the stages had them.
+
+    Raises:
+        ValueError: if only one of the two transformers is distilled.
     """
     size = (options or StageOptions()).size
-    pipeline = UltraGenPipeline(
+    distilled = {
+        name: (model / DISTILLED / name).is_dir() for name in ("transformer", "base_transformer")
+    }
+    if len(set(distilled.values())) > 1:
+        missing = {"transformer": "distill", "base_transformer": "base-distill"}
+        [stage] = (missing[name] for name, there in distilled.items() if not there)
+        raise ValueError(
+            f"One of two transformers is distilled, and both are sampled in one way: run "
+            f"`train {stage}` too, or remove {model / DISTILLED}."
+        )
+    weights = model / DISTILLED if all(distilled.values()) else model
+    pipeline = put_together(
+        size,
+        1 if all(distilled.values()) else None,
         tokenizer=AutoTokenizer.from_pretrained(model / "tokenizer"),
         text_encoder=UMT5EncoderModel.from_pretrained(model / "text_encoder"),
         vae=CompactAutoencoder.from_pretrained(model / "vae"),
-        scheduler=build_scheduler(size),
-        transformer=UltraGenTransformer3DModel.from_pretrained(model / "transformer"),
-        base_transformer=WanTransformer3DModel.from_pretrained(model / "base_transformer"),
-        max_sequence_length=size.text_length,
-        prediction=size.prediction,
-        solver_order=size.solver_order,
+        transformer=UltraGenTransformer3DModel.from_pretrained(weights / "transformer"),
+        base_transformer=WanTransformer3DModel.from_pretrained(weights / "base_transformer"),
     )
     pipeline.to(torch.float16).save_pretrained(out, max_shard_size=SHARD_SIZE)
     upscaler = UpscalerNetwork.from_pretrained(model / "upscaler")

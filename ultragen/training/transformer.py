@@ -39,7 +39,8 @@ class TextToLatents(nn.Module):
         self.text_encoder, self.transformer = text_encoder, transformer
 
     def forward(self, latents: Tensor, timestep: Tensor, ids: Tensor, **extra: Any) -> Tensor:
-        """Noisy latents b c t h w, timestep b in 0..1000, token ids b n → velocity b c t h w."""
+        """Noisy latents b c t h w, timestep b in 0..1000, token ids b n → the transformer's output,
+        b c t h w; `TransformerStage.velocity` says what it means."""
         mask = (ids != 0).long()
         text = self.text_encoder(ids, mask).last_hidden_state * mask[..., None]
         return self.transformer(
@@ -126,8 +127,11 @@ class TransformerStage(Stage):
     ) -> Tensor:
         """The model's velocity at noise levels b, b c t h w in float32."""
         extra = {} if windows is None else {"windows": windows}
-        output = model(noisy, sigma * 1000, ids, **extra)
-        return to_velocity(output, noisy, sigma, self.pipeline.config.prediction)
+        output = model(
+            noisy, sigma * self.pipeline.scheduler.config.num_train_timesteps, ids, **extra
+        )
+        config = self.pipeline.config
+        return to_velocity(output, noisy, sigma, config.prediction, config.data_std)
 
     def sample_sheet(self) -> Image.Image:
         """First, middle and last frame for some prompts, at the smallest size of clips."""
