@@ -82,11 +82,11 @@ def interpolation(
 ) -> Tensor:
     """The matrix to × length that resamples an axis linearly."""
     with torch.inference_mode(False), torch.no_grad():  # kept for training, whoever asks first
-        units = torch.eye(length, device=device)[None, :, :, None]
-        columns = F.interpolate(
-            units, (to, 1), mode="bilinear", align_corners=False, antialias=antialias
+        units = torch.eye(length, device=device, dtype=torch.float64)[None, None]
+        matrix = F.interpolate(
+            units, (to, length), mode="bilinear", align_corners=False, antialias=antialias
         )
-        return columns[0, :, :, 0].T.to(dtype)
+        return matrix[0, 0].to(dtype)
 
 
 def zero_bias(layer: nn.Linear | nn.Conv2d | nn.Conv3d) -> None:
