@@ -18,7 +18,7 @@ from torch import Tensor, nn
 # Quintic Newton-Schulz iteration, tuned by Muon's author to bring singular values near 1 quickly.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
-# Muon's learning rate over AdamW's: of 1.5 and 4 the better one (benchmarks/objectives.py).
+# Muon's learning rate over AdamW's (docs/training.md).
 RATE = 4.0
 
 
