@@ -174,6 +174,7 @@ def test_the_model_is_left_as_it_was():
 # Whole runs
 
 
+@pytest.mark.slow
 def test_every_variant_is_measured(report):
     tiny, run = report.cases
     assert [m.variant for m in tiny.measurements] == ["paper", "auto", "released", "dense"]
@@ -205,6 +206,7 @@ def test_markdown_has_every_table(report):
         assert word in text
 
 
+@pytest.mark.slow
 def test_decoding_three_ways():
     found = run_benchmark(["vae-tiny"], Budget(repeats=1), "").cases[0]
     assert [m.variant for m in found.measurements] == ["ours", "tiled", "plain"]
@@ -270,6 +272,7 @@ def test_a_failure_is_a_line(error, says):
     assert made.report.left_out == [says]
 
 
+@pytest.mark.slow
 def test_after_a_failure_the_next_variant_runs(monkeypatch):
     def build_or_fail(family, variant, device, dtype):
         if variant is AUTO:
@@ -347,6 +350,7 @@ def test_growth_is_shown_for_two_sizes_of_a_family():
 # The command
 
 
+@pytest.mark.slow
 def test_the_command_writes_and_compares(tmp_path, capsys):
     first, second, text = (tmp_path / name for name in ("a.json", "b.json", "b.md"))
     assert ultragen("benchmark", *QUICK, "--json", first) == 0

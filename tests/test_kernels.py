@@ -28,6 +28,7 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1, 3), (2, 3, 4, 5, 8), (1, 2, 3, 17, 20)])
 @pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.slow
 def test_the_convolution_and_its_gradients(depthwise, shape, biased):
     torch.manual_seed(0)
     d = shape[-1]
@@ -59,6 +60,7 @@ def test_tokens_in_another_order(depthwise):
     torch.testing.assert_close(found, plain(x, weight, None), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_torch_compile_takes_it_as_it_is(depthwise):
     """One operator in the graph, with its shapes and its gradient known."""
     x = torch.randn(1, 2, 3, 4, 6, device=DEVICE, requires_grad=True)

@@ -110,6 +110,7 @@ def test_the_released_weights_become_a_folder(capsys):
     assert found["transformer"].layer_kinds == ["full", "odd"]
 
 
+@pytest.mark.slow
 def test_the_gpu_section_without_the_hub():
     """As it stands, in a shell, but with tiny files and a short clip."""
     [code] = (block for block in blocks(README, "bash") if "make_random_wan.py" in block)

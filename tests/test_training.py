@@ -536,6 +536,7 @@ def test_renderers_make_what_training_starts_with_and_go_on():
     assert not any(process.is_alive() for process in renderers.processes)
 
 
+@pytest.mark.slow
 def test_a_renderer_that_ends_is_reported():
     renderers = Renderers(failing, weights=[1.0], first=[1], devices=["cpu"])
     with pytest.raises(RuntimeError, match="rendering processes ended"):
