@@ -24,7 +24,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ultragen.classifier import AttributeClassifier, load_classifier
+from ultragen.models import load_models
 from ultragen.pipeline import UltraGenPipeline
+from ultragen.presets import EMBEDDED
 from ultragen.training import distill, flow_matching
 from ultragen.training.autoencoder import AutoencoderStage
 from ultragen.training.captions import WEATHERS
@@ -753,6 +755,9 @@ def test_the_assembled_pipeline_loads_and_runs(trained, tmp_path):
     pipe = UltraGenPipeline.from_pretrained(tmp_path)
     pipe.set_progress_bar_config(disable=True)
     assert pipe.config.solver_order == 1  # both are distilled
+    preset = load_models(tmp_path).preset
+    assert preset.num_inference_steps == dict(TINY.distill)["steps"]
+    assert preset.guidance_scale == 1  # it is in the weights
     frames = pipe("a calm lake at sunset", 96, 128, 5, num_inference_steps=2).frames
     assert frames.shape == (1, 5, 96, 128, 3)
     base = pipe.base_pipeline()("a calm lake at sunset", 96, 128, 5, num_inference_steps=2).frames
@@ -776,6 +781,7 @@ def test_what_is_not_distilled_is_sampled_in_second_order(trained, tmp_path):
     assemble(model, tmp_path / "plain", TINY)
     pipe = UltraGenPipeline.from_pretrained(tmp_path / "plain")
     assert pipe.config.solver_order == 2
+    assert load_models(tmp_path / "plain").preset == EMBEDDED
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,9 @@ def load_models(name: str | Path | None = None) -> Models:
     base = native.base_pipeline()
     for pipe in (native, base):
         pipe.set_progress_bar_config(disable=True)
+    preset = choice.preset
+    if steps := native.config.distilled_steps:
+        preset = replace(preset, num_inference_steps=steps, guidance_scale=1.0)
     memory, placement = _place(native, base, choice, hardware)
     estimator = Estimator(coefficients(choice.preset.name, hardware.device))
     if hardware.device == "cpu":  # a GPU's coefficients are its own; finished runs correct them
@@ -103,7 +106,7 @@ def load_models(name: str | Path | None = None) -> Models:
     return Models(
         native,
         base,
-        choice.preset,
+        preset,
         sources[0],
         fingerprint(*sources),
         hardware.device,

@@ -71,6 +71,8 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         data_std: Of the preconditioning, see there.
         solver_order: 1 for Euler's steps, as Wan samples; 2 extrapolates from the step before,
             see `second_order`.
+        distilled_steps: Steps that both transformers were distilled to, without guidance; None
+            where they were not. A page and a command line take these settings by default.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -89,6 +91,7 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         prediction: str = "velocity",
         data_std: float = 0.5,
         solver_order: int = 1,
+        distilled_steps: int | None = None,
     ) -> None:
         super().__init__()
         if prediction not in get_args(Prediction):
@@ -108,6 +111,7 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             prediction=prediction,
             data_std=data_std,
             solver_order=solver_order,
+            distilled_steps=distilled_steps,
         )
         self.interrupt = False
 
@@ -135,6 +139,7 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             prediction=self.config.prediction,
             data_std=self.config.data_std,
             solver_order=self.config.solver_order,
+            distilled_steps=self.config.distilled_steps,
         )
 
     @classmethod

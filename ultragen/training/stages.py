@@ -180,7 +180,7 @@ def put_together(
     Args:
         size: Has the settings.
         solver_order: In place of the size's own.
-        parts: Tokenizer, text encoder, autoencoder and transformers.
+        parts: Tokenizer, text encoder, autoencoder and transformers; other settings.
     """
     return UltraGenPipeline(
         scheduler=build_scheduler(size),
@@ -340,7 +340,8 @@ def assemble(model: Path, out: Path, options: StageOptions | None = None) -> Non
     Raises:
         ValueError: if only one of the two transformers is distilled.
     """
-    size = (options or StageOptions()).size
+    options = options or StageOptions()
+    size = options.size
     distilled = {
         name: (model / DISTILLED / name).is_dir() for name in ("transformer", "base_transformer")
     }
@@ -355,6 +356,7 @@ def assemble(model: Path, out: Path, options: StageOptions | None = None) -> Non
     pipeline = put_together(
         size,
         1 if all(distilled.values()) else None,
+        distilled_steps=dict(options.distill)["steps"] if all(distilled.values()) else None,
         tokenizer=AutoTokenizer.from_pretrained(model / "tokenizer"),
         text_encoder=UMT5EncoderModel.from_pretrained(model / "text_encoder"),
         vae=CompactAutoencoder.from_pretrained(model / "vae"),
