@@ -13,7 +13,7 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
-from math import nan
+from math import exp, nan
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,7 @@ from ultragen.training import distill, flow_matching
 from ultragen.training.autoencoder import AutoencoderStage
 from ultragen.training.captions import WEATHERS
 from ultragen.training.clips import ClipSize
+from ultragen.training.critic import Adversary, balance
 from ultragen.training.data import (
     HELD_OUT_SEEDS,
     ClipMaker,
@@ -42,6 +43,7 @@ from ultragen.training.data import (
 from ultragen.training.distill import DistillStage, Trajectories
 from ultragen.training.flow_matching import FlowMatchingStage
 from ultragen.training.loop import Stage, Trainer, TrainingConfig
+from ultragen.training.losses import contrast_weight
 from ultragen.training.models import TINY_SIZE, build_autoencoder, build_pipeline
 from ultragen.training.muon import MuonAdamW, hidden_matrices, orthogonalize
 from ultragen.training.remote import Renderers, pack, unpack
@@ -270,11 +272,7 @@ def test_clips_are_normalised_latents_with_their_captions():
 
 
 def test_the_autoencoder_learns_a_small_pool():
-    torch.manual_seed(0)
-    stage = AutoencoderStage(
-        build_autoencoder(TINY_SIZE), batch_size=2, crop=32, num_frames=5, pool=2,
-        frame_sizes=((64, 96),),
-    )  # fmt: skip
+    stage = small_autoencoder_stage()
     stage.setup(torch.device("cpu"), 0, 1)
     stage.pool.put(stage.pool.make())
     batch = stage.pool.sample(2)[0].float() / 127.5 - 1
@@ -287,6 +285,73 @@ def test_the_autoencoder_learns_a_small_pool():
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < 0.6 * losses[0]
+
+
+def small_autoencoder_stage(**settings) -> AutoencoderStage:
+    torch.manual_seed(0)
+    return AutoencoderStage(
+        build_autoencoder(TINY_SIZE), batch_size=2, crop=32, num_frames=5, pool=2,
+        frame_sizes=((64, 96),), **settings,
+    )  # fmt: skip
+
+
+def test_errors_weigh_more_where_contrast_is_low():
+    torch.manual_seed(0)
+    video = torch.zeros(2, 3, 3, 40, 80)
+    video[..., 40:] = torch.rand(2, 3, 3, 40, 40)
+    weight = contrast_weight(video)
+    assert weight.shape == (2, 1, 3, 40, 80)
+    torch.testing.assert_close(weight.mean((1, 2, 3, 4)), torch.ones(2))
+    assert weight[..., :30].min() > 1.5 * weight[..., 50:].max()
+
+
+def test_the_critic_learns_to_tell_blurred_clips_from_sharp_ones():
+    torch.manual_seed(0)
+    adversary = Adversary(channels=(8, 16, 16), learning_rate=2e-3)
+    for _ in range(60):
+        real = torch.rand(2, 3, 6, 32, 32) * 2 - 1
+        blurred = torch.nn.functional.avg_pool3d(real, (1, 3, 3), 1, (0, 1, 1))
+        right = adversary.learn(real, blurred)
+    assert right > 0.95
+    assert adversary.strength == pytest.approx(60 / 500)
+    # Its loss says which of two clips looks more like the real one.
+    assert adversary.loss(real, (real + blurred) / 2) < adversary.loss(real, blurred)
+    assert not any(parameter.requires_grad for parameter in adversary.network.parameters())
+
+
+def test_two_losses_pull_equally():
+    picture = torch.rand(4, 4, requires_grad=True)
+    loss, other = picture.square().sum(), 1e-3 * (picture - 1).abs().sum()
+    factor = balance(loss, other, picture)
+    pulls = [torch.autograd.grad(x, picture)[0].norm() for x in (loss, factor * other)]
+    torch.testing.assert_close(*pulls)
+
+
+def test_an_anchor_holds_the_latents():
+    moved = []
+    for anchor in (1e-6, 10.0):
+        stage = small_autoencoder_stage(anchor=anchor, adversarial=0.0)
+        stage.setup(torch.device("cpu"), 0, 1)
+        batch = stage.pool.make()[0][:2].float() / 127.5 - 1
+        optimizer = torch.optim.Adam(stage.model.parameters(), lr=3e-3)
+        for _ in range(30):
+            losses = stage.loss(stage.model, batch)
+            losses["loss"].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        moved.append(losses["moved"].item())
+    assert moved[1] < 0.1 * moved[0]
+
+
+def test_the_critic_is_resumed_with_the_training(tmp_path):
+    first = small_autoencoder_stage()
+    run(first, settings(tmp_path, 2))
+    second = small_autoencoder_stage()
+    run(second, settings(tmp_path, 3))
+    assert first.adversary is not None and second.adversary is not None
+    assert (first.adversary.steps, second.adversary.steps) == (2, 3)
+    old, new = (x.adversary.network.head.weight for x in (first, second))
+    assert 0 < (old - new).abs().max() < 2e-3
 
 
 def flow_stage(sizes: tuple[ClipSize, ...], render_on: tuple[str, ...] = ()) -> FlowMatchingStage:
@@ -384,29 +449,38 @@ def test_trajectories_hold_all_steps_and_begin_anew():
 
     sigmas = torch.tensor([1.0, 0.8, 0.5, 0.3, 0.2, 0.1, 0.0])
     velocity = torch.randn(1, 2, 1, 2, 2)
-    clips = Trajectories(sigmas, 2, start, straight(velocity), 7)
+    clips = Trajectories(sigmas, start, straight(velocity), 7)
     assert clips.steps == 3
     assert clips.step == [0, 1, 2, 0, 1, 2, 0]
     seen = set()
     for _ in range(6):
         latents, sigma, ids, learnt = clips.advance()
         assert set(sigma.tolist()) <= {1.0, 0.5, sigmas[4].item()}
-        # The mean over two of the teacher's steps of a straight line is the line's own velocity.
+        # A straight line's mean velocity is the line's own.
         torch.testing.assert_close(learnt, straight(velocity)(latents, sigma, ids))
         seen |= set(ids.tolist())
     assert len(seen) == 18  # a clip on its way is replaced when it arrives, and only then
 
 
-def test_what_is_to_be_learnt_is_the_mean_of_the_teacher_s_steps():
-    torch.manual_seed(0)
-    field = lambda x, sigma, ids: x * sigma.view(-1, 1, 1, 1, 1)  # noqa: E731
-    sigmas = torch.tensor([1.0, 0.6, 0.0])
-    clips = Trajectories(sigmas, 2, lambda n: (torch.ones(n, 1, 1, 1, 1), torch.zeros(n)), field, 1)
-    latents, sigma, _, velocity = clips.advance()
-    between = 1 + (0.6 - 1) * 1.0
-    after = between + (0.0 - 0.6) * 0.6 * between
-    assert latents.item() == sigma.item() == 1
-    assert velocity.item() == pytest.approx((after - 1) / (0 - 1), rel=1e-6)
+@pytest.mark.parametrize("part", [0.3, 0.5, 0.8])
+def test_the_teacher_s_steps_are_of_second_order(part):
+    """dx/dσ = xσ from 1 at σ = 1 is exp((σ² − 1)/2): half the step, an eighth of the error."""
+
+    def field(x: Tensor, sigma: Tensor, ids: Tensor) -> Tensor:
+        return x * sigma.view(-1, 1, 1, 1, 1)
+
+    def start(number: int) -> tuple[Tensor, Tensor]:
+        return torch.ones(number, 1, 1, 1, 1, dtype=torch.double), torch.zeros(number)
+
+    errors = []
+    for step in (0.2, 0.1):
+        sigmas = torch.tensor([1.0, 1 - part * step, 1 - step], dtype=torch.double)
+        clips = Trajectories(sigmas, start, field, 1)
+        latents, sigma, _, velocity = clips.advance()
+        assert latents.item() == sigma.item() == 1
+        mean = (1 - exp(((1 - step) ** 2 - 1) / 2)) / step
+        errors.append(step * abs(velocity.item() - mean))
+    assert errors[0] / errors[1] == pytest.approx(8, rel=0.2)
 
 
 def test_the_teacher_is_guided_and_stays_as_it_was():
@@ -414,13 +488,16 @@ def test_the_teacher_is_guided_and_stays_as_it_was():
     pipe = build_pipeline(TINY_SIZE, ["a", "lake"])
     for parameter in pipe.transformer.parameters():
         parameter.data.normal_(0, 0.1)
-    stage = DistillStage(pipe, (SMALL,), steps=2, stride=1, guidance_scale=3.0)
+    stage = DistillStage(pipe, (SMALL,), steps=2, guidance_scale=3.0)
     stage.setup(torch.device("cpu"), 0, 1)
     _, _, (latents, sigma, ids, velocity) = stage.batch(0)
+    [trajectory] = stage.trajectories.values()
     with torch.no_grad():
         told = stage.velocity(stage.model, latents, sigma, ids, 2)
         plain = stage.velocity(stage.model, latents, sigma, stage.empty.expand_as(ids), 2)
-    torch.testing.assert_close(velocity, plain + 3 * (told - plain), rtol=1e-3, atol=1e-3)
+    guided = trajectory.guided(latents, sigma, ids)
+    torch.testing.assert_close(guided, plain + 3 * (told - plain), rtol=1e-3, atol=1e-3)
+    assert not torch.equal(velocity, guided)  # the mean of a step, not its start
     before = [p.clone() for p in stage.teacher.parameters()]
     stage.loss(stage.model, stage.batch(1))["loss"].backward()
     with torch.no_grad():

@@ -427,6 +427,20 @@ def train(
         list[str] | None,
         typer.Option(help="A device that only renders, such as cuda:1; may be repeated."),
     ] = None,
+    anchor: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="autoencoder: how strongly latents are held where --start-from has them, so that "
+            "transformers stay of use; 0.01 lets them move a little.",
+        ),
+    ] = 0.0,
+    freeze_text: Annotated[
+        bool,
+        typer.Option(
+            "--freeze-text", help="base: leave the text encoder as it is, for UltraGen's sake."
+        ),
+    ] = False,
     tiny: Annotated[bool, typer.Option("--tiny", help="A toy model, to try the steps.")] = False,
 ) -> None:
     """Train one stage; a stage that was stopped goes on from its last checkpoint."""
@@ -445,7 +459,13 @@ def train(
         seed=seed,
         profile_step=profile_step,
     )
-    options = replace(TINY if tiny else StageOptions(), render_on=tuple(render_on or ()))
+    options = TINY if tiny else StageOptions()
+    options = replace(
+        options,
+        render_on=tuple(render_on or ()),
+        freeze_text=freeze_text,
+        autoencoder=(*options.autoencoder, ("anchor", anchor)),
+    )
     weights = train_stage(stage, config, options, start_from)
     if os.environ.get("RANK", "0") == "0":
         print(f"Written: {weights}")

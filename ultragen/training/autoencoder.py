@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from pathlib import Path
 from typing import Literal
@@ -11,15 +12,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..autoencoder import CompactAutoencoder
+from .critic import FRAMES, Adversary, balance
 from .data import Pool, SceneStream
 from .loop import Stage
-from .losses import gradient_loss, psnr
+from .losses import contrast_weight, gradient_loss, psnr
 from .scenes import render, sample_scene
 from .sheets import grid, to_image
 
 # Frame sizes of the world, and how often each is drawn from.
 FRAME_SIZES = ((288, 512), (544, 960), (1088, 1920), (2176, 3840))
-FRAME_WEIGHTS = (3, 4, 3, 1)
+FRAME_WEIGHTS = (2, 4, 4, 1)
 # Weight of the latents' mean square: without it they would grow to drown the posterior's noise.
 LATENT_PULL = 1e-4
 
@@ -38,7 +40,11 @@ class AutoencoderPass(nn.Module):
 
 
 class AutoencoderStage(Stage):
-    """L1, gradients and a weak pull of the latents towards zero.
+    """L1 and gradients, both relative to the local contrast, an adversary, and a weak pull of the
+    latents towards zero.
+
+    An encoder that goes on learning would move all latents, and make the transformers that were
+    trained on them useless; `anchor` lets it improve near where it was.
 
     Args:
         vae: What is trained.
@@ -48,6 +54,11 @@ class AutoencoderStage(Stage):
         pool: Crops kept on the device.
         part: `decoder` leaves the encoder, and so all latents that were ever made, as it is.
         seed: Of the data; another one for each resumption.
+        frame_sizes: Sizes that scenes are rendered at.
+        adversarial: How strongly the adversary pulls at the picture, as a part of the pull of
+            the other losses; 0 for none.
+        anchor: Weight of the squared distance of the latents from those of the autoencoder that
+            the stage starts from; 0 for none.
     """
 
     def __init__(
@@ -60,6 +71,8 @@ class AutoencoderStage(Stage):
         part: Literal["all", "decoder"] = "all",
         seed: int = 0,
         frame_sizes: tuple[tuple[int, int], ...] = FRAME_SIZES,
+        adversarial: float = 0.5,
+        anchor: float = 0.0,
     ) -> None:
         self.vae = vae
         self.model = AutoencoderPass(vae)
@@ -68,9 +81,18 @@ class AutoencoderStage(Stage):
             vae.encoder.requires_grad_(False)
         self.batch_size, self.crop, self.num_frames = batch_size, crop, num_frames
         self.capacity, self.seed, self.frame_sizes = pool, seed, frame_sizes
+        self.adversarial, self.anchor = adversarial, anchor
+        self.adversary = Adversary() if adversarial else None
+        self.companions = (self.adversary,) if self.adversary else ()
+        # Now, because a training that is resumed loads a moved encoder before `setup`.
+        self.origin = copy.deepcopy(vae).eval().requires_grad_(False) if anchor else None
 
     def setup(self, device: torch.device, rank: int, world: int) -> None:
-        self.vae.to(device, memory_format=torch.channels_last)
+        for network in (self.vae, self.origin):
+            if network is not None:
+                network.to(device, memory_format=torch.channels_last)
+        if self.adversary:
+            self.adversary.to(device)
         stream, rng = SceneStream(rank, self.seed), random.Random(self.seed * 64 + rank)
 
         def make() -> tuple[Tensor]:
@@ -97,17 +119,40 @@ class AutoencoderStage(Stage):
 
     def loss(self, model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
         latents, decoded = model(batch)
-        error = decoded.float() - batch
-        l1 = error.abs().mean()
-        edges = gradient_loss(decoded.float(), batch)
-        size = latents.float().square().mean()
-        return {
-            "loss": l1 + edges + LATENT_PULL * size,
-            "l1": l1,
-            "edges": edges,
-            "latent_square": size,
-            "psnr": psnr(error / 2),
-        }
+        latents, decoded = latents.float(), decoded.float()
+        weight = contrast_weight(batch)
+        l1 = (weight * (decoded - batch).abs()).mean()
+        edges = gradient_loss(decoded, batch, weight)
+        size = latents.square().mean()
+        terms = {"l1": l1, "edges": edges, "latent_square": size}
+        loss = l1 + edges + LATENT_PULL * size
+        if self.origin is not None:
+            with torch.no_grad():
+                before = self.origin.encode(batch).latent_dist.mode()
+            terms["moved"] = (latents - before.float()).square().mean()
+            loss = loss + self.anchor * terms["moved"]
+        if self.adversary is not None:
+            pull, terms["critic_right"] = self.adversarial_loss(l1 + edges, batch, decoded)
+            loss = loss + pull
+        return {"loss": loss, **terms, "psnr": psnr((decoded - batch) / 2)}
+
+    def adversarial_loss(
+        self, plain: Tensor, batch: Tensor, decoded: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Trains the critic, then lets it pull; also how often it was right.
+
+        Args:
+            plain: The loss that it is weighed against.
+            batch: Rendered crops.
+            decoded: Their reconstruction.
+        """
+        assert self.adversary is not None
+        frames = self.num_frames - self.num_frames % FRAMES
+        batch, seen = batch[:, :, :frames], decoded[:, :, :frames]
+        right = self.adversary.learn(batch, seen)
+        loss = self.adversary.loss(batch, seen)
+        strength = self.adversarial * self.adversary.strength
+        return strength * balance(plain, loss, decoded) * loss, right
 
     @torch.no_grad()
     def held_out(self, height: int, width: int, number: int, num_frames: int) -> list[Tensor]:

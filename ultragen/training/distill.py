@@ -1,17 +1,16 @@
 """Few-step distillation: guidance and several steps of the model become one step of its student.
 
-The teacher samples with guidance in small steps. The student starts as its copy and learns, at
-every state that the teacher passes, the mean velocity over the next few of these steps (progressive
-distillation, Salimans and Ho, 2022, with the guidance taken in, Meng et al., 2023). States come
-from the teacher's own sampling rather than from noised data: these are what the student will meet,
-and nothing has to be rendered.
+The teacher samples with guidance, each step with a second look half-way. The student starts as its
+copy and learns, at every state that the teacher passes, the mean velocity over the whole step
+(progressive distillation, Salimans and Ho, 2022, with the guidance taken in, Meng et al., 2023).
+States come from the teacher's own sampling rather than from noised data: these are what the student
+will meet, and nothing has to be rendered.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -33,8 +32,8 @@ class Trajectories:
     batch holds many noise levels.
 
     Args:
-        sigmas: The teacher's noise levels from 1 to 0.
-        stride: Steps of the teacher that are one of the student.
+        sigmas: Noise levels from 1 to 0 of the student's steps, and one between each two for the
+            teacher.
         start: Gives noise b c t h w and token ids b n for some new clips.
         guided: The teacher.
         number: Clips.
@@ -43,13 +42,12 @@ class Trajectories:
     def __init__(
         self,
         sigmas: Tensor,
-        stride: int,
         start: Callable[[int], tuple[Tensor, Tensor]],
         guided: Guided,
         number: int,
     ) -> None:
-        self.sigmas, self.stride, self.start, self.guided = sigmas, stride, start, guided
-        self.steps = (len(sigmas) - 1) // stride
+        self.sigmas, self.start, self.guided = sigmas, start, guided
+        self.steps = (len(sigmas) - 1) // 2
         self.latents, self.ids = start(number)
         self.step = [0] * number
         wanted = [clip % self.steps for clip in range(number)]
@@ -62,17 +60,19 @@ class Trajectories:
         self.latents, self.step = reached, wanted
 
     def levels(self, ahead: int) -> Tensor:
-        """Each clip's noise level some of the teacher's steps ahead, b."""
-        at = [step * self.stride + ahead for step in self.step]
+        """Each clip's noise level so many half steps ahead, b."""
+        at = [2 * step + ahead for step in self.step]
         return self.sigmas[torch.tensor(at, device=self.sigmas.device)]
 
     def walk(self) -> tuple[Tensor, Tensor]:
-        """One step of the student, taken by the teacher: where it leads, and its mean velocity."""
-        x, levels = self.latents, [self.levels(ahead) for ahead in range(self.stride + 1)]
-        for sigma, after in pairwise(levels):
-            x = x + (after - sigma).view(-1, 1, 1, 1, 1) * self.guided(x, sigma, self.ids)
-        length = levels[-1] - levels[0]
-        return x, (x - self.latents) / length.view(-1, 1, 1, 1, 1)
+        """One step of the student, taken by the teacher: where it leads, and its mean velocity.
+
+        A Runge-Kutta step of second order, whose second stage lies at the noise level between."""
+        x, (now, between, after) = self.latents, [self.levels(ahead) for ahead in range(3)]
+        first = self.guided(x, now, self.ids)
+        second = self.guided(x + _wide(between - now) * first, between, self.ids)
+        velocity = first + (second - first) * _wide((after - now) / (2 * (between - now)))
+        return x + _wide(after - now) * velocity, velocity
 
     def advance(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Latents, their noise levels, token ids, and the velocity to learn; clips that have
@@ -89,6 +89,10 @@ class Trajectories:
         return latents, sigma, ids, velocity
 
 
+def _wide(x: Tensor) -> Tensor:
+    return x.view(-1, 1, 1, 1, 1)
+
+
 class DistillStage(TransformerStage):
     """Distils the pipeline's transformer.
 
@@ -96,7 +100,6 @@ class DistillStage(TransformerStage):
         pipeline: Holds the teacher, which becomes the student.
         sizes: Kinds of clips; nothing is rendered for them.
         steps: Of the student.
-        stride: Steps of the teacher for each of the student.
         guidance_scale: Of the teacher.
         negative_prompt: What the teacher's guidance leads away from.
         seed: Of captions and noise.
@@ -107,13 +110,12 @@ class DistillStage(TransformerStage):
         pipeline: UltraGenPipeline,
         sizes: Sequence[ClipSize],
         steps: int,
-        stride: int,
         guidance_scale: float,
         negative_prompt: str = "",
         seed: int = 0,
     ) -> None:
         super().__init__(pipeline, sizes, False, seed, num_inference_steps=steps, guidance_scale=1)
-        self.steps, self.stride, self.teacher_guidance = steps, stride, guidance_scale
+        self.steps, self.teacher_guidance = steps, guidance_scale
         self.negative_prompt = negative_prompt
         # Now, because a training that is resumed loads a half-trained student before `setup`.
         self.teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
@@ -133,7 +135,7 @@ class DistillStage(TransformerStage):
             token = self.pipeline.pixels_per_token
             tokens = (size.height // token) * (size.width // token)
             pipeline = self.pipeline
-            _, sigmas = pipeline.prepare_schedule(self.steps * self.stride, tokens, self.device)
+            _, sigmas = pipeline.prepare_schedule(2 * self.steps, tokens, self.device)
 
             def start(number: int) -> tuple[Tensor, Tensor]:
                 scenes = self.scenes.take(number)
@@ -150,9 +152,7 @@ class DistillStage(TransformerStage):
                     told = self.velocity(self.teacher, x, sigma, ids, windows)
                 return plain + self.teacher_guidance * (told - plain)
 
-            self.trajectories[size, windows] = Trajectories(
-                sigmas, self.stride, start, guided, size.batch_size
-            )
+            self.trajectories[size, windows] = Trajectories(sigmas, start, guided, size.batch_size)
         return self.trajectories[size, windows]
 
     def batch(self, step: int) -> tuple[ClipSize, int | None, tuple[Tensor, ...]]:

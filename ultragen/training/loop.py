@@ -71,9 +71,12 @@ class Stage(ABC):
     Attributes:
         model: The module whose parameters are trained; `loss` must call it through the `model`
             that it is given, because that one may be wrapped for several processes.
+        companions: What learns along and is kept in checkpoints, with `state_dict` and
+            `load_state_dict`.
     """
 
     model: nn.Module
+    companions: tuple[Any, ...] = ()
 
     def setup(self, device: torch.device, rank: int, world: int) -> None:  # noqa: B027
         """Called once, before the first batch: moves frozen parts, fills caches."""
@@ -170,7 +173,7 @@ class Trainer:
         )
         self.ema.to(self.accelerator.device)
         self.progress = Progress()
-        self.accelerator.register_for_checkpointing(self.ema, self.progress)
+        self.accelerator.register_for_checkpointing(self.ema, self.progress, *stage.companions)
         self.due_checkpoint = Every(config.checkpoint_minutes)
         self.due_sample = Every(config.sample_minutes)
 

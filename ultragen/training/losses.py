@@ -3,14 +3,42 @@
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor
+from torch.nn import functional as F
+
+NEIGHBOURHOOD = 15  # pixels a side, over which contrast is measured
+LEAST_CONTRAST = 0.05  # below it errors count no more, where pictures span [-1, 1]
 
 
-def gradient_loss(prediction: Tensor, target: Tensor) -> Tensor:
+def gradient_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean absolute difference of the pictures' horizontal and vertical differences: keeps edges
-    that a plain L1 would blur. Inputs … h w."""
+    that a plain L1 would blur. Inputs … h w; the weight of each pixel's error may broadcast."""
     error = prediction - target
-    return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    across, down = error.diff(dim=-1).abs(), error.diff(dim=-2).abs()
+    if weight is not None:
+        across, down = across * weight[..., 1:], down * weight[..., 1:, :]
+    return across.mean() + down.mean()
+
+
+def contrast_weight(video: Tensor) -> Tensor:
+    """How much an error shows at each pixel, b 1 t h w, with mean 1 in each clip: the less, the
+    stronger the contrast around it, which hides errors.
+
+    Args:
+        video: b c t h w in [-1, 1].
+    """
+    grey = rearrange(video.mean(1), "b t h w -> (b t) 1 h w")
+
+    def around(x: Tensor) -> Tensor:
+        return F.avg_pool2d(
+            x, NEIGHBOURHOOD, stride=1, padding=NEIGHBOURHOOD // 2, count_include_pad=False
+        )
+
+    variance = (around(grey.square()) - around(grey).square()).clamp(min=0)
+    weight = (variance.sqrt() + LEAST_CONTRAST).rsqrt()
+    weight = rearrange(weight, "(b t) 1 h w -> b 1 t h w", b=len(video))
+    return weight / weight.mean((1, 2, 3, 4), keepdim=True)
 
 
 def psnr(error: Tensor) -> Tensor:

@@ -68,6 +68,8 @@ class StageOptions:
         attention: Other settings of the converted transformer, such as the paper's ablations.
         learning_rates: By stage.
         render_on: Devices that render clips while another one trains, such as `cuda:1`.
+        freeze_text: Whether the base stage leaves the text encoder as it is, so that an UltraGen
+            that was trained with it stays valid.
     """
 
     size: ModelSize = EMBEDDED_SIZE
@@ -77,7 +79,6 @@ class StageOptions:
     distill_sizes: tuple[ClipSize, ...] = DISTILL_SIZES
     distill: tuple[tuple[str, Any], ...] = (
         ("steps", 8),
-        ("stride", 3),
         ("guidance_scale", EMBEDDED.guidance_scale),
         ("negative_prompt", EMBEDDED.negative_prompt),
     )
@@ -96,6 +97,7 @@ class StageOptions:
         ("classifier", 1e-3),
     )
     render_on: tuple[str, ...] = ()
+    freeze_text: bool = False
 
 
 def _component(folders: Sequence[Path], name: str, load: Callable[[Path], Any], stage: str) -> Any:
@@ -168,7 +170,11 @@ def base_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
         transformer=transformer,
     )
     return FlowMatchingStage(
-        pipeline, options.base_sizes, True, seed=seed, render_on=options.render_on
+        pipeline,
+        options.base_sizes,
+        train_text=not options.freeze_text,
+        seed=seed,
+        render_on=options.render_on,
     )
 
 
@@ -215,7 +221,7 @@ def ultragen_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
         transformer = convert(base.float(), size, **dict(options.attention))
     pipeline = with_trained_parts(sources, size, transformer)
     return FlowMatchingStage(
-        pipeline, options.ultragen_sizes, False, seed=seed, render_on=options.render_on
+        pipeline, options.ultragen_sizes, train_text=False, seed=seed, render_on=options.render_on
     )
 
 

@@ -15,7 +15,7 @@ TINY = StageOptions(
     ),
     base_distill_sizes=(ClipSize(64, 96, num_frames=5, batch_size=2),),
     distill_sizes=(ClipSize(96, 128, num_frames=5, batch_size=3, windows=(2,)),),
-    distill=(("steps", 2), ("stride", 2), ("guidance_scale", 3.0)),
+    distill=(("steps", 2), ("guidance_scale", 3.0)),
     autoencoder=(
         ("batch_size", 2),
         ("crop", 32),
