@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ultragen.training import land, sky
+from ultragen.training.noise import texture
+
 pytest.importorskip("triton", reason="Triton is not installed: it comes with CUDA builds of torch")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -76,3 +79,60 @@ def test_torch_compile_takes_it_as_it_is(depthwise):
     wanted = torch.autograd.grad(2 * plain(x, weight, None).sum(), (x, weight))
     for one, other in zip((x.grad, weight.grad), wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+# Octaves of noise
+
+
+@pytest.fixture(scope="module")
+def octaves():
+    from ultragen.kernels import octaves
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(octaves, "BLOCK", 64)
+        yield octaves
+
+
+def random_inputs(spread: list[tuple[float, float, bool]]) -> list[Tensor]:
+    """Values for 2 frames of 5 × 19 pixels; those of whole frames are 2 1 1."""
+    torch.manual_seed(0)
+    return [
+        low + (high - low) * torch.rand((2, 1, 1) if whole else (2, 5, 19), device=DEVICE)
+        for low, high, whole in spread
+    ]
+
+
+PLACE = ((-200.0, 200.0, False), (-70.0, 70.0, False), (0.0, 0.2, False))
+
+
+@pytest.mark.parametrize(
+    "name, module, others",
+    [
+        ("cloud_octaves", sky, [(-1, 1, False), (-1, 1, True), (-0.5, 0.5, False)]),
+        ("relief_octaves", land, [(0, 0.3, False), (0, 1, True), (0.4, 0.8, True)]),
+        ("wave_octaves", land, [(0, 3, True)]),
+    ],
+)
+@pytest.mark.parametrize("number", [1, 4])
+def test_octaves_add_up_to_what_the_plain_sums_are(octaves, name, module, others, number):
+    tile = texture(torch.device(DEVICE))
+    inputs = random_inputs([*PLACE, *others])
+    found = getattr(octaves, name)(tile, *inputs, number)
+    expected = getattr(module, name)(tile, *inputs, number)
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert other.std() > 0.05
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-3)
+
+
+def test_octaves_of_rows_and_of_whole_coordinates(octaves):
+    """What is the same along a row, and places exactly on texels and on the tile's border."""
+    tile = texture(torch.device(DEVICE))
+    u = torch.tensor([0.0, 64.0, -64.0, 63.999, 0.125, -0.125], device=DEVICE).expand(1, 2, 6)
+    v = torch.tensor([[0.0], [64.0]], device=DEVICE).expand(1, 2, 6)
+    footprint = torch.tensor([[0.0], [0.1]], device=DEVICE)[None]
+    drift = torch.zeros(1, 1, 1, device=DEVICE)
+    found = octaves.wave_octaves(tile, u, v, footprint, drift, 2)
+    expected = land.wave_octaves(tile, u, v, footprint.expand(1, 2, 6), drift, 2)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)

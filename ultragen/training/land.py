@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ultragen.training.noise import LACUNARITY, fade, fetch, octaves
+from ultragen.training.noise import LACUNARITY, fade, fetch, fused, octaves
 from ultragen.training.palette import LAYERS
 
 HOT = ("water_surface", "find_layers", "shade", "shade_water")
@@ -108,16 +108,34 @@ def water_surface(p: Values, tile: Tensor, x: Tensor, y: Tensor, pixel: float) -
     v = v.expand_as(u)
     drift = p["time"] * 0.55
     footprint = far * far * (110.0 * pixel)
+    add_up = fused("wave_octaves", wave_octaves, x.device)
+    tilt, rough = add_up(tile, u, v, footprint, drift, octaves(pixel, 5.0, WAVE_OCTAVES))
+    return {"tilt": tilt, "rough": rough, "far": far, "below": below.expand_as(u)}
+
+
+def wave_octaves(
+    tile: Tensor, u: Tensor, v: Tensor, footprint: Tensor, drift: Tensor, octaves: int
+) -> tuple[Tensor, Tensor]:
+    """Slope of the waves away from the viewer, and their roughness, each n h w.
+
+    Args:
+        tile: The noise texture.
+        u: Noise coordinate of the first octave, n h w, as all others where nothing else is said.
+        v: The other one.
+        footprint: Noise units a pixel.
+        drift: How far the first octave has moved, n 1 1.
+        octaves: How many.
+    """
     tilt, rough = torch.zeros_like(u), torch.zeros_like(u)
     weight = 1.0
-    for octave in range(octaves(pixel, 5.0, WAVE_OCTAVES)):
+    for octave in range(octaves):
         values = fetch(tile, u + drift * 0.4, v + drift)
         amount = weight * fade(footprint, octave)
         tilt = tilt + amount * values[2]
         rough = rough + amount * values[3]
         u, v, drift = u * 1.9 + 3.3, v * 2.1 + 9.1, drift * 1.5
         weight *= 0.67
-    return {"tilt": tilt, "rough": rough, "far": far, "below": below.expand_as(u)}
+    return tilt, rough
 
 
 def find_layers(p: Values, column: Values, waves: Values, y: Tensor, pixel: float) -> Values:
@@ -214,27 +232,55 @@ def _surface(
     u = torch.where(flat, world * far * 15.0 + p["cloud_u"], u)
     v = torch.where(flat, far * 9.0 + p["forward"] * 9.0 + p["cloud_v"], v)
     footprint = torch.where(flat, far * far * (90.0 * pixel), footprint)
-    zeros = torch.zeros_like(world)
-    slope_u, slope_v, height = zeros, zeros, zeros
-    variety = zeros
-    weight = 0.5
     gully = torch.where(flat, 0.0, 0.30)
-    for octave in range(octaves(pixel, 5.0, SURFACE_OCTAVES)):
+    add_up = fused("relief_octaves", relief_octaves, world.device)
+    slope_u, slope_v, height, variety = add_up(
+        tile, u, v, footprint, gully, p["crease"], p["grain_gain"],
+        octaves(pixel, 5.0, SURFACE_OCTAVES),
+    )  # fmt: skip
+    return {"u": slope_u * p["rough"], "v": slope_v * p["rough"], "height": height.clamp(-1, 1),
+            "variety": variety}  # fmt: skip
+
+
+def relief_octaves(
+    tile: Tensor,
+    u: Tensor,
+    v: Tensor,
+    footprint: Tensor,
+    gully: Tensor,
+    crease: Tensor,
+    gain: Tensor,
+    octaves: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Slopes across and down, height, and a slow variation of a surface, each n h w.
+
+    Args:
+        tile: The noise texture.
+        u: Noise coordinate of the first octave, n h w, as all others where nothing else is said.
+        v: The other one.
+        footprint: Noise units a pixel.
+        gully: How far an octave's gullies follow the slopes of the octaves before.
+        crease: How sharp valleys are, n 1 1.
+        gain: Weight of an octave against the one before, n 1 1.
+        octaves: How many.
+    """
+    zeros = torch.zeros_like(u)
+    slope_u, slope_v, height, variety = zeros, zeros, zeros, zeros
+    weight: float | Tensor = 0.5
+    for octave in range(octaves):
         values = fetch(tile, u, v)
         visible = fade(footprint, octave)
         amount = weight * visible
-        sign = 1.0 - p["crease"] * (1.0 + (values[0] * 7.0).clamp(-1, 1))
+        sign = 1.0 - crease * (1.0 + (values[0] * 7.0).clamp(-1, 1))
         slope_u = slope_u + amount * sign * values[1]
         slope_v = slope_v + amount * sign * values[2]
         height = height + amount * sign * values[0] * 0.75**octave
         if octave < 2:
             variety = variety + (0.6 + 0.4 * octave) * visible * values[3]
-        # Gullies of an octave follow the slopes of the octaves before.
         u = u * LACUNARITY + gully * slope_u + 4.3
         v = v * LACUNARITY + 2.9
-        weight = weight * p["grain_gain"]
-    return {"u": slope_u * p["rough"], "v": slope_v * p["rough"], "height": height.clamp(-1, 1),
-            "variety": variety}  # fmt: skip
+        weight = weight * gain
+    return slope_u, slope_v, height, variety
 
 
 def _albedo(p: Values, surface: Values, rise: Tensor, near: Tensor, forest: Tensor) -> Tensor:

@@ -8,11 +8,15 @@ can be lit from a single lookup per octave (wavelet-like noise: Cook and DeRose,
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ultragen.kernels import octaves_work_on
 
 PERIOD = 64.0  # noise units until the texture repeats
 SIZE = 512  # texels a side
@@ -85,3 +89,12 @@ def octaves(pixel: float, frequency: float, largest: int) -> int:
 def fade(footprint: Tensor, octave: int) -> Tensor:
     """Weight of an octave whose base octave covers `footprint` noise units per pixel."""
     return (1.6 - footprint * (2.4 * LACUNARITY**octave)).clamp(0, 1)
+
+
+def fused(name: str, plain: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """The kernel of that name where kernels run, elsewhere its plain twin."""
+    if not octaves_work_on(device):
+        return plain
+    from ultragen.kernels import octaves as kernels
+
+    return getattr(kernels, name)

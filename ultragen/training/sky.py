@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ultragen.training.noise import LACUNARITY, cell_values, fade, fetch, octaves
+from ultragen.training.noise import LACUNARITY, cell_values, fade, fetch, fused, octaves
 from ultragen.training.world import Scene
 
 HOT = ("directions", "backdrop", "clouds")
@@ -78,15 +78,9 @@ def clouds(
     density = p["cover"] + 0.35 * warp[0]
     toward_u, toward_v = p["sun_x"] - x, 0.35 - 0.9 * p["sun_y"]
     norm = torch.rsqrt(toward_u * toward_u + toward_v * toward_v + 0.02)
-    slope = torch.zeros_like(x)
-    weight = 0.62
-    for octave in range(octaves(pixel, 0.9, CLOUD_OCTAVES)):
-        values = fetch(tile, u, v)
-        amount = weight * fade(footprint, octave)
-        density = density + amount * values[0]
-        slope = slope + amount * (values[1] * toward_u + values[2] * toward_v)
-        u, v = u * LACUNARITY + 7.3, v * LACUNARITY + 3.1
-        weight *= 0.54
+    number = octaves(pixel, 0.9, CLOUD_OCTAVES)
+    add_up = fused("cloud_octaves", cloud_octaves, x.device)
+    density, slope = add_up(tile, u, v, footprint, toward_u, toward_v, density, number)
     thin = ((density + 0.06) / p["softness"]).clamp(0, 1)
     cover = thin * thin * (3.0 - 2.0 * thin)
     bulk = (density * 1.1).clamp(0, 1)
@@ -99,6 +93,39 @@ def clouds(
     distance = torch.exp(-elevation.clamp(min=0) * 9.0) * 0.75
     colour = colour + (sky - colour) * distance[:, None]
     return sky + (colour - sky) * (cover * 0.94)[:, None]
+
+
+def cloud_octaves(
+    tile: Tensor,
+    u: Tensor,
+    v: Tensor,
+    footprint: Tensor,
+    toward_u: Tensor,
+    toward_v: Tensor,
+    density: Tensor,
+    octaves: int,
+) -> tuple[Tensor, Tensor]:
+    """Density of the clouds, and how it rises towards the sun, each n h w.
+
+    Args:
+        tile: The noise texture.
+        u: Noise coordinate of the first octave, n h w, as all others where nothing else is said.
+        v: The other one.
+        footprint: Noise units a pixel.
+        toward_u: Direction of the sun.
+        toward_v: The same across, n 1 1.
+        density: What the octaves are added to.
+        octaves: How many.
+    """
+    slope, weight = torch.zeros_like(u), 0.62
+    for octave in range(octaves):
+        values = fetch(tile, u, v)
+        amount = weight * fade(footprint, octave)
+        density = density + amount * values[0]
+        slope = slope + amount * (values[1] * toward_u + values[2] * toward_v)
+        u, v = u * LACUNARITY + 7.3, v * LACUNARITY + 3.1
+        weight *= 0.54
+    return density, slope
 
 
 def stars(
