@@ -408,7 +408,11 @@ def frame_size(resolution: str) -> tuple[int, int]:
 @app.command()
 def train(
     stage: Annotated[
-        str, typer.Argument(help="autoencoder, decoder, base, ultragen, upscaler, classifier.")
+        str,
+        typer.Argument(
+            help="autoencoder, decoder, base, ultragen, base-distill, distill, upscaler or "
+            "classifier."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the whole training, for all stages.")],
     minutes: Annotated[float, typer.Option(help="Of this stage, all its runs together.")] = 20.0,
@@ -426,6 +430,9 @@ def train(
     render_on: Annotated[
         list[str] | None,
         typer.Option(help="A device that only renders, such as cuda:1; may be repeated."),
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=1e-8, help="Peak; the stage's own if not given.")
     ] = None,
     anchor: Annotated[
         float,
@@ -456,6 +463,7 @@ def train(
         minutes=minutes,
         run_minutes=run_minutes,
         max_steps=max_steps,
+        learning_rate=learning_rate,
         seed=seed,
         profile_step=profile_step,
     )
