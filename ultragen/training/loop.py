@@ -187,6 +187,7 @@ class Trainer:
         accelerator.init_trackers("logs")
         if self.checkpoint.is_dir():
             accelerator.load_state(str(self.checkpoint))
+            self.ema.to(accelerator.device)  # registered objects are loaded to the CPU
             accelerator.print(f"resumed at step {self.progress.step}", flush=True)
         try:
             self.stage.setup(

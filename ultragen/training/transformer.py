@@ -65,6 +65,8 @@ def compile_blocks(transformer: WanTransformer3DModel | UltraGenTransformer3DMod
     compiled for each of them in minutes: there, windows and attention stay as they are, and what
     lies between them is compiled once for all sizes.
     """
+    if isinstance(transformer, UltraGenTransformer3DModel):
+        return
     if not isinstance(transformer, UltraGenTransformer3DModel):
         transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
         return
