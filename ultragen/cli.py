@@ -313,10 +313,25 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the results; a stopped run goes on there.")
     ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="I/N: make the clips of the I-th of N processes, and no table. One process a GPU "
+            "(CUDA_VISIBLE_DEVICES) or several, all with one --out; then once without --shard."
+        ),
+    ] = None,
     model: Model = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again.")] = False,
 ) -> None:
     """Measure models against each other and real clips: a table, JSON and a contact sheet."""
+    from .evaluation.shard import Shard
+
+    part = None if shard is None else Shard.parse(shard)
+    if part is not None and overwrite:
+        raise ValueError(
+            "--overwrite would remove what the other shards have made: choose another --out, or "
+            "remove the folder before they start."
+        )
     request = _request(
         model,
         prompt="any",
@@ -330,7 +345,7 @@ def evaluate(
 
     rows = rows_of(table)
     from .evaluation.instruments import load_instruments
-    from .evaluation.run import RESULTS
+    from .evaluation.run import RESULTS, make_clips
     from .evaluation.run import evaluate as run_evaluation
     from .evaluation.store import forget
     from .training.heldout import EVALUATED, REFERENCE, held_out_clips
@@ -345,6 +360,10 @@ def evaluate(
     if overwrite:
         forget(out)
     with console.progress_bar() as show:
+        if part is not None:
+            make_clips(rows, cases, references, maker, instruments, out, part, show)
+            print(f"Shard {part} is done in {out}: when all are, run this without --shard.")
+            return
         run_evaluation(rows, cases, references, maker, instruments, out, show)
     print((out / "table.md").read_text(encoding="utf-8"))
     print(f"Written to {out}: {', '.join(RESULTS)}")
