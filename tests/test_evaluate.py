@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Barrier
 
@@ -34,7 +34,7 @@ from ultragen.evaluation.scores import (
 )
 from ultragen.evaluation.shard import Shard
 from ultragen.evaluation.store import Store
-from ultragen.metrics import FrameNetwork, TextFrameNetwork, fit_gaussian
+from ultragen.metrics import FrameNetwork, TextFrameNetwork, fit_gaussian, frechet_distance
 from ultragen.models import Models
 from ultragen.presets import EMBEDDED, Resolution
 from ultragen.request import Request
@@ -251,6 +251,20 @@ def test_the_interval_of_a_distance_is_moved_by_its_bias():
     reference = fit_gaussian(torch.randn(4000, 16, generator=draw))
     found = distance(reference, clips)
     assert found.low < found.value < found.high
+
+
+def test_clips_of_other_lengths_are_drawn_whole():
+    draw = torch.Generator().manual_seed(0)
+    clips = [torch.randn(n, 3, generator=draw) for n in (4, 7, 2)]
+    reference = fit_gaussian(torch.randn(50, 3, generator=draw))
+    naive = bootstrap(
+        lambda drawn: frechet_distance(
+            reference, fit_gaussian(torch.cat([clips[i] for i in drawn]))
+        ),
+        len(clips),
+    )
+    found = distance(reference, clips)
+    assert asdict(found) == pytest.approx(asdict(naive), rel=1e-6)
 
 
 def test_one_clip_has_no_width():

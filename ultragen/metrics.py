@@ -120,19 +120,18 @@ def fit_gaussian(features: Tensor) -> Gaussian:
     Raises:
         ValueError: There are fewer than two, or some are not finite.
     """
-    mean, deviations = _deviations(features)
+    _check_samples(features)
+    features = features.double()
+    mean = features.mean(0)
+    deviations = (features - mean) / (len(features) - 1) ** 0.5
     return Gaussian(mean, deviations.T @ deviations)
 
 
-def _deviations(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean `d`, and deviations `n d` whose products sum up to the covariance."""
+def _check_samples(features: Tensor) -> None:
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(f"at least 2 features n d are needed, not {tuple(features.shape)}")
     if not torch.isfinite(features).all():
         raise ValueError("some features are not finite: the clip or its network is damaged")
-    features = features.double()
-    mean = features.mean(0)
-    return mean, (features - mean) / (len(features) - 1) ** 0.5
 
 
 def frechet_distance(first: Gaussian, second: Gaussian) -> float:
@@ -146,22 +145,48 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> float:
     """
     _check_comparable(first.mean, second.mean)
     product = first.root @ second.covariance @ first.root
-    return _distance(first, second.mean, second.covariance.trace(), product)
+    traces = first.covariance.trace() + second.covariance.trace()
+    return _distance(first.mean - second.mean, traces, product)
 
 
-def frechet_distance_of(reference: Gaussian, features: Tensor) -> float:
-    """The same, of features `n d`; quick where there are few, as no matrix `d d` is decomposed.
+class SampleDistance:
+    """The same, of a reference and samples that are drawn again and again with repetitions.
+
+    Draws share all that does not depend on them, a sample that is drawn twice is computed with
+    once, and no matrix `d d` is decomposed where there are fewer of them.
+
+    Args:
+        reference: What is compared with.
+        features: Of the samples, `n d`.
 
     Raises:
         ValueError: as `fit_gaussian` and `frechet_distance`.
     """
-    mean, deviations = _deviations(features)
-    _check_comparable(reference.mean, mean)
-    rooted = deviations @ reference.root  # n d
-    # Both products have the same eigenvalues but for zeros.
-    few = len(rooted) < len(mean)
-    product = rooted @ rooted.T if few else rooted.T @ rooted
-    return _distance(reference, mean, deviations.square().sum(), product)
+
+    def __init__(self, reference: Gaussian, features: Tensor) -> None:
+        _check_samples(features)
+        _check_comparable(reference.mean, features[0])
+        self.trace = reference.covariance.trace()
+        self.features = features.double() - reference.mean  # n d
+        self.rooted = self.features @ reference.root  # n d
+
+    def __call__(self, counts: Tensor) -> float:
+        """The distance of a draw: how often each sample is in it, `n`, together at least 2."""
+        drawn, total = counts > 0, counts.sum()
+        counts = counts[drawn, None].double()
+        mean, deviations = _weighted(self.features[drawn], counts, total)
+        _, rooted = _weighted(self.rooted[drawn], counts, total)
+        # Both products have the same eigenvalues but for zeros.
+        few = len(rooted) < len(mean)
+        product = rooted @ rooted.T if few else rooted.T @ rooted
+        return _distance(mean, self.trace + deviations.square().sum(), product)
+
+
+def _weighted(features: Tensor, counts: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean `d`, and deviations `n d` whose products sum up to the covariance, of features `n d`
+    that are there `n 1` times."""
+    mean = (counts * features).sum(0) / total
+    return mean, (features - mean) * (counts / (total - 1)).sqrt()
 
 
 def _check_comparable(first: Tensor, second: Tensor) -> None:
@@ -169,10 +194,9 @@ def _check_comparable(first: Tensor, second: Tensor) -> None:
         raise ValueError(f"{len(first)} features can't be compared with {len(second)}")
 
 
-def _distance(first: Gaussian, mean: Tensor, trace: Tensor, product: Tensor) -> float:
+def _distance(shift: Tensor, traces: Tensor, product: Tensor) -> float:
     roots = torch.linalg.eigvalsh(product).clamp(min=0).sqrt().sum()
-    shift = (first.mean - mean).square().sum()
-    return max(0.0, (shift + first.covariance.trace() + trace - 2 * roots).item())
+    return max(0.0, (shift.square().sum() + traces - 2 * roots).item())
 
 
 class PatchFeatures:
