@@ -34,7 +34,13 @@ from ultragen.evaluation.scores import (
 )
 from ultragen.evaluation.shard import Shard
 from ultragen.evaluation.store import Store
-from ultragen.metrics import FrameNetwork, TextFrameNetwork, fit_gaussian, frechet_distance
+from ultragen.metrics import (
+    FrameNetwork,
+    TextFrameNetwork,
+    fit_gaussian,
+    frechet_distance,
+    to_tensor,
+)
 from ultragen.models import Models
 from ultragen.presets import EMBEDDED, Resolution
 from ultragen.request import Request
@@ -322,6 +328,28 @@ def test_a_clip_is_measured_by_every_instrument(tmp_path, monkeypatch):
     assert found.named == case.named
     assert found.features[tools.classifier_name].shape[0] == 2 * 2
     assert folder.is_dir()
+
+
+def test_nothing_is_computed_twice(tmp_path, monkeypatch):
+    """One upload of a frame for all measures, one look of a network, and no frame unseen."""
+    frames = np.random.default_rng(0).integers(0, 256, (17, 70, 100, 3), dtype=np.uint8)
+    looks, uploads, reduced = [], [], []
+
+    def embed(frame: torch.Tensor) -> torch.Tensor:
+        looks.append(frame)
+        return frame.mean((2, 3))
+
+    both = TextFrameNetwork("text", embed, embed_text=lambda text: torch.ones(1, 3))
+    save_classifier(tmp_path / "classifier")
+    tools = replace(load_instruments(tmp_path), clip=both, frames=both)
+    upload, reduce = torch.from_numpy, tools.classifier.reduce
+    monkeypatch.setattr(torch, "from_numpy", lambda x: uploads.append(x) or upload(x))
+    monkeypatch.setattr(tools.classifier, "reduce", lambda x: reduced.append(x) or reduce(x))
+    found = measure(frames, held_out_clips(1)[0], tools)
+    assert len(looks) == len(uploads) == 17 and len(reduced) == 5
+    assert found.clip_score is not None and found.temporal is not None
+    whole = torch.cat([reduce(to_tensor(frame)) for frame in frames])
+    assert found.seen == tools.classifier.classify(whole)
 
 
 def test_without_networks_nothing_is_made_up(tmp_path):

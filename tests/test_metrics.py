@@ -230,7 +230,25 @@ def test_tiles_give_the_whole_frames_distance(monkeypatch):
     assert len(sizes) == 6 and max(max(size) for size in sizes) == 32
 
 
-@pytest.mark.parametrize("frame", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8)])
+def test_frames_that_are_on_the_device_already_are_shared():
+    clip = [noise_frame(9, 13, seed) for seed in range(4)]
+    shared = [torch.from_numpy(frame) for frame in clip]
+    network = FrameNetwork("colours", lambda frame: frame.mean((2, 3)))
+    for measure in (lambda: PatchFeatures(corner_network()), lambda: FrameFeatures(network)):
+        of_arrays, of_tensors = measure(), measure()
+        for frame, tensor in zip(clip, shared, strict=True):
+            of_arrays.update(frame)
+            of_tensors.update(tensor)
+        assert torch.equal(of_arrays.compute(), of_tensors.compute())
+    patches = PatchFeatures(corner_network())
+    patches.update(shared[0])
+    assert patches.frames[0].data_ptr() == shared[0].data_ptr()
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), torch.zeros(3, 4, 4, dtype=torch.uint8)],
+)
 def test_what_is_no_frame_is_refused(frame):
     with pytest.raises(ValueError, match="uint8, h w 3, not"):
         DetailError().update(frame)
