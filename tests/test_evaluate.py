@@ -393,16 +393,27 @@ def test_a_row_of_another_model(fake, tmp_path):
     other = fake_models()
     loaded = []
 
-    def load(folder: Path | None) -> Models:
-        loaded.append(folder)
-        return other if folder else fake
+    def load(name: str | None) -> Models:
+        loaded.append(name)
+        return other if name else fake
 
     maker = Maker(load, Request("any", "tiny", num_frames=5, num_inference_steps=1))
-    row = Row("without-global", "Without the global branch", "ultragen", model=tmp_path)
+    row = Row("without-global", "Without the global branch", "ultragen", model=str(tmp_path))
     for i, case in enumerate(held_out_clips(2)):
         maker.make(row, i, case)
-    assert loaded == [None, tmp_path]
+    assert loaded == [None, str(tmp_path)]
     assert len(other.native.calls) == 2 and fake.native.calls == []
+
+
+def test_rows_of_other_settings_share_no_small_clip(fake):
+    maker = Maker(lambda name: fake, Request("any", "tiny", num_frames=5, num_inference_steps=1))
+    case = held_out_clips(1)[0]
+    plain = Row("few", "Few steps", "base", upscaler="lanczos")
+    for row in (plain, replace(plain, num_inference_steps=3), replace(plain, guidance_scale=2.0)):
+        maker.make(row, 0, case)
+    assert [(call["steps"], call["guidance"]) for call in fake.base.calls] == [
+        (1, 3), (3, 3), (1, 2),
+    ]  # fmt: skip
 
 
 def test_an_unknown_table_names_the_known():
@@ -525,6 +536,7 @@ def test_a_damaged_clip_is_named(fake, tmp_path, capsys):
         (("--lpips", "alex"), ["alex=FILE"]),
         (("--clip", "./nowhere"), ["./nowhere"]),
         (("--classifier", "nowhere"), ["nowhere", "train classifier"]),
+        (("--set", "distillation"), ["--teacher FOLDER"]),
         (("--shard", "5/4"), ["5/4", "from 1 to N"]),
         (("--shard", "a/b"), ["a/b", "2/4"]),
     ],
@@ -541,6 +553,40 @@ def test_a_folder_that_is_a_file(fake, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert ultragen(*RUN, tmp_path / "file") == 1
     assert "choose another --out" in capsys.readouterr().err
+
+
+# Distillation
+
+
+def test_a_student_is_compared_with_its_teacher(fake, tmp_path, monkeypatch, capsys):
+    fake.preset = replace(fake.preset, num_inference_steps=4, guidance_scale=1.0)
+    teacher = replace(fake_models(), fingerprint="1" * 64)
+    monkeypatch.setattr(models, "load_models", lambda name=None: teacher if name else fake)
+    out = tmp_path / "distillation"
+    words = (*RUN, out, "--set", "distillation", "--guidance", 1, "--teacher", "runs/teacher")
+    assert ultragen(*words) == 0, capsys.readouterr().err
+    made = [
+        {(call["steps"], call["guidance"], call["size"]) for call in pipe.calls}
+        for pipe in (teacher.native, fake.native)
+    ]
+    assert made == [{(30, 3, (128, 160))}, {(1, 1, (128, 160))}]
+    content = json.loads((out / "results.json").read_text())
+    assert [row["key"] for row in content["rows"]] == ["teacher", "student", "real"]
+    assert content["models"] == {"evaluated": "0" * 64, "teacher": "1" * 64}
+    assert content["own_settings"] == {
+        "teacher": {"num_inference_steps": 30, "guidance_scale": 3.0}
+    }
+    text = (out / "table.md").read_text()
+    assert "1 steps, guidance 1.0." in text
+    assert "- Teacher: num_inference_steps 30, guidance_scale 3.0\n" in text
+    capsys.readouterr()
+
+
+def test_a_teacher_is_there_where_it_is_compared_with():
+    with pytest.raises(ValueError, match="distillation needs the teacher: add --teacher FOLDER"):
+        rows_of("distillation")
+    with pytest.raises(ValueError, match="table1 has no row of a teacher: leave --teacher out"):
+        rows_of("table1", teacher=True)
 
 
 # Shards

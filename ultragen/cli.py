@@ -294,7 +294,9 @@ def sheets(
 
 @app.command()
 def evaluate(
-    table: Annotated[str, typer.Option("--set", help="The rows: table1.")] = "table1",
+    table: Annotated[
+        str, typer.Option("--set", help="The rows: table1 or distillation.")
+    ] = "table1",
     clips: Annotated[int, typer.Option(min=1, help="A row; more can be added later.")] = 8,
     resolution: ResolutionOption = None,
     frames: Frames = None,
@@ -321,6 +323,9 @@ def evaluate(
         ),
     ] = None,
     model: Model = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Folder of the model that --model was distilled from.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again.")] = False,
 ) -> None:
     """Measure models against each other and real clips: a table, JSON and a contact sheet."""
@@ -341,9 +346,9 @@ def evaluate(
         num_inference_steps=steps,
         guidance_scale=guidance,
     )
-    from .evaluation.rows import Maker, rows_of
+    from .evaluation.rows import TEACHER, Maker, rows_of
 
-    rows = rows_of(table)
+    rows = rows_of(table, teacher is not None)
     from .evaluation.instruments import load_instruments
     from .evaluation.run import RESULTS, make_clips
     from .evaluation.run import evaluate as run_evaluation
@@ -351,7 +356,7 @@ def evaluate(
     from .training.heldout import EVALUATED, REFERENCE, held_out_clips
 
     cases, references = (held_out_clips(clips, seeds) for seeds in (EVALUATED, REFERENCE))
-    maker = Maker(lambda folder: _load(str(folder) if folder else model), request)
+    maker = Maker(lambda name: _load(teacher if name == TEACHER else name or model), request)
     models = maker.models()
     instruments = load_instruments(
         models.source, classifier, features or (), lpips, clip, models.device

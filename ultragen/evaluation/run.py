@@ -118,12 +118,14 @@ def describe(maker: Maker, instruments: Instruments, rows: Sequence[Row]) -> dic
     """What must be the same for clips to stand in one table."""
     request = maker.request.to_dict()
     made = ("prompt", "upscaler", "base_native")  # each row and clip has its own
-    folders = {row.model for row in rows} | {None}
-    return {
+    names = {row.model for row in rows} | {None}
+    settings = {
         "request": {name: value for name, value in request.items() if name not in made},
-        "models": {str(x or "evaluated"): maker.models(x).fingerprint for x in folders},
+        "models": {x or "evaluated": maker.models(x).fingerprint for x in names},
         "networks": instruments.names(),
     }
+    own = {row.key: row.own for row in rows if row.own}
+    return {**settings, "own_settings": own} if own else settings
 
 
 def write_results(
@@ -162,6 +164,8 @@ def write_results(
 def page(scores: Sequence[RowScores], settings: dict[str, Any], references: int) -> str:
     """The tables in Markdown, with what they were measured through."""
     request, networks = settings["request"], settings["networks"]
+    own = settings.get("own_settings", {})
+    apart = [f"- {row.title}: {_listed(own[row.key])}" for row in scores if row.key in own]
     tubes = [
         f"- HD-FVD through {name}, against real clips of {references} other scenes"
         for name in networks["hd_fvd"]
@@ -180,6 +184,7 @@ def page(scores: Sequence[RowScores], settings: dict[str, Any], references: int)
         f"{request['num_inference_steps']} steps, guidance {request['guidance_scale']}. In "
         f"brackets: {LEVEL:.0%} intervals, bootstrap over clips. Seconds are medians.",
         "",
+        *apart,
         *tubes,
         *through,
         *([f"- Not measured, for want of a network: {', '.join(missing)}"] if missing else []),
@@ -188,3 +193,7 @@ def page(scores: Sequence[RowScores], settings: dict[str, Any], references: int)
     if any(row.by_attribute for row in scores):
         text += f"\nPrompt following by attribute, per cent:\n\n{attribute_table(scores)}"
     return text
+
+
+def _listed(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
