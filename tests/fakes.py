@@ -55,7 +55,8 @@ class FakePipeline:
     ):  # fmt: skip
         self.calls.append(
             {"prompt": prompt, "size": (height, width), "windows": windows,
-             "seed": generator.initial_seed(), "steps": num_inference_steps}
+             "seed": generator.initial_seed(), "steps": num_inference_steps,
+             "guidance": guidance_scale}
         )  # fmt: skip
         for step in range(num_inference_steps):
             time.sleep(self.delay)

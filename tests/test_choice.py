@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,14 @@ def test_the_preset_of_a_folder_is_that_of_its_autoencoder(vae, preset, tmp_path
     found = choose(folder)
     assert (found.preset, found.folder, found.name) == (preset, folder, str(folder))
     assert str(folder) in found.why
+
+
+def test_a_distilled_folder_brings_its_steps_and_no_guidance(tmp_path):
+    index = {"_class_name": "UltraGenPipeline", "distilled_steps": 4}
+    preset = choose(pipeline_folder(tmp_path / "student", **index)).preset
+    assert preset == replace(EMBEDDED, num_inference_steps=4, guidance_scale=1.0)
+    index["distilled_steps"] = None
+    assert choose(pipeline_folder(tmp_path / "plain", **index)).preset is EMBEDDED
 
 
 def test_a_large_folder_needs_a_gpu_too(machine, tmp_path):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -30,8 +32,15 @@ from ultragen.evaluation.scores import (
     number,
     percent,
 )
+from ultragen.evaluation.shard import Shard
 from ultragen.evaluation.store import Store
-from ultragen.metrics import FrameNetwork, TextFrameNetwork, fit_gaussian
+from ultragen.metrics import (
+    FrameNetwork,
+    TextFrameNetwork,
+    fit_gaussian,
+    frechet_distance,
+    to_tensor,
+)
 from ultragen.models import Models
 from ultragen.presets import EMBEDDED, Resolution
 from ultragen.request import Request
@@ -250,6 +259,20 @@ def test_the_interval_of_a_distance_is_moved_by_its_bias():
     assert found.low < found.value < found.high
 
 
+def test_clips_of_other_lengths_are_drawn_whole():
+    draw = torch.Generator().manual_seed(0)
+    clips = [torch.randn(n, 3, generator=draw) for n in (4, 7, 2)]
+    reference = fit_gaussian(torch.randn(50, 3, generator=draw))
+    naive = bootstrap(
+        lambda drawn: frechet_distance(
+            reference, fit_gaussian(torch.cat([clips[i] for i in drawn]))
+        ),
+        len(clips),
+    )
+    found = distance(reference, clips)
+    assert asdict(found) == pytest.approx(asdict(naive), rel=1e-6)
+
+
 def test_one_clip_has_no_width():
     assert average([3.0]) == Estimate(3, 3, 3)
     assert average([3.0, None]) is None and average([None]) is None
@@ -307,6 +330,28 @@ def test_a_clip_is_measured_by_every_instrument(tmp_path, monkeypatch):
     assert folder.is_dir()
 
 
+def test_nothing_is_computed_twice(tmp_path, monkeypatch):
+    """One upload of a frame for all measures, one look of a network, and no frame unseen."""
+    frames = np.random.default_rng(0).integers(0, 256, (17, 70, 100, 3), dtype=np.uint8)
+    looks, uploads, reduced = [], [], []
+
+    def embed(frame: torch.Tensor) -> torch.Tensor:
+        looks.append(frame)
+        return frame.mean((2, 3))
+
+    both = TextFrameNetwork("text", embed, embed_text=lambda text: torch.ones(1, 3))
+    save_classifier(tmp_path / "classifier")
+    tools = replace(load_instruments(tmp_path), clip=both, frames=both)
+    upload, reduce = torch.from_numpy, tools.classifier.reduce
+    monkeypatch.setattr(torch, "from_numpy", lambda x: uploads.append(x) or upload(x))
+    monkeypatch.setattr(tools.classifier, "reduce", lambda x: reduced.append(x) or reduce(x))
+    found = measure(frames, held_out_clips(1)[0], tools)
+    assert len(looks) == len(uploads) == 17 and len(reduced) == 5
+    assert found.clip_score is not None and found.temporal is not None
+    whole = torch.cat([reduce(to_tensor(frame)) for frame in frames])
+    assert found.seen == tools.classifier.classify(whole)
+
+
 def test_without_networks_nothing_is_made_up(tmp_path):
     found = measure(np.zeros((1, 8, 8, 3), np.uint8), held_out_clips(1)[0], Instruments())
     assert found.hd_mse == 0 and found.features == {}
@@ -348,16 +393,27 @@ def test_a_row_of_another_model(fake, tmp_path):
     other = fake_models()
     loaded = []
 
-    def load(folder: Path | None) -> Models:
-        loaded.append(folder)
-        return other if folder else fake
+    def load(name: str | None) -> Models:
+        loaded.append(name)
+        return other if name else fake
 
     maker = Maker(load, Request("any", "tiny", num_frames=5, num_inference_steps=1))
-    row = Row("without-global", "Without the global branch", "ultragen", model=tmp_path)
+    row = Row("without-global", "Without the global branch", "ultragen", model=str(tmp_path))
     for i, case in enumerate(held_out_clips(2)):
         maker.make(row, i, case)
-    assert loaded == [None, tmp_path]
+    assert loaded == [None, str(tmp_path)]
     assert len(other.native.calls) == 2 and fake.native.calls == []
+
+
+def test_rows_of_other_settings_share_no_small_clip(fake):
+    maker = Maker(lambda name: fake, Request("any", "tiny", num_frames=5, num_inference_steps=1))
+    case = held_out_clips(1)[0]
+    plain = Row("few", "Few steps", "base", upscaler="lanczos")
+    for row in (plain, replace(plain, num_inference_steps=3), replace(plain, guidance_scale=2.0)):
+        maker.make(row, 0, case)
+    assert [(call["steps"], call["guidance"]) for call in fake.base.calls] == [
+        (1, 3), (3, 3), (1, 2),
+    ]  # fmt: skip
 
 
 def test_an_unknown_table_names_the_known():
@@ -406,6 +462,12 @@ def test_evaluate_writes_a_table_json_and_a_sheet(fake, tmp_path, capsys):
     assert sheet.shape[1] > 2 * 480 and sheet.std() > 5
 
 
+def numbers(folder: Path) -> list[dict]:
+    """Of a table, without what differs from run to run."""
+    rows = json.loads((folder / "results.json").read_text())["rows"]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
 def test_a_stopped_evaluation_goes_on(fake, tmp_path, monkeypatch, capsys):
     out = tmp_path / "table1"
     whole = tmp_path / "whole"
@@ -428,10 +490,6 @@ def test_a_stopped_evaluation_goes_on(fake, tmp_path, monkeypatch, capsys):
     assert ultragen(*RUN, out) == 0
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
     assert len(fake.native.calls) == 2 * calls
-
-    def numbers(folder: Path) -> list:
-        rows = json.loads((folder / "results.json").read_text())["rows"]
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
     assert numbers(out) == numbers(whole)
     # Once more, and with more clips: only those that are new are made.
@@ -478,6 +536,9 @@ def test_a_damaged_clip_is_named(fake, tmp_path, capsys):
         (("--lpips", "alex"), ["alex=FILE"]),
         (("--clip", "./nowhere"), ["./nowhere"]),
         (("--classifier", "nowhere"), ["nowhere", "train classifier"]),
+        (("--set", "distillation"), ["--teacher FOLDER"]),
+        (("--shard", "5/4"), ["5/4", "from 1 to N"]),
+        (("--shard", "a/b"), ["a/b", "2/4"]),
     ],
 )
 def test_bad_settings_are_one_line(fake, tmp_path, capsys, arguments, words):
@@ -492,6 +553,138 @@ def test_a_folder_that_is_a_file(fake, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert ultragen(*RUN, tmp_path / "file") == 1
     assert "choose another --out" in capsys.readouterr().err
+
+
+# Distillation
+
+
+def test_a_student_is_compared_with_its_teacher(fake, tmp_path, monkeypatch, capsys):
+    fake.preset = replace(fake.preset, num_inference_steps=4, guidance_scale=1.0)
+    teacher = replace(fake_models(), fingerprint="1" * 64)
+    monkeypatch.setattr(models, "load_models", lambda name=None: teacher if name else fake)
+    out = tmp_path / "distillation"
+    words = (*RUN, out, "--set", "distillation", "--guidance", 1, "--teacher", "runs/teacher")
+    assert ultragen(*words) == 0, capsys.readouterr().err
+    made = [
+        {(call["steps"], call["guidance"], call["size"]) for call in pipe.calls}
+        for pipe in (teacher.native, fake.native)
+    ]
+    assert made == [{(30, 3, (128, 160))}, {(1, 1, (128, 160))}]
+    content = json.loads((out / "results.json").read_text())
+    assert [row["key"] for row in content["rows"]] == ["teacher", "student", "real"]
+    assert content["models"] == {"evaluated": "0" * 64, "teacher": "1" * 64}
+    assert content["own_settings"] == {
+        "teacher": {"num_inference_steps": 30, "guidance_scale": 3.0}
+    }
+    text = (out / "table.md").read_text()
+    assert "1 steps, guidance 1.0." in text
+    assert "- Teacher: num_inference_steps 30, guidance_scale 3.0\n" in text
+    capsys.readouterr()
+
+
+def test_a_teacher_is_there_where_it_is_compared_with():
+    with pytest.raises(ValueError, match="distillation needs the teacher: add --teacher FOLDER"):
+        rows_of("distillation")
+    with pytest.raises(ValueError, match="table1 has no row of a teacher: leave --teacher out"):
+        rows_of("table1", teacher=True)
+
+
+# Shards
+
+
+def test_shards_have_every_clip_once():
+    shards = [Shard(index, 3) for index in (1, 2, 3)]
+    assert [[i for i in range(8) if i in shard] for shard in shards] == [
+        [0, 3, 6], [1, 4, 7], [2, 5],
+    ]  # fmt: skip
+    assert all(i in Shard() for i in range(8))
+    assert Shard.parse(" 2/16 ") == Shard(2, 16) and str(Shard(2, 16)) == "2/16"
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "1/0"])
+def test_a_shard_that_is_not_there(text):
+    with pytest.raises(ValueError, match=f"no shard {text}: of I/N, I goes from 1 to N"):
+        Shard.parse(text)
+
+
+@pytest.mark.parametrize("text", ["", "a/b", "2", "1/2/3", "-1/4", "1.0/4", "²/4"])
+def test_text_that_is_no_shard(text):
+    with pytest.raises(ValueError, match="is not I/N, such as 2/4"):
+        Shard.parse(text)
+
+
+def test_shards_together_are_the_evaluation(fake, tmp_path, capsys):
+    out, whole = tmp_path / "shared", tmp_path / "whole"
+    three = [3 if word == 2 else word for word in RUN]
+    assert ultragen(*three, whole) == 0
+    fake.native.calls.clear()
+    # A shard without clips of its own, as the fourth of three, has nothing to do.
+    for index, clips in ((2, [1]), (1, [0, 1]), (4, [0, 1]), (3, [0, 1, 2])):
+        assert ultragen(*three, out, "--shard", f"{index}/4") == 0
+        for row in (*ROWS, "reference"):
+            assert [int(path.stem) for path in sorted(out.glob(f"clips/{row}/*.json"))] == clips
+        assert f"Shard {index}/4 is done in {out}" in capsys.readouterr().out
+    assert not any((out / name).exists() for name in RESULTS)
+    assert len(fake.native.calls) == 3
+    assert ultragen(*three, out) == 0
+    assert len(fake.native.calls) == 3 and numbers(out) == numbers(whole)
+    capsys.readouterr()
+
+
+def test_a_run_makes_what_a_shard_did_not(fake, tmp_path, capsys):
+    out = tmp_path / "shared"
+    assert ultragen(*RUN, out, "--shard", "1/2") == 0
+    assert ultragen(*RUN, out) == 0
+    assert len(fake.native.calls) == 2 and all((out / name).exists() for name in RESULTS)
+    capsys.readouterr()
+
+
+def test_a_shard_does_not_start_again(fake, tmp_path, capsys):
+    assert ultragen(*RUN, tmp_path, "--shard", "1/2", "--overwrite") == 2
+    assert "choose another --out" in capsys.readouterr().err
+
+
+def stores(folder: Path, settings: list[dict]) -> list[Store | ValueError]:
+    """What processes get that start at one moment in one folder."""
+    start = Barrier(len(settings))
+
+    def store(own: dict) -> Store | ValueError:
+        start.wait()
+        try:
+            return Store(folder, own)
+        except ValueError as error:
+            return error
+
+    with ThreadPoolExecutor(len(settings)) as pool:
+        return list(pool.map(store, settings))
+
+
+def test_processes_that_start_together_share_a_folder(tmp_path):
+    for i in range(20):
+        folder = tmp_path / str(i)
+        found = stores(folder, [{"seed": 1}] * 8)
+        assert all(isinstance(store, Store) for store in found)
+        assert [path.name for path in folder.iterdir()] == ["settings.json"]
+
+
+def test_of_processes_with_other_settings_one_has_the_folder(tmp_path):
+    for i in range(20):
+        folder = tmp_path / str(i)
+        found = stores(folder, [{"seed": seed} for seed in range(8)])
+        (kept,) = (store for store in found if isinstance(store, Store))
+        assert json.loads((folder / "settings.json").read_text()) == kept.settings
+        assert sum("choose another --out" in str(error) for error in found) == 7
+
+
+def test_a_file_system_without_links(tmp_path, monkeypatch):
+    def refuse(self, target):
+        raise OSError("not supported")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    assert Store(tmp_path, {"seed": 1}).settings == {"seed": 1}
+    with pytest.raises(ValueError, match="seed 1, not 2"):
+        Store(tmp_path, {"seed": 2})
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
 
 
 # A real pipeline, as small as it gets

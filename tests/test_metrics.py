@@ -21,11 +21,11 @@ from ultragen.metrics import (
     Gaussian,
     PatchFeatures,
     PerceptualDistance,
+    SampleDistance,
     TubeNetwork,
     clip_score,
     fit_gaussian,
     frechet_distance,
-    frechet_distance_of,
     temporal_consistency,
     tiled_distance,
     without_detail,
@@ -87,8 +87,13 @@ def test_few_samples_and_many_have_their_gaussians_distance(number):
     draw = torch.Generator().manual_seed(number)
     reference = fit_gaussian(torch.randn(100, 16, generator=draw))
     samples = 2 * torch.randn(number, 16, generator=draw) + 1
+    of_draw = SampleDistance(reference, samples)
     expected = frechet_distance(reference, fit_gaussian(samples))
-    assert frechet_distance_of(reference, samples) == pytest.approx(expected, rel=1e-6)
+    assert of_draw(torch.ones(number)) == pytest.approx(expected, rel=1e-6)
+    counts = torch.randint(3, (number,), generator=draw)
+    repeated = samples.repeat_interleave(counts, 0)
+    expected = frechet_distance(reference, fit_gaussian(repeated))
+    assert of_draw(counts) == pytest.approx(expected, rel=1e-6)
 
 
 def test_samples_find_the_distance_of_their_gaussians():
@@ -112,7 +117,7 @@ def test_features_of_two_networks_are_not_compared():
     with pytest.raises(ValueError, match=r"3 features .* with 4"):
         frechet_distance(fit_gaussian(torch.randn(9, 3)), fit_gaussian(torch.randn(9, 4)))
     with pytest.raises(ValueError, match=r"3 features .* with 4"):
-        frechet_distance_of(fit_gaussian(torch.randn(9, 3)), torch.randn(9, 4))
+        SampleDistance(fit_gaussian(torch.randn(9, 3)), torch.randn(9, 4))
 
 
 # Patches
@@ -225,7 +230,25 @@ def test_tiles_give_the_whole_frames_distance(monkeypatch):
     assert len(sizes) == 6 and max(max(size) for size in sizes) == 32
 
 
-@pytest.mark.parametrize("frame", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8)])
+def test_frames_that_are_on_the_device_already_are_shared():
+    clip = [noise_frame(9, 13, seed) for seed in range(4)]
+    shared = [torch.from_numpy(frame) for frame in clip]
+    network = FrameNetwork("colours", lambda frame: frame.mean((2, 3)))
+    for measure in (lambda: PatchFeatures(corner_network()), lambda: FrameFeatures(network)):
+        of_arrays, of_tensors = measure(), measure()
+        for frame, tensor in zip(clip, shared, strict=True):
+            of_arrays.update(frame)
+            of_tensors.update(tensor)
+        assert torch.equal(of_arrays.compute(), of_tensors.compute())
+    patches = PatchFeatures(corner_network())
+    patches.update(shared[0])
+    assert patches.frames[0].data_ptr() == shared[0].data_ptr()
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), torch.zeros(3, 4, 4, dtype=torch.uint8)],
+)
 def test_what_is_no_frame_is_refused(frame):
     with pytest.raises(ValueError, match="uint8, h w 3, not"):
         DetailError().update(frame)

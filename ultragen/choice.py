@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .cost import Job, coefficients, estimate
@@ -62,7 +62,21 @@ def choose(name: str | Path | None = None) -> Choice:
         ValueError: if the name is unknown, or if this machine can't run the model.
         OSError: if a folder is no model.
     """
-    asked = str(os.environ.get("ULTRAGEN_MODEL") or "auto" if name is None else name)
+    choice = _choose(str(os.environ.get("ULTRAGEN_MODEL") or "auto" if name is None else name))
+    return choice if choice.name == "wan" else _with_own_settings(choice)
+
+
+def _with_own_settings(choice: Choice) -> Choice:
+    """A distilled pipeline brings its steps, and has the guidance in its weights."""
+    steps = read_index(choice.folder).get("distilled_steps")
+    if not steps:
+        return choice
+    return replace(
+        choice, preset=replace(choice.preset, num_inference_steps=steps, guidance_scale=1.0)
+    )
+
+
+def _choose(asked: str) -> Choice:
     if asked == "auto":
         return _choose_for_machine()
     if asked == "embedded":

@@ -294,7 +294,9 @@ def sheets(
 
 @app.command()
 def evaluate(
-    table: Annotated[str, typer.Option("--set", help="The rows: table1.")] = "table1",
+    table: Annotated[
+        str, typer.Option("--set", help="The rows: table1 or distillation.")
+    ] = "table1",
     clips: Annotated[int, typer.Option(min=1, help="A row; more can be added later.")] = 8,
     resolution: ResolutionOption = None,
     frames: Frames = None,
@@ -313,10 +315,28 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the results; a stopped run goes on there.")
     ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="I/N: make the clips of the I-th of N processes, and no table. One process a GPU "
+            "(CUDA_VISIBLE_DEVICES) or several, all with one --out; then once without --shard."
+        ),
+    ] = None,
     model: Model = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Folder of the model that --model was distilled from.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again.")] = False,
 ) -> None:
     """Measure models against each other and real clips: a table, JSON and a contact sheet."""
+    from .evaluation.shard import Shard
+
+    part = None if shard is None else Shard.parse(shard)
+    if part is not None and overwrite:
+        raise ValueError(
+            "--overwrite would remove what the other shards have made: choose another --out, or "
+            "remove the folder before they start."
+        )
     request = _request(
         model,
         prompt="any",
@@ -326,17 +346,17 @@ def evaluate(
         num_inference_steps=steps,
         guidance_scale=guidance,
     )
-    from .evaluation.rows import Maker, rows_of
+    from .evaluation.rows import TEACHER, Maker, rows_of
 
-    rows = rows_of(table)
+    rows = rows_of(table, teacher is not None)
     from .evaluation.instruments import load_instruments
-    from .evaluation.run import RESULTS
+    from .evaluation.run import RESULTS, make_clips
     from .evaluation.run import evaluate as run_evaluation
     from .evaluation.store import forget
     from .training.heldout import EVALUATED, REFERENCE, held_out_clips
 
     cases, references = (held_out_clips(clips, seeds) for seeds in (EVALUATED, REFERENCE))
-    maker = Maker(lambda folder: _load(str(folder) if folder else model), request)
+    maker = Maker(lambda name: _load(teacher if name == TEACHER else name or model), request)
     models = maker.models()
     instruments = load_instruments(
         models.source, classifier, features or (), lpips, clip, models.device
@@ -345,6 +365,10 @@ def evaluate(
     if overwrite:
         forget(out)
     with console.progress_bar() as show:
+        if part is not None:
+            make_clips(rows, cases, references, maker, instruments, out, part, show)
+            print(f"Shard {part} is done in {out}: when all are, run this without --shard.")
+            return
         run_evaluation(rows, cases, references, maker, instruments, out, show)
     print((out / "table.md").read_text(encoding="utf-8"))
     print(f"Written to {out}: {', '.join(RESULTS)}")

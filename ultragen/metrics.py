@@ -2,7 +2,9 @@
 
 Definitions are those of the paper's appendix D (arXiv 2510.18775); `docs/metrics.md` says what each
 number means and what it does not. Everything takes frames one at a time, uint8, h w 3, and keeps no
-more of them than one feature needs.
+more of them than one feature needs. A frame that is a tensor on a network's device already is not
+copied there again: measures that see the same clip share it. What frames gave stays on the device
+until it is asked for, so that nothing waits for a GPU between frames.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from torch.nn import functional
 DETAIL_LEVELS = (3, 4, 5)  # k in appendix D: a frame is made 2^k times smaller
 TILE = 512  # rows and columns of a frame that a perceptual network sees at once
 PATCH_BATCH = 16
+
+Frame = np.ndarray | Tensor  # uint8, h w 3
 
 
 @dataclass(frozen=True)
@@ -86,15 +90,16 @@ class PerceptualDistance:
     device: torch.device | str = "cpu"
 
 
-def to_tensor(frame: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+def to_tensor(frame: Frame, device: torch.device | str = "cpu") -> Tensor:
     """A frame, uint8, h w 3 → `1 3 h w` in [0, 1].
 
     Raises:
         ValueError: for another type or shape.
     """
-    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+    pixels = torch.as_tensor(frame)
+    if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(f"frames to measure are uint8, h w 3, not {frame.dtype} of {frame.shape}")
-    return rearrange(torch.tensor(frame, device=device), "h w c -> 1 c h w").float() / 255
+    return rearrange(pixels.to(device), "h w c -> 1 c h w").float() / 255
 
 
 # Distances of distributions
@@ -120,19 +125,18 @@ def fit_gaussian(features: Tensor) -> Gaussian:
     Raises:
         ValueError: There are fewer than two, or some are not finite.
     """
-    mean, deviations = _deviations(features)
+    _check_samples(features)
+    features = features.double()
+    mean = features.mean(0)
+    deviations = (features - mean) / (len(features) - 1) ** 0.5
     return Gaussian(mean, deviations.T @ deviations)
 
 
-def _deviations(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean `d`, and deviations `n d` whose products sum up to the covariance."""
+def _check_samples(features: Tensor) -> None:
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(f"at least 2 features n d are needed, not {tuple(features.shape)}")
     if not torch.isfinite(features).all():
         raise ValueError("some features are not finite: the clip or its network is damaged")
-    features = features.double()
-    mean = features.mean(0)
-    return mean, (features - mean) / (len(features) - 1) ** 0.5
 
 
 def frechet_distance(first: Gaussian, second: Gaussian) -> float:
@@ -146,22 +150,48 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> float:
     """
     _check_comparable(first.mean, second.mean)
     product = first.root @ second.covariance @ first.root
-    return _distance(first, second.mean, second.covariance.trace(), product)
+    traces = first.covariance.trace() + second.covariance.trace()
+    return _distance(first.mean - second.mean, traces, product)
 
 
-def frechet_distance_of(reference: Gaussian, features: Tensor) -> float:
-    """The same, of features `n d`; quick where there are few, as no matrix `d d` is decomposed.
+class SampleDistance:
+    """The same, of a reference and samples that are drawn again and again with repetitions.
+
+    Draws share all that does not depend on them, a sample that is drawn twice is computed with
+    once, and no matrix `d d` is decomposed where there are fewer of them.
+
+    Args:
+        reference: What is compared with.
+        features: Of the samples, `n d`.
 
     Raises:
         ValueError: as `fit_gaussian` and `frechet_distance`.
     """
-    mean, deviations = _deviations(features)
-    _check_comparable(reference.mean, mean)
-    rooted = deviations @ reference.root  # n d
-    # Both products have the same eigenvalues but for zeros.
-    few = len(rooted) < len(mean)
-    product = rooted @ rooted.T if few else rooted.T @ rooted
-    return _distance(reference, mean, deviations.square().sum(), product)
+
+    def __init__(self, reference: Gaussian, features: Tensor) -> None:
+        _check_samples(features)
+        _check_comparable(reference.mean, features[0])
+        self.trace = reference.covariance.trace()
+        self.features = features.double() - reference.mean  # n d
+        self.rooted = self.features @ reference.root  # n d
+
+    def __call__(self, counts: Tensor) -> float:
+        """The distance of a draw: how often each sample is in it, `n`, together at least 2."""
+        drawn, total = counts > 0, counts.sum()
+        counts = counts[drawn, None].double()
+        mean, deviations = _weighted(self.features[drawn], counts, total)
+        _, rooted = _weighted(self.rooted[drawn], counts, total)
+        # Both products have the same eigenvalues but for zeros.
+        few = len(rooted) < len(mean)
+        product = rooted @ rooted.T if few else rooted.T @ rooted
+        return _distance(mean, self.trace + deviations.square().sum(), product)
+
+
+def _weighted(features: Tensor, counts: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean `d`, and deviations `n d` whose products sum up to the covariance, of features `n d`
+    that are there `n 1` times."""
+    mean = (counts * features).sum(0) / total
+    return mean, (features - mean) * (counts / (total - 1)).sqrt()
 
 
 def _check_comparable(first: Tensor, second: Tensor) -> None:
@@ -169,10 +199,9 @@ def _check_comparable(first: Tensor, second: Tensor) -> None:
         raise ValueError(f"{len(first)} features can't be compared with {len(second)}")
 
 
-def _distance(first: Gaussian, mean: Tensor, trace: Tensor, product: Tensor) -> float:
+def _distance(shift: Tensor, traces: Tensor, product: Tensor) -> float:
     roots = torch.linalg.eigvalsh(product).clamp(min=0).sqrt().sum()
-    shift = (first.mean - mean).square().sum()
-    return max(0.0, (shift + first.covariance.trace() + trace - 2 * roots).item())
+    return max(0.0, (shift.square().sum() + traces - 2 * roots).item())
 
 
 class PatchFeatures:
@@ -188,10 +217,10 @@ class PatchFeatures:
 
     def __init__(self, network: TubeNetwork) -> None:
         self.network = network
-        self.frames: list[np.ndarray] = []
+        self.frames: list[Tensor] = []
         self.features: list[Tensor] = []
 
-    def update(self, frame: np.ndarray) -> None:
+    def update(self, frame: Frame) -> None:
         """Adds the clip's next frame.
 
         Raises:
@@ -204,7 +233,7 @@ class PatchFeatures:
                 f"{self.network.width}×{self.network.height}: choose a larger resolution, or "
                 "another feature network."
             )
-        self.frames.append(frame)
+        self.frames.append(torch.as_tensor(frame).to(self.network.device))
         if len(self.frames) == self.network.num_frames:
             self._embed()
 
@@ -221,22 +250,21 @@ class PatchFeatures:
                     f"{len(self.frames)}: make longer clips, or choose another feature network."
                 )
             self._embed()
-        return torch.cat(self.features)
+        return torch.cat(self.features).cpu()
 
     @torch.inference_mode()
     def _embed(self) -> None:
         places = list(self._places(*self.frames[0].shape[:2]))
         rows, columns = self.network.height, self.network.width
         for start in range(0, len(places), PATCH_BATCH):
-            tubes = np.stack(
+            tubes = torch.stack(
                 [
-                    np.stack([frame[y : y + rows, x : x + columns] for frame in self.frames])
+                    torch.stack([frame[y : y + rows, x : x + columns] for frame in self.frames])
                     for y, x in places[start : start + PATCH_BATCH]
                 ]
             )
-            patches = torch.from_numpy(tubes).to(self.network.device).float() / 255
-            features = self.network.embed(rearrange(patches, "b t h w c -> b c t h w"))
-            self.features.append(features.float().cpu())
+            patches = rearrange(tubes, "b t h w c -> b c t h w").float() / 255
+            self.features.append(self.network.embed(patches).float())
         self.frames = []
 
     def _places(self, height: int, width: int) -> Iterator[tuple[int, int]]:
@@ -279,17 +307,17 @@ class DetailError:
         self, perceptual: PerceptualDistance | None = None, device: torch.device | str = "cpu"
     ) -> None:
         self.perceptual, self.device = perceptual, perceptual.device if perceptual else device
-        self.squares: list[float] = []
+        self.squares: list[Tensor] = []
         self.distances: list[float] = []
 
     @torch.inference_mode()
-    def update(self, frame: np.ndarray) -> None:
+    def update(self, frame: Frame) -> None:
         """Adds a frame."""
         image = to_tensor(frame, self.device)
-        square, distance = 0.0, 0.0
+        square, distance = image.new_zeros((), dtype=torch.float64), 0.0
         for level in DETAIL_LEVELS:
             plain = without_detail(image, level)
-            square += 255**2 * functional.mse_loss(plain, image).item()
+            square = square + 255**2 * functional.mse_loss(plain, image).double()
             if self.perceptual is not None:
                 distance += tiled_distance(self.perceptual, image, plain)
         self.squares.append(square)
@@ -304,17 +332,18 @@ class DetailError:
         if not self.squares:
             raise ValueError("a clip without frames has no detail to measure")
         distance = float(np.mean(self.distances)) if self.perceptual is not None else None
-        return float(np.mean(self.squares)), distance
+        return torch.stack(self.squares).mean().item(), distance
 
 
 def tiled_distance(perceptual: PerceptualDistance, first: Tensor, second: Tensor) -> float:
     """A perceptual distance, tile by tile and weighted by their area: a 4K frame's activations
     would take gigabytes."""
-    total = 0.0
+    total = first.new_zeros((), dtype=torch.float64)
     for rows in zip(first.split(TILE, -2), second.split(TILE, -2), strict=True):
         for a, b in zip(*(part.split(TILE, -1) for part in rows), strict=True):
-            total += perceptual.distance(a, b).item() * a.shape[-2] * a.shape[-1]
-    return total / (first.shape[-2] * first.shape[-1])
+            area = a.shape[-2] * a.shape[-1]
+            total = total + area * perceptual.distance(a, b).double()
+    return total.item() / (first.shape[-2] * first.shape[-1])
 
 
 # Frames and texts
@@ -332,14 +361,14 @@ class FrameFeatures:
         self.features: list[Tensor] = []
 
     @torch.inference_mode()
-    def update(self, frame: np.ndarray) -> None:
+    def update(self, frame: Frame) -> None:
         """Adds a frame."""
         features = self.network.embed(to_tensor(frame, self.network.device))
-        self.features.append(functional.normalize(features.float(), dim=-1).cpu())
+        self.features.append(functional.normalize(features.float(), dim=-1))
 
     def compute(self) -> Tensor:
         """Features `t d`."""
-        return torch.cat(self.features)
+        return torch.cat(self.features).cpu()
 
 
 def temporal_consistency(features: Tensor) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +96,6 @@ def load_models(name: str | Path | None = None) -> Models:
     base = native.base_pipeline()
     for pipe in (native, base):
         pipe.set_progress_bar_config(disable=True)
-    preset = choice.preset
-    if steps := native.config.distilled_steps:
-        preset = replace(preset, num_inference_steps=steps, guidance_scale=1.0)
     memory, placement = _place(native, base, choice, hardware)
     estimator = Estimator(coefficients(choice.preset.name, hardware.device))
     if hardware.device == "cpu":  # a GPU's coefficients are its own; finished runs correct them
@@ -106,7 +103,7 @@ def load_models(name: str | Path | None = None) -> Models:
     return Models(
         native,
         base,
-        preset,
+        choice.preset,
         sources[0],
         fingerprint(*sources),
         hardware.device,
@@ -138,7 +135,7 @@ def _place(
     native: Any, base: Any, choice: Choice, hardware: Hardware
 ) -> tuple[Memory | None, Placement]:
     """Brings both pipelines to where they compute, in turn if they are too large together."""
-    if hardware.device == "cpu" or choice.preset is not WAN:
+    if hardware.device == "cpu" or choice.preset.name != WAN.name:
         native.to(hardware.device)  # the base model is one of its parts
         return None, "whole"
     memory = Memory(hardware.memory, weights_of(native), hardware.bytes_per_value)

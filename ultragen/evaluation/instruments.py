@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..classifier import AttributeClassifier, load_classifier
+from ..classifier import AttributeClassifier, load_classifier, spread
 from ..features import (
     Device,
     classifier_frames,
@@ -123,10 +123,14 @@ def measure(
     detail = DetailError(instruments.perceptual, instruments.device)
     steady = FrameFeatures(instruments.frames) if instruments.frames else None
     text = FrameFeatures(instruments.clip) if instruments.clip else None
-    parts = [part for part in (*patches.values(), detail, steady, text) if part is not None]
+    if instruments.clip is instruments.frames:  # asked once for both
+        text = steady
+    every = dict.fromkeys((*patches.values(), detail, steady, text))
+    parts = [part for part in every if part is not None]
     for frame in frames:
+        pixels = torch.from_numpy(frame).to(instruments.device)  # once for all parts
         for part in parts:
-            part.update(frame)
+            part.update(pixels)
     hd_mse, hd_lpips = detail.compute()
     score, temporal = None, None
     if text is not None and instruments.clip is not None:
@@ -147,5 +151,6 @@ def measure(
 
 def see(frames: np.ndarray, classifier: AttributeClassifier) -> dict[str, str]:
     """The attributes of a clip, uint8, t h w 3."""
-    reduced = [classifier.reduce(to_tensor(frame, classifier.device)) for frame in frames]
+    chosen = frames[spread(len(frames), classifier.config.num_frames)]
+    reduced = [classifier.reduce(to_tensor(frame, classifier.device)) for frame in chosen]
     return classifier.classify(torch.cat(reduced))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from threading import Event
 from time import perf_counter
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -28,16 +27,29 @@ class Row:
         source: `ultragen`, its dense `base` model, or `real` clips of the same scenes.
         upscaler: Enlarges clips of the base model's own size; without it they are made at the full
             size.
-        model: Folder of another model than the one that is evaluated, such as an ablation.
+        model: Another model than the one that is evaluated: `TEACHER`, or a folder, such as an
+            ablation's.
+        num_inference_steps: In place of the request's.
+        guidance_scale: In place of the request's.
     """
 
     key: str
     title: str
     source: Literal["ultragen", "base", "real"]
     upscaler: str | None = None
-    model: Path | None = None
+    model: str | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The settings that it has in place of the request's."""
+        names = ("num_inference_steps", "guidance_scale")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
+TEACHER = "teacher"
+"""The model that a distilled one was made from, in the folder that the command line names."""
 SETS: dict[str, tuple[Row, ...]] = {
     "table1": (
         Row("base-native", "Base model, native", "base"),
@@ -46,20 +58,41 @@ SETS: dict[str, tuple[Row, ...]] = {
         Row("ultragen", "UltraGen, native", "ultragen"),
         Row("real", "Real clips", "real"),
     ),
+    "distillation": (
+        Row(
+            "teacher",
+            "Teacher",
+            "ultragen",
+            model=TEACHER,
+            num_inference_steps=30,
+            guidance_scale=3.0,
+        ),
+        Row("student", "Student", "ultragen"),
+        Row("real", "Real clips", "real"),
+    ),
 }
 """Tables by name; another table, such as one of ablations, is another entry."""
 REFERENCE = Row("reference", "Reference", "real")
 """What HD-FVD compares with: real clips of other scenes, in no table."""
 
 
-def rows_of(table: str) -> tuple[Row, ...]:
+def rows_of(table: str, teacher: bool = False) -> tuple[Row, ...]:
     """The rows of a table.
 
+    Args:
+        table: Its name.
+        teacher: Whether there is one.
+
     Raises:
-        ValueError: There is no such table.
+        ValueError: There is no such table, or it needs a teacher, or has no use for one.
     """
     if table not in SETS:
         raise ValueError(f"set {table!r:.40} is unknown: choose from {', '.join(SETS)}.")
+    asked = any(row.model == TEACHER for row in SETS[table])
+    if asked and not teacher:
+        raise ValueError(f"--set {table} needs the teacher: add --teacher FOLDER.")
+    if teacher and not asked:
+        raise ValueError(f"--set {table} has no row of a teacher: leave --teacher out.")
     return SETS[table]
 
 
@@ -86,21 +119,21 @@ class Maker:
     """Makes the clips of all rows.
 
     Args:
-        load: Gives the models of a folder, or those that are evaluated for None.
+        load: Gives the models that a row names, or those that are evaluated for None.
         request: Settings of every clip but the prompt; clip i has the noise of its seed + i.
     """
 
-    def __init__(self, load: Callable[[Path | None], Models], request: Request) -> None:
+    def __init__(self, load: Callable[[str | None], Models], request: Request) -> None:
         self.load = load
-        self.loaded: dict[Path | None, Models] = {}
-        self.small: dict[tuple[Path | None, int], tuple[np.ndarray, float]] = {}
+        self.loaded: dict[str | None, Models] = {}
+        self.small: dict[tuple[str | None, Request], tuple[np.ndarray, float]] = {}
         self.request = request.validate(self.models().preset)
 
-    def models(self, folder: Path | None = None) -> Models:
-        """The models of a folder, loaded at their first use."""
-        if folder not in self.loaded:
-            self.loaded[folder] = self.load(folder)
-        return self.loaded[folder]
+    def models(self, name: str | None = None) -> Models:
+        """A row's models, loaded at their first use."""
+        if name not in self.loaded:
+            self.loaded[name] = self.load(name)
+        return self.loaded[name]
 
     def make(self, row: Row, number: int, case: Case) -> tuple[np.ndarray, float | None]:
         """Frames t rows w 3, uint8, and the seconds they took, None for a real clip.
@@ -113,31 +146,34 @@ class Maker:
         if row.source == "real":
             frames = case.frames(*full, self.request.frames, models.device)
             return crop_rows(frames, size.rows), None
+        request = self._request(row, number, case)
         if row.upscaler is None:
-            frames, seconds = self._generate(row, number, case, full)
+            frames, seconds = self._generate(row, request, full)
             return crop_rows(frames, size.rows), seconds
-        frames, seconds = self._small(row, number, case)
+        frames, seconds = self._small(row, request)
         upscaler = models.upscaler(row.upscaler)
         began = perf_counter()
         frames = np.stack(list(upscaler.stream(frames, size.rows, size.width)))
         return frames, seconds + perf_counter() - began
 
-    def _small(self, row: Row, number: int, case: Case) -> tuple[np.ndarray, float]:
+    def _request(self, row: Row, number: int, case: Case) -> Request:
+        own = {"prompt": case.caption, "seed": self.request.seed + number, **row.own}
+        return replace(self.request, **own).validate(self.models(row.model).preset)
+
+    def _small(self, row: Row, request: Request) -> tuple[np.ndarray, float]:
         """The base model's own clip, which rows with other upscalers share; only the last is
         kept."""
-        key = (row.model, number)
+        key = (row.model, request)
         if key not in self.small:
             preset = self.models(row.model).preset
             size = (preset.base_height, preset.base_width)
-            self.small = {key: self._generate(row, number, case, size)}
+            self.small = {key: self._generate(row, request, size)}
         return self.small[key]
 
     def _generate(
-        self, row: Row, number: int, case: Case, size: tuple[int, int]
+        self, row: Row, request: Request, size: tuple[int, int]
     ) -> tuple[np.ndarray, float]:
         models = self.models(row.model)
-        request = replace(self.request, prompt=case.caption, seed=self.request.seed + number)
-        request = request.validate(models.preset)
         run = RunState(lambda progress: None, Event(), {})
         if row.source == "ultragen":
             windows = {"windows": resolve_windows(request, models)}

@@ -18,6 +18,7 @@ from ..video import contact_sheet
 from .instruments import Instruments, measure
 from .rows import REFERENCE, Case, Maker, Row
 from .scores import LEVEL, RESAMPLES, RowScores, attribute_table, markdown_table, score_row
+from .shard import Shard
 from .store import Store, write_json
 
 SHEET_CLIPS = 4  # columns of the contact sheet
@@ -52,25 +53,41 @@ def evaluate(
         RuntimeError: A clip is black or not finite.
     """
     references = references if instruments.tubes else ()
-    settings = describe(maker, instruments, rows)
-    store = Store(out, settings)
-    jobs = list(_jobs(rows, cases, references))
+    store = make_clips(rows, cases, references, maker, instruments, out, Shard(), report)
+    report(1.0, "scores")
+    scores = score(rows, len(cases), store, _references(store, len(references), instruments))
+    write_results(scores, cases, references, store)
+    return scores
+
+
+def make_clips(
+    rows: Sequence[Row],
+    cases: Sequence[Case],
+    references: Sequence[Case],
+    maker: Maker,
+    instruments: Instruments,
+    out: Path,
+    shard: Shard,
+    report: Report = lambda fraction, text: None,
+) -> Store:
+    """Makes and measures the clips of a shard that are not done yet; the rest as `evaluate`."""
+    store = Store(out, describe(maker, instruments, rows))
+    jobs = list(_jobs(rows, cases, references if instruments.tubes else (), shard))
     for done, (row, number, case) in enumerate(jobs):
         report(done / len(jobs), f"{row.title}, clip {number + 1}")
         if not store.has(row.key, number):
             frames, seconds = maker.make(row, number, case)
             store.add(row.key, number, frames, measure(frames, case, instruments, seconds))
-    report(1.0, "scores")
-    scores = score(rows, len(cases), store, _references(store, len(references), instruments))
-    write_results(out, scores, settings, cases, references, store)
-    return scores
+    return store
 
 
 def _jobs(
-    rows: Sequence[Row], cases: Sequence[Case], references: Sequence[Case]
+    rows: Sequence[Row], cases: Sequence[Case], references: Sequence[Case], shard: Shard
 ) -> Iterator[tuple[Row, int, Case]]:
     """Clip by clip, not row by row: a stopped evaluation has something of every row."""
     for number in range(max(len(cases), len(references))):
+        if number not in shard:
+            continue
         if number < len(references):
             yield REFERENCE, number, references[number]
         for row in rows if number < len(cases) else ():
@@ -101,26 +118,24 @@ def describe(maker: Maker, instruments: Instruments, rows: Sequence[Row]) -> dic
     """What must be the same for clips to stand in one table."""
     request = maker.request.to_dict()
     made = ("prompt", "upscaler", "base_native")  # each row and clip has its own
-    folders = {row.model for row in rows} | {None}
-    return {
+    names = {row.model for row in rows} | {None}
+    settings = {
         "request": {name: value for name, value in request.items() if name not in made},
-        "models": {str(x or "evaluated"): maker.models(x).fingerprint for x in folders},
+        "models": {x or "evaluated": maker.models(x).fingerprint for x in names},
         "networks": instruments.names(),
     }
+    own = {row.key: row.own for row in rows if row.own}
+    return {**settings, "own_settings": own} if own else settings
 
 
 def write_results(
-    out: Path,
-    scores: Sequence[RowScores],
-    settings: dict[str, Any],
-    cases: Sequence[Case],
-    references: Sequence[Case],
-    store: Store,
+    scores: Sequence[RowScores], cases: Sequence[Case], references: Sequence[Case], store: Store
 ) -> None:
     """Writes the tables, the numbers with what made them, and pictures of the first clips."""
+    out = store.folder
     content = {
         "rows": [asdict(row) for row in scores],
-        **settings,
+        **store.settings,
         "clips": [
             {"number": i, "scene": case.seed, "caption": case.caption, "named": dict(case.named)}
             for i, case in enumerate(cases)
@@ -139,7 +154,7 @@ def write_results(
         },
     }
     write_json(out / "results.json", content)
-    (out / "table.md").write_text(page(scores, settings, len(references)), encoding="utf-8")
+    (out / "table.md").write_text(page(scores, store.settings, len(references)), encoding="utf-8")
     shown = range(min(SHEET_CLIPS, len(cases)))
     pictures = [store.picture(row.key, i) for row in scores for i in shown]
     labels = [f"{row.title}: {cases[i].caption}" for row in scores for i in shown]
@@ -149,6 +164,8 @@ def write_results(
 def page(scores: Sequence[RowScores], settings: dict[str, Any], references: int) -> str:
     """The tables in Markdown, with what they were measured through."""
     request, networks = settings["request"], settings["networks"]
+    own = settings.get("own_settings", {})
+    apart = [f"- {row.title}: {_listed(own[row.key])}" for row in scores if row.key in own]
     tubes = [
         f"- HD-FVD through {name}, against real clips of {references} other scenes"
         for name in networks["hd_fvd"]
@@ -167,6 +184,7 @@ def page(scores: Sequence[RowScores], settings: dict[str, Any], references: int)
         f"{request['num_inference_steps']} steps, guidance {request['guidance_scale']}. In "
         f"brackets: {LEVEL:.0%} intervals, bootstrap over clips. Seconds are medians.",
         "",
+        *apart,
         *tubes,
         *through,
         *([f"- Not measured, for want of a network: {', '.join(missing)}"] if missing else []),
@@ -175,3 +193,7 @@ def page(scores: Sequence[RowScores], settings: dict[str, Any], references: int)
     if any(row.by_attribute for row in scores):
         text += f"\nPrompt following by attribute, per cent:\n\n{attribute_table(scores)}"
     return text
+
+
+def _listed(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items())

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..metrics import Gaussian, frechet_distance_of
+from ..metrics import Gaussian, SampleDistance
 
 RESAMPLES = 100
 LEVEL = 0.95
@@ -96,12 +96,15 @@ def distance(reference: Gaussian, clips: Sequence[Tensor]) -> Estimate:
     Raises:
         ValueError: There are too few patches, or features of another network.
     """
+    device = reference.mean.device
+    of_draw = SampleDistance(reference, torch.cat([features.to(device) for features in clips]))
+    clip = torch.arange(len(clips)).repeat_interleave(torch.tensor([len(x) for x in clips]))
 
-    there = [features.to(reference.mean.device) for features in clips]
-    return bootstrap(
-        lambda drawn: frechet_distance_of(reference, torch.cat([there[i] for i in drawn])),
-        len(there),
-    )
+    def drawn_distance(drawn: Sequence[int]) -> float:
+        counts = torch.bincount(torch.tensor(drawn), minlength=len(clips))
+        return of_draw(counts[clip].to(device))
+
+    return bootstrap(drawn_distance, len(clips))
 
 
 def following(clips: Sequence[ClipScores], attribute: str | None = None) -> Estimate | None:

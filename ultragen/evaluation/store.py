@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from PIL import Image
@@ -23,7 +26,8 @@ class Store:
 
     Args:
         folder: Of the evaluation; created when missing.
-        settings: What must be the same for clips to stand in one table, as plain values.
+        settings: What must be the same for clips to stand in one table, as plain values. Of
+            several processes at once, all have those of the first.
 
     Raises:
         ValueError: The folder holds an evaluation with other settings.
@@ -31,23 +35,22 @@ class Store:
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        self.folder = folder
+        self.folder, self.settings = folder, json.loads(json.dumps(settings))
         path = folder / "settings.json"
-        settings = json.loads(json.dumps(settings))
-        before = read_json(path) if path.exists() else settings
-        for name, value in settings.items():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            create_json(path, self.settings)
+        except OSError as error:
+            raise OSError(
+                f"{folder} can't be written to ({error.strerror}): choose another --out."
+            ) from error
+        before = read_json(path)
+        for name, value in self.settings.items():
             if before.get(name) != value:
                 raise ValueError(
                     f"{folder} holds an evaluation with {name} {before.get(name)}, not {value}: "
                     "choose another --out, or start again with --overwrite."
                 )
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, settings)
-        except OSError as error:
-            raise OSError(
-                f"{folder} can't be written to ({error.strerror}): choose another --out."
-            ) from error
 
     def path(self, row: str, number: int, suffix: str = ".json") -> Path:
         """A clip's file."""
@@ -114,7 +117,30 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
+    with _written(path, content) as partial:
+        partial.replace(path)
+
+
+def create_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a file whole where there is none; of several processes at once, one does."""
+    if path.exists():
+        return
+    with _written(path, content) as partial:
+        try:
+            path.hardlink_to(partial)  # never replaces, as renaming would
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            partial.replace(path)
+
+
+@contextmanager
+def _written(path: Path, content: dict[str, Any]) -> Iterator[Path]:
+    """A file beside another, of a name that no other process has; it does not stay."""
+    partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
     text = json.dumps(content, indent=2, ensure_ascii=False)
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(text + "\n", encoding="utf-8")
+        yield partial
+    finally:
+        partial.unlink(missing_ok=True)
