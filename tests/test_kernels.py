@@ -85,12 +85,12 @@ def test_torch_compile_takes_it_as_it_is(depthwise):
 
 
 @pytest.fixture(scope="module")
-def octaves():
-    from ultragen.kernels import octaves
+def renderer():
+    from ultragen.kernels import renderer
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(octaves, "BLOCK", 64)
-        yield octaves
+        patch.setattr(renderer, "BLOCK", 64)
+        yield renderer
 
 
 def random_inputs(spread: list[tuple[float, float, bool]]) -> list[Tensor]:
@@ -114,10 +114,10 @@ PLACE = ((-200.0, 200.0, False), (-70.0, 70.0, False), (0.0, 0.2, False))
     ],
 )
 @pytest.mark.parametrize("number", [1, 4])
-def test_octaves_add_up_to_what_the_plain_sums_are(octaves, name, module, others, number):
+def test_octaves_add_up_to_what_the_plain_sums_are(renderer, name, module, others, number):
     tile = texture(torch.device(DEVICE))
     inputs = random_inputs([*PLACE, *others])
-    found = getattr(octaves, name)(tile, *inputs, number)
+    found = getattr(renderer, name)(tile, *inputs, number)
     expected = getattr(module, name)(tile, *inputs, number)
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
@@ -125,14 +125,29 @@ def test_octaves_add_up_to_what_the_plain_sums_are(octaves, name, module, others
         torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-3)
 
 
-def test_octaves_of_rows_and_of_whole_coordinates(octaves):
+def test_octaves_of_rows_and_of_whole_coordinates(renderer):
     """What is the same along a row, and places exactly on texels and on the tile's border."""
     tile = texture(torch.device(DEVICE))
     u = torch.tensor([0.0, 64.0, -64.0, 63.999, 0.125, -0.125], device=DEVICE).expand(1, 2, 6)
     v = torch.tensor([[0.0], [64.0]], device=DEVICE).expand(1, 2, 6)
     footprint = torch.tensor([[0.0], [0.1]], device=DEVICE)[None]
     drift = torch.zeros(1, 1, 1, device=DEVICE)
-    found = octaves.wave_octaves(tile, u, v, footprint, drift, 2)
+    found = renderer.wave_octaves(tile, u, v, footprint, drift, 2)
     expected = land.wave_octaves(tile, u, v, footprint.expand(1, 2, 6), drift, 2)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+def test_layers_cover_each_other_as_in_the_plain_loop(renderer):
+    torch.manual_seed(0)
+    top = torch.linspace(0.3, 0.6, 4, device=DEVICE)[:, None] + 0.2 * torch.rand(2, 4, 19).to(
+        DEVICE
+    )
+    base = torch.tensor([0.5, 0.6, 0.7, 2.0], device=DEVICE)[None, :, None].expand(2, 4, 1)
+    ripple = 0.05 * torch.randn(2, 13, 19).to(DEVICE)
+    y = torch.linspace(0, 1, 13, device=DEVICE).reshape(1, -1, 1)
+    found = renderer.cover_layers(top, base, ripple, y, 1 / 13)
+    expected = land.cover_layers(top, base, ripple, y, 1 / 13)
+    for one, other in zip(found, expected, strict=True):
+        assert len(other.unique()) > 2
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)

@@ -17,9 +17,9 @@ def depthwise_works_on(device: torch.device) -> bool:
 
 
 @torch.compiler.assume_constant_result
-def octaves_work_on(device: torch.device) -> bool:
-    """Whether the fused sums over octaves of noise run on a device; tried once."""
-    return _runs("octaves", device)
+def renderer_works_on(device: torch.device) -> bool:
+    """Whether the fused loops of the renderer run on a device; tried once."""
+    return _runs("renderer", device)
 
 
 @lru_cache(maxsize=16)

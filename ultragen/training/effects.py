@@ -39,8 +39,8 @@ def air(p: Values, tile: Tensor, picture: Tensor, x: Tensor, y: Tensor, glow: Te
     veil = 1.0 - torch.exp(-0.42 * p["mist"] * amount)
     colour = p["edge"] * 0.58 + p["middle"] * 0.34
     shine = (glow * p["glow_strength"] * 0.7).clamp(0, 1)[:, None]
-    colour = colour + (p["glow"] - colour) * shine
-    return picture + (colour - picture) * veil[:, None]
+    colour = torch.lerp(colour, p["glow"], shine)
+    return torch.lerp(picture, colour, veil[:, None])
 
 
 def birds(p: Values, picture: Tensor, cells: Tensor, x: Tensor, y: Tensor, pixel: float) -> Tensor:
@@ -63,7 +63,7 @@ def birds(p: Values, picture: Tensor, cells: Tensor, x: Tensor, y: Tensor, pixel
         off = (y - wing[:, bird, None]).abs() - width[:, bird, None]
         shadow = torch.maximum(shadow, (0.5 - off / pixel).clamp(0, 1) * inside[:, bird, None])
     dark = p["ambient"] * 0.25 + p["edge"] * 0.06
-    return picture + (dark - picture) * (0.85 * shadow)[:, None]
+    return torch.lerp(picture, dark, (0.85 * shadow)[:, None])
 
 
 def rain(p: Values, picture: Tensor, tile: Tensor, x: Tensor, y: Tensor, pixel: float) -> Tensor:
@@ -109,6 +109,6 @@ def develop(p: Values, picture: Tensor) -> Tensor:
     screen = torch.sqrt(1.0 - torch.exp(-exposed) + 1e-6)
     weights = torch.tensor([0.30, 0.59, 0.11], device=picture.device).reshape(1, 3, 1, 1)
     grey = (screen * weights).sum(dim=1, keepdim=True)
-    screen = grey + (screen - grey) * p["saturation"][:, None]
+    screen = torch.lerp(grey, screen, p["saturation"][:, None])
     lift = p["lift"][:, None]
-    return (lift + (1.0 - lift) * screen).clamp(0, 1)
+    return torch.lerp(lift, torch.ones_like(lift), screen).clamp(0, 1)

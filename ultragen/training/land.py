@@ -142,20 +142,8 @@ def find_layers(p: Values, column: Values, waves: Values, y: Tensor, pixel: floa
     """The front-most layer of each pixel, the one behind it, and where the lookup really goes."""
     below = waves["below"]
     ripple = waves["tilt"] * below * (0.055 * p["waves"])
-    front = torch.full_like(below, -1.0)
-    behind = torch.full_like(below, -1.0)
-    alpha = torch.ones_like(below)
-    body = torch.full_like(below, -1.0)  # the front-most land that is not a reflection
-    for layer in range(LAYERS):
-        base = column["base"][:, layer, None]
-        under = y - base
-        mirrored = torch.where(under > 0, base - under + ripple, y)
-        cover = (mirrored.minimum(base) - column["top"][:, layer, None]) / pixel + 0.5
-        hit = cover > 0
-        behind = torch.where(hit, front, behind)
-        front = torch.where(hit, float(layer), front)
-        alpha = torch.where(hit, cover.clamp(max=1.0), alpha)
-        body = torch.where(hit & (under <= 0), float(layer), body)
+    find = fused("cover_layers", cover_layers, y.device)
+    front, behind, alpha, body = find(column["top"], column["base"], ripple, y, pixel)
     horizon = p["horizon_now"]
     wet = (front != body) | ((body < 0) & (y > horizon))
     wet = wet & (p["water"] > 0.5)
@@ -165,6 +153,38 @@ def find_layers(p: Values, column: Values, waves: Values, y: Tensor, pixel: floa
     )
     return {"front": front, "behind": behind, "alpha": alpha, "wet": wet, "sky_y": sky_y,
             "ripple": ripple}  # fmt: skip
+
+
+def cover_layers(
+    top: Tensor, base: Tensor, ripple: Tensor, y: Tensor, pixel: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Layers from far to near laid over each other, with their reflections.
+
+    Args:
+        top: Screen heights of the layers' upper edges, n layer w.
+        base: Of their waterlines, n layer w or n layer 1.
+        ripple: How far a reflection is shifted, n h w.
+        y: Screen height of each row, 1 h 1.
+        pixel: Size of a pixel in frame heights.
+
+    Returns:
+        Numbers of the front-most layer, of the one behind it, and of the front-most land that is no
+        reflection, -1 where there is none; before the last how much of the pixel the front-most
+        layer covers. Each n h w.
+    """
+    front, behind, body = (torch.full_like(ripple, -1.0) for _ in range(3))
+    alpha = torch.ones_like(ripple)
+    for layer in range(top.shape[1]):
+        waterline = base[:, layer, None]
+        under = y - waterline
+        mirrored = torch.where(under > 0, waterline - under + ripple, y)
+        cover = (mirrored.minimum(waterline) - top[:, layer, None]) / pixel + 0.5
+        hit = cover > 0
+        behind = torch.where(hit, front, behind)
+        front = torch.where(hit, float(layer), front)
+        alpha = torch.where(hit, cover.clamp(max=1.0), alpha)
+        body = torch.where(hit & (under <= 0), float(layer), body)
+    return front, behind, alpha, body
 
 
 def _pick(values: Tensor, index: Tensor) -> Tensor:
@@ -207,13 +227,13 @@ def shade(
     colour = albedo * (p["ambient"] * (0.9 + 0.35 * surface["height"])[:, None]
                        + p["sunlight"] * lit[:, None])  # fmt: skip
     haze, air = _aerial(p, near, depth, glow)
-    colour = colour + (air - colour) * haze[:, None]
+    colour = torch.lerp(colour, air, haze[:, None])
     back_near = place["behind"].clamp(min=0) * (1 / (LAYERS - 1))
     back_haze, _ = _aerial(p, back_near, depth, glow)
     plain = (p["low"] + p["high"]) * 0.5 * (p["ambient"] + 0.4 * p["sunlight"])
-    back = plain + (air - plain) * back_haze[:, None]
+    back = torch.lerp(plain, air, back_haze[:, None])
     back = torch.where((place["behind"] >= 0)[:, None], back, picture)
-    land = back + (colour - back) * place["alpha"][:, None]
+    land = torch.lerp(back, colour, place["alpha"][:, None])
     return torch.where((place["front"] >= 0)[:, None], land, picture)
 
 
@@ -286,18 +306,18 @@ def relief_octaves(
 def _albedo(p: Values, surface: Values, rise: Tensor, near: Tensor, forest: Tensor) -> Tensor:
     """Valley and height colours, strata, forest, snow: n 3 h w."""
     share = (rise * 1.3 - 0.35 + 0.5 * surface["variety"] + 0.4 * surface["u"].abs()).clamp(0, 1)
-    colour = p["low"] + (p["high"] - p["low"]) * share[:, None]
+    colour = torch.lerp(p["low"], p["high"], share[:, None])
     tint = 1.0 + 0.22 * surface["variety"].clamp(-1, 1)
     strata = torch.sin(rise * 30.0 + 0.7 * surface["variety"] + 2.4 * torch.sin(rise * 8.3))
     tint = tint * (1.0 + 0.26 * p["bands"] * strata)
     colour = colour * tint[:, None]
-    colour = colour + (p["leaves"] - colour) * (0.75 * forest)[:, None]
+    colour = torch.lerp(colour, p["leaves"], (0.75 * forest)[:, None])
     line = (rise - p["snow_line"] + 0.22 * surface["variety"] + 0.30 * surface["height"]) * 6.0
     line = line - 5.0 * near * near * (1 - p["winter"])
     steep = 1.0 - (surface["v"].abs() + surface["u"].abs()) * 0.25
     snow = p["snow"] * (line.clamp(0, 1) * (0.55 + 0.6 * steep)).clamp(0, 0.96)
     white = torch.tensor([0.90, 0.93, 0.98], device=rise.device).reshape(1, 3, 1, 1)
-    return colour + (white - colour) * (snow * (1 - 0.7 * forest))[:, None]
+    return torch.lerp(colour, white, (snow * (1 - 0.7 * forest))[:, None])
 
 
 def _light(p: Values, u: Tensor, v: Tensor, height: Tensor) -> Tensor:
@@ -315,7 +335,7 @@ def _aerial(p: Values, near: Tensor, depth: Tensor, glow: Tensor) -> tuple[Tenso
     haze = 1.0 - torch.exp(-thick)
     shine = (glow * p["glow_strength"] * 0.5).clamp(0, 1)[:, None]
     air = p["edge"] * 0.40 + p["middle"] * 0.44
-    return haze, air + (p["glow"] - air) * shine
+    return haze, torch.lerp(air, p["glow"], shine)
 
 
 def shade_water(
@@ -326,7 +346,7 @@ def shade_water(
     grazing = torch.exp(-below * (3.2 + 1.2 * p["waves"]))
     reflect = (0.30 + 0.62 * grazing + waves["tilt"] * 0.10 * p["waves"]).clamp(0.05, 0.96)
     body = p["deep"] * (p["ambient"] * 1.6 + p["sunlight"] * 0.5)
-    water = body + (picture - body) * reflect[:, None]
+    water = torch.lerp(body, picture, reflect[:, None])
     sun_x = (p["sun_x"] - p["travel"]) * p["magnify"]
     width = 0.035 + below * (0.25 + 0.35 * p["waves"])
     across = (x - sun_x) / width

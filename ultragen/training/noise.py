@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ultragen.kernels import octaves_work_on
+from ultragen.kernels import renderer_works_on
 
 PERIOD = 64.0  # noise units until the texture repeats
 SIZE = 512  # texels a side
@@ -93,8 +93,8 @@ def fade(footprint: Tensor, octave: int) -> Tensor:
 
 def fused(name: str, plain: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
     """The kernel of that name where kernels run, elsewhere its plain twin."""
-    if not octaves_work_on(device):
+    if not renderer_works_on(device):
         return plain
-    from ultragen.kernels import octaves as kernels
+    from ultragen.kernels import renderer as kernels
 
     return getattr(kernels, name)

@@ -38,8 +38,8 @@ def backdrop(p: Values, x: Tensor, elevation: Tensor, glow: Tensor, pixel: float
     up = elevation.clamp(min=0)
     low = torch.exp(-up * 7.5)[:, None]
     mid = torch.exp(-up * up * 9.0)[:, None]
-    sky = p["zenith"] + (p["middle"] - p["zenith"]) * mid
-    sky = sky + (p["edge"] - sky) * low
+    sky = torch.lerp(p["zenith"], p["middle"], mid)
+    sky = torch.lerp(sky, p["edge"], low)
     halo = (glow * glow * p["glow_strength"])[:, None]
     sky = sky + (p["glow"] - 0.35 * sky) * halo
     return sky + p["disc"] * disc(p, x, elevation, pixel)[:, None]
@@ -88,11 +88,11 @@ def clouds(
     lit = 0.52 + 0.52 * lit * torch.rsqrt(1.0 + lit * lit)
     # Forward scattering: thin cloud near the sun shines.
     silver = (1.0 - thin) * glow * glow * p["glow_strength"]
-    colour = p["cloud_shade"] + (p["cloud_lit"] - p["cloud_shade"]) * lit[:, None]
+    colour = torch.lerp(p["cloud_shade"], p["cloud_lit"], lit[:, None])
     colour = colour + p["glow"] * (silver * 0.9 + 0.35 * glow * glow * p["glow_strength"])[:, None]
     distance = torch.exp(-elevation.clamp(min=0) * 9.0) * 0.75
-    colour = colour + (sky - colour) * distance[:, None]
-    return sky + (colour - sky) * (cover * 0.94)[:, None]
+    colour = torch.lerp(colour, sky, distance[:, None])
+    return torch.lerp(sky, colour, (cover * 0.94)[:, None])
 
 
 def cloud_octaves(

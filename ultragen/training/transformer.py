@@ -12,7 +12,6 @@ from diffusers import WanTransformer3DModel
 from PIL import Image
 from torch import Tensor, nn
 
-from ..attention import RotaryNorm, TimeGate, UltraGenAttention
 from ..flow import to_velocity
 from ..pipeline import UltraGenPipeline
 from ..transformer import UltraGenTransformer3DModel
@@ -52,31 +51,14 @@ class TextToLatents(nn.Module):
         )[0]
 
 
-class UncompiledAttention(UltraGenAttention):
-    """UltraGen's attention as it is inside a compiled block."""
-
-    forward = torch.compiler.disable(UltraGenAttention.forward)
-
-
 def compile_blocks(transformer: WanTransformer3DModel | UltraGenTransformer3DModel) -> None:
-    """Compiles what moves much memory and calculates little, some seconds for each size at most.
+    """Compiles a dense transformer's blocks, in less than a minute for each size of clips.
 
-    A dense block compiles as a whole. UltraGen's windows come in many sizes, and a block would be
-    compiled for each of them in minutes: there, windows and attention stay as they are, and what
-    lies between them is compiled once for all sizes.
+    UltraGen's stay as they are: its windows come in many sizes, and to compile what lies between
+    them made steps slower (docs/training.md).
     """
-    if isinstance(transformer, UltraGenTransformer3DModel):
-        return
     if not isinstance(transformer, UltraGenTransformer3DModel):
         transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
-        return
-    for block in transformer.blocks:
-        if isinstance(block.attn1, UltraGenAttention):
-            for module in block.attn1.modules():
-                if isinstance(module, RotaryNorm | TimeGate):
-                    module.compile(dynamic=True, fullgraph=True)
-            block.attn1.__class__ = UncompiledAttention
-        block.compile(dynamic=True)
 
 
 class TransformerStage(Stage):

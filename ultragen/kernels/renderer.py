@@ -1,10 +1,10 @@
-"""The renderer's sums over octaves of noise in Triton: of clouds, of the land's relief, of waves.
+"""The renderer's loops in Triton: sums over octaves of noise, and layers laid over each other.
 
 An octave is a lookup in the noise texture and a little arithmetic. One by one they pass some
 hundred bytes a pixel through memory, and make up half of the cost of a picture
-(`python -m ultragen scenes --benchmark`). Here a program takes some neighbouring pixels, and all
-octaves stay in registers. Each function does what its plain twin of the same name does, in `sky`
-or `land` of the training package.
+(`python -m ultragen scenes --benchmark`). Here a program takes some neighbouring pixels, and what
+it sums up stays in registers. Each function does what its plain twin of the same name does, in
+`sky` or `land` of the training package.
 """
 
 import torch
@@ -140,6 +140,36 @@ def _waves(
     tl.store(rough_ptr + index, rough, mask=inside)
 
 
+@triton.jit
+def _layers(
+    top_ptr, base_ptr, ripple_ptr, y_ptr, front_ptr, behind_ptr, alpha_ptr, body_ptr,
+    layers, pixel, rows, columns, total, BLOCK: tl.constexpr,
+):  # fmt: skip
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < total
+    frame, place = index // (rows * columns), index % (rows * columns)
+    at = frame * layers * columns + place % columns
+    ripple = tl.load(ripple_ptr + index, mask=inside, other=0.0)
+    y = tl.load(y_ptr + place // columns, mask=inside, other=0.0)
+    front = tl.full((BLOCK,), -1.0, tl.float32)
+    behind, body, alpha = front, front, front + 2.0
+    for layer in range(layers):
+        base = tl.load(base_ptr + at + layer * columns, mask=inside, other=0.0)
+        top = tl.load(top_ptr + at + layer * columns, mask=inside, other=0.0)
+        under = y - base
+        mirrored = tl.where(under > 0, base - under + ripple, y)
+        cover = (tl.minimum(mirrored, base) - top) / pixel + 0.5
+        hit = cover > 0
+        behind = tl.where(hit, front, behind)
+        front = tl.where(hit, layer * 1.0, front)
+        alpha = tl.where(hit, tl.minimum(cover, 1.0), alpha)
+        body = tl.where(hit & (under <= 0), layer * 1.0, body)
+    tl.store(front_ptr + index, front, mask=inside)
+    tl.store(behind_ptr + index, behind, mask=inside)
+    tl.store(alpha_ptr + index, alpha, mask=inside)
+    tl.store(body_ptr + index, body, mask=inside)
+
+
 def _launch(kernel, tile: Tensor, pixelwise: tuple, framewise: tuple, out: tuple, octaves: int):
     """Runs a kernel on values of every pixel, n h w or less, and of every frame, n 1 1."""
     shape = torch.broadcast_shapes(*(x.shape for x in pixelwise))
@@ -183,6 +213,24 @@ def wave_octaves(
     sums = torch.empty_like(u), torch.empty_like(u)
     _launch(_waves, tile, (u, v, footprint), (drift,), sums, octaves)
     return sums
+
+
+def cover_layers(
+    top: Tensor, base: Tensor, ripple: Tensor, y: Tensor, pixel: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `land.cover_layers`."""
+    n, rows, columns = ripple.shape
+    layers = top.shape[1]
+    top, base = (x.expand(n, layers, columns).contiguous() for x in (top, base))
+    ripple, y = ripple.contiguous(), y.contiguous()
+    front, behind, alpha, body = (torch.empty_like(ripple) for _ in range(4))
+    total = ripple.numel()
+    with torch.cuda.device_of(ripple):
+        _layers[(triton.cdiv(total, BLOCK),)](
+            top, base, ripple, y, front, behind, alpha, body,
+            layers, pixel, rows, columns, total, BLOCK,
+        )  # fmt: skip
+    return front, behind, alpha, body
 
 
 def try_on(device: torch.device) -> None:
