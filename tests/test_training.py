@@ -781,6 +781,15 @@ def test_stages_build_on_each_other(trained):
 
 
 @pytest.mark.slow
+def test_the_text_encoder_can_be_left_as_it_is(trained, tmp_path):
+    options = replace(TINY, freeze_text=True)
+    model = train("base", steps(tmp_path, 2), options, start=trained / "model")
+    for part, same in (("text_encoder", True), ("base_transformer", False)):
+        before, after = weights(trained / "model" / part), weights(model / part)
+        assert all(torch.equal(before[name], after[name]) for name in before) == same
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stage, part", [("base-distill", "base_transformer"), ("distill", "transformer")]
 )
