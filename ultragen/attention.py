@@ -49,7 +49,9 @@ class RotaryNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor, rotary: Rotary, heads: int) -> Tensor:  # type: ignore[override]
         """b t h w d → b t h w d."""
-        return apply_rotary(super().forward(x).unflatten(-1, (heads, -1)), rotary).flatten(-2)
+        # The library's fused norm wants one type, and takes many passes where autocast mixes two.
+        x = F.rms_norm(x, self.normalized_shape, self.weight.type_as(x), self.eps)
+        return apply_rotary(x.unflatten(-1, (heads, -1)), rotary).flatten(-2)
 
 
 def resize(grid: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
