@@ -18,7 +18,7 @@ ROOT = Path(ultragen.__file__).parent.parent
 ORDER = (
     {"presets", "windows", "video", "metrics"},
     {"layout", "request", "cost", "hub", "model_files", "flow", "kernels"},
-    {"hardware"},
+    {"hardware", "compression"},
     {"attention"},
     {"transformer", "autoencoder", "upscale", "classifier"},
     {"checkpoint_keys", "checkpoint_files"},
