@@ -18,10 +18,10 @@ ROOT = Path(ultragen.__file__).parent.parent
 ORDER = (
     {"presets", "windows", "video", "metrics"},
     {"layout", "request", "cost", "hub", "model_files", "flow", "kernels"},
-    {"hardware"},
+    {"hardware", "compression", "sampling"},
     {"attention"},
     {"transformer", "autoencoder", "upscale", "classifier"},
-    {"checkpoint_keys", "checkpoint_files"},
+    {"inputs", "decoding", "checkpoint_keys", "checkpoint_files"},
     {"checkpoint", "features"},
     {"wan"},
     {"pipeline"},

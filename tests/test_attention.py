@@ -10,14 +10,8 @@ from reference import Reference
 from tiny import inputs, randomise, tiny_ultragen
 from torch import Tensor, nn
 
-from ultragen.attention import (
-    Compression,
-    UltraGenAttention,
-    apply_rotary,
-    interpolation,
-    resize,
-    resize_by_products,
-)
+from ultragen.attention import UltraGenAttention, apply_rotary
+from ultragen.compression import Compression, interpolation, resize, resize_by_products
 from ultragen.layout import WindowRule, compressed_size, nearest_multiple, plan_layout
 
 GRIDS = {

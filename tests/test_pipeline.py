@@ -15,7 +15,8 @@ from peft import LoraConfig, get_peft_model_state_dict
 from tiny import randomise, tiny_wan
 
 from ultragen.flow import to_velocity
-from ultragen.pipeline import GenerationError, UltraGenPipeline
+from ultragen.pipeline import UltraGenPipeline
+from ultragen.sampling import GenerationError
 from ultragen.training.models import TINY_SIZE, build_pipeline
 from ultragen.transformer import UltraGenTransformer3DModel
 

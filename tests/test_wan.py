@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import UMT5EncoderModel
 from wan_files import WanFiles, make_random_wan, make_wan
 
-from ultragen import pipeline as pipeline_module
+from ultragen import decoding
 from ultragen.checkpoint import load_released, save_released
 from ultragen.checkpoint_files import read_weights
 from ultragen.checkpoint_keys import RELEASED
@@ -204,7 +204,7 @@ def test_the_base_pipeline_is_the_dense_model(pipe, files):
 @pytest.mark.parametrize(("free", "tiled"), [(0, True), (2**40, False)])
 def test_tiles_are_for_memory_that_is_short(pipe, free, tiled, monkeypatch):
     calls = []
-    monkeypatch.setattr(pipeline_module, "free_memory", lambda device: free)
+    monkeypatch.setattr(decoding, "free_memory", lambda device: free)
     decode = pipe.vae._decode
     monkeypatch.setattr(
         pipe.vae,

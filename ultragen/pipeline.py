@@ -2,44 +2,40 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from math import log
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from diffusers import (
-    AutoencoderKLWan,
-    DiffusionPipeline,
-    FlowMatchEulerDiscreteScheduler,
-    WanTransformer3DModel,
-)
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from diffusers.loaders import WanLoraLoaderMixin
-from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from diffusers.utils import BaseOutput
-from diffusers.utils.torch_utils import randn_tensor
-from einops import rearrange
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
-from .autoencoder import CompactAutoencoder, denormalize
-from .flow import Prediction, second_order, shifted, to_velocity
-from .hardware import free_memory, needs_tiles
+from .autoencoder import CompactAutoencoder
+from .decoding import OutputType, decode_pieces, join_pieces
+from .flow import Prediction
+from .inputs import (
+    check_frames,
+    check_model_windows,
+    check_prompts,
+    check_sampling,
+    check_size,
+    check_whole,
+    embed_prompts,
+    find_unknown_words,
+    pair_prompts,
+    starting_noise,
+)
+from .sampling import FlowSampler
 from .transformer import UltraGenTransformer3DModel
 from .wan import load_wan
-from .windows import check_windows
 
-OutputType = Literal["np", "pt", "uint8", "latent"]
 StepCallback = Callable[["UltraGenPipeline", int, Tensor, dict[str, Any]], dict[str, Any] | None]
-
-
-class GenerationError(RuntimeError):
-    """The model gave something that is no picture: NaN, infinite or black."""
 
 
 @dataclass
@@ -54,7 +50,7 @@ class UltraGenPipelineOutput(BaseOutput):
     frames: np.ndarray | Tensor
 
 
-class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
+class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
     """Text to video with UltraGen's or Wan's transformer.
 
     Args:
@@ -113,7 +109,6 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             solver_order=solver_order,
             distilled_steps=distilled_steps,
         )
-        self.interrupt = False
 
     def base_pipeline(self) -> UltraGenPipeline:
         """The dense base model with this pipeline's other components.
@@ -174,7 +169,7 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         # it loads a LoRA; UltraGen's has no such entry, and no such inputs.
         return state_dict
 
-    # Sizes
+    # Inputs
 
     @property
     def pixels_per_token(self) -> int:
@@ -196,96 +191,56 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         Raises:
             ValueError: with the value that is wrong and those that are right.
         """
-        prompts = prompt if isinstance(prompt, list | tuple) else [prompt]
-        if not prompts or not all(isinstance(p, str) and p.strip() for p in prompts):
-            raise ValueError("The prompt is empty: describe a scene in a few words.")
-        for name, value in (
-            ("height", height),
-            ("width", width),
-            ("num_frames", num_frames),
-            ("num_inference_steps", num_inference_steps),
-        ):
-            if not isinstance(value, Integral):
-                raise ValueError(f"{name} must be a whole number, not {value!r}.")
+        check_prompts(prompt)
+        check_whole(
+            height=height,
+            width=width,
+            num_frames=num_frames,
+            num_inference_steps=num_inference_steps,
+        )
         token = self.pixels_per_token
-        for name, value in (("height", height), ("width", width)):
-            if value % token or value < token:
-                below = max(token, value // token * token)
-                raise ValueError(
-                    f"{name} must be a multiple of {token}, not {value}: "
-                    f"choose {below} or {below + token}."
-                )
-        step = self.vae.config.scale_factor_temporal
-        if num_frames % step != 1 or num_frames < 1:
-            below = max(1, num_frames - (num_frames - 1) % step)
-            raise ValueError(
-                f"num_frames must be {step}n + 1, not {num_frames}: "
-                f"choose {below} or {below + step}."
-            )
-        if num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}.")
-        if not isinstance(guidance_scale, Real) or not 0 <= guidance_scale <= 100:
-            raise ValueError(f"guidance_scale must be from 0 to 100, not {guidance_scale!r}.")
-        if isinstance(self.transformer, UltraGenTransformer3DModel):
-            rows, columns = height // token, width // token
-            check_windows(self.transformer.resolve_windows(windows, rows, columns), rows, columns)
-        elif windows is not None:
-            raise ValueError("The dense model has no windows: leave out `windows`.")
-
-    # Text
+        check_size(height, width, token)
+        check_frames(num_frames, self.vae.config.scale_factor_temporal)
+        check_sampling(num_inference_steps, guidance_scale)
+        check_model_windows(self.transformer, windows, height // token, width // token)
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of a prompt that the tokenizer maps to its unknown token, in order, once each."""
-        unknown = self.tokenizer.unk_token_id
-        words = dict.fromkeys(re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", prompt.lower()))
-        return [
-            word
-            for word in words
-            if unknown in self.tokenizer(word, add_special_tokens=False).input_ids
-        ]
+        return find_unknown_words(self.tokenizer, prompt)
 
     def encode_prompt(self, prompts: list[str], device: torch.device) -> Tensor:
         """Prompts → text embeddings b n d; padding is zero, as Wan was trained."""
-        length = self.config.max_sequence_length
-        tokens = self.tokenizer(
-            [prompt_clean(p) for p in prompts],
-            padding="max_length",
-            max_length=length,
-            truncation=True,
-            return_attention_mask=True,
-            return_tensors="pt",
+        embeddings = embed_prompts(
+            self.tokenizer, self.text_encoder, prompts, self.config.max_sequence_length, device
         )
-        ids, mask = tokens.input_ids.to(device), tokens.attention_mask.to(device)
-        embeddings = self.text_encoder(ids, mask).last_hidden_state
-        return (embeddings * mask[..., None]).to(self.transformer.dtype)
+        return embeddings.to(self.transformer.dtype)
+
+    def prepare_latents(
+        self,
+        batch: int,
+        num_frames: int,
+        height: int,
+        width: int,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+    ) -> Tensor:
+        """Gaussian noise b c t h w in float32, the same on every device for a CPU generator; given
+        latents take its place.
+
+        Raises:
+            ValueError: if the latents have another shape, or the generators another number.
+        """
+        config = self.vae.config
+        shape = (
+            batch,
+            self.transformer.config.in_channels,
+            (num_frames - 1) // config.scale_factor_temporal + 1,
+            height // config.scale_factor_spatial,
+            width // config.scale_factor_spatial,
+        )
+        return starting_noise(shape, generator, latents, self._execution_device)
 
     # Sampling
-
-    def log_shift(self, tokens_per_frame: int) -> float:
-        """log s of the dynamic shift: s grows with the square root of the tokens in a frame."""
-        config = self.scheduler.config
-        return config.base_shift + 0.5 * log(tokens_per_frame / config.base_image_seq_len)
-
-    def prepare_schedule(
-        self, steps: int, tokens_per_frame: int, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
-        """Sets the scheduler's sigmas: u_i = 1 − i/steps, shifted to su / (1 + (s − 1)u).
-
-        With dynamic shifting s falls from its full value at u = 1 to 1 at u = 0, see
-        `falling_shift`.
-
-        Returns:
-            Timesteps in 0..1000 and sigmas, on `device`.
-        """
-        sigmas = np.linspace(1.0, 0.0, steps, endpoint=False)
-        if self.scheduler.config.use_dynamic_shifting:
-            mu = self.log_shift(tokens_per_frame)
-            # The scheduler multiplies its own shift, the full one, into what it is given.
-            sigmas = shifted(sigmas, np.exp(mu * (sigmas - 1)))
-            self.scheduler.set_timesteps(sigmas=sigmas, device=device, mu=mu)
-        else:
-            self.scheduler.set_timesteps(sigmas=sigmas, device=device)
-        return self.scheduler.timesteps, self.scheduler.sigmas
 
     @torch.no_grad()
     def __call__(
@@ -338,16 +293,7 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         names = callback_on_step_end_tensor_inputs
         if not set(names) <= set(self._callback_tensor_inputs):
             raise ValueError(f"A callback can get {self._callback_tensor_inputs}, not {names}.")
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        negatives = (
-            list(negative_prompt)
-            if isinstance(negative_prompt, list | tuple)
-            else [negative_prompt or ""] * len(prompts)
-        )
-        if len(negatives) != len(prompts):
-            raise ValueError(
-                f"{len(prompts)} prompts need as many negative prompts, not {len(negatives)}."
-            )
+        prompts, negatives = pair_prompts(prompt, negative_prompt)
         latents = self.prepare_latents(len(prompts), num_frames, height, width, generator, latents)
         self.interrupt = False
         device = self._execution_device
@@ -372,58 +318,6 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             # back.
             self.maybe_free_model_hooks()
 
-    def denoise(
-        self,
-        latents: Tensor,
-        timesteps: Tensor,
-        sigmas: Tensor,
-        embeds: dict[str, Tensor],
-        guidance_scale: float,
-        extra: dict[str, Any],
-        after_step: Callable[[int, Tensor, dict[str, Tensor]], dict[str, Tensor]],
-    ) -> Tensor:
-        """The flow-matching ODE dx/dσ = v from noise (σ = 1) to data (σ = 0).
-
-        Args:
-            latents: Noise, b c t h w in float32.
-            timesteps: 0..1000, one for each step.
-            sigmas: Noise levels, one more than steps.
-            embeds: `prompt_embeds` and, for guidance, `negative_prompt_embeds`, b n d.
-            guidance_scale: Classifier-free guidance.
-            extra: Other inputs of the transformer.
-            after_step: Gets the step, the timestep and the tensors; returns them, changed or not.
-
-        Raises:
-            GenerationError: if the result is not finite.
-        """
-        levels = sigmas.tolist()  # read once: asking a GPU in every step would wait for it
-        clean: list[Tensor] = []
-        with self.progress_bar(total=len(timesteps)) as progress_bar:
-            for step, timestep in enumerate(timesteps):
-                velocity = self.velocity(
-                    latents,
-                    timestep,
-                    embeds["prompt_embeds"],
-                    embeds.get("negative_prompt_embeds"),
-                    guidance_scale,
-                    extra,
-                )
-                if self.config.solver_order == 2:
-                    clean = [*clean[-1:], latents - levels[step] * velocity]
-                    velocity = second_order(velocity, clean, levels[max(step - 1, 0) : step + 2])
-                latents = latents + (levels[step + 1] - levels[step]) * velocity
-                embeds = after_step(step, timestep, {"latents": latents, **embeds})
-                latents = embeds.pop("latents")
-                progress_bar.update()
-                if self.interrupt:
-                    break
-        if not torch.isfinite(latents).all():
-            raise GenerationError(
-                "The model's output is not finite. Use another seed, a lower guidance scale, "
-                "or float32 instead of half precision."
-            )
-        return latents
-
     def _after_step(
         self,
         callback: StepCallback | None,
@@ -438,124 +332,20 @@ class UltraGenPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         outputs = callback(self, step, timestep, {name: tensors.get(name) for name in names}) or {}
         return {**tensors, **{key: outputs[key] for key in tensors if key in outputs}}
 
-    def velocity(
-        self,
-        latents: Tensor,
-        timestep: Tensor,
-        prompt_embeds: Tensor,
-        negative_prompt_embeds: Tensor | None,
-        guidance_scale: float,
-        extra: dict[str, Any],
-    ) -> Tensor:
-        """The guided velocity, b c t h w in float32: v_neg + scale · (v_pos − v_neg)."""
-        x = latents.to(self.transformer.dtype)
-        time = timestep.expand(x.shape[0])
-        sigma = timestep / self.scheduler.config.num_train_timesteps
-
-        def predict(embeds: Tensor, context: str) -> Tensor:
-            with self.transformer.cache_context(context):
-                out = self.transformer(
-                    hidden_states=x,
-                    timestep=time,
-                    encoder_hidden_states=embeds,
-                    return_dict=False,
-                    **extra,
-                )
-            return to_velocity(out[0], latents, sigma, self.config.prediction, self.config.data_std)
-
-        positive = predict(prompt_embeds, "cond")
-        if negative_prompt_embeds is None or guidance_scale <= 1:
-            return positive
-        negative = predict(negative_prompt_embeds, "uncond")
-        return negative + guidance_scale * (positive - negative)
-
-    def prepare_latents(
-        self,
-        batch: int,
-        num_frames: int,
-        height: int,
-        width: int,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: Tensor | None = None,
-    ) -> Tensor:
-        """Gaussian noise b c t h w in float32, the same on every device for a CPU generator; given
-        latents take its place.
-
-        Raises:
-            ValueError: if the latents have another shape, or the generators another number.
-        """
-        config = self.vae.config
-        shape = (
-            batch,
-            self.transformer.config.in_channels,
-            (num_frames - 1) // config.scale_factor_temporal + 1,
-            height // config.scale_factor_spatial,
-            width // config.scale_factor_spatial,
-        )
-        if isinstance(generator, list) and len(generator) != batch:
-            raise ValueError(f"{batch} prompts need as many generators, not {len(generator)}.")
-        device = self._execution_device
-        if latents is None:
-            return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        if tuple(latents.shape) != shape:
-            needed, given = (" × ".join(map(str, sizes)) for sizes in (shape, latents.shape))
-            raise ValueError(f"latents must be {needed} for this size, not {given}.")
-        return latents.to(device, torch.float32)
-
     # Decoding
 
-    @torch.no_grad()
     def decode_stream(self, latents: Tensor) -> Iterator[Tensor]:
         """Decodes piece by piece, so that memory need not hold the clip: b 3 t h w in [0, 1].
 
         Raises:
             GenerationError: if a piece is not finite.
         """
-        z = denormalize(self.vae, latents)
-        pieces = (
-            self.vae.decode_groups(z)
-            if isinstance(self.vae, CompactAutoencoder)
-            else iter(self._decode_wan(z))
-        )
-        for piece in pieces:
-            if not torch.isfinite(piece).all():
-                raise GenerationError(
-                    "The decoded frames are not finite. Use another seed, or run the autoencoder "
-                    "in float32."
-                )
-            yield (piece.float() / 2 + 0.5).clamp(0, 1)
+        return decode_pieces(self.vae, latents)
 
-    def _decode_wan(self, z: Tensor) -> tuple[Tensor]:
-        """Wan's decoding, in tiles where memory asks for them: the clip, b 3 t h w in [-1, 1]."""
-        scale = self.vae.config.scale_factor_spatial
-        height, width = z.shape[-2] * scale, z.shape[-1] * scale
-        tiled = self.vae.use_tiling
-        free = free_memory(z.device)
-        self.vae.use_tiling = tiled or needs_tiles(height, width, z.element_size(), free)
-        try:
-            return self.vae.decode(z, return_dict=False)
-        finally:
-            self.vae.use_tiling = tiled
-
-    @torch.no_grad()
     def decode(self, latents: Tensor, output_type: OutputType = "np") -> np.ndarray | Tensor:
         """Latents of unit variance b c t h w → frames of the form asked for.
 
         Raises:
             GenerationError: if the frames are not finite or black.
         """
-        if output_type == "pt":
-            frames = torch.cat(list(self.decode_stream(latents)), dim=2)
-            frames = rearrange(frames, "b c t h w -> b t c h w")
-        else:
-            pieces = [
-                rearrange(
-                    piece.mul(255).round().byte() if output_type == "uint8" else piece,
-                    "b c t h w -> b t h w c",
-                ).cpu()
-                for piece in self.decode_stream(latents)
-            ]
-            frames = torch.cat(pieces, dim=1).numpy()
-        if frames.max() * (1 if output_type == "uint8" else 255) < 3:
-            raise GenerationError("The clip is black. Use another seed or prompt.")
-        return frames
+        return join_pieces(self.decode_stream(latents), output_type)

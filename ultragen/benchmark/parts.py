@@ -62,7 +62,7 @@ FUNCTIONS = {
     "diffusers.models.transformers.transformer_wan.WanAttnProcessor.__call__.<locals>."
     "apply_rotary_emb": "rotary positions",
     "ultragen.attention.apply_rotary": "rotary positions",
-    "ultragen.attention.resize": "resizing",
+    "ultragen.compression.resize": "resizing",
     "ultragen.attention.CompressedBranch.decompress": "decompression",
     "ultragen.attention.WindowAttnProcessor._attend": "window order",
     "ultragen.windows.split_windows": "window order",

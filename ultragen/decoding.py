@@ -1,0 +1,75 @@
+"""Latents → frames: decoded piece by piece, checked, and in the form asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+from einops import rearrange
+from torch import Tensor
+
+from .autoencoder import CompactAutoencoder, denormalize
+from .hardware import free_memory, needs_tiles
+from .sampling import GenerationError
+
+OutputType = Literal["np", "pt", "uint8", "latent"]
+
+
+@torch.no_grad()
+def decode_pieces(vae: AutoencoderKLWan | CompactAutoencoder, latents: Tensor) -> Iterator[Tensor]:
+    """Latents of unit variance b c t h w → pieces of the clip, b 3 t h w in [0, 1].
+
+    Raises:
+        GenerationError: if a piece is not finite.
+    """
+    z = denormalize(vae, latents)
+    pieces = (
+        vae.decode_groups(z) if isinstance(vae, CompactAutoencoder) else iter(decode_wan(vae, z))
+    )
+    for piece in pieces:
+        if not torch.isfinite(piece).all():
+            raise GenerationError(
+                "The decoded frames are not finite. Use another seed, or run the autoencoder "
+                "in float32."
+            )
+        yield (piece.float() / 2 + 0.5).clamp(0, 1)
+
+
+def decode_wan(vae: AutoencoderKLWan, z: Tensor) -> tuple[Tensor]:
+    """Wan's decoding, in tiles where memory asks for them: the clip, b 3 t h w in [-1, 1]."""
+    scale = vae.config.scale_factor_spatial
+    height, width = z.shape[-2] * scale, z.shape[-1] * scale
+    tiled = vae.use_tiling
+    free = free_memory(z.device)
+    vae.use_tiling = tiled or needs_tiles(height, width, z.element_size(), free)
+    try:
+        return vae.decode(z, return_dict=False)
+    finally:
+        vae.use_tiling = tiled
+
+
+def join_pieces(pieces: Iterable[Tensor], output_type: OutputType) -> np.ndarray | Tensor:
+    """Pieces of a clip, b 3 t h w in [0, 1] → its frames in the form asked for.
+
+    Raises:
+        GenerationError: if the frames are black.
+    """
+    if output_type == "pt":
+        frames = torch.cat(list(pieces), dim=2)
+        frames = rearrange(frames, "b c t h w -> b t c h w")
+    else:
+        # Each piece leaves the device, as bytes where these are asked for, before the next comes.
+        parts = [
+            rearrange(
+                piece.mul(255).round().byte() if output_type == "uint8" else piece,
+                "b c t h w -> b t h w c",
+            ).cpu()
+            for piece in pieces
+        ]
+        frames = torch.cat(parts, dim=1).numpy()
+    if frames.max() * (1 if output_type == "uint8" else 255) < 3:
+        raise GenerationError("The clip is black. Use another seed or prompt.")
+    return frames
