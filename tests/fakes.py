@@ -84,23 +84,22 @@ def landscape(
     x, y = np.linspace(0, 1, width, dtype=np.float32), np.linspace(0, 1, height, dtype=np.float32)
     top, low = random.uniform(0.1, 0.5, 3), np.array([1.0, 0.6, 0.35]) * random.uniform(0.8, 1)
     phases = random.uniform(0, 6.3, (3, 4))
+    sky = top + (low - top) * np.minimum(y / 0.6, 1)[:, None]
     clip = np.empty((frames, height, width, 3), np.float32)
-    for t in range(frames):
-        picture = top + (low - top) * np.minimum(y / 0.6, 1)[:, None, None] + 0 * x[:, None]
+    for t, picture in enumerate(clip):
+        picture[:] = sky[:, None]
         for ridge in range(3):
             shift = t * 0.004 * (ridge + 1)
             line = 0.35 + 0.08 * ridge
             for octave in range(4):
                 wave = np.sin((x + shift) * (5 + ridge * 2) * 2**octave + phases[ridge, octave])
                 line = line - wave * 0.05 / 1.8**octave
-            colour = low * (0.55 - 0.15 * ridge) + 0.05
-            picture = np.where((y[:, None] > line)[..., None], colour, picture)
+            picture[y[:, None] > line] = low * (0.55 - 0.15 * ridge) + 0.05
         shore = int(height * 0.68)
         mirrored = picture[shore - 1 :: -1][: height - shore]
         ripple = 0.06 * detail * np.sin(y[shore:, None] * 400 + x * 60 + t)
         picture[shore:] = mirrored * 0.75 + ripple[: len(mirrored), :, None]
-        clip[t] = picture
-    return clip.clip(0, 1)
+    return clip.clip(0, 1, out=clip)
 
 
 class FakeUpscaler:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from dataclasses import replace
 from importlib import import_module
@@ -56,6 +57,14 @@ def _no_gpu():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _only_new_objects_are_collected():
+    """Memory is freed for every variant, and looking at all that is imported is slow."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
