@@ -18,8 +18,9 @@ demo: setup
 test: check
 	@$(VENV)/python -m pytest $(PYTEST_ARGS)
 
+# Two processes of one thread each: small tensors gain nothing from threads.
 quick: setup-test
-	@$(VENV)/python -m pytest -m "not slow and not browser" $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(VENV)/python -m pytest -n 2 -m "not slow and not browser" $(PYTEST_ARGS)
 
 check: setup-test
 	@$(VENV)/ruff check .
