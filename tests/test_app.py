@@ -294,6 +294,7 @@ def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_a_missing_model_is_one_clear_line(tmp_path):
     ended = start("app.py", ULTRAGEN_MODEL=str(tmp_path))
     assert ended.returncode != 0
@@ -301,6 +302,7 @@ def test_a_missing_model_is_one_clear_line(tmp_path):
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.slow
 def test_a_taken_port_is_one_clear_line():
     code = "import app, fakes; app.load_models = fakes.fake_models; app.main()"
     with socket.socket() as taken:

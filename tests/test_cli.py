@@ -354,6 +354,7 @@ def test_stopping_leaves_nothing(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_control_c_ends_a_process(tmp_path):
     """A real signal, as a terminal sends it, while scenes are written."""
     out = tmp_path / "scenes"

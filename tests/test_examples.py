@@ -37,6 +37,7 @@ def test_no_example_is_forgotten_here():
     assert {path.name for path in (ROOT / "examples").glob("*.py")} == {"client.py", "generate.py"}
 
 
+@pytest.mark.slow
 def test_client(tmp_path):
     with served(fake_models(), tmp_path / "runs") as url:
         printed = run(ROOT / "examples" / "client.py", url, folder=tmp_path)

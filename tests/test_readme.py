@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import urllib.request
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,7 @@ from ultragen import choice, cli, console, models
 from ultragen.hardware import GIB, Hardware
 from ultragen.presets import ULTRAGEN_SOURCE, WAN_SOURCE
 from ultragen.training.captions import vocabulary
+from ultragen.training.heldout import HeldOutClip
 from ultragen.training.scenes import ALLOWED
 from ultragen.video import probe_video
 
@@ -49,6 +50,10 @@ FAST = {
 
 def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+# Several commands show the same scenes, and rendering is most of what these take.
+frames_once = lru_cache(HeldOutClip.frames)
 
 
 def commands(text: str) -> list[list[str]]:
@@ -78,7 +83,8 @@ def test_every_command_is_shown():
 @pytest.mark.parametrize(
     "words",
     [
-        words
+        # ImageNet's features are those of a true network.
+        pytest.param(words, marks=[pytest.mark.slow] if "imagenet" in words else [])
         for text in (README, *DOCS.values())
         for words in commands(text)
         if words[0] not in ("train", "assemble", "convert")
@@ -93,6 +99,7 @@ def test_commands(words, monkeypatch, capsys):
     monkeypatch.setattr(choice, "find_hardware", lambda: Hardware("cuda", "GPU", 80 * GIB, True))
     monkeypatch.setattr(models, "load_models", lambda name=None: fake_models())
     monkeypatch.setattr(compare, "measure", lambda models, report: CPU)
+    monkeypatch.setattr(HeldOutClip, "frames", frames_once)
     measure = preview.benchmark
     monkeypatch.setattr(preview, "benchmark", partial(measure, 0.0, (32, 48, 1)))
     assert run([*words, *FAST[words[0]]]) == 0, capsys.readouterr().err
@@ -209,6 +216,7 @@ def url(tmp_path_factory):
         yield address
 
 
+@pytest.mark.slow
 def test_the_client_snippet(url, capsys):
     code = next(block for block in blocks(README, "python") if "gradio_client" in block)
     assert LOCAL in code
@@ -218,6 +226,7 @@ def test_the_client_snippet(url, capsys):
     assert "native.mp4" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_curl_snippet(url):
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")

@@ -194,6 +194,7 @@ def test_missing_interpreter_is_one_line() -> None:
     assert done.stderr.splitlines()[0].startswith("UltraGen needs Python 3.11 or newer")
 
 
+LEAN = ("-p", "no:hypothesispytest")  # which is imported anew in every run, in a second each
 BROWSER_TEST = "import pytest\n@pytest.mark.browser\ndef test_page():\n    {}\n"
 
 
@@ -212,7 +213,7 @@ def test_skipped_browser_test_fails_where_one_is_required(
     pytester.makeconftest((ROOT / "tests" / "conftest.py").read_text())
     pytester.makeini("[pytest]\nmarkers = browser: x\n")
     pytester.makepyfile(test_page=BROWSER_TEST.format(body))
-    assert pytester.runpytest_subprocess(*options).ret == code
+    assert pytester.runpytest_inprocess(*LEAN, *options).ret == code
 
 
 @pytest.mark.parametrize(
@@ -223,6 +224,6 @@ def test_run_without_any_browser_test_fails(pytester: pytest.Pytester, module: s
     pytester.makeconftest((ROOT / "tests" / "conftest.py").read_text())
     pytester.makeini("[pytest]\nmarkers = browser: x\n")
     pytester.makepyfile(test_page=module, test_fine="def test_fine():\n    pass\n")
-    result = pytester.runpytest_subprocess("--require-browser")
+    result = pytester.runpytest_inprocess(*LEAN, "--require-browser")
     assert result.ret == 1
     result.stdout.fnmatch_lines(["No browser test ran*"])
