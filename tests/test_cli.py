@@ -278,6 +278,8 @@ def test_an_unknown_upscaler(capsys, tmp_path):
         (("train", "everything", "--out", "x"), ["everything", "autoencoder"]),
         (("train", "base", "--out", "x", "--minutes", 0), ["minutes"]),
         (("train", "ultragen", "--out", "x"), ["train base"]),
+        (("train", "base", "--out", "x", "--anchor", 0.1), ["--anchor", "autoencoder", "base"]),
+        (("train", "ultragen", "--out", "x", "--freeze-text"), ["--freeze-text", "train base"]),
         (("assemble", "x", "y"), ["vae", "train autoencoder"]),
     ],
 )

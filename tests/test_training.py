@@ -345,6 +345,11 @@ def test_an_anchor_holds_the_latents():
     assert moved[1] < 0.1 * moved[0]
 
 
+def test_crops_too_short_for_the_adversary_are_refused():
+    with pytest.raises(ValueError, match="3 frames together, not 1: take more, or adversarial=0"):
+        AutoencoderStage(build_autoencoder(TINY_SIZE), num_frames=1)
+
+
 def test_the_critic_is_resumed_with_the_training(tmp_path):
     first = small_autoencoder_stage()
     run(first, settings(tmp_path, 2))
@@ -726,6 +731,18 @@ def test_an_unknown_stage_names_the_known_ones(tmp_path):
 def test_a_stage_names_the_one_to_train_first(tmp_path, stage, first):
     with pytest.raises(ValueError, match=f"run `train {first}` with the same --out first"):
         train(stage, TrainingConfig(out=tmp_path), TINY)
+
+
+@pytest.mark.parametrize("start", [False, True])
+@pytest.mark.parametrize(
+    "stage, options",
+    [("autoencoder", replace(TINY, autoencoder=(*TINY.autoencoder, ("anchor", 0.01)))),
+     ("base", replace(TINY, freeze_text=True))],
+)  # fmt: skip
+def test_what_shall_stay_must_be_there(tmp_path, stage, options, start):
+    """Also where the folder to start from lacks the part."""
+    with pytest.raises(ValueError, match=r"name (its|the) pipeline folder to start from"):
+        train(stage, TrainingConfig(out=tmp_path / "out"), options, tmp_path if start else None)
 
 
 def steps(out: Path, number: int) -> TrainingConfig:

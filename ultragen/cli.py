@@ -475,6 +475,12 @@ def train(
     tiny: Annotated[bool, typer.Option("--tiny", help="A toy model, to try the steps.")] = False,
 ) -> None:
     """Train one stage; a stage that was stopped goes on from its last checkpoint."""
+    for option, given, only in (
+        ("--anchor", anchor, "autoencoder"),
+        ("--freeze-text", freeze_text, "base"),
+    ):
+        if given and stage != only:
+            raise ValueError(f"{option} is for `train {only}` alone: leave it out for {stage}.")
     if find_spec("tensorboard") is None:
         raise OSError("Training needs one more package: pip install 'ultragen[train]'.")
     from .training.loop import TrainingConfig

@@ -59,6 +59,9 @@ class AutoencoderStage(Stage):
             the other losses; 0 for none.
         anchor: Weight of the squared distance of the latents from those of the autoencoder that
             the stage starts from; 0 for none.
+
+    Raises:
+        ValueError: if crops are too short for the adversary.
     """
 
     def __init__(
@@ -74,6 +77,11 @@ class AutoencoderStage(Stage):
         adversarial: float = 0.5,
         anchor: float = 0.0,
     ) -> None:
+        if adversarial and num_frames < FRAMES:
+            raise ValueError(
+                f"The adversary sees {FRAMES} frames together, not {num_frames}: take more, or "
+                "adversarial=0."
+            )
         self.vae = vae
         self.model = AutoencoderPass(vae)
         self.part = part

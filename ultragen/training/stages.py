@@ -144,6 +144,11 @@ class Sources:
 
 def autoencoder_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
     vae = sources.initial("vae", CompactAutoencoder.from_pretrained)
+    if vae is None and dict(options.autoencoder).get("anchor"):
+        raise ValueError(
+            "An anchor holds the latents of an autoencoder that is there: name its pipeline folder "
+            "to start from, also for a training that is resumed."
+        )
     vae = vae.float() if vae is not None else build_autoencoder(options.size)
     return AutoencoderStage(vae, seed=seed, **dict(options.autoencoder))
 
@@ -157,6 +162,11 @@ def base_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
     size = options.size
     transformer = sources.initial("base_transformer", WanTransformer3DModel.from_pretrained)
     if transformer is None:
+        if options.freeze_text:
+            raise ValueError(
+                "A text encoder that stays as it is must be there: name the pipeline folder to "
+                "start from, also for a training that is resumed."
+            )
         tokenizer = build_tokenizer(vocabulary(), size.text_length)
         text_encoder = build_text_encoder(len(tokenizer), size.text_dim)
     else:
