@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .kernels import depthwise_works_on
+from .kernels import kernel_works
 
 
 class Compression(nn.Conv2d):
@@ -18,6 +18,10 @@ class Compression(nn.Conv2d):
 
     def forward(self, grid: Tensor) -> Tensor:
         """b t h w d → b t ⌈h/factor⌉ ⌈w/factor⌉ d; edges are repeated where needed."""
+        if not torch.is_grad_enabled() and kernel_works("compression", grid.device):
+            from .kernels.compression import compress
+
+            return compress(grid, self.weight, self.bias)
         for axis, size in zip((2, 3), self.kernel_size, strict=True):
             if missing := -grid.shape[axis] % size:
                 edge = grid.narrow(axis, grid.shape[axis] - 1, 1)
@@ -42,7 +46,7 @@ class Decompression(nn.Conv3d):
 
     def forward(self, grid: Tensor) -> Tensor:
         """b t h w d → b t h w d."""
-        if depthwise_works_on(grid.device):
+        if kernel_works("depthwise", grid.device):
             from .kernels.depthwise import depthwise_conv3d
 
             return depthwise_conv3d(grid, self.weight, self.bias)
@@ -75,6 +79,27 @@ def resize_by_products(grid: Tensor, size: tuple[int, int], antialias: bool) -> 
     grid = rearrange(grid, "n h (w d) -> (n h) w d", w=width)
     grid = columns.expand(len(grid), -1, -1) @ grid
     return rearrange(grid, "(b t h) w d -> b t h w d", b=b, t=t)
+
+
+@lru_cache(maxsize=64)
+def upsampled_neighbours(
+    length: int, padded: int, small: int, device: torch.device
+) -> tuple[Tensor, Tensor] | None:
+    """What the fused decompression needs to know of an axis; None where it does not fit.
+
+    Args:
+        length: Tokens of the full axis.
+        padded: The same, rounded up to a multiple of the factor.
+        small: Tokens of the small axis.
+        device: Where the result is wanted.
+    """
+    if padded < 2 * small:  # then a place may need more than three neighbours
+        return None
+    from .kernels.compression import neighbours
+
+    cpu = torch.device("cpu")
+    first, shares = neighbours(interpolation(small, padded, False, cpu, torch.float64)[:length])
+    return first.to(device), shares.to(device)
 
 
 @lru_cache(maxsize=64)
