@@ -10,12 +10,12 @@ from torch.nn import functional as F
 
 from ultragen.attention import CompressedBranch, RotaryNorm, TimeGate
 from ultragen.block import FusedGELU, UltraGenBlock
-from ultragen.compression import Compression, interpolation, upsampled_neighbours
+from ultragen.compression import Compression, interpolation, upsampled_axis
 from ultragen.kernels import plain_code
 from ultragen.layout import WindowLayout
 from ultragen.training import land, sky
 from ultragen.training.noise import texture
-from ultragen.windows import even_partition
+from ultragen.windows import even_partition, split_windows
 
 pytest.importorskip("triton", reason="Triton is not installed: it comes with CUDA builds of torch")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -145,6 +145,23 @@ def test_the_norm_in_two_precisions(rotary_norm):
     torch.testing.assert_close(found.float(), expected, rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.parametrize("windows", [1, 2])
+def test_windows_and_back_with_their_gradients(windows):
+    from ultragen.kernels.windows import merge, split
+
+    torch.manual_seed(0)
+    partition = even_partition(3, 5, windows)
+    grid = torch.randn(2, 2, 3, 5, 12, device=DEVICE, requires_grad=True)
+    found, expected = split(grid, partition.rectangles), split_windows(grid, partition)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+    whole = merge([3 * one for one in found], partition.rectangles, partition.size)
+    assert torch.equal(whole, 3 * grid)
+    gradient = torch.randn_like(whole)
+    whole.backward(gradient)
+    torch.testing.assert_close(grid.grad, 3 * gradient)
+
+
 # Compression and decompression
 
 
@@ -185,8 +202,8 @@ def test_decompression_and_fusion(compression, factor, size, small):
     fine = torch.randn(2, 3, *size, 10, device=DEVICE)
     coarse = torch.randn(2, 3, *small, 10, device=DEVICE)
     timestep = torch.randn(2, 4, device=DEVICE)
-    sizes = zip(size, branch.padded(*size), small, strict=True)
-    rows, columns = (upsampled_neighbours(*axis, fine.device) for axis in sizes)
+    sizes = zip(size, branch.padded(*size), small, (1, 2), strict=True)
+    rows, columns = (upsampled_axis(*axis, fine.device) for axis in sizes)
     convolution = branch.decompression
     with torch.no_grad(), plain_code():
         found = compression.decompress_and_fuse(
@@ -198,10 +215,10 @@ def test_decompression_and_fusion(compression, factor, size, small):
 
 def test_upsampling_by_less_than_two_is_left_to_the_plain_code(compression):
     cpu = torch.device("cpu")
-    assert upsampled_neighbours(7, 8, 7, cpu) is None
+    assert upsampled_axis(7, 8, 7, 1, cpu) is None
     matrix = interpolation(7, 8, False, cpu, torch.float64)
     with pytest.raises(ValueError, match="7 tokens to 8"):
-        compression.neighbours(matrix)
+        compression.plan_axis(matrix, 1)
 
 
 # Norms and sums of a block

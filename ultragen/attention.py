@@ -23,10 +23,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .compression import Compression, Decompression, resize, upsampled_neighbours
+from .compression import Compression, Decompression, resize, upsampled_axis
 from .kernels import kernel_works
 from .layout import GLOBAL_FACTOR, HIERARCHICAL_FACTOR, AttentionLayout, Rotary, WindowLayout
-from .windows import merge_windows, split_windows
+from .windows import Partition, merge_windows, split_windows
 
 
 def apply_rotary(x: Tensor, rotary: Rotary) -> Tensor:
@@ -42,6 +42,24 @@ def apply_rotary(x: Tensor, rotary: Rotary) -> Tensor:
     return (
         torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).type_as(x)
     )
+
+
+def cut(grid: Tensor, partition: Partition) -> list[Tensor]:
+    """`split_windows`, in one pass where that works."""
+    if not kernel_works("windows", grid.device):
+        return split_windows(grid, partition)
+    from .kernels.windows import split
+
+    return split(grid, partition.rectangles)
+
+
+def join(windows: list[Tensor], partition: Partition) -> Tensor:
+    """`merge_windows`, in one pass where that works."""
+    if not kernel_works("windows", windows[0].device):
+        return merge_windows(windows, partition)
+    from .kernels.windows import merge
+
+    return merge(windows, partition.rectangles, partition.size)
 
 
 class RotaryNorm(nn.RMSNorm):
@@ -172,10 +190,9 @@ class CompressedBranch(nn.Module):
         (eq. 3): timestep b d, fine b t h w d, coarse b t h' w' d → b t h w d."""
         gate = self.gate(timestep)
         if not torch.is_grad_enabled() and kernel_works("compression", fine.device):
-            sizes = fine.shape[2:4], self.padded(*fine.shape[2:4]), coarse.shape[2:4]
-            rows, columns = (
-                upsampled_neighbours(*axis, fine.device) for axis in zip(*sizes, strict=True)
-            )
+            full, small = fine.shape[2:4], coarse.shape[2:4]
+            sizes = zip(full, self.padded(*full), small, (1, 2), strict=True)
+            rows, columns = (upsampled_axis(*axis, fine.device) for axis in sizes)
             if rows and columns:
                 from .kernels.compression import decompress_and_fuse
 
@@ -205,7 +222,7 @@ class WindowAttnProcessor:
         """Query, key and value: windows, see `split_windows`; result: b t h w d."""
         groups = zip(query, key, value, strict=True)
         windows = [self._attend(attn.heads, *group) for group in groups]
-        return merge_windows(windows, at.partition)
+        return join(windows, at.partition)
 
     def _attend(self, heads: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         shape = query.shape
@@ -326,7 +343,7 @@ class UltraGenAttention(nn.Module, AttentionModuleMixin):
         x = resize(grid, at.size, self.resize_antialias)
         query = self.norm_q(self.to_q(x), at, self.heads)
         key = self.norm_k(self.to_k(x), at, self.heads)
-        value = split_windows(self.to_v(x), at.partition)
+        value = cut(self.to_v(x), at.partition)
         out = self.processor(self, query, key, value, at)
         return resize(out, (grid.shape[2], grid.shape[3]), self.resize_antialias)
 
@@ -337,5 +354,5 @@ class UltraGenAttention(nn.Module, AttentionModuleMixin):
         to_key = {"key": self.to_k, "query": self.to_q}[branch.keys_from]
         query = self.norm_q(self.to_q(x) + branch.lora_q(x), at, self.heads)
         key = self.norm_k(to_key(x) + branch.lora_k(x), at, self.heads)
-        value = split_windows(self.to_v(x) + branch.lora_v(x), at.partition)
+        value = cut(self.to_v(x) + branch.lora_v(x), at.partition)
         return self.processor(self, query, key, value, at)

@@ -4,6 +4,7 @@ convolutions before and after its attention, and the resampling between sizes.""
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .kernels import kernel_works
+
+if TYPE_CHECKING:
+    from .kernels.compression import Axis
 
 
 class Compression(nn.Conv2d):
@@ -82,24 +86,25 @@ def resize_by_products(grid: Tensor, size: tuple[int, int], antialias: bool) -> 
 
 
 @lru_cache(maxsize=64)
-def upsampled_neighbours(
-    length: int, padded: int, small: int, device: torch.device
-) -> tuple[Tensor, Tensor] | None:
+def upsampled_axis(
+    length: int, padded: int, small: int, group: int, device: torch.device
+) -> Axis | None:
     """What the fused decompression needs to know of an axis; None where it does not fit.
 
     Args:
         length: Tokens of the full axis.
         padded: The same, rounded up to a multiple of the factor.
         small: Tokens of the small axis.
+        group: Places that share their small tokens, see `plan_axis`.
         device: Where the result is wanted.
     """
-    if padded < 2 * small:  # then a place may need more than three neighbours
-        return None
-    from .kernels.compression import neighbours
+    from .kernels.compression import Axis, plan_axis
 
-    cpu = torch.device("cpu")
-    first, shares = neighbours(interpolation(small, padded, False, cpu, torch.float64)[:length])
-    return first.to(device), shares.to(device)
+    matrix = interpolation(small, padded, False, torch.device("cpu"), torch.float64)[:length]
+    try:
+        return Axis(*(x.to(device) for x in plan_axis(matrix, group)))
+    except ValueError:  # the plain code takes any size
+        return None
 
 
 @lru_cache(maxsize=64)

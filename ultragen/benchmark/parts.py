@@ -65,8 +65,10 @@ FUNCTIONS = {
     "ultragen.compression.resize": "resizing",
     "ultragen.attention.CompressedBranch.decompress": "decompression",
     "ultragen.attention.WindowAttnProcessor._attend": "window order",
+    "ultragen.attention.cut": "window order",
+    "ultragen.attention.join": "window order",
     "ultragen.windows.split_windows": "window order",
-    "ultragen.windows.merge_windows": "window order",
+    "ultragen.kernels.compression.decompress_and_fuse": "decompression",
 }
 """Functions, and the parts that they are; the attention belongs to the branch that calls it."""
 

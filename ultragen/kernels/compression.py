@@ -2,13 +2,14 @@
 convolution, and decompression with the fusion that follows it. Without gradients: where they are
 needed, the plain code runs.
 
-Upsampling by 2 or more and the 3 × 3 × 3 convolution after it are one linear map, in which a token
-of the full grid sees 3 × 3 tokens of the small one at three moments. A program takes one place of
-the full grid, joins both maps into its 27 weights, and goes through the frames with them: neither
-the upsampled grid nor the decompressed one is ever written.
+Upsampling by 2 or more and the 3 × 3 × 3 convolution after it are one linear map, in which two
+neighbouring tokens of the full grid see 3 × 3 tokens of the small one at three moments. Their
+weights are the same at most places: there are few kinds of places, and the weights of all kinds are
+made first. A program takes two tokens and goes through the frames with their weights: neither the
+upsampled grid nor the decompressed one is ever written.
 """
 
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import torch
 import triton
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 TOKENS, FEATURES = 4, 256  # of one program of the compression
-CHANNELS = 512  # of one program of the decompression
+CHANNELS, WARPS = 256, 4  # of one program of the decompression
 
 
 @triton.jit
@@ -48,83 +49,88 @@ def _compress(
 
 
 @triton.jit
-def _joined(taps_ptr, rows_ptr, columns_ptr, d, features, inside, sy, sx):
-    """The weights of the small grid's token (sy, sx), one for each of the three moments."""
-    first = tl.zeros_like(features).to(tl.float32)
-    second, third = first, first
-    for tap in tl.static_range(9):
-        share = tl.load(rows_ptr + tap // 3 * 3 + sy) * tl.load(columns_ptr + tap % 3 * 3 + sx)
-        at = taps_ptr + tap * d + features
-        first += share * tl.load(at, mask=inside, other=0.0)
-        second += share * tl.load(at + 9 * d, mask=inside, other=0.0)
-        third += share * tl.load(at + 18 * d, mask=inside, other=0.0)
-    return first, second, third
+def _weights(ptr, d, features, inside):
+    """A small token's weights for two places, three moments each."""
+    l0 = tl.load(ptr + features, mask=inside, other=0.0)
+    l1 = tl.load(ptr + 9 * d + features, mask=inside, other=0.0)
+    l2 = tl.load(ptr + 18 * d + features, mask=inside, other=0.0)
+    r0 = tl.load(ptr + 27 * d + features, mask=inside, other=0.0)
+    r1 = tl.load(ptr + 36 * d + features, mask=inside, other=0.0)
+    r2 = tl.load(ptr + 45 * d + features, mask=inside, other=0.0)
+    return l0, l1, l2, r0, r1, r2
+
+
+@triton.jit
+def _add(total, weights, ptr, inside):
+    """What a small token adds to two places at three moments."""
+    x = tl.load(ptr, mask=inside, other=0.0).to(tl.float32)
+    l0, l1, l2, r0, r1, r2 = total
+    v0, v1, v2, w0, w1, w2 = weights
+    return l0 + v0 * x, l1 + v1 * x, l2 + v2 * x, r0 + w0 * x, r1 + w1 * x, r2 + w2 * x
+
+
+@triton.jit
+def _fuse(fine_ptr, out_ptr, at, coarse, gate, bias, inside):
+    """The gate's mean of a fine and a coarse token."""
+    fine = tl.load(fine_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    coarse += bias
+    tl.store(out_ptr + at, coarse + gate * (fine - coarse), mask=inside)
 
 
 @triton.jit
 def _decompress_and_fuse(
-    fine_ptr, coarse_ptr, taps_ptr, bias_ptr, gate_ptr, out_ptr,
-    first_row_ptr, rows_ptr, first_column_ptr, columns_ptr,
+    fine_ptr, coarse_ptr, weights_ptr, bias_ptr, gate_ptr, out_ptr,
+    first_row_ptr, row_class_ptr, first_column_ptr, column_class_ptr, column_classes,
     t, h, w, small_h, small_w, d, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """One program: one place of the full grid, all moments, CHANNELS features."""
-    x, y = tl.program_id(0) % w, tl.program_id(0) // w
+    """One program: two neighbouring places of the full grid, all moments, CHANNELS features."""
+    pairs = (w + 1) // 2
+    pair, y = tl.program_id(0) % pairs, tl.program_id(0) // pairs
     sample = tl.program_id(2).to(tl.int64)
     features = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     inside = features < d
-    rows_ptr += y * 9
-    columns_ptr += x * 9
-    a0, a1, a2 = _joined(taps_ptr, rows_ptr, columns_ptr, d, features, inside, 0, 0)
-    b0, b1, b2 = _joined(taps_ptr, rows_ptr, columns_ptr, d, features, inside, 0, 1)
-    c0, c1, c2 = _joined(taps_ptr, rows_ptr, columns_ptr, d, features, inside, 0, 2)
-    d0, d1, d2 = _joined(taps_ptr, rows_ptr, columns_ptr, d, features, inside, 1, 0)
-    e0, e1, e2 = _joined(taps_ptr, rows_ptr, columns_ptr, d, features, inside, 1, 1)
-    f0, f1, f2 = _joined(taps_ptr, rows_ptr, columns_ptr, d, features, inside, 1, 2)
-    g0, g1, g2 = _joined(taps_ptr, rows_ptr, columns_ptr, d, features, inside, 2, 0)
-    h0, h1, h2 = _joined(taps_ptr, rows_ptr, columns_ptr, d, features, inside, 2, 1)
-    i0, i1, i2 = _joined(taps_ptr, rows_ptr, columns_ptr, d, features, inside, 2, 2)
+    right = features < tl.where(2 * pair + 1 < w, d, 0)
+    kind = tl.load(row_class_ptr + y) * column_classes + tl.load(column_class_ptr + pair)
+    weights_ptr += kind * 54 * d
+    w00 = _weights(weights_ptr, d, features, inside)
+    w01 = _weights(weights_ptr + d, d, features, inside)
+    w02 = _weights(weights_ptr + 2 * d, d, features, inside)
+    w10 = _weights(weights_ptr + 3 * d, d, features, inside)
+    w11 = _weights(weights_ptr + 4 * d, d, features, inside)
+    w12 = _weights(weights_ptr + 5 * d, d, features, inside)
+    w20 = _weights(weights_ptr + 6 * d, d, features, inside)
+    w21 = _weights(weights_ptr + 7 * d, d, features, inside)
+    w22 = _weights(weights_ptr + 8 * d, d, features, inside)
 
     # Tokens beyond the small grid have weights of 0: any token that is there stands for them.
-    row, column = tl.load(first_row_ptr + y), tl.load(first_column_ptr + x)
-    row1, row2 = tl.minimum(row + 1, small_h - 1), tl.minimum(row + 2, small_h - 1)
-    right1 = tl.minimum(column + 1, small_w - 1) * d + features
-    right2 = tl.minimum(column + 2, small_w - 1) * d + features
-    right0 = column * d + features
+    row, column = tl.load(first_row_ptr + y), tl.load(first_column_ptr + pair)
+    row0, row1 = row * small_w * d, tl.minimum(row + 1, small_h - 1) * small_w * d
+    row2 = tl.minimum(row + 2, small_h - 1) * small_w * d
+    x0, x1 = column * d + features, tl.minimum(column + 1, small_w - 1) * d + features
+    x2 = tl.minimum(column + 2, small_w - 1) * d + features
     gate = tl.load(gate_ptr + sample * d + features, mask=inside, other=0.0)
     bias = tl.load(bias_ptr + features, mask=inside, other=0.0)
-    # Frame s adds to the results of the moments s − 1, s and s + 1.
-    before = tl.zeros((CHANNELS,), dtype=tl.float32)
-    now = tl.zeros((CHANNELS,), dtype=tl.float32)
+    # A frame adds to the results of the next moment, of its own and of the one before.
+    none = tl.zeros((CHANNELS,), dtype=tl.float32)
+    total = none, none, none, none, none, none
     for moment in range(t + 1):
-        after = tl.zeros((CHANNELS,), dtype=tl.float32)
         if moment < t:
             frame = coarse_ptr + (sample * t + moment) * small_h * small_w * d
-            line0, line1 = frame + row * small_w * d, frame + row1 * small_w * d
-            line2 = frame + row2 * small_w * d
-            s = tl.load(line0 + right0, mask=inside, other=0.0).to(tl.float32)
-            after, now, before = after + a0 * s, now + a1 * s, before + a2 * s
-            s = tl.load(line0 + right1, mask=inside, other=0.0).to(tl.float32)
-            after, now, before = after + b0 * s, now + b1 * s, before + b2 * s
-            s = tl.load(line0 + right2, mask=inside, other=0.0).to(tl.float32)
-            after, now, before = after + c0 * s, now + c1 * s, before + c2 * s
-            s = tl.load(line1 + right0, mask=inside, other=0.0).to(tl.float32)
-            after, now, before = after + d0 * s, now + d1 * s, before + d2 * s
-            s = tl.load(line1 + right1, mask=inside, other=0.0).to(tl.float32)
-            after, now, before = after + e0 * s, now + e1 * s, before + e2 * s
-            s = tl.load(line1 + right2, mask=inside, other=0.0).to(tl.float32)
-            after, now, before = after + f0 * s, now + f1 * s, before + f2 * s
-            s = tl.load(line2 + right0, mask=inside, other=0.0).to(tl.float32)
-            after, now, before = after + g0 * s, now + g1 * s, before + g2 * s
-            s = tl.load(line2 + right1, mask=inside, other=0.0).to(tl.float32)
-            after, now, before = after + h0 * s, now + h1 * s, before + h2 * s
-            s = tl.load(line2 + right2, mask=inside, other=0.0).to(tl.float32)
-            after, now, before = after + i0 * s, now + i1 * s, before + i2 * s
+            total = _add(total, w00, frame + row0 + x0, inside)
+            total = _add(total, w01, frame + row0 + x1, inside)
+            total = _add(total, w02, frame + row0 + x2, inside)
+            total = _add(total, w10, frame + row1 + x0, inside)
+            total = _add(total, w11, frame + row1 + x1, inside)
+            total = _add(total, w12, frame + row1 + x2, inside)
+            total = _add(total, w20, frame + row2 + x0, inside)
+            total = _add(total, w21, frame + row2 + x1, inside)
+            total = _add(total, w22, frame + row2 + x2, inside)
+        left0, left1, left2, right0, right1, right2 = total
         if moment > 0:
-            at = (((sample * t + moment - 1) * h + y) * w + x) * d + features
-            fine = tl.load(fine_ptr + at, mask=inside, other=0.0).to(tl.float32)
-            coarse = before + bias
-            tl.store(out_ptr + at, coarse + gate * (fine - coarse), mask=inside)
-        before, now = now, after
+            at = (((sample * t + moment - 1) * h + y) * w + 2 * pair) * d + features
+            _fuse(fine_ptr, out_ptr, at, left2, gate, bias, inside)
+            _fuse(fine_ptr, out_ptr, at + d, right2, gate, bias, right)
+        total = none, left0, left1, none, right0, right1
 
 
 @torch.library.custom_op("ultragen::compress", mutates_args=())
@@ -154,19 +160,23 @@ def _fusion(
     taps: Tensor,
     bias: Tensor,
     gate: Tensor,
-    first_row: Tensor,
-    rows: Tensor,
-    first_column: Tensor,
-    columns: Tensor,
+    rows: list[Tensor],
+    columns: list[Tensor],
 ) -> Tensor:
-    """Grids b t h w d, taps 27 d, bias d and gate b d, all but the grids in float32."""
+    """Grids b t h w d, taps 3 3 3 d, bias d and gate b d, all but the grids in float32; an axis is
+    what an `Axis` holds."""
     fine, coarse, (b, t, h, w, d) = fine.contiguous(), coarse.contiguous(), fine.shape
     out = torch.empty_like(fine)
-    grid = (h * w, triton.cdiv(d, CHANNELS), b)
+    (first_row, row_class, row_shares), (first_column, column_class, column_shares) = rows, columns
+    weights = torch.einsum(
+        "ryi,cpxj,tyxd->rcptijd", row_shares.squeeze(1), column_shares, taps
+    ).contiguous()
+    grid = (h * triton.cdiv(w, 2), triton.cdiv(d, CHANNELS), b)
     with torch.cuda.device_of(fine):
         _decompress_and_fuse[grid](
-            fine, coarse, taps, bias, gate, out, first_row, rows, first_column, columns,
-            t, h, w, coarse.shape[2], coarse.shape[3], d, CHANNELS,
+            fine, coarse, weights, bias, gate, out, first_row, row_class, first_column,
+            column_class, len(column_shares), t, h, w, coarse.shape[2], coarse.shape[3], d,
+            CHANNELS, num_warps=WARPS,
         )  # fmt: skip
     return out
 
@@ -178,7 +188,7 @@ def _(x, taps, bias, factor):
 
 
 @_fusion.register_fake
-def _(fine, coarse, taps, bias, gate, first_row, rows, first_column, columns):
+def _(fine, coarse, taps, bias, gate, rows, columns):
     return fine.new_empty(fine.shape)
 
 
@@ -196,29 +206,41 @@ def compress(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:  # no
     return _compression(x, weight.flatten(1).t(), bias, weight.shape[-1])
 
 
-def neighbours(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """What the upsampled neighbours of each place of an axis are made of.
+class Axis(NamedTuple):
+    """What the places of an axis are made of when the small axis is upsampled and convolved.
+
+    Attributes:
+        first: The first of the three small tokens that a group of places needs, int32, groups.
+        kind: The kind of each group, int32, groups.
+        shares: The shares that the neighbour before, at and after each place of a group have of
+            the three, kinds × places of a group × 3 × 3. Beyond the edges there is nothing.
+    """
+
+    first: Tensor
+    kind: Tensor
+    shares: Tensor
+
+
+def plan_axis(matrix: Tensor, group: int) -> Axis:
+    """Finds the kinds of places of an axis.
 
     Args:
         matrix: Length of the full axis × length of the small one, of the upsampling.
-
-    Returns:
-        The first of three neighbouring small tokens, int32, for each place of the full axis; and
-        the shares that the neighbour before, at and after this place have of the three, place × 3
-        × 3. Beyond the edges there is nothing.
+        group: Neighbouring places that share their small tokens: 1 for rows, 2 for columns.
 
     Raises:
-        ValueError: if a place needs more than three, as upsampling by less than 2 may.
+        ValueError: if a group needs more than three, as upsampling by less than 2 may.
     """
+    length, small = matrix.shape
     around = F.pad(matrix.float(), (0, 2, 1, 1)).unfold(0, 3, 1)  # place small neighbour
-    first = (around.sum(-1) > 0).int().argmax(1)
-    three = first[:, None] + torch.arange(3, device=matrix.device)
-    shares = around.gather(1, three[..., None].expand(-1, -1, 3))
+    around = F.pad(around, (0, 0, 0, 0, 0, -length % group)).unflatten(0, (-1, group))
+    first = (around.sum((1, 3)) > 0).int().argmax(1)
+    three = first[:, None, None, None] + torch.arange(3, device=matrix.device)[:, None]
+    shares = around.gather(2, three.expand(-1, group, -1, 3))
     if not torch.allclose(shares.sum(), around.sum()):
-        raise ValueError(
-            f"Upsampling {matrix.shape[1]} tokens to {matrix.shape[0]} needs more than three."
-        )
-    return first.int(), shares.transpose(1, 2).contiguous()
+        raise ValueError(f"Upsampling {small} tokens to {length} needs more than three at a place.")
+    kinds, kind = shares.transpose(2, 3).round(decimals=5).unique(dim=0, return_inverse=True)
+    return Axis(first.int(), kind.int(), kinds.contiguous())
 
 
 def decompress_and_fuse(
@@ -227,8 +249,8 @@ def decompress_and_fuse(
     weight: Tensor,
     bias: Tensor,
     gate: Tensor,
-    rows: tuple[Tensor, Tensor],
-    columns: tuple[Tensor, Tensor],
+    rows: Axis,
+    columns: Axis,
 ) -> Tensor:
     """gate · fine + (1 − gate) · coarse, upsampled and convolved.
 
@@ -238,19 +260,21 @@ def decompress_and_fuse(
         weight: d 1 3 3 3, as `nn.Conv3d` keeps it.
         bias: d.
         gate: b d.
-        rows: What `neighbours` gives for the rows.
-        columns: The same for the columns.
+        rows: In groups of 1.
+        columns: In groups of 2.
 
     Returns:
         b t h w d in the precision of `fine`; sums are taken in float32.
     """
-    taps = weight.flatten(1).t().float().contiguous()
-    return _fusion(fine, coarse, taps, bias.float(), gate.float().contiguous(), *rows, *columns)
+    taps = weight.squeeze(1).permute(1, 2, 3, 0).float()
+    return _fusion(
+        fine, coarse, taps, bias.float(), gate.float().contiguous(), list(rows), list(columns)
+    )
 
 
 def try_on(device: torch.device) -> None:
     """Runs the kernels on next to nothing; raises where they do not run."""
     x = torch.ones(1, 1, 1, 1, 1, device=device)
-    axis = neighbours(torch.ones(1, 1, device=device))
-    small = compress(x, x, None)
-    decompress_and_fuse(x, small, x.expand(1, 1, 3, 3, 3), x[0, 0, 0, 0], x[0, 0, 0], axis, axis)
+    rows, columns = (plan_axis(torch.ones(1, 1, device=device), group) for group in (1, 2))
+    small, taps = compress(x, x, None), x.expand(1, 1, 3, 3, 3)
+    decompress_and_fuse(x, small, taps, x[0, 0, 0, 0], x[0, 0, 0], rows, columns)

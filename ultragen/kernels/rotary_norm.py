@@ -10,20 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .windows import place, unflatten, window_shape
+
 PROGRAMS = 1024  # partial sums of the weight's gradient
-RECTANGLE = 6  # numbers of a group of windows: first row, windows, their rows; the same of columns
-
-
-@triton.jit
-def _place(row, t, h, w, top, rows, height, left, columns, width):
-    """A token's place in the grid (t h w) and its sample, from its row in window order
-    (b rows columns t height width)."""
-    x, rest = row % width, row // width
-    y, rest = rest % height, rest // height
-    moment, rest = rest % t, rest // t
-    across, rest = rest % columns, rest // columns
-    down, sample = rest % rows, rest // rows
-    return (moment * h + top + down * height + y) * w + left + across * width + x, sample
 
 
 @triton.jit
@@ -33,15 +22,15 @@ def _normalise_and_rotate(
 ):  # fmt: skip
     """One program: one token."""
     row = tl.program_id(0)
-    place, sample = _place(row, t, h, w, top, rows, height, left, columns, width)
+    position, sample = place(row, t, h, w, top, rows, height, left, columns, width)
     features, pairs = tl.arange(0, BLOCK), tl.arange(0, BLOCK // 2)
     inside = features < d
-    source = (sample.to(tl.int64) * t * h * w + place) * d
+    source = (sample.to(tl.int64) * t * h * w + position) * d
     x = tl.load(x_ptr + source + features, mask=inside, other=0.0).to(tl.float32)
     weight = tl.load(weight_ptr + features, mask=inside, other=0.0).to(tl.float32)
     y = x * tl.rsqrt(tl.sum(x * x, axis=0) / d + eps) * weight
     even, odd = tl.split(tl.reshape(y, (BLOCK // 2, 2)))
-    angle = place.to(tl.int64) * half + pairs % half
+    angle = position.to(tl.int64) * half + pairs % half
     cos = tl.load(cos_ptr + angle, mask=pairs < d // 2, other=1.0).to(tl.float32)
     sin = tl.load(sin_ptr + angle, mask=pairs < d // 2, other=0.0).to(tl.float32)
     y = tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), (BLOCK,))
@@ -59,11 +48,11 @@ def _gradients(
     weight = tl.load(weight_ptr + features, mask=inside, other=0.0).to(tl.float32)
     total = tl.zeros((BLOCK,), dtype=tl.float32)
     for row in range(tl.program_id(0), tokens, PROGRAMS):
-        place, sample = _place(row, t, h, w, top, rows, height, left, columns, width)
-        at = tl.cast(sample, tl.int64) * t * h * w + place
+        position, sample = place(row, t, h, w, top, rows, height, left, columns, width)
+        at = tl.cast(sample, tl.int64) * t * h * w + position
         grad = tl.load(grad_ptr + tl.cast(row, tl.int64) * d + features, mask=inside, other=0.0)
         even, odd = tl.split(tl.reshape(grad.to(tl.float32), (BLOCK // 2, 2)))
-        angle = tl.cast(place, tl.int64) * half + pairs % half
+        angle = tl.cast(position, tl.int64) * half + pairs % half
         cos = tl.load(cos_ptr + angle, mask=pairs < d // 2, other=1.0).to(tl.float32)
         sin = tl.load(sin_ptr + angle, mask=pairs < d // 2, other=0.0).to(tl.float32)
         grad = tl.reshape(tl.join(even * cos + odd * sin, odd * cos - even * sin), (BLOCK,))
@@ -78,15 +67,6 @@ def _gradients(
     tl.store(at, tl.load(at, mask=inside, other=0.0) + total, mask=inside)
 
 
-def _rectangles(groups: list[int]) -> list[list[int]]:
-    return [groups[i : i + RECTANGLE] for i in range(0, len(groups), RECTANGLE)]
-
-
-def _window_shape(x: Tensor, rectangle: list[int]) -> tuple[int, ...]:
-    _, rows, height, _, columns, width = rectangle
-    return x.shape[0] * rows * columns, x.shape[1], height, width, x.shape[-1]
-
-
 @torch.library.custom_op("ultragen::rotary_norm", mutates_args=())
 def _forward(
     x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float, groups: list[int]
@@ -95,8 +75,8 @@ def _forward(
     x, (_, t, h, w, d) = x.contiguous(), x.shape
     found = []
     with torch.cuda.device_of(x):  # Triton takes the current device, wherever the tensors are
-        for rectangle in _rectangles(groups):
-            out = x.new_empty(_window_shape(x, rectangle))
+        for rectangle in unflatten(groups):
+            out = x.new_empty(window_shape(x, rectangle))
             _normalise_and_rotate[(out.numel() // d,)](
                 x, weight, cos, sin, out, eps, d, cos.shape[-1], t, h, w, *rectangle,
                 triton.next_power_of_2(d),
@@ -120,7 +100,7 @@ def _backward(
     of_x = torch.empty_like(x)
     partial = x.new_zeros((PROGRAMS, d), dtype=torch.float32)
     with torch.cuda.device_of(x):
-        for grad, rectangle in zip(grads, _rectangles(groups), strict=True):
+        for grad, rectangle in zip(grads, unflatten(groups), strict=True):
             _gradients[(PROGRAMS,)](
                 x, weight, cos, sin, grad.contiguous(), of_x, partial, grad.numel() // d, eps, d,
                 cos.shape[-1], t, h, w, *rectangle, triton.next_power_of_2(d), PROGRAMS,
@@ -130,7 +110,7 @@ def _backward(
 
 @_forward.register_fake
 def _(x, weight, cos, sin, eps, groups):
-    return [x.new_empty(_window_shape(x, rectangle)) for rectangle in _rectangles(groups)]
+    return [x.new_empty(window_shape(x, rectangle)) for rectangle in unflatten(groups)]
 
 
 @_backward.register_fake
