@@ -61,20 +61,19 @@ def _weights(ptr, d, features, inside):
 
 
 @triton.jit
-def _add(total, weights, ptr, inside):
+def _add(total, weights, x):
     """What a small token adds to two places at three moments."""
-    x = tl.load(ptr, mask=inside, other=0.0).to(tl.float32)
+    x = x.to(tl.float32)
     l0, l1, l2, r0, r1, r2 = total
     v0, v1, v2, w0, w1, w2 = weights
     return l0 + v0 * x, l1 + v1 * x, l2 + v2 * x, r0 + w0 * x, r1 + w1 * x, r2 + w2 * x
 
 
 @triton.jit
-def _fuse(fine_ptr, out_ptr, at, coarse, gate, bias, inside):
+def _fuse(coarse, fine, gate, bias):
     """The gate's mean of a fine and a coarse token."""
-    fine = tl.load(fine_ptr + at, mask=inside, other=0.0).to(tl.float32)
     coarse += bias
-    tl.store(out_ptr + at, coarse + gate * (fine - coarse), mask=inside)
+    return coarse + gate * (fine.to(tl.float32) - coarse)
 
 
 @triton.jit
@@ -89,7 +88,7 @@ def _decompress_and_fuse(
     sample = tl.program_id(2).to(tl.int64)
     features = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     inside = features < d
-    right = features < tl.where(2 * pair + 1 < w, d, 0)
+    second = features < tl.where(2 * pair + 1 < w, d, 0)  # the last pair may have only one
     kind = tl.load(row_class_ptr + y) * column_classes + tl.load(column_class_ptr + pair)
     weights_ptr += kind * 54 * d
     w00 = _weights(weights_ptr, d, features, inside)
@@ -113,24 +112,43 @@ def _decompress_and_fuse(
     # A frame adds to the results of the next moment, of its own and of the one before.
     none = tl.zeros((CHANNELS,), dtype=tl.float32)
     total = none, none, none, none, none, none
-    for moment in range(t + 1):
-        if moment < t:
-            frame = coarse_ptr + (sample * t + moment) * small_h * small_w * d
-            total = _add(total, w00, frame + row0 + x0, inside)
-            total = _add(total, w01, frame + row0 + x1, inside)
-            total = _add(total, w02, frame + row0 + x2, inside)
-            total = _add(total, w10, frame + row1 + x0, inside)
-            total = _add(total, w11, frame + row1 + x1, inside)
-            total = _add(total, w12, frame + row1 + x2, inside)
-            total = _add(total, w20, frame + row2 + x0, inside)
-            total = _add(total, w21, frame + row2 + x1, inside)
-            total = _add(total, w22, frame + row2 + x2, inside)
+    at = (sample * t * h * w + y * w + 2 * pair) * d + features  # of the left place
+    coarse_ptr += sample * t * small_h * small_w * d
+    for moment in range(t):
+        # All loads first: they take long, and none waits for another.
+        frame = coarse_ptr + tl.cast(moment, tl.int64) * small_h * small_w * d
+        s00 = tl.load(frame + row0 + x0, mask=inside, other=0.0)
+        s01 = tl.load(frame + row0 + x1, mask=inside, other=0.0)
+        s02 = tl.load(frame + row0 + x2, mask=inside, other=0.0)
+        s10 = tl.load(frame + row1 + x0, mask=inside, other=0.0)
+        s11 = tl.load(frame + row1 + x1, mask=inside, other=0.0)
+        s12 = tl.load(frame + row1 + x2, mask=inside, other=0.0)
+        s20 = tl.load(frame + row2 + x0, mask=inside, other=0.0)
+        s21 = tl.load(frame + row2 + x1, mask=inside, other=0.0)
+        s22 = tl.load(frame + row2 + x2, mask=inside, other=0.0)
+        # Of the moment before, whose sums end with this frame; at first nothing is there.
+        here = at + tl.cast(tl.maximum(moment - 1, 0), tl.int64) * h * w * d
+        left = tl.load(fine_ptr + here, mask=inside, other=0.0)
+        right = tl.load(fine_ptr + here + d, mask=second, other=0.0)
+        total = _add(total, w00, s00)
+        total = _add(total, w01, s01)
+        total = _add(total, w02, s02)
+        total = _add(total, w10, s10)
+        total = _add(total, w11, s11)
+        total = _add(total, w12, s12)
+        total = _add(total, w20, s20)
+        total = _add(total, w21, s21)
+        total = _add(total, w22, s22)
         left0, left1, left2, right0, right1, right2 = total
         if moment > 0:
-            at = (((sample * t + moment - 1) * h + y) * w + 2 * pair) * d + features
-            _fuse(fine_ptr, out_ptr, at, left2, gate, bias, inside)
-            _fuse(fine_ptr, out_ptr, at + d, right2, gate, bias, right)
+            tl.store(out_ptr + here, _fuse(left2, left, gate, bias), mask=inside)
+            tl.store(out_ptr + here + d, _fuse(right2, right, gate, bias), mask=second)
         total = none, left0, left1, none, right0, right1
+    here = at + tl.cast(t - 1, tl.int64) * h * w * d
+    left = tl.load(fine_ptr + here, mask=inside, other=0.0)
+    right = tl.load(fine_ptr + here + d, mask=second, other=0.0)
+    tl.store(out_ptr + here, _fuse(total[2], left, gate, bias), mask=inside)
+    tl.store(out_ptr + here + d, _fuse(total[5], right, gate, bias), mask=second)
 
 
 @torch.library.custom_op("ultragen::compress", mutates_args=())
