@@ -22,6 +22,11 @@ def renderer_works_on(device: torch.device) -> bool:
     return _runs("renderer", device)
 
 
+def normalize_works_on(device: torch.device) -> bool:
+    """Whether the fused normalisation runs on a device; tried once."""
+    return _runs("normalize", device)
+
+
 @lru_cache(maxsize=16)
 def _runs(name: str, device: torch.device) -> bool:
     """Runs a module's kernels on little: the GPU may be too old, or a C compiler missing."""
