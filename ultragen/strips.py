@@ -9,17 +9,17 @@ per pixel of the clip's frame, for Wan2.1's channels (384 at 1/8 and 1/4 of the 
     third block, at 1/2                           6 × 2 × 192 / 4                         576
     last block and the output, at the full size   7 × 2 × 96                             1344
 
-In bfloat16 that is 9.9 GB at 1088×1920 and 39.5 GB at 2176×3840, before anything is computed: more
-than a decoding that goes frame by frame may take, in strips or not. Only what is kept for a strip
-whose frames are all decoded can be given back. So the first strips are decoded through the whole
-clip one after the other, and only their pictures stay, 3 values a pixel. The last ones, as many as
-memory holds, then go through time side by side, and whole frames come out one by one. The features
-in between are kept at 1/4 of the size, after the second upsampling in time would be too late: 24
-values a pixel of the frame for each latent frame, so 81 frames at 1088×1920 take 2.1 GB.
+In bfloat16 that is 9.9 GB at 1088×1920 and 39.5 GB at 2176×3840 before anything is computed, in
+strips or not, if all rows go through time together. Only what is kept for a strip whose frames are
+all decoded can be given back. So the first strips are decoded through the whole clip one after the
+other, and only their pictures stay, 3 values a pixel. The last ones, as many as memory holds, then
+go through time side by side, and whole frames come out one by one. What all strips start from is
+kept at 1/4 of the size: 24 values a pixel of the frame for each latent frame, 2.1 GB for 81 frames
+at 1088×1920. Before the first upsampling it would be 6, and strips would compute more rows twice.
 
-A strip computes with as many rows beyond its own as the convolutions behind see. In a frame's inner
-strips these are 48, 20 and 7 pixels on each side of the second, third and last block: with four
-strips of 272 rows all blocks together compute about an eighth more.
+A strip computes with as many rows beyond its own as the convolutions behind see: at inner edges 48,
+20 and 7 pixels for the second, third and last block. At 1088×1920, 4 strips compute 11 % more
+operations than the whole frame, 8 strips 26 % and 17 strips 59 % (counted).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PIECE = 4 * 3 * 7  # a latent frame's pictures, joined, and in float32 on their 
 ROWS_PER_FEATURE = 4
 # The largest tensor, 6 frames of 96 channels, must have fewer values: kernels index by 32 bits.
 MOST_VALUES = 2**31 - 1
-SHORTEST = 64  # rows of pixels; below, a strip computes more for its neighbours than for itself
+SHORTEST = 64  # rows of pixels of a strip
 # Decoding takes no more than these bytes, or these values a pixel beside what is kept of the whole
 # clip, however much is free: longer strips would save a few percent of the time, and further ones
 # side by side only the wait for the first frame.
