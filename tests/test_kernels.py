@@ -312,3 +312,31 @@ def test_layers_cover_each_other_as_in_the_plain_loop(renderer):
     for one, other in zip(found, expected, strict=True):
         assert len(other.unique()) > 2
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+# Normalisation of Wan's autoencoder
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("channels", [4, 20])
+def test_normalisation_of_frames_cut_out_of_larger_ones(dtype, channels):
+    from diffusers.models.autoencoders.autoencoder_kl_wan import WanRMS_norm
+
+    from ultragen.kernels import normalize
+
+    torch.manual_seed(0)
+    norm = WanRMS_norm(channels, images=False).to(DEVICE, dtype)
+    torch.nn.init.uniform_(norm.gamma, 0.5, 1.5)
+    whole = torch.randn(2, channels, 3, 9, 4, device=DEVICE, dtype=dtype)
+    whole[0, :, 0, 3, 1] = 0
+    x = whole.contiguous(memory_format=torch.channels_last_3d)[..., 2:7, :]
+    frames = torch.zeros((2, channels, 5, 5, 4), device=DEVICE, dtype=dtype).contiguous(
+        memory_format=torch.channels_last_3d
+    )
+    with torch.no_grad():
+        normalize.rms_silu(x, norm.gamma, frames[:, :, 2:])
+        expected = F.silu(norm(x))
+    assert (frames[:, :, :2] == 0).all()
+    # Four roundings; the interpreter cuts digits off instead.
+    tolerance = 1e-6 if dtype == torch.float32 else 2**-5
+    torch.testing.assert_close(frames[:, :, 2:], expected, rtol=tolerance, atol=tolerance)
