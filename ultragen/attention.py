@@ -73,7 +73,8 @@ class RotaryNorm(nn.RMSNorm):
         if kernel_works("rotary_norm", x.device):
             from .kernels.rotary_norm import rotary_norm
 
-            return rotary_norm(x, self.weight, at.rotary, self.eps, at.partition.rectangles)
+            eps = cast(float, self.eps)
+            return rotary_norm(x, self.weight, at.rotary, eps, at.partition.rectangles)
         # The library's fused norm wants one type, and takes many passes where autocast mixes two.
         x = F.rms_norm(x, self.normalized_shape, self.weight.type_as(x), self.eps)
         x = apply_rotary(x.unflatten(-1, (heads, -1)), at.rotary).flatten(-2)

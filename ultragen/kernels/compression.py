@@ -265,7 +265,7 @@ def decompress_and_fuse(
     fine: Tensor,
     coarse: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Optional[Tensor],  # noqa: UP045
     gate: Tensor,
     rows: Axis,
     columns: Axis,
@@ -276,7 +276,7 @@ def decompress_and_fuse(
         fine: b t h w d.
         coarse: b t h' w' d.
         weight: d 1 3 3 3, as `nn.Conv3d` keeps it.
-        bias: d.
+        bias: d, or None.
         gate: b d.
         rows: In groups of 1.
         columns: In groups of 2.
@@ -285,6 +285,7 @@ def decompress_and_fuse(
         b t h w d in the precision of `fine`; sums are taken in float32.
     """
     taps = weight.squeeze(1).permute(1, 2, 3, 0).float()
+    bias = gate.new_zeros(len(weight)) if bias is None else bias
     return _fusion(
         fine, coarse, taps, bias.float(), gate.float().contiguous(), list(rows), list(columns)
     )

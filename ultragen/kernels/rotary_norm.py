@@ -5,6 +5,8 @@ token: it finds it in the grid, and writes it where attention wants it, in its w
 goes the same way back.
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -137,7 +139,7 @@ def rotary_norm(
     weight: Tensor,
     rotary: tuple[Tensor, Tensor],
     eps: float,
-    rectangles: list[tuple[int, ...]],
+    rectangles: Sequence[tuple[int, ...]],
 ) -> list[Tensor]:
     """RMS norm over all features, rotation of pairs of neighbouring features, cut into windows.
 

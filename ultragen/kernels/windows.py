@@ -4,6 +4,8 @@ The library copies them value by value, with half of the memory's speed on the w
 on the way back, where windows of several sizes meet. Here a program copies one token.
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -108,7 +110,7 @@ _merge.register_autograd(
 )
 
 
-def split(grid: Tensor, rectangles: list[tuple[int, ...]]) -> list[Tensor]:
+def split(grid: Tensor, rectangles: Sequence[tuple[int, ...]]) -> list[Tensor]:
     """Cuts a grid into windows.
 
     Args:
@@ -123,7 +125,7 @@ def split(grid: Tensor, rectangles: list[tuple[int, ...]]) -> list[Tensor]:
 
 
 def merge(
-    windows: list[Tensor], rectangles: list[tuple[int, ...]], size: tuple[int, int]
+    windows: list[Tensor], rectangles: Sequence[tuple[int, ...]], size: tuple[int, int]
 ) -> Tensor:
     """Exact inverse of `split`; size: rows and columns of the grid."""
     return _merge(windows, [number for r in rectangles for number in r], list(size))

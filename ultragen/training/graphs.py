@@ -85,7 +85,7 @@ class GraphedGradients:
         return Recording(graph, inputs, losses)
 
     def compute(self, batch: tuple[Any, ...]) -> dict[str, Tensor]:
-        torch._foreach_zero_([p.grad for p in self.parameters])
+        torch._foreach_zero_([p.grad for p in self.parameters if p.grad is not None])
         with self.autocast():
             losses = self.loss(batch)
         losses["loss"].backward()
