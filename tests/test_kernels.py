@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ultragen.attention import CompressedBranch, RotaryNorm, TimeGate
 from ultragen.block import FusedGELU, UltraGenBlock
-from ultragen.compression import Compression, interpolation, upsampled_axis
+from ultragen.compression import Compression, interpolation, resampled_axis, resize, upsampled_axis
 from ultragen.kernels import plain_code
 from ultragen.layout import WindowLayout
 from ultragen.training import land, sky
@@ -221,6 +221,17 @@ def test_upsampling_by_less_than_two_is_left_to_the_plain_code(compression):
         compression.plan_axis(matrix, 1)
 
 
+@pytest.mark.parametrize("size, to", [((3, 4), (5, 4)), ((5, 3), (4, 7)), ((1, 2), (2, 1))])
+def test_resampling(size, to):
+    from ultragen.kernels.resampling import resample
+
+    x = torch.randn(1, 2, *size, 10, device=DEVICE)
+    rows, columns = (resampled_axis(*axis, x.device) for axis in zip(size, to, strict=True))
+    with plain_code():
+        expected = resize(x, to)
+    torch.testing.assert_close(resample(x, rows, columns), expected, rtol=1e-4, atol=1e-5)
+
+
 # Norms and sums of a block
 
 
@@ -231,12 +242,13 @@ def test_a_block_in_few_passes_is_wans_block(monkeypatch, dtype):
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     inputs = [torch.randn(2, n, 24, device=DEVICE, dtype=dtype) for n in (5, 3, 6)]
+    rotary = tuple(x.repeat_interleave(2, -1).view(1, 5, 1, 12) for x in angles((5, 1, 1), 6))
     with torch.no_grad():
-        expected = block(*inputs, None)
+        expected = block(*inputs, rotary)
         UltraGenBlock.take_over(block)
         assert type(block.ffn.net[0]) is FusedGELU
         monkeypatch.setattr("ultragen.block.kernel_works", lambda name, device: True)
-        found = block(*inputs, None)
+        found = block(*inputs, rotary)
     error = (found.float() - expected.float()).abs().max() / expected.float().abs().max()
     assert error < {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
     assert not torch.equal(found, torch.zeros_like(found))

@@ -10,11 +10,54 @@ from __future__ import annotations
 import torch
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.models.activations import GELU
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.normalization import FP32LayerNorm
-from diffusers.models.transformers.transformer_wan import WanTransformerBlock
+from diffusers.models.transformers.transformer_wan import (
+    WanAttention,
+    WanAttnProcessor,
+    WanTransformerBlock,
+)
 from torch import Tensor, nn
 
 from .kernels import kernel_works
+
+
+class FullAttnProcessor(WanAttnProcessor):
+    """Attention over all tokens with absolute positions, as Wan's; on a GPU, without gradients,
+    with norm and positions in one pass."""
+
+    def __call__(  # type: ignore[override]
+        self,
+        attn: WanAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: None = None,
+        attention_mask: None = None,
+        rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Tokens b n d and Wan's cos and sin, 1 n 1 and the head size → b n d."""
+        plain = torch.is_grad_enabled() or attn.fused_projections
+        works = kernel_works("rotary_norm", hidden_states.device)
+        if plain or rotary_emb is None or not works:
+            return super().__call__(
+                attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb
+            )
+        from .kernels.rotary_norm import rotary_norm
+
+        cos, sin = rotary_emb[0][0, :, 0, ::2].contiguous(), rotary_emb[1][0, :, 0, 1::2]
+        tables, whole = (cos, sin.contiguous()), [(0, 1, 1, 0, 1, hidden_states.shape[1])]
+        query, key = (
+            rotary_norm(x[:, None, None], norm.weight, tables, norm.eps, whole)[0][:, 0, 0]
+            for x, norm in (
+                (attn.to_q(hidden_states), attn.norm_q),
+                (attn.to_k(hidden_states), attn.norm_k),
+            )
+        )
+        out = dispatch_attention_fn(
+            *(x.unflatten(-1, (attn.heads, -1)) for x in (query, key, attn.to_v(hidden_states))),
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+        return attn.to_out[1](attn.to_out[0](out.flatten(2).type_as(query)))
 
 
 class UltraGenBlock(WanTransformerBlock):
@@ -32,6 +75,7 @@ class UltraGenBlock(WanTransformerBlock):
     def take_over(cls, block: WanTransformerBlock) -> None:
         """Makes a block of Wan's one of these: it keeps its parameters, which are the same."""
         block.__class__ = cls
+        block.attn1.set_processor(FullAttnProcessor())
         activation = block.ffn.net[0]
         if isinstance(activation, GELU) and activation.approximate == "tanh":
             activation.__class__ = FusedGELU

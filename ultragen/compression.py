@@ -68,6 +68,15 @@ def resize(grid: Tensor, size: tuple[int, int], antialias: bool = False) -> Tens
         return grid
     if grid.is_cuda and grid.requires_grad:
         return resize_by_products(grid, size, antialias)
+    # Filtered, a token may be made of more than two.
+    if not antialias and not torch.is_grad_enabled() and kernel_works("resampling", grid.device):
+        from .kernels.resampling import resample
+
+        rows, columns = (
+            resampled_axis(old, new, grid.device)
+            for old, new in zip(grid.shape[2:4], size, strict=True)
+        )
+        return resample(grid, rows, columns)
     frames = rearrange(grid, "b t h w d -> (b t) d h w")
     frames = F.interpolate(frames, size, mode="bilinear", align_corners=False, antialias=antialias)
     return rearrange(frames, "(b t) d h w -> b t h w d", t=grid.shape[1])
@@ -105,6 +114,15 @@ def upsampled_axis(
         return Axis(*(x.to(device) for x in plan_axis(matrix, group)))
     except ValueError:  # the plain code takes any size
         return None
+
+
+@lru_cache(maxsize=64)
+def resampled_axis(length: int, to: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What the fused resampling needs to know of an axis."""
+    from .kernels.resampling import plan_axis
+
+    axis = plan_axis(interpolation(length, to, False, torch.device("cpu"), torch.float64))
+    return axis[0].to(device), axis[1].to(device)
 
 
 @lru_cache(maxsize=64)

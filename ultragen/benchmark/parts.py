@@ -69,6 +69,7 @@ FUNCTIONS = {
     "ultragen.attention.join": "window order",
     "ultragen.windows.split_windows": "window order",
     "ultragen.kernels.compression.decompress_and_fuse": "decompression",
+    "ultragen.kernels.rotary_norm.rotary_norm": "query and key norms",
 }
 """Functions, and the parts that they are; the attention belongs to the branch that calls it."""
 
