@@ -17,7 +17,7 @@ ROOT = Path(ultragen.__file__).parent.parent
 # Each line may import the ones above it, and none of its own. A new module gets its place here.
 ORDER = (
     {"presets", "windows", "video", "metrics", "strips"},
-    {"layout", "request", "cost", "hub", "model_files", "flow", "coordinates", "kernels"},
+    {"layout", "request", "cost", "hub", "model_files", "flow", "coordinates", "kernels", "linear"},
     {"hardware", "compression", "sampling", "block"},
     {"attention"},
     {"transformer", "autoencoder", "upscale", "classifier", "wan_decoding"},

@@ -79,8 +79,8 @@ def test_operations_of_the_paper_layout_are_those_of_the_equations():
     """Two even and two odd layers with K = 4 and K + 1 = 5 (eq. 6-11)."""
     n, small = tokens(GRID), tokens(HALF) + tokens(QUARTER)
     expected = {
-        "projections": LAYERS * 2 * DIM**2 * (4 * n + 3 * small),
-        "low-rank updates": LAYERS * 3 * 2 * small * 2 * DIM * RANK,
+        # The low-rank updates go into the weights of both compressed branches.
+        "projections": LAYERS * 2 * DIM * (DIM * (4 * n + 3 * small) + 6 * (DIM + 1) * RANK),
         "local attention": 2 * 4 * DIM * (window_pairs(GRID, 4) + window_pairs(GRID, 5)),
         "hierarchical attention": 2 * 4 * DIM * (window_pairs(HALF, 2) + window_pairs(HALF, 3)),
         "global attention": LAYERS * 4 * DIM * full_pairs(QUARTER),
@@ -164,7 +164,7 @@ def test_parts_sum_to_the_pass_they_were_taken_from():
     found = meter.totals()
     assert sum(found.values()) == clock.count - 1
     assert list(found) == [part for part in parts.PARTS if part in found]
-    assert set(parts.PARTS) - set(found) == {"full attention"}
+    assert set(parts.PARTS) - set(found) == {"full attention", "low-rank updates"}
 
 
 def test_the_model_is_left_as_it_was():

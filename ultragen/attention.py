@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from .compression import Compression, Decompression, resize, upsampled_axis
 from .kernels import kernel_works
 from .layout import GLOBAL_FACTOR, HIERARCHICAL_FACTOR, AttentionLayout, Rotary, WindowLayout
+from .linear import is_bare
 from .windows import Partition, merge_windows, split_windows
 
 
@@ -110,6 +111,21 @@ class NoUpdate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.new_zeros(())
+
+
+def updated(linear: nn.Linear, update: nn.Module, x: Tensor) -> Tensor:
+    """A shared projection with a branch's low-rank update, x·(W + A·B) (eq. 4).
+
+    Without gradients the update goes into the weight first: fewer tokens pass through the factors
+    than through memory.
+    """
+    if torch.is_grad_enabled() or not isinstance(update, LowRankUpdate):
+        return linear(x) + update(x)
+    down, up = update.lora_A, update.lora_B
+    if not all(map(is_bare, (linear, down, up))):
+        return linear(x) + update(x)
+    weight = torch.addmm(linear.weight, up.weight, down.weight)
+    return F.linear(x, weight, linear.bias + F.linear(down.bias, up.weight, up.bias))
 
 
 class TimeGate(nn.Module):
@@ -353,7 +369,7 @@ class UltraGenAttention(nn.Module, AttentionModuleMixin):
         b t h w d → b t h' w' d."""
         x = resize(branch.compression(grid), at.size, self.resize_antialias)
         to_key = {"key": self.to_k, "query": self.to_q}[branch.keys_from]
-        query = self.norm_q(self.to_q(x) + branch.lora_q(x), at, self.heads)
-        key = self.norm_k(to_key(x) + branch.lora_k(x), at, self.heads)
-        value = cut(self.to_v(x) + branch.lora_v(x), at.partition)
+        query = self.norm_q(updated(self.to_q, branch.lora_q, x), at, self.heads)
+        key = self.norm_k(updated(to_key, branch.lora_k, x), at, self.heads)
+        value = cut(updated(self.to_v, branch.lora_v, x), at.partition)
         return self.processor(self, query, key, value, at)

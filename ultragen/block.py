@@ -17,9 +17,10 @@ from diffusers.models.transformers.transformer_wan import (
     WanAttnProcessor,
     WanTransformerBlock,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
 from .kernels import kernel_works
+from .linear import is_bare
 
 
 class FullAttnProcessor(WanAttnProcessor):
@@ -119,15 +120,3 @@ class FusedGELU(GELU):
         rows = hidden_states.flatten(0, -2)
         out = torch._addmm_activation(self.proj.bias, rows, self.proj.weight.t(), use_gelu=True)
         return out.unflatten(0, hidden_states.shape[:-1])
-
-
-def is_bare(layer: nn.Module) -> bool:
-    """Whether a linear layer is nothing but its weight and bias: neither adapted, quantised nor
-    hooked, so that its forward may be replaced by its arithmetic."""
-    hooks = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
-    return (
-        type(layer) is nn.Linear
-        and layer.bias is not None
-        and type(layer.weight) is nn.Parameter
-        and not hooks
-    )

@@ -65,6 +65,7 @@ FUNCTIONS = {
     "ultragen.compression.resize": "resizing",
     "ultragen.attention.CompressedBranch.decompress": "decompression",
     "ultragen.attention.WindowAttnProcessor._attend": "window order",
+    "ultragen.attention.updated": "projections",
     "ultragen.attention.cut": "window order",
     "ultragen.attention.join": "window order",
     "ultragen.windows.split_windows": "window order",
@@ -187,6 +188,8 @@ class PartMeter:
         def stop(*_: object) -> None:
             self._pop()
 
+        # Linear layers whose arithmetic is done elsewhere stay so, see `linear.is_bare`.
+        start.passive = stop.passive = True  # type: ignore[attr-defined]
         for handle in (
             module.register_forward_pre_hook(start),
             module.register_forward_hook(stop),

@@ -49,6 +49,26 @@ def _compress(
 
 
 @triton.jit
+def _join(
+    rows_ptr, columns_ptr, taps_ptr, out_ptr, column_kinds, d, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """One program: one of the 54 weights of a kind of places, CHANNELS features."""
+    number = tl.program_id(0)
+    sx, sy, moment = number % 3, number // 3 % 3, number // 9 % 3
+    side, kind = number // 27 % 2, number // 54
+    features = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    inside = features < d
+    rows_ptr += kind // column_kinds * 9 + sy
+    columns_ptr += (kind % column_kinds * 2 + side) * 9 + sx
+    total = tl.zeros((CHANNELS,), dtype=tl.float32)
+    for tap in tl.static_range(9):
+        share = tl.load(rows_ptr + tap // 3 * 3) * tl.load(columns_ptr + tap % 3 * 3)
+        at = taps_ptr + (moment * 9 + tap) * d + features
+        total += share * tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_ptr + tl.cast(number, tl.int64) * d + features, total, mask=inside)
+
+
+@triton.jit
 def _weights(ptr, d, features, inside):
     """A small token's weights for two places, three moments each."""
     l0 = tl.load(ptr + features, mask=inside, other=0.0)
@@ -83,10 +103,12 @@ def _decompress_and_fuse(
     t, h, w, small_h, small_w, d, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """One program: two neighbouring places of the full grid, all moments, CHANNELS features."""
-    pairs = (w + 1) // 2
-    pair, y = tl.program_id(0) % pairs, tl.program_id(0) // pairs
-    sample = tl.program_id(2).to(tl.int64)
-    features = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    # Programs that run at the same time read whole tokens.
+    parts, pairs = (d + CHANNELS - 1) // CHANNELS, (w + 1) // 2
+    place, part = tl.program_id(0) // parts, tl.program_id(0) % parts
+    pair, y = place % pairs, place // pairs
+    sample = tl.program_id(1).to(tl.int64)
+    features = part * CHANNELS + tl.arange(0, CHANNELS)
     inside = features < d
     second = features < tl.where(2 * pair + 1 < w, d, 0)  # the last pair may have only one
     kind = tl.load(row_class_ptr + y) * column_classes + tl.load(column_class_ptr + pair)
@@ -181,16 +203,18 @@ def _fusion(
     rows: list[Tensor],
     columns: list[Tensor],
 ) -> Tensor:
-    """Grids b t h w d, taps 3 3 3 d, bias d and gate b d, all but the grids in float32; an axis is
+    """Grids b t h w d, taps 27 d, bias d and gate b d, all but the grids in float32; an axis is
     what an `Axis` holds."""
     fine, coarse, (b, t, h, w, d) = fine.contiguous(), coarse.contiguous(), fine.shape
     out = torch.empty_like(fine)
     (first_row, row_class, row_shares), (first_column, column_class, column_shares) = rows, columns
-    weights = torch.einsum(
-        "ryi,cpxj,tyxd->rcptijd", row_shares.squeeze(1), column_shares, taps
-    ).contiguous()
-    grid = (h * triton.cdiv(w, 2), triton.cdiv(d, CHANNELS), b)
+    weights = taps.new_empty((len(row_shares) * len(column_shares) * 54, d))
+    parts = triton.cdiv(d, CHANNELS)
+    grid = (h * triton.cdiv(w, 2) * parts, b)
     with torch.cuda.device_of(fine):
+        _join[(len(weights), parts)](
+            row_shares, column_shares, taps, weights, len(column_shares), d, CHANNELS
+        )
         _decompress_and_fuse[grid](
             fine, coarse, weights, bias, gate, out, first_row, row_class, first_column,
             column_class, len(column_shares), t, h, w, coarse.shape[2], coarse.shape[3], d,
@@ -284,7 +308,7 @@ def decompress_and_fuse(
     Returns:
         b t h w d in the precision of `fine`; sums are taken in float32.
     """
-    taps = weight.squeeze(1).permute(1, 2, 3, 0).float()
+    taps = weight.flatten(1).t().float().contiguous()
     bias = gate.new_zeros(len(weight)) if bias is None else bias
     return _fusion(
         fine, coarse, taps, bias.float(), gate.float().contiguous(), list(rows), list(columns)

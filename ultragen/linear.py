@@ -1,0 +1,18 @@
+"""Linear layers whose arithmetic may be done in another way."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def is_bare(layer: nn.Module) -> bool:
+    """Whether a linear layer is nothing but its weight and bias: neither adapted, quantised,
+    offloaded nor hooked. Hooks marked `passive` only watch, and may be passed over."""
+    hooks = (*layer._forward_hooks.values(), *layer._forward_pre_hooks.values())
+    return (
+        type(layer) is nn.Linear
+        and layer.bias is not None
+        and type(layer.weight) is nn.Parameter
+        and "forward" not in vars(layer)
+        and all(getattr(hook, "passive", False) for hook in hooks)
+    )
