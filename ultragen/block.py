@@ -7,7 +7,11 @@ in the matrix product before it.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
+from diffusers import TaylorSeerCacheConfig
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.models.activations import GELU
 from diffusers.models.normalization import FP32LayerNorm
@@ -15,6 +19,9 @@ from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor, nn
 
 from .kernels import kernel_works
+
+ATTENTION = r"blocks\.\d+\.attn[12]"
+"""Names of both attentions of all blocks in the transformer."""
 
 
 class UltraGenBlock(WanTransformerBlock):
@@ -61,6 +68,19 @@ class UltraGenBlock(WanTransformerBlock):
         update = self.attn2(normed, encoder_hidden_states, None, None)
         x, normed = sum_and_norm(x, update, None, 1 + ffn_scale, ffn_shift, self.norm3.eps)
         return gated_sum(x, self.ffn(normed), ffn_gate)
+
+
+def cache_config(config: Any) -> Any:
+    """The configuration of a cache with the parts named that it works on.
+
+    TaylorSeer predicts the attentions' outputs unless other parts are named, and finds only those
+    that are called `attn`: in Wan's blocks none, and nothing would be saved.
+    """
+    if not isinstance(config, TaylorSeerCacheConfig) or config.use_lite_mode:
+        return config
+    if config.cache_identifiers or config.skip_predict_identifiers:
+        return config
+    return replace(config, cache_identifiers=[ATTENTION])
 
 
 class FusedGELU(GELU):

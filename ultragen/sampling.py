@@ -27,10 +27,12 @@ class FlowSampler(DiffusionPipeline):
 
     Attributes:
         interrupt: Set during a run, ends the sampling after the step.
+        current_timestep: Of the step on its way, 0..1000, for caches that ask for it.
         guidance_device: Where guidance's second pass runs; None where both run on one device.
     """
 
     interrupt = False
+    current_timestep: float | None = None
     guidance_device: torch.device | None = None
 
     def enable_parallel_guidance(self, device: torch.device | str) -> None:
@@ -116,6 +118,7 @@ class FlowSampler(DiffusionPipeline):
         clean: list[Tensor] = []
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for step, timestep in enumerate(timesteps):
+                self.current_timestep = self.scheduler.config.num_train_timesteps * levels[step]
                 where = {
                     "step_index": step,
                     "num_inference_steps": len(timesteps),
