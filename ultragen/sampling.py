@@ -116,14 +116,11 @@ class FlowSampler(DiffusionPipeline):
         if self.guidance_device is not None and max(scales) > 1:
             unconditional = TransformerCopy(self.transformer, self.guidance_device)
         clean: list[Tensor] = []
-        with self.progress_bar(total=len(timesteps)) as progress_bar:
+        steps = len(timesteps)
+        with self.progress_bar(total=steps) as progress_bar:
             for step, timestep in enumerate(timesteps):
                 self.current_timestep = self.scheduler.config.num_train_timesteps * levels[step]
-                where = {
-                    "step_index": step,
-                    "num_inference_steps": len(timesteps),
-                    "sigma": levels[step],
-                }
+                where = {"step_index": step, "num_inference_steps": steps, "sigma": levels[step]}
                 velocity = self.velocity(
                     latents, timestep, embeds, scales[step], extra, unconditional, where
                 )
@@ -136,12 +133,7 @@ class FlowSampler(DiffusionPipeline):
                 progress_bar.update()
                 if self.interrupt:
                     break
-        if not torch.isfinite(latents).all():
-            raise GenerationError(
-                "The model's output is not finite. Use another seed, a lower guidance scale, "
-                "or float32 instead of half precision."
-            )
-        return latents
+        return finite(latents)
 
     def velocity(
         self,
@@ -165,18 +157,12 @@ class FlowSampler(DiffusionPipeline):
             where: The step, for diffusers' caches.
         """
         x = latents.to(self.transformer.dtype)
-        time = timestep.expand(x.shape[0])
+        inputs = {"hidden_states": x, "timestep": timestep.expand(x.shape[0]), **extra}
         sigma = timestep / self.scheduler.config.num_train_timesteps
 
         def predict(transformer: Any, text: Tensor, context: str) -> Tensor:
             with transformer.cache_context(context, **where):
-                return transformer(
-                    hidden_states=x,
-                    timestep=time,
-                    encoder_hidden_states=text,
-                    return_dict=False,
-                    **extra,
-                )[0]
+                return transformer(encoder_hidden_states=text, return_dict=False, **inputs)[0]
 
         def velocity_of(output: Tensor) -> Tensor:
             return to_velocity(output, latents, sigma, self.config.prediction, self.config.data_std)
@@ -189,3 +175,17 @@ class FlowSampler(DiffusionPipeline):
         positive = velocity_of(predict(self.transformer, embeds["prompt_embeds"], "cond"))
         negative = velocity_of(output.to(latents.device, non_blocking=True))
         return negative + scale * (positive - negative)
+
+
+def finite(latents: Tensor) -> Tensor:
+    """The same latents.
+
+    Raises:
+        GenerationError: if one is not finite.
+    """
+    if not torch.isfinite(latents).all():
+        raise GenerationError(
+            "The model's output is not finite. Use another seed, a lower guidance scale, "
+            "or float32 instead of half precision."
+        )
+    return latents
