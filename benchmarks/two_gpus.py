@@ -24,10 +24,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.models.attention_dispatch import attention_backend
 from torch import Tensor
 
-from ultragen import UltraGenPipeline
-from ultragen.benchmark.cases import CASES, VARIANTS, Case, Variant, arguments, build
+from ultragen.benchmark.cases import CASES, VARIANTS, Case, Family, Variant, arguments, build
 from ultragen.benchmark.machine import card_name, default_dtype
 from ultragen.guidance import Guidance
+from ultragen.pipeline import UltraGenPipeline
 from ultragen.presets import WAN
 
 SIZES = ("2176x3840x29", "1088x1920x81")
@@ -124,7 +124,7 @@ def measure(
     )
 
 
-def sampler(variant: Variant, family: str, device: str) -> UltraGenPipeline:
+def sampler(variant: Variant, family: Family, device: str) -> UltraGenPipeline:
     """A pipeline that can do nothing but sample."""
     pipe = UltraGenPipeline(
         tokenizer=None,
@@ -176,7 +176,8 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    family, names = ("tiny", ["tiny"]) if options.tiny else ("wan", options.case or SIZES)
+    family: Family = "tiny" if options.tiny else "wan"
+    names = ["tiny"] if options.tiny else options.case or SIZES
     devices = ("cpu", "cpu") if options.tiny else ("cuda:0", "cuda:1")
     card = card_name(torch.device(devices[0]).type)
     print(f"{' and '.join(devices)}: {card}, torch {torch.__version__}", flush=True)

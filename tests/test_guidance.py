@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -215,3 +220,20 @@ def test_a_hooked_transformer_is_refused_and_keeps_its_cache(pipe):
     with pytest.raises(ValueError, match="layerwise_casting"):
         pipe.enable_parallel_guidance("cpu")
     assert pipe.transformer.is_cache_enabled
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_two_gpus_as_a_toy(tmp_path):
+    root, file = Path(sampling.__file__).parents[1], tmp_path / "two.json"
+    ended = subprocess.run(
+        [sys.executable, root / "benchmarks" / "two_gpus.py", "--tiny", "--json", file],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == 0, ended.stderr
+    results = json.loads(file.read_text())["results"]
+    assert [result["variant"] for result in results] == ["auto", "released"]
+    assert all(result["difference"] == 0 for result in results)
+    assert all(f"{result['two']:.3f} s on two" in ended.stdout for result in results)
