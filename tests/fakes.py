@@ -43,7 +43,11 @@ class FakePipeline:
         self.delay, self.damage, self.detail = delay, damage, detail
         self.transformer = FakeTransformer()
         self.calls: list[dict] = []
+        self.guidance_device: str | None = None
         self.steps_done = 0
+
+    def enable_parallel_guidance(self, device: str) -> None:
+        self.guidance_device = device
 
     def unknown_words(self, prompt: str) -> list[str]:
         words = (word.strip(".,!?'\"") for word in prompt.lower().split())

@@ -133,6 +133,25 @@ def test_compare_with_the_base_model_at_full_size(fake, tmp_path):
     assert (out / "base_native.mp4").exists()
 
 
+def test_guidance_runs_on_a_second_device(fake, tmp_path):
+    run = ("generate", "--prompt", PROMPT, *SMALL, "--out", tmp_path / "lake.mp4")
+    assert ultragen(*run) == 0
+    both = json.loads((tmp_path / "lake.json").read_text())["seconds"]["estimated"]["denoise"]
+    assert fake.native.guidance_device is None
+    assert ultragen(*run, "--guidance-device", "cuda:1", "--overwrite") == 0
+    one = json.loads((tmp_path / "lake.json").read_text())["seconds"]["estimated"]["denoise"]
+    assert one < 0.6 * both
+    assert fake.native.guidance_device == fake.base.guidance_device == "cuda:1"
+
+
+def test_guidance_stays_where_the_models_take_turns(fake, tmp_path, capsys):
+    fake.placement = "in turn"
+    out = ("--guidance-device", "cuda:1", "--out", tmp_path / "run")
+    assert ultragen("compare", "--prompt", PROMPT, *SMALL, *out) == 2
+    assert "Leave out --guidance-device" in one_line(capsys)
+    assert fake.native.calls == []
+
+
 def test_earlier_results_stay_unless_told_otherwise(fake, tmp_path, capsys):
     run = ("compare", "--prompt", PROMPT, *SMALL, "--out", tmp_path)
     assert ultragen(*run) == 0

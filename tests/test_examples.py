@@ -34,7 +34,8 @@ def run(*command: object, folder: Path) -> str:
 
 
 def test_no_example_is_forgotten_here():
-    assert {path.name for path in (ROOT / "examples").glob("*.py")} == {"client.py", "generate.py"}
+    names = {path.name for path in (ROOT / "examples").glob("*.py")}
+    assert names == {"client.py", "generate.py", "many_prompts.py"}
 
 
 @pytest.mark.slow
@@ -47,23 +48,47 @@ def test_client(tmp_path):
     assert "seed 0" in printed
 
 
-@pytest.mark.slow
-def test_generate(tmp_path):
-    """As it stands but for the size, the length and the steps, which make it fast."""
+def made_fast(name: str, *changes: tuple[str, str]) -> str:
+    """An example as it stands but for the size, the length and the steps."""
     if not (EMBEDDED_MODEL / "model_index.json").exists():
         pytest.skip("the embedded model is not there")
-    code = (ROOT / "examples" / "generate.py").read_text()
-    for full, small in (
-        ("height=544, width=960", "height=288, width=512"),
+    code = (ROOT / "examples" / name).read_text()
+    changes += (
         ('"num_frames": 17', '"num_frames": 5'),
         ('"num_inference_steps": 10', '"num_inference_steps": 1'),
-    ):
+    )
+    for full, fast in changes:
         assert full in code
-        code = code.replace(full, small)
+        code = code.replace(full, fast)
+    return code
+
+
+@pytest.mark.slow
+def test_generate(tmp_path):
+    code = made_fast("generate.py", ("height=544, width=960", "height=288, width=512"))
     (tmp_path / "generate.py").write_text(code)
     assert "lake.mp4" in run("generate.py", folder=tmp_path)
     info = probe_video(tmp_path / "lake.mp4")
     assert (info.height, info.width, info.num_frames) == (288, 512, 5)
+
+
+@pytest.mark.slow
+def test_many_prompts_give_the_same_clips_for_any_number_of_processes(tmp_path):
+    code = made_fast(
+        "many_prompts.py", ('"height": 544, "width": 960', '"height": 96, "width": 128')
+    )
+    (tmp_path / "many.py").write_text(code)
+    (tmp_path / "prompts.txt").write_text("a calm lake\n\na calm lake\ndunes at noon\n")
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
+    files = []
+    for folder, start in (("one", ()), ("two", launch)):
+        printed = run(*start, "many.py", "prompts.txt", "--out", folder, folder=tmp_path)
+        assert printed.count("0002.mp4: dunes at noon") == 1
+        files.append({path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()})
+    assert set(files[0]) == {"0000.mp4", "0001.mp4", "0002.mp4"}
+    assert files[0] == files[1]
+    # The same prompt, but another seed.
+    assert files[0]["0000.mp4"] != files[0]["0001.mp4"]
 
 
 def test_make_examples_writes_what_the_page_shows(tmp_path, monkeypatch):

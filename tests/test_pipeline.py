@@ -12,33 +12,22 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan, FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler
 from peft import LoraConfig, get_peft_model_state_dict
-from tiny import randomise, tiny_wan
+from tiny import tiny_pipeline, tiny_wan
 
 from ultragen.coordinates import add_coordinates, with_coordinates
 from ultragen.flow import to_velocity
 from ultragen.pipeline import UltraGenPipeline
 from ultragen.sampling import GenerationError
-from ultragen.training.models import TINY_SIZE, build_pipeline
+from ultragen.training.models import TINY_SIZE
 from ultragen.transformer import UltraGenTransformer3DModel
 
-WORDS = ("a", "calm", "lake", "at", "sunset", "snowy", "mountains", "the", "sea")
 SIZE = {"height": 96, "width": 128, "num_frames": 5}
 RUN = {**SIZE, "prompt": "a calm lake", "windows": 2, "num_inference_steps": 3}
 
 
 @pytest.fixture(scope="module")
 def built() -> UltraGenPipeline:
-    torch.manual_seed(0)
-    pipe = build_pipeline(TINY_SIZE, WORDS)
-    randomise(pipe.transformer, strength=0.3)
-    randomise(pipe.vae, strength=0.3)
-    mean = [0.1 * i for i in range(TINY_SIZE.z_dim)]
-    std = [0.5 + 0.1 * i for i in range(TINY_SIZE.z_dim)]
-    pipe.vae.register_to_config(latents_mean=mean, latents_std=std)
-    pipe.set_progress_bar_config(disable=True)
-    for part in (pipe.text_encoder, pipe.vae, pipe.transformer, pipe.base_transformer):
-        part.eval().requires_grad_(False)
-    return pipe
+    return tiny_pipeline()
 
 
 @pytest.fixture
@@ -486,6 +475,14 @@ def test_the_same_pipeline_runs_wans_vae_and_transformer(pipe):
         ({"guidance_scale": -1.0}, "from 0 to 100, not -1.0"),
         ({"guidance_scale": 1e9}, "from 0 to 100"),
         ({"guidance_scale": "5"}, "from 0 to 100"),
+        ({"guidance_interval": (0.5, 0.5)}, "from 0 to 1, not (0.5, 0.5): (0, 1) guides every"),
+        ({"guidance_interval": (0.9, 0.1)}, "not (0.9, 0.1)"),
+        ({"guidance_interval": (-0.1, 0.5)}, "not (-0.1, 0.5)"),
+        ({"guidance_interval": (0.2, 80)}, "not (0.2, 80)"),
+        ({"guidance_interval": (0.0, nan)}, "not (0.0, nan)"),
+        ({"guidance_interval": (0.0,)}, "not (0.0,)"),
+        ({"guidance_interval": ("0", "1")}, "not ('0', '1')"),
+        ({"guidance_interval": None}, "not None"),
         ({"negative_prompt": ["a", "b"]}, "1 prompts need as many negative prompts, not 2"),
         ({"generator": [seed(), seed()]}, "1 prompts need as many generators, not 2"),
         ({"latents": torch.zeros(1, 8, 2, 6, 6)}, "1 × 8 × 2 × 6 × 8"),

@@ -8,8 +8,11 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
+from ultragen.pipeline import UltraGenPipeline
+from ultragen.training.models import TINY_SIZE, build_pipeline
 from ultragen.transformer import UltraGenTransformer3DModel
 
+WORDS = ("a", "calm", "lake", "at", "sunset", "snowy", "mountains", "the", "sea")
 WAN: dict[str, Any] = {
     "patch_size": (1, 2, 2),
     "num_attention_heads": 2,
@@ -47,6 +50,21 @@ def tiny_ultragen(seed: int = 0, **config: Any) -> UltraGenTransformer3DModel:
     model = UltraGenTransformer3DModel(**{**WAN, **ULTRAGEN, **config}).eval()
     randomise(model, seed)
     return model
+
+
+def tiny_pipeline() -> UltraGenPipeline:
+    """All parts of a pipeline, of which the transformers have two layers."""
+    torch.manual_seed(0)
+    pipe = build_pipeline(TINY_SIZE, WORDS)
+    randomise(pipe.transformer, strength=0.3)
+    randomise(pipe.vae, strength=0.3)
+    mean = [0.1 * i for i in range(TINY_SIZE.z_dim)]
+    std = [0.5 + 0.1 * i for i in range(TINY_SIZE.z_dim)]
+    pipe.vae.register_to_config(latents_mean=mean, latents_std=std)
+    pipe.set_progress_bar_config(disable=True)
+    for part in (pipe.text_encoder, pipe.vae, pipe.transformer, pipe.base_transformer):
+        part.eval().requires_grad_(False)
+    return pipe
 
 
 def inputs(

@@ -7,7 +7,11 @@ in the matrix product before it.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
+from diffusers import TaylorSeerCacheConfig
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.models.activations import GELU
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -60,6 +64,9 @@ class FullAttnProcessor(WanAttnProcessor):
         )
         return attn.to_out[1](attn.to_out[0](out.flatten(2).type_as(query)))
 
+ATTENTION = r"blocks\.\d+\.attn[12]"
+"""Names of both attentions of all blocks in the transformer."""
+
 
 class UltraGenBlock(WanTransformerBlock):
     """Self-attention, attention to the text, feed-forward network."""
@@ -106,6 +113,19 @@ class UltraGenBlock(WanTransformerBlock):
         update = self.attn2(normed, encoder_hidden_states, None, None)
         x, normed = sum_and_norm(x, update, None, 1 + ffn_scale, ffn_shift, self.norm3.eps)
         return gated_sum(x, self.ffn(normed), ffn_gate)
+
+
+def cache_config(config: Any) -> Any:
+    """The configuration of a cache with the parts named that it works on.
+
+    TaylorSeer predicts the attentions' outputs unless other parts are named, and finds only those
+    that are called `attn`: in Wan's blocks none, and nothing would be saved.
+    """
+    if not isinstance(config, TaylorSeerCacheConfig) or config.use_lite_mode:
+        return config
+    if config.cache_identifiers or config.skip_predict_identifiers:
+        return config
+    return replace(config, cache_identifiers=[ATTENTION])
 
 
 class FusedGELU(GELU):

@@ -54,6 +54,10 @@ Steps = Annotated[int | None, typer.Option(help="Denoising steps; without it the
 Guidance = Annotated[
     float | None, typer.Option(help="Guidance, 1 (off) to 20; without it the model's own.")
 ]
+GuidanceDevice = Annotated[
+    str | None,
+    typer.Option(help="A second GPU, such as cuda:1, for the pass that guidance adds to a step."),
+]
 Negative = Annotated[str | None, typer.Option(help="What guidance leads away from.")]
 Model = Annotated[
     str | None,
@@ -84,9 +88,11 @@ def _load(model: str | None) -> Any:
     return load_models(model)
 
 
-def _load_for(request: Any, model: str | None) -> Any:
+def _load_for(request: Any, model: str | None, guidance_device: str | None) -> Any:
     """The models; says which words of the prompt they don't know."""
     models = _load(model)
+    if guidance_device is not None:
+        models.enable_parallel_guidance(guidance_device)
     unknown = models.unknown_words(request.prompt)
     if unknown:
         print(f"The model does not know: {', '.join(unknown)}.", file=sys.stderr)
@@ -110,6 +116,7 @@ def generate(
     seed: Seed = 0,
     steps: Steps = None,
     guidance: Guidance = None,
+    guidance_device: GuidanceDevice = None,
     negative_prompt: Negative = None,
     out: Annotated[Path, typer.Option(help="The MP4 file; settings go beside it.")] = Path(
         "clip.mp4"
@@ -133,7 +140,7 @@ def generate(
         negative_prompt=negative_prompt,
     )
     console.check_free(out.parent, (out.name, sidecar.name), overwrite)
-    models = _load_for(request, model)
+    models = _load_for(request, model, guidance_device)
     from .native import generate_native
     from .video import encode_video
 
@@ -157,6 +164,7 @@ def compare(
     seed: Seed = 0,
     steps: Steps = None,
     guidance: Guidance = None,
+    guidance_device: GuidanceDevice = None,
     negative_prompt: Negative = None,
     upscaler: Annotated[
         str, typer.Option(help="lanczos, network, or a weights file that spandrel reads.")
@@ -182,7 +190,7 @@ def compare(
         base_native="on" if base_native else "off",
     )
     console.check_free(out, RESULTS, overwrite)
-    models = _load_for(request, model)
+    models = _load_for(request, model, guidance_device)
     from . import compare as comparison
 
     with console.whole_results(out) as folder:

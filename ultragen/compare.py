@@ -131,7 +131,7 @@ def job(request: Request, models: Models) -> Job:
         num_frames=request.frames,
         windows=resolve_windows(request, models),
         steps=request.num_inference_steps or preset.num_inference_steps,
-        passes=1 if request.guidance_scale == 1 else 2,
+        passes=1 if request.guidance_scale == 1 or models.guidance_device else 2,
         upscaler=request.upscaler,
         base_native=request.base_native,
         pixels_per_token=preset.pixels_per_token,

@@ -48,7 +48,8 @@ class Job:
         num_frames: Frames, 4n + 1.
         windows: K, windows on each axis in even layers.
         steps: Denoising steps.
-        passes: Forward passes a step: 2 with guidance, 1 without.
+        passes: Forward passes a step, one after the other: 2 with guidance, 1 without or where a
+            second device takes the other one.
         upscaler: `lanczos`, `network` or a file.
         base_native: `on` where the base model also runs at the full size.
         pixels_per_token: Rows, and columns, of pixels that a token covers.

@@ -12,6 +12,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
+from .guidance import Guidance
 from .transformer import UltraGenTransformer3DModel
 from .windows import check_windows
 
@@ -69,12 +70,19 @@ def check_frames(num_frames: int, step: int) -> None:
         )
 
 
-def check_sampling(num_inference_steps: int, guidance_scale: float) -> None:
+def check_sampling(num_inference_steps: int, guidance: Guidance) -> None:
     """Checks the settings of the sampling loop."""
     if num_inference_steps < 1:
         raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}.")
-    if not isinstance(guidance_scale, Real) or not 0 <= guidance_scale <= 100:
-        raise ValueError(f"guidance_scale must be from 0 to 100, not {guidance_scale!r}.")
+    if not isinstance(guidance.scale, Real) or not 0 <= guidance.scale <= 100:
+        raise ValueError(f"guidance_scale must be from 0 to 100, not {guidance.scale!r}.")
+    levels = guidance.interval
+    pair = isinstance(levels, tuple | list) and all(isinstance(level, Real) for level in levels)
+    if not (pair and len(levels) == 2 and 0 <= levels[0] < levels[1] <= 1):
+        raise ValueError(
+            f"guidance_interval must be two rising noise levels from 0 to 1, not {levels!r}: "
+            "(0, 1) guides every step."
+        )
 
 
 def check_model_windows(

@@ -31,6 +31,7 @@ class Models:
         memory: What the GPU holds, of a model that may be too large for it; else None.
         placement: Whether all parts stay on the GPU or come to it in turn.
         origins: What the weights are called where they came from, with the commit if it is known.
+        guidance_device: Where guidance's second pass runs, if not with the first.
     """
 
     native: Any
@@ -45,6 +46,7 @@ class Models:
     memory: Memory | None = None
     placement: Placement = "whole"
     origins: tuple[str, ...] = ()
+    guidance_device: str | None = None
 
     def upscaler(self, name: str) -> Any:
         """The upscaler of this name, loaded at its first use."""
@@ -58,6 +60,21 @@ class Models:
                 upscaler = upscaler.to(self.device, self.native.transformer.dtype)
             self._upscalers[name] = upscaler
         return self._upscalers[name]
+
+    def enable_parallel_guidance(self, device: str) -> None:
+        """Lets both models run guidance's second pass on a second device.
+
+        Raises:
+            ValueError: if there is no such device, or the models don't fit the first one whole.
+        """
+        if self.placement == "in turn":
+            raise ValueError(
+                f"Guidance can't run on {device}: the models are too large for the first GPU and "
+                "come to it in turn. Leave out --guidance-device."
+            )
+        for pipe in (self.native, self.base):
+            pipe.enable_parallel_guidance(device)
+        self.guidance_device = device
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of the prompt that the model's tokenizer does not know."""

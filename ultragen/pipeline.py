@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 from .autoencoder import CompactAutoencoder
 from .decoding import OutputType, decode_pieces, join_pieces
 from .flow import Prediction
+from .guidance import Guidance
 from .inputs import (
     check_frames,
     check_model_windows,
@@ -111,7 +112,8 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
         )
 
     def base_pipeline(self) -> UltraGenPipeline:
-        """The dense base model with this pipeline's other components.
+        """The dense base model with this pipeline's other components, without its parallel
+        guidance.
 
         Raises:
             ValueError: if the pipeline was loaded without a base model.
@@ -184,7 +186,7 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
         num_frames: int,
         windows: int | str | None,
         num_inference_steps: int,
-        guidance_scale: float,
+        guidance: Guidance,
     ) -> None:
         """Checks a run's settings before any work is done.
 
@@ -201,7 +203,7 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
         token = self.pixels_per_token
         check_size(height, width, token)
         check_frames(num_frames, self.vae.config.scale_factor_temporal)
-        check_sampling(num_inference_steps, guidance_scale)
+        check_sampling(num_inference_steps, guidance)
         check_model_windows(self.transformer, windows, height // token, width // token)
 
     def unknown_words(self, prompt: str) -> list[str]:
@@ -252,6 +254,7 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
         windows: int | Literal["auto"] | None = None,
         num_inference_steps: int = 30,
         guidance_scale: float = 5.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
         negative_prompt: str | list[str] | None = "",
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -270,6 +273,8 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
                 window size; None for a dense transformer (for UltraGen the same as `auto`).
             num_inference_steps: Steps of the solver.
             guidance_scale: Classifier-free guidance; 1 and below runs the model once a step.
+            guidance_interval: Noise levels σ, from 0 to 1, between which guidance is computed, the
+                lower one excluded; steps at other levels run the model once.
             negative_prompt: What guidance leads away from.
             generator: Source of the noise; the same seed gives the same clip.
             latents: Noise to start from, b c t h w, instead of drawing it.
@@ -285,9 +290,8 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
         """
         if windows is None and isinstance(self.transformer, UltraGenTransformer3DModel):
             windows = "auto"
-        self.check_inputs(
-            prompt, height, width, num_frames, windows, num_inference_steps, guidance_scale
-        )
+        guidance = Guidance(guidance_scale, guidance_interval)
+        self.check_inputs(prompt, height, width, num_frames, windows, num_inference_steps, guidance)
         if output_type not in get_args(OutputType):
             raise ValueError(f"output_type must be one of {get_args(OutputType)}: {output_type!r}.")
         names = callback_on_step_end_tensor_inputs
@@ -307,9 +311,7 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
             if guidance_scale > 1:
                 embeds["negative_prompt_embeds"] = self.encode_prompt(negatives, device)
             after_step = partial(self._after_step, callback_on_step_end, names)
-            latents = self.denoise(
-                latents, timesteps, sigmas, embeds, guidance_scale, extra, after_step
-            )
+            latents = self.denoise(latents, timesteps, sigmas, embeds, guidance, extra, after_step)
             if self.interrupt or output_type == "latent":
                 return UltraGenPipelineOutput(frames=latents)
             return UltraGenPipelineOutput(frames=self.decode(latents, output_type))

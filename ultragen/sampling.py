@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .coordinates import with_coordinates
 from .flow import second_order, shifted, to_velocity
+from .guidance import Guidance, TransformerCopy, check_device, check_unhooked, without_cache
 
 
 class GenerationError(RuntimeError):
@@ -27,9 +28,38 @@ class FlowSampler(DiffusionPipeline):
 
     Attributes:
         interrupt: Set during a run, ends the sampling after the step.
+        current_timestep: Of the step on its way, 0..1000, for caches that ask for it.
+        guidance_device: Where guidance's second pass runs; None where both run on one device.
     """
 
     interrupt = False
+    current_timestep: float | None = None
+    guidance_device: torch.device | None = None
+
+    def enable_parallel_guidance(self, device: torch.device | str) -> None:
+        """Runs the two passes of a guided step at the same time, the unconditional one on a second
+        device.
+
+        Each run with guidance begins with a copy of the transformer as it is then, with its
+        adapters and its cache, but not compiled; the copy ends with the run. Caches that decide by
+        a value on the device let the passes wait for each other a little. `base_pipeline` has a
+        transformer of its own, and does not take this setting over.
+
+        Args:
+            device: Such as `cuda:1`; it needs room for a second transformer.
+
+        Raises:
+            ValueError: if there is no such device, or the transformer is offloaded or hooked; also
+                in a run, if it is by then.
+        """
+        place = check_device(device)
+        with without_cache(self.transformer):
+            check_unhooked(self.transformer)
+        self.guidance_device = place
+
+    def disable_parallel_guidance(self) -> None:
+        """Runs both passes on one device again."""
+        self.guidance_device = None
 
     def log_shift(self, tokens_per_frame: int) -> float:
         """log s of the dynamic shift: s grows with the square root of the tokens in a frame."""
@@ -63,7 +93,7 @@ class FlowSampler(DiffusionPipeline):
         timesteps: Tensor,
         sigmas: Tensor,
         embeds: dict[str, Tensor],
-        guidance_scale: float,
+        guidance: Guidance,
         extra: dict[str, Any],
         after_step: Callable[[int, Tensor, dict[str, Tensor]], dict[str, Tensor]],
     ) -> Tensor:
@@ -74,7 +104,7 @@ class FlowSampler(DiffusionPipeline):
             timesteps: 0..1000, one for each step.
             sigmas: Noise levels, one more than steps.
             embeds: `prompt_embeds` and, for guidance, `negative_prompt_embeds`, b n d.
-            guidance_scale: Classifier-free guidance.
+            guidance: Classifier-free guidance.
             extra: Other inputs of the transformer.
             after_step: Gets the step, the timestep and the tensors; returns them, changed or not.
 
@@ -82,16 +112,18 @@ class FlowSampler(DiffusionPipeline):
             GenerationError: if the result is not finite.
         """
         levels = sigmas.tolist()  # read once: asking a GPU in every step would wait for it
+        scales = [guidance.scale_at(level) for level in levels[:-1]]
+        unconditional = self.transformer
+        if self.guidance_device is not None and max(scales) > 1:
+            unconditional = TransformerCopy(self.transformer, self.guidance_device)
         clean: list[Tensor] = []
-        with self.progress_bar(total=len(timesteps)) as progress_bar:
+        steps = len(timesteps)
+        with self.progress_bar(total=steps) as progress_bar:
             for step, timestep in enumerate(timesteps):
+                self.current_timestep = self.scheduler.config.num_train_timesteps * levels[step]
+                where = {"step_index": step, "num_inference_steps": steps, "sigma": levels[step]}
                 velocity = self.velocity(
-                    latents,
-                    timestep,
-                    embeds["prompt_embeds"],
-                    embeds.get("negative_prompt_embeds"),
-                    guidance_scale,
-                    extra,
+                    latents, timestep, embeds, scales[step], extra, unconditional, where
                 )
                 if self.config.solver_order == 2:
                     clean = [*clean[-1:], latents - levels[step] * velocity]
@@ -102,41 +134,60 @@ class FlowSampler(DiffusionPipeline):
                 progress_bar.update()
                 if self.interrupt:
                     break
-        if not torch.isfinite(latents).all():
-            raise GenerationError(
-                "The model's output is not finite. Use another seed, a lower guidance scale, "
-                "or float32 instead of half precision."
-            )
-        return latents
+        return finite(latents)
 
     def velocity(
         self,
         latents: Tensor,
         timestep: Tensor,
-        prompt_embeds: Tensor,
-        negative_prompt_embeds: Tensor | None,
-        guidance_scale: float,
+        embeds: dict[str, Tensor],
+        scale: float,
         extra: dict[str, Any],
+        unconditional: Any,
+        where: dict[str, Any],
     ) -> Tensor:
-        """The guided velocity, b c t h w in float32: v_neg + scale · (v_pos − v_neg)."""
+        """The guided velocity, b c t h w in float32: v_neg + scale · (v_pos − v_neg).
+
+        Args:
+            latents: b c t h w in float32.
+            timestep: 0..1000.
+            embeds: As in `denoise`.
+            scale: Of the guidance; 1 runs the model once.
+            extra: Other inputs of the transformer.
+            unconditional: The transformer, or its copy, of the pass that guidance adds.
+            where: The step, for diffusers' caches.
+        """
         x = with_coordinates(latents, self.transformer.config.in_channels)
         x = x.to(self.transformer.dtype)
-        time = timestep.expand(x.shape[0])
+        inputs = {"hidden_states": x, "timestep": timestep.expand(x.shape[0]), **extra}
         sigma = timestep / self.scheduler.config.num_train_timesteps
 
-        def predict(embeds: Tensor, context: str) -> Tensor:
-            with self.transformer.cache_context(context):
-                out = self.transformer(
-                    hidden_states=x,
-                    timestep=time,
-                    encoder_hidden_states=embeds,
-                    return_dict=False,
-                    **extra,
-                )
-            return to_velocity(out[0], latents, sigma, self.config.prediction, self.config.data_std)
+        def predict(transformer: Any, text: Tensor, context: str) -> Tensor:
+            with transformer.cache_context(context, **where):
+                return transformer(encoder_hidden_states=text, return_dict=False, **inputs)[0]
 
-        positive = predict(prompt_embeds, "cond")
-        if negative_prompt_embeds is None or guidance_scale <= 1:
-            return positive
-        negative = predict(negative_prompt_embeds, "uncond")
-        return negative + guidance_scale * (positive - negative)
+        def velocity_of(output: Tensor) -> Tensor:
+            return to_velocity(output, latents, sigma, self.config.prediction, self.config.data_std)
+
+        if scale <= 1:
+            return velocity_of(predict(self.transformer, embeds["prompt_embeds"], "cond"))
+        # A copy between two GPUs waits for all that either was given before it. So what the second
+        # one needs goes there before the first one has work, and comes back after that.
+        output = predict(unconditional, embeds["negative_prompt_embeds"], "uncond")
+        positive = velocity_of(predict(self.transformer, embeds["prompt_embeds"], "cond"))
+        negative = velocity_of(output.to(latents.device, non_blocking=True))
+        return negative + scale * (positive - negative)
+
+
+def finite(latents: Tensor) -> Tensor:
+    """The same latents.
+
+    Raises:
+        GenerationError: if one is not finite.
+    """
+    if not torch.isfinite(latents).all():
+        raise GenerationError(
+            "The model's output is not finite. Use another seed, a lower guidance scale, "
+            "or float32 instead of half precision."
+        )
+    return latents

@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .attention import UltraGenAttention
-from .block import UltraGenBlock
+from .block import UltraGenBlock, cache_config
 from .layout import AttentionLayout, Crossing, Rotary, UnevenWindows, WindowRule, plan_layout
 from .windows import auto_windows
 
@@ -197,7 +197,7 @@ class UltraGenTransformer3DModel(WanTransformer3DModel):
     def enable_cache(self, config: Any) -> None:
         """Reuses what changes little from step to step, see diffusers' `CacheMixin`."""
         UltraGenBlock.register()
-        super().enable_cache(config)
+        super().enable_cache(cache_config(config))
 
     def token_grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Tokens on each axis of latents of frames × height × width.

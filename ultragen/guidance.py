@@ -1,0 +1,124 @@
+"""Classifier-free guidance: at which noise levels it is computed, and on which device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How a run is guided: v_neg + scale · (v_pos − v_neg) (Ho and Salimans, 2022), in a limited
+    interval of noise levels (Kynkäänniemi et al., 2024, eq. 4).
+
+    Attributes:
+        scale: Of the difference; at 1 and below there is only v_pos.
+        interval: Noise levels σ on the path (1 − σ)x + σε, the lower one excluded: outside there
+            is only v_pos.
+    """
+
+    scale: float
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def scale_at(self, sigma: float) -> float:
+        """The scale at a noise level; 1 where there is no guidance."""
+        low, high = self.interval
+        return self.scale if self.scale > 1 and low < sigma <= high else 1.0
+
+
+class TransformerCopy:
+    """A transformer with its adapters and its cache, copied to another device and run from this
+    one. On the same device both share their weights.
+
+    Args:
+        transformer: What is copied, as it is now.
+        device: Where to.
+
+    Raises:
+        ValueError: if the transformer is offloaded or hooked in another way.
+    """
+
+    def __init__(self, transformer: Any, device: torch.device) -> None:
+        self.device = device
+        with without_cache(transformer) as cache:
+            check_unhooked(transformer)
+            # Given to the copy from the start: it never takes room beside the original.
+            tensors: dict[int, Any] = {
+                id(p): nn.Parameter(p.detach().to(device), p.requires_grad)
+                for p in transformer.parameters()
+            }
+            tensors |= {id(b): b.to(device) for b in transformer.buffers()}
+            self.model = deepcopy(transformer, tensors)
+        if cache is not None:
+            self.model.enable_cache(cache)
+
+    def cache_context(self, name: str, **where: Any) -> AbstractContextManager[None]:
+        """See diffusers' `CacheMixin`."""
+        return self.model.cache_context(name, **where)
+
+    def __call__(self, **arguments: Any) -> tuple[Tensor, ...]:
+        """Runs the copy on arguments of the original; what it gives stays on the copy's device."""
+        there = {
+            name: value.to(self.device, non_blocking=True) if torch.is_tensor(value) else value
+            for name, value in arguments.items()
+        }
+        # Some libraries launch on the current device, wherever the tensors are.
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            return self.model(**there)
+
+
+@contextmanager
+def without_cache(transformer: Any) -> Iterator[Any]:
+    """Takes a transformer's cache away for a while; yields its configuration, or None. Copied hooks
+    would call the original."""
+    config = transformer._cache_config
+    if config is not None:
+        transformer.disable_cache()
+    try:
+        yield config
+    finally:
+        if config is not None:
+            transformer.enable_cache(config)
+
+
+def check_unhooked(transformer: nn.Module) -> None:
+    """Checks that nothing replaces the forward of a transformer or of a part of it.
+
+    Raises:
+        ValueError: if something does, with its name.
+    """
+    found: set[str] = set()
+    for module in transformer.modules():
+        if hasattr(module, "_hf_hook"):
+            found.add(type(module._hf_hook).__name__)
+        found |= set(getattr(getattr(module, "_diffusers_hook", None), "hooks", ()))
+    if found:
+        raise ValueError(
+            f"The transformer is offloaded or hooked ({', '.join(sorted(found))}) and can't be "
+            "copied to a second device: take that off, for example with pipe.remove_all_hooks() "
+            "and pipe.to(device), or call pipe.disable_parallel_guidance()."
+        )
+
+
+def check_device(device: torch.device | str) -> torch.device:
+    """A device that is there.
+
+    Raises:
+        ValueError: if it is not, with those that are.
+    """
+    try:
+        found = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise ValueError(
+            f"There is no device {str(device)!r} here: choose from {', '.join(there)}."
+        ) from error
+    if found.type == "meta":
+        raise ValueError("A transformer can't run on 'meta': choose a device such as 'cuda:1'.")
+    return found
