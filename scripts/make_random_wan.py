@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import string
 import sys
 from itertools import starmap
 from multiprocessing import Pool
@@ -24,22 +23,13 @@ from pathlib import Path
 from time import perf_counter
 
 from diffusers import UniPCMultistepScheduler
-from transformers import T5Tokenizer
 
-from ultragen.benchmark.random_weights import SIZES, Noise, builders
+from ultragen.benchmark.random_weights import SIZES, Noise, builders, make_tokenizer
 from ultragen.checkpoint import save_released
 from ultragen.console import check_free, quiet_libraries, run, whole_results
 
 NAMES = ("wan", "ultragen_1080p.ckpt")
 PARTS = ("text_encoder", "transformer", "base_transformer", "vae")  # the largest first
-
-
-def make_tokenizer() -> T5Tokenizer:
-    """A tokenizer of the true kind, whose pieces are single characters."""
-    characters = string.ascii_letters + string.digits + string.punctuation
-    special = [(token, 0.0) for token in ("<pad>", "</s>", "<unk>")]
-    pieces = [(character, -2.0) for character in "▁" + characters]
-    return T5Tokenizer(vocab=special + pieces, extra_ids=0, model_max_length=512)
 
 
 def make(out: Path, size: str, seed: int, jobs: int) -> None:

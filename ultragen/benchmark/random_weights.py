@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor, nn
-from transformers import UMT5Config, UMT5EncoderModel
+from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 
 from ..checkpoint_keys import RELEASED
 from ..transformer import UltraGenTransformer3DModel
@@ -81,6 +82,14 @@ def builders(size: Sizes) -> dict[str, Callable[[], nn.Module]]:
     }
 
 
+def make_tokenizer() -> T5Tokenizer:
+    """A tokenizer of the true kind, whose pieces are single characters."""
+    characters = string.ascii_letters + string.digits + string.punctuation
+    special = [(token, 0.0) for token in ("<pad>", "</s>", "<unk>")]
+    pieces = [(character, -2.0) for character in "▁" + characters]
+    return T5Tokenizer(vocab=special + pieces, extra_ids=0, model_max_length=512)
+
+
 class Noise:
     """Normal values, drawn once and repeated.
 
@@ -106,7 +115,14 @@ class Noise:
         """A model in bfloat16 whose signals keep their strength from layer to layer."""
         with init_empty_weights():
             model = build()
-        model = model.to(torch.bfloat16).to_empty(device=self.block.device)
+        buffers = list(model.named_buffers())  # are computed, not drawn
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+        device = self.block.device
+        model = model.to_empty(device=device)
+        for name, buffer in buffers:
+            owner, _, last = name.rpartition(".")
+            setattr(model.get_submodule(owner), last, buffer.to(device))
         if isinstance(model, UMT5EncoderModel):
             model.set_input_embeddings(model.shared)
         for name, parameter in model.named_parameters():
