@@ -512,7 +512,7 @@ def measure_dense(plan: Plan, results: Results, clips: list[str], files: Files) 
     # Its own loader would keep the word embeddings twice, see `load_text_encoder`.
     text_encoder = load_text_encoder(files.wan / "text_encoder", dtype)
     pipe = WanPipeline.from_pretrained(
-        files.wan, text_encoder=text_encoder, torch_dtype=dtype, local_files_only=True
+        files.wan, text_encoder=text_encoder, dtype=dtype, local_files_only=True
     ).to(device)
     pipe.set_progress_bar_config(disable=True)
     loading = perf_counter() - began
