@@ -16,11 +16,11 @@ ROOT = Path(ultragen.__file__).parent.parent
 
 # Each line may import the ones above it, and none of its own. A new module gets its place here.
 ORDER = (
-    {"presets", "windows", "video", "metrics"},
-    {"layout", "request", "cost", "hub", "model_files", "flow", "kernels"},
-    {"hardware", "compression", "sampling"},
+    {"presets", "windows", "video", "metrics", "strips"},
+    {"layout", "request", "cost", "hub", "model_files", "flow", "coordinates", "kernels"},
+    {"hardware", "compression", "sampling", "block"},
     {"attention"},
-    {"transformer", "autoencoder", "upscale", "classifier"},
+    {"transformer", "autoencoder", "upscale", "classifier", "wan_decoding"},
     {"inputs", "decoding", "checkpoint_keys", "checkpoint_files"},
     {"checkpoint", "features"},
     {"wan"},

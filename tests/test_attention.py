@@ -192,9 +192,8 @@ def test_a_fresh_branch_is_average_pooling_and_bilinear_interpolation():
 @pytest.mark.parametrize("initial", [0.5, 0.75, 0.9])
 def test_a_fresh_gate_is_constant(initial):
     attention = UltraGenAttention(6, 1, 1e-6, ("global",), 0, 3, initial, 4, "key", False)
-    fine, coarse = torch.randn(2, 5, 1, 2, 3, 6)
-    fused = attention.branches["global"].gate(torch.randn(5, 4), fine, coarse)
-    torch.testing.assert_close(fused, initial * fine + (1 - initial) * coarse)
+    gate = attention.branches["global"].gate(torch.randn(5, 4))
+    torch.testing.assert_close(gate, torch.full((5, 6), initial))
 
 
 @pytest.mark.parametrize("size", [(7, 9), (8, 8), (1, 5), (13, 2)])

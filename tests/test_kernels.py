@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor
 from torch.nn import functional as F
 
+from ultragen.attention import CompressedBranch, RotaryNorm, TimeGate
+from ultragen.block import FusedGELU, UltraGenBlock
+from ultragen.compression import Compression, interpolation, resampled_axis, resize, upsampled_axis
+from ultragen.kernels import plain_code
+from ultragen.layout import WindowLayout
 from ultragen.training import land, sky
 from ultragen.training.noise import texture
+from ultragen.windows import even_partition, split_windows
 
 pytest.importorskip("triton", reason="Triton is not installed: it comes with CUDA builds of torch")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -81,6 +88,172 @@ def test_torch_compile_takes_it_as_it_is(depthwise):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+# Norm, positions and windows
+
+
+@pytest.fixture(scope="module")
+def rotary_norm():
+    from ultragen.kernels import rotary_norm
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rotary_norm, "PROGRAMS", 3)
+        yield rotary_norm.rotary_norm
+
+
+def angles(grid: tuple[int, int, int], half: int) -> tuple[Tensor, Tensor]:
+    angle = torch.randn(*grid, half, device=DEVICE)
+    return angle.cos(), angle.sin()
+
+
+def plain_rotary_norm(x, weight, rotary, heads, partition):
+    norm = RotaryNorm(x.shape[-1], eps=1e-6).to(DEVICE)
+    del norm.weight
+    norm.weight = weight
+    with plain_code():
+        return norm(x, WindowLayout(x.shape[2:4], partition, rotary), heads)
+
+
+@pytest.mark.parametrize("windows", [1, 2])
+def test_norm_positions_and_windows_with_their_gradients(rotary_norm, windows):
+    """A grid whose windows have four sizes, and as many features as no power of two."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 2, 3, 5, 12, device=DEVICE, requires_grad=True)
+    weight = torch.randn(12, device=DEVICE, requires_grad=True)
+    rotary, partition = angles((2, 3, 5), 2), even_partition(3, 5, windows)
+    found = rotary_norm(x, weight, rotary, 1e-6, partition.rectangles)
+    expected = plain_rotary_norm(x, weight, rotary, 3, partition)
+    assert [f.shape for f in found] == [e.shape for e in expected]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    gradients = [torch.randn_like(f) for f in found]
+    for one, other in zip(
+        torch.autograd.grad(found, (x, weight), gradients),
+        torch.autograd.grad(expected, (x, weight), gradients),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_the_norm_in_two_precisions(rotary_norm):
+    """Queries in bfloat16 and a weight in float32, as autocast mixes them."""
+    x = torch.randn(1, 1, 2, 2, 8, device=DEVICE).bfloat16()
+    weight = torch.randn(8, device=DEVICE)
+    rotary, partition = angles((1, 2, 2), 4), even_partition(2, 2, 1)
+    (found,) = rotary_norm(x, weight, rotary, 1e-6, partition.rectangles)
+    (expected,) = plain_rotary_norm(x.float(), weight, rotary, 1, partition)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("windows", [1, 2])
+def test_windows_and_back_with_their_gradients(windows):
+    from ultragen.kernels.windows import merge, split
+
+    torch.manual_seed(0)
+    partition = even_partition(3, 5, windows)
+    grid = torch.randn(2, 2, 3, 5, 12, device=DEVICE, requires_grad=True)
+    found, expected = split(grid, partition.rectangles), split_windows(grid, partition)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+    whole = merge([3 * one for one in found], partition.rectangles, partition.size)
+    assert torch.equal(whole, 3 * grid)
+    gradient = torch.randn_like(whole)
+    whole.backward(gradient)
+    torch.testing.assert_close(grid.grad, 3 * gradient)
+
+
+# Compression and decompression
+
+
+@pytest.fixture(scope="module")
+def compression():
+    from ultragen.kernels import compression
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compression, "FEATURES", 8)
+        patch.setattr(compression, "CHANNELS", 16)
+        yield compression
+
+
+@pytest.mark.parametrize("factor, height, width", [(2, 3, 4), (4, 5, 2), (2, 1, 1)])
+@pytest.mark.parametrize("biased", [True, False])
+def test_compression(compression, factor, height, width, biased):
+    torch.manual_seed(0)
+    convolution = Compression(10, 10, factor, stride=factor, groups=10, bias=biased).to(DEVICE)
+    x = torch.randn(2, 2, height, width, 10, device=DEVICE)
+    found = compression.compress(x, convolution.weight, convolution.bias)
+    with plain_code():
+        torch.testing.assert_close(found, convolution(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "factor, size, small",
+    [(2, (3, 4), None), (4, (5, 2), None), (2, (1, 1), None), (2, (4, 5), (2, 2))],
+    ids=["halves", "quarters", "one", "resized"],
+)
+def test_decompression_and_fusion(compression, factor, size, small):
+    """Also from a small grid that has been resized to fewer tokens (the released weights)."""
+    torch.manual_seed(0)
+    gate = TimeGate(4, 4, 10, 0.7)
+    branch = CompressedBranch(10, factor, 0, gate, "key").to(DEVICE)
+    for parameter in branch.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    small = small or tuple(-(-length // factor) for length in size)
+    fine = torch.randn(2, 3, *size, 10, device=DEVICE)
+    coarse = torch.randn(2, 3, *small, 10, device=DEVICE)
+    timestep = torch.randn(2, 4, device=DEVICE)
+    sizes = zip(size, branch.padded(*size), small, (1, 2), strict=True)
+    rows, columns = (upsampled_axis(*axis, fine.device) for axis in sizes)
+    convolution = branch.decompression
+    with torch.no_grad(), plain_code():
+        found = compression.decompress_and_fuse(
+            fine, coarse, convolution.weight, convolution.bias, branch.gate(timestep), rows, columns
+        )
+        expected = branch.fuse(timestep, fine, coarse)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_upsampling_by_less_than_two_is_left_to_the_plain_code(compression):
+    cpu = torch.device("cpu")
+    assert upsampled_axis(7, 8, 7, 1, cpu) is None
+    matrix = interpolation(7, 8, False, cpu, torch.float64)
+    with pytest.raises(ValueError, match="7 tokens to 8"):
+        compression.plan_axis(matrix, 1)
+
+
+@pytest.mark.parametrize("size, to", [((3, 4), (5, 4)), ((5, 3), (4, 7)), ((1, 2), (2, 1))])
+def test_resampling(size, to):
+    from ultragen.kernels.resampling import resample
+
+    x = torch.randn(1, 2, *size, 10, device=DEVICE)
+    rows, columns = (resampled_axis(*axis, x.device) for axis in zip(size, to, strict=True))
+    with plain_code():
+        expected = resize(x, to)
+    torch.testing.assert_close(resample(x, rows, columns), expected, rtol=1e-4, atol=1e-5)
+
+
+# Norms and sums of a block
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_block_in_few_passes_is_wans_block(monkeypatch, dtype):
+    torch.manual_seed(0)
+    block = WanTransformerBlock(24, 32, 2, cross_attn_norm=True).to(DEVICE, dtype).eval()
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    inputs = [torch.randn(2, n, 24, device=DEVICE, dtype=dtype) for n in (5, 3, 6)]
+    rotary = tuple(x.repeat_interleave(2, -1).view(1, 5, 1, 12) for x in angles((5, 1, 1), 6))
+    with torch.no_grad():
+        expected = block(*inputs, rotary)
+        UltraGenBlock.take_over(block)
+        assert type(block.ffn.net[0]) is FusedGELU
+        monkeypatch.setattr("ultragen.block.kernel_works", lambda name, device: True)
+        found = block(*inputs, rotary)
+    error = (found.float() - expected.float()).abs().max() / expected.float().abs().max()
+    assert error < {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    assert not torch.equal(found, torch.zeros_like(found))
+
+
 # Octaves of noise
 
 
@@ -151,3 +324,31 @@ def test_layers_cover_each_other_as_in_the_plain_loop(renderer):
     for one, other in zip(found, expected, strict=True):
         assert len(other.unique()) > 2
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+# Normalisation of Wan's autoencoder
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("channels", [4, 20])
+def test_normalisation_of_frames_cut_out_of_larger_ones(dtype, channels):
+    from diffusers.models.autoencoders.autoencoder_kl_wan import WanRMS_norm
+
+    from ultragen.kernels import normalize
+
+    torch.manual_seed(0)
+    norm = WanRMS_norm(channels, images=False).to(DEVICE, dtype)
+    torch.nn.init.uniform_(norm.gamma, 0.5, 1.5)
+    whole = torch.randn(2, channels, 3, 9, 4, device=DEVICE, dtype=dtype)
+    whole[0, :, 0, 3, 1] = 0
+    x = whole.contiguous(memory_format=torch.channels_last_3d)[..., 2:7, :]
+    frames = torch.zeros((2, channels, 5, 5, 4), device=DEVICE, dtype=dtype).contiguous(
+        memory_format=torch.channels_last_3d
+    )
+    with torch.no_grad():
+        normalize.rms_silu(x, norm.gamma, frames[:, :, 2:])
+        expected = F.silu(norm(x))
+    assert (frames[:, :, :2] == 0).all()
+    # Four roundings; the interpreter cuts digits off instead.
+    tolerance = 1e-6 if dtype == torch.float32 else 2**-5
+    torch.testing.assert_close(frames[:, :, 2:], expected, rtol=tolerance, atol=tolerance)

@@ -14,6 +14,7 @@ from diffusers import AutoencoderKLWan, FirstBlockCacheConfig, FlowMatchEulerDis
 from peft import LoraConfig, get_peft_model_state_dict
 from tiny import randomise, tiny_wan
 
+from ultragen.coordinates import add_coordinates, with_coordinates
 from ultragen.flow import to_velocity
 from ultragen.pipeline import UltraGenPipeline
 from ultragen.sampling import GenerationError
@@ -122,6 +123,13 @@ def embed(pipe: UltraGenPipeline, words: str) -> torch.Tensor:
     return text
 
 
+def located(latents: torch.Tensor) -> torch.Tensor:
+    """Latents and the middle of each one's place on the axes t, h, w, which reach from -1 to 1."""
+    axes = [torch.linspace(-1 + 1 / n, 1 - 1 / n, n) for n in latents.shape[2:]]
+    places = torch.stack(torch.meshgrid(*axes, indexing="ij"))
+    return torch.cat([latents, places.expand(len(latents), -1, -1, -1, -1)], dim=1)
+
+
 def clean_latents(output, noisy: torch.Tensor, sigma: float) -> torch.Tensor:
     """c_skip of Karras et al., table 1, for signal 1 − σ; their c_out over d."""
     d = TINY_SIZE.data_std
@@ -152,7 +160,9 @@ def test_the_loop_is_the_second_order_solver(pipe, steps, guidance, height, widt
     for sigma, following in pairwise(sigmas):
         towards, away = (
             clean_latents(
-                pipe.transformer(x, torch.tensor([1000 * sigma]), text, windows=2).sample, x, sigma
+                pipe.transformer(located(x), torch.tensor([1000 * sigma]), text, windows=2).sample,
+                x,
+                sigma,
             )
             for text in (positive, negative)
         )
@@ -181,6 +191,26 @@ def test_the_loop_is_the_second_order_solver(pipe, steps, guidance, height, widt
     )
     video = (pipe.vae.decode(latents * std + mean).sample / 2 + 0.5).clamp(0, 1)
     np.testing.assert_allclose(frames, video.permute(0, 2, 3, 4, 1).numpy(), atol=1e-5)
+
+
+def test_latents_get_coordinates_only_where_a_transformer_has_channels_for_them():
+    latents = torch.randn(2, 8, 2, 3, 5)
+    assert with_coordinates(latents, 8) is latents
+    torch.testing.assert_close(with_coordinates(latents, 11), located(latents))
+    with pytest.raises(ValueError, match=r"9 input channels does not fit latents of 8.*11"):
+        with_coordinates(latents, 9)
+
+
+def test_a_transformer_that_gets_coordinates_draws_as_before():
+    transformer = tiny_wan()
+    channels = transformer.config.in_channels
+    x, text = torch.randn(1, channels, 2, 4, 4), torch.randn(1, 3, transformer.config.text_dim)
+    before = transformer(x, torch.tensor([500.0]), text).sample
+    for _ in range(2):  # once more changes nothing
+        add_coordinates(transformer)
+        assert transformer.config.in_channels == channels + 3
+    after = transformer(with_coordinates(x, channels + 3), torch.tensor([500.0]), text).sample
+    torch.testing.assert_close(after, before)
 
 
 @pytest.mark.parametrize("steps, shift", [(30, 5.0), (4, 3.0), (1, 5.0)])

@@ -205,7 +205,7 @@ def test_the_trained_windows_at_1080p_and_4k(wan):
 
 
 def test_memory_is_checked_before_any_work(small, monkeypatch):
-    short = replace(small, memory=Memory(22 * GIB, WAN_PARAMETERS.scaled(2)), placement="in turn")
+    short = replace(small, memory=Memory(15 * GIB, WAN_PARAMETERS.scaled(2)), placement="in turn")
     monkeypatch.setattr(request, "RESOLUTIONS", RESOLUTIONS)
     with pytest.raises(ValueError, match=r"4k with 29 frames needs about .* choose .*2k with 29"):
         compare.generate(Request("a lake", "4k", num_frames=29), short)

@@ -23,9 +23,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .compression import Compression, Decompression, resize
+from .compression import Compression, Decompression, resize, upsampled_axis
+from .kernels import kernel_works
 from .layout import GLOBAL_FACTOR, HIERARCHICAL_FACTOR, AttentionLayout, Rotary, WindowLayout
-from .windows import merge_windows, split_windows
+from .windows import Partition, merge_windows, split_windows
 
 
 def apply_rotary(x: Tensor, rotary: Rotary) -> Tensor:
@@ -43,14 +44,41 @@ def apply_rotary(x: Tensor, rotary: Rotary) -> Tensor:
     )
 
 
-class RotaryNorm(nn.RMSNorm):
-    """The norm of queries or keys across heads, and the rotation by their positions."""
+def cut(grid: Tensor, partition: Partition) -> list[Tensor]:
+    """`split_windows`, in one pass where that works."""
+    if not kernel_works("windows", grid.device):
+        return split_windows(grid, partition)
+    from .kernels.windows import split
 
-    def forward(self, x: Tensor, rotary: Rotary, heads: int) -> Tensor:  # type: ignore[override]
-        """b t h w d → b t h w d."""
+    return split(grid, partition.rectangles)
+
+
+def join(windows: list[Tensor], partition: Partition) -> Tensor:
+    """`merge_windows`, in one pass where that works."""
+    if not kernel_works("windows", windows[0].device):
+        return merge_windows(windows, partition)
+    from .kernels.windows import merge
+
+    return merge(windows, partition.rectangles, partition.size)
+
+
+class RotaryNorm(nn.RMSNorm):
+    """The norm of queries or keys across heads, the rotation by their positions, and the cut into
+    windows."""
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, at: WindowLayout, heads: int
+    ) -> list[Tensor]:
+        """b t h w d → windows, see `split_windows`."""
+        if kernel_works("rotary_norm", x.device):
+            from .kernels.rotary_norm import rotary_norm
+
+            eps = cast(float, self.eps)
+            return rotary_norm(x, self.weight, at.rotary, eps, at.partition.rectangles)
         # The library's fused norm wants one type, and takes many passes where autocast mixes two.
         x = F.rms_norm(x, self.normalized_shape, self.weight.type_as(x), self.eps)
-        return apply_rotary(x.unflatten(-1, (heads, -1)), rotary).flatten(-2)
+        x = apply_rotary(x.unflatten(-1, (heads, -1)), at.rotary).flatten(-2)
+        return split_windows(x, at.partition)
 
 
 def zero_bias(layer: nn.Linear | nn.Conv2d | nn.Conv3d) -> None:
@@ -104,11 +132,10 @@ class TimeGate(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.constant_(last.bias, log(initial / (1 - initial)))
 
-    def forward(self, timestep: Tensor, fine: Tensor, coarse: Tensor) -> Tensor:
-        """Timestep b freq_dim, branches b t h w d → their weighted sum, b t h w d."""
-        gate = self.projection(self.embedding(timestep.to(next(self.parameters()).dtype)))
-        gate = gate.sigmoid()[:, None, None, None]
-        return gate * fine + (1 - gate) * coarse
+    def forward(self, timestep: Tensor) -> Tensor:
+        """Timestep b freq_dim → weights of the finer branches, b d."""
+        hidden = self.embedding(timestep.to(next(self.parameters()).dtype))
+        return self.projection(hidden).sigmoid()
 
 
 class CompressedBranch(nn.Module):
@@ -152,9 +179,30 @@ class CompressedBranch(nn.Module):
 
     def decompress(self, grid: Tensor, height: int, width: int) -> Tensor:
         """Inverse of `compression` in shape (eq. 5): b t h' w' d → b t height width d."""
-        padded = (height + -height % self.factor, width + -width % self.factor)
-        volume = resize(grid, padded)[:, :, :height, :width]
+        volume = resize(grid, self.padded(height, width))[:, :, :height, :width]
         return self.decompression(volume)
+
+    def padded(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns rounded up to what the compression covers."""
+        return height + -height % self.factor, width + -width % self.factor
+
+    def fuse(self, timestep: Tensor, fine: Tensor, coarse: Tensor) -> Tensor:
+        """The sum of the finer branches and of this one, decompressed, weighted by the gate
+        (eq. 3): timestep b d, fine b t h w d, coarse b t h' w' d → b t h w d."""
+        gate = self.gate(timestep)
+        if not torch.is_grad_enabled() and kernel_works("compression", fine.device):
+            full, small = fine.shape[2:4], coarse.shape[2:4]
+            sizes = zip(full, self.padded(*full), small, (1, 2), strict=True)
+            rows, columns = (upsampled_axis(*axis, fine.device) for axis in sizes)
+            if rows and columns:
+                from .kernels.compression import decompress_and_fuse
+
+                convolution = self.decompression
+                return decompress_and_fuse(
+                    fine, coarse, convolution.weight, convolution.bias, gate, rows, columns
+                )
+        gate = gate[:, None, None, None]
+        return gate * fine + (1 - gate) * self.decompress(coarse, *fine.shape[2:4])
 
 
 class WindowAttnProcessor:
@@ -165,12 +213,17 @@ class WindowAttnProcessor:
     _parallel_config = None
 
     def __call__(
-        self, attn: UltraGenAttention, query: Tensor, key: Tensor, value: Tensor, at: WindowLayout
+        self,
+        attn: UltraGenAttention,
+        query: list[Tensor],
+        key: list[Tensor],
+        value: list[Tensor],
+        at: WindowLayout,
     ) -> Tensor:
-        """Query, key, value and result: b t h w d."""
-        groups = zip(*(split_windows(x, at.partition) for x in (query, key, value)), strict=True)
+        """Query, key and value: windows, see `split_windows`; result: b t h w d."""
+        groups = zip(query, key, value, strict=True)
         windows = [self._attend(attn.heads, *group) for group in groups]
-        return merge_windows(windows, at.partition)
+        return join(windows, at.partition)
 
     def _attend(self, heads: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         shape = query.shape
@@ -281,7 +334,7 @@ class UltraGenAttention(nn.Module, AttentionModuleMixin):
 
         fused = self.local(grid, layout.local)
         for branch, at in self.fusion(layout):
-            fused = branch.gate(layout.timestep, fused, self.compressed(branch, grid, at))
+            fused = branch.fuse(layout.timestep, fused, self.compressed(branch, grid, at))
 
         out = rearrange(fused.type_as(hidden_states), "b t h w d -> b (t h w) d")
         return self.to_out[1](self.to_out[0](out))
@@ -289,18 +342,18 @@ class UltraGenAttention(nn.Module, AttentionModuleMixin):
     def local(self, grid: Tensor, at: WindowLayout) -> Tensor:
         """Windows at full resolution with the base weights (eq. 6-9)."""
         x = resize(grid, at.size, self.resize_antialias)
-        query = self.norm_q(self.to_q(x), at.rotary, self.heads)
-        key = self.norm_k(self.to_k(x), at.rotary, self.heads)
-        value = self.to_v(x)
+        query = self.norm_q(self.to_q(x), at, self.heads)
+        key = self.norm_k(self.to_k(x), at, self.heads)
+        value = cut(self.to_v(x), at.partition)
         out = self.processor(self, query, key, value, at)
         return resize(out, (grid.shape[2], grid.shape[3]), self.resize_antialias)
 
     def compressed(self, branch: CompressedBranch, grid: Tensor, at: WindowLayout) -> Tensor:
-        """Windows, or one window, of the compressed grid with updated weights (eq. 2-5, 10-11)."""
+        """Windows, or one window, of the compressed grid with updated weights (eq. 2, 4, 10, 11):
+        b t h w d → b t h' w' d."""
         x = resize(branch.compression(grid), at.size, self.resize_antialias)
         to_key = {"key": self.to_k, "query": self.to_q}[branch.keys_from]
-        query = self.norm_q(self.to_q(x) + branch.lora_q(x), at.rotary, self.heads)
-        key = self.norm_k(to_key(x) + branch.lora_k(x), at.rotary, self.heads)
-        value = self.to_v(x) + branch.lora_v(x)
-        out = self.processor(self, query, key, value, at)
-        return branch.decompress(out, *grid.shape[2:4])
+        query = self.norm_q(self.to_q(x) + branch.lora_q(x), at, self.heads)
+        key = self.norm_k(to_key(x) + branch.lora_k(x), at, self.heads)
+        value = cut(self.to_v(x) + branch.lora_v(x), at.partition)
+        return self.processor(self, query, key, value, at)

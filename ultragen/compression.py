@@ -4,13 +4,17 @@ convolutions before and after its attention, and the resampling between sizes.""
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .kernels import depthwise_works_on
+from .kernels import kernel_works
+
+if TYPE_CHECKING:
+    from .kernels.compression import Axis
 
 
 class Compression(nn.Conv2d):
@@ -18,6 +22,10 @@ class Compression(nn.Conv2d):
 
     def forward(self, grid: Tensor) -> Tensor:
         """b t h w d → b t ⌈h/factor⌉ ⌈w/factor⌉ d; edges are repeated where needed."""
+        if not torch.is_grad_enabled() and kernel_works("compression", grid.device):
+            from .kernels.compression import compress
+
+            return compress(grid, self.weight, self.bias)
         for axis, size in zip((2, 3), self.kernel_size, strict=True):
             if missing := -grid.shape[axis] % size:
                 edge = grid.narrow(axis, grid.shape[axis] - 1, 1)
@@ -42,7 +50,7 @@ class Decompression(nn.Conv3d):
 
     def forward(self, grid: Tensor) -> Tensor:
         """b t h w d → b t h w d."""
-        if depthwise_works_on(grid.device):
+        if kernel_works("depthwise", grid.device):
             from .kernels.depthwise import depthwise_conv3d
 
             return depthwise_conv3d(grid, self.weight, self.bias)
@@ -60,6 +68,15 @@ def resize(grid: Tensor, size: tuple[int, int], antialias: bool = False) -> Tens
         return grid
     if grid.is_cuda and grid.requires_grad:
         return resize_by_products(grid, size, antialias)
+    # Filtered, a token may be made of more than two.
+    if not antialias and not torch.is_grad_enabled() and kernel_works("resampling", grid.device):
+        from .kernels.resampling import resample
+
+        rows, columns = (
+            resampled_axis(old, new, grid.device)
+            for old, new in zip(grid.shape[2:4], size, strict=True)
+        )
+        return resample(grid, rows, columns)
     frames = rearrange(grid, "b t h w d -> (b t) d h w")
     frames = F.interpolate(frames, size, mode="bilinear", align_corners=False, antialias=antialias)
     return rearrange(frames, "(b t) d h w -> b t h w d", t=grid.shape[1])
@@ -75,6 +92,37 @@ def resize_by_products(grid: Tensor, size: tuple[int, int], antialias: bool) -> 
     grid = rearrange(grid, "n h (w d) -> (n h) w d", w=width)
     grid = columns.expand(len(grid), -1, -1) @ grid
     return rearrange(grid, "(b t h) w d -> b t h w d", b=b, t=t)
+
+
+@lru_cache(maxsize=64)
+def upsampled_axis(
+    length: int, padded: int, small: int, group: int, device: torch.device
+) -> Axis | None:
+    """What the fused decompression needs to know of an axis; None where it does not fit.
+
+    Args:
+        length: Tokens of the full axis.
+        padded: The same, rounded up to a multiple of the factor.
+        small: Tokens of the small axis.
+        group: Places that share their small tokens, see `plan_axis`.
+        device: Where the result is wanted.
+    """
+    from .kernels.compression import Axis, plan_axis
+
+    matrix = interpolation(small, padded, False, torch.device("cpu"), torch.float64)[:length]
+    try:
+        return Axis(*(x.to(device) for x in plan_axis(matrix, group)))
+    except ValueError:  # the plain code takes any size
+        return None
+
+
+@lru_cache(maxsize=64)
+def resampled_axis(length: int, to: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What the fused resampling needs to know of an axis."""
+    from .kernels.resampling import plan_axis
+
+    axis = plan_axis(interpolation(length, to, False, torch.device("cpu"), torch.float64))
+    return axis[0].to(device), axis[1].to(device)
 
 
 @lru_cache(maxsize=64)

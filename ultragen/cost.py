@@ -149,8 +149,9 @@ CUDA = Coefficients(  # a guess, until `compare.measure` has run on a GPU
 # The 1.3B model on an H100 80GB HBM3 with torch 2.11.0 and diffusers 0.42.1, bfloat16, random
 # weights, 2026-11-23. Whole forward passes of the dense model, from 32,760 to 261,120 tokens, lie
 # within 5 % of 30 layers × (2.6e-7 s a token + 1.07e-11 s a pair). The native ones have the same
-# rates and, in each hierarchical layer, the measured pieces that it has more; decoding is the one
-# in tiles. Text encoding, upscaling and files were not measured: guesses, as above.
+# rates and, in each hierarchical layer, the measured pieces that it has more; decoding is
+# diffusers' in tiles, not ours. Text encoding, upscaling and files were not measured: guesses, as
+# above.
 WAN_CUDA = replace(
     CUDA,
     start=1.0,

@@ -12,8 +12,8 @@ from einops import rearrange
 from torch import Tensor
 
 from .autoencoder import CompactAutoencoder, denormalize
-from .hardware import free_memory, needs_tiles
 from .sampling import GenerationError
+from .wan_decoding import decode_wan
 
 OutputType = Literal["np", "pt", "uint8", "latent"]
 
@@ -26,9 +26,7 @@ def decode_pieces(vae: AutoencoderKLWan | CompactAutoencoder, latents: Tensor) -
         GenerationError: if a piece is not finite.
     """
     z = denormalize(vae, latents)
-    pieces = (
-        vae.decode_groups(z) if isinstance(vae, CompactAutoencoder) else iter(decode_wan(vae, z))
-    )
+    pieces = vae.decode_groups(z) if isinstance(vae, CompactAutoencoder) else decode_wan(vae, z)
     for piece in pieces:
         if not torch.isfinite(piece).all():
             raise GenerationError(
@@ -36,19 +34,6 @@ def decode_pieces(vae: AutoencoderKLWan | CompactAutoencoder, latents: Tensor) -
                 "in float32."
             )
         yield (piece.float() / 2 + 0.5).clamp(0, 1)
-
-
-def decode_wan(vae: AutoencoderKLWan, z: Tensor) -> tuple[Tensor]:
-    """Wan's decoding, in tiles where memory asks for them: the clip, b 3 t h w in [-1, 1]."""
-    scale = vae.config.scale_factor_spatial
-    height, width = z.shape[-2] * scale, z.shape[-1] * scale
-    tiled = vae.use_tiling
-    free = free_memory(z.device)
-    vae.use_tiling = tiled or needs_tiles(height, width, z.element_size(), free)
-    try:
-        return vae.decode(z, return_dict=False)
-    finally:
-        vae.use_tiling = tiled
 
 
 def join_pieces(pieces: Iterable[Tensor], output_type: OutputType) -> np.ndarray | Tensor:

@@ -1,9 +1,7 @@
 """What this machine can hold: its GPU, that GPU's memory, and what the 1.3B model needs of it.
 
-Sizes of weights are counted. Working memory is counted for the transformer, and for the autoencoder
-it is the rate that was measured on an H100 with random weights (torch 2.11.0, diffusers 0.42.1,
-bfloat16, 2026-11-23). Whatever is only counted may be off: a run that still meets the memory's end
-says what to change.
+Sizes of weights and working memory are counted, the autoencoder's in `strips`. What is only counted
+may be off: a run that still meets the memory's end says what to change.
 """
 
 from __future__ import annotations
@@ -13,10 +11,10 @@ from dataclasses import astuple, dataclass
 from typing import Any, Literal
 
 from .presets import RESOLUTIONS, WAN
+from .strips import GIB, Clip
 
 Placement = Literal["whole", "in turn"]
 
-GIB = 2**30
 AUTO_MEMORY = 20 * GIB  # a card of 24 GB, less what its driver keeps
 RESERVE = GIB  # of the libraries, and of what lies between tensors
 FEWER_FRAMES = (81, 49, 33, 17, 5)
@@ -24,10 +22,6 @@ FEWER_FRAMES = (81, 49, 33, 17, 5)
 # The widest point of a layer is its feed-forward network: its hidden state before and after the
 # activation, beside the stream, its norm in float32 and the result.
 VALUES_PER_TOKEN = 2 * 8960 + 4 * 1536
-# Measured, bytes a pixel of the frame: whole, 23.1 GiB at 1088×1920 and 4.6 GiB at 480×832, of
-# which the larger rate; in tiles, 26.6 GiB at 2176×3840.
-PLAIN_DECODING = 12_400
-TILED_DECODING = 3_420
 
 
 @dataclass(frozen=True)
@@ -121,10 +115,10 @@ class Memory:
     bytes_per_value: int = 2
 
     def peak(self, placement: Placement, height: int, width: int, frames: int) -> int:
-        """Bytes that a clip needs at most."""
+        """Bytes that a clip can't be made without; decoding takes more where more are free."""
         tokens = (frames + 3) // 4 * (height // 16) * (width // 16)
         layers = tokens * VALUES_PER_TOKEN * self.bytes_per_value
-        decoding = height * width * TILED_DECODING * self.bytes_per_value // 2
+        decoding = Clip(height, width, (frames + 3) // 4, self.bytes_per_value).least_memory
         sizes = self.weights
         if placement == "whole":
             return RESERVE + sizes.together + max(layers, decoding)
@@ -188,11 +182,6 @@ class Memory:
             )
             found += [next(fits, "")]
         return [text for text in found if text]
-
-
-def needs_tiles(height: int, width: int, bytes_per_value: int, free: float) -> bool:
-    """Whether Wan's autoencoder has to decode in tiles, which takes twice as long (measured)."""
-    return height * width * PLAIN_DECODING * bytes_per_value / 2 > free
 
 
 def free_memory(device: Any) -> float:

@@ -128,7 +128,7 @@ def plan_layout(
 
     def layout(partition: Partition) -> WindowLayout:
         return WindowLayout(
-            size=(sum(partition.rows), sum(partition.columns)),
+            size=partition.size,
             partition=partition,
             rotary=window_rotary(frames, partition, rotary),
         )

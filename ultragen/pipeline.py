@@ -233,7 +233,7 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
         config = self.vae.config
         shape = (
             batch,
-            self.transformer.config.in_channels,
+            self.transformer.config.out_channels,
             (num_frames - 1) // config.scale_factor_temporal + 1,
             height // config.scale_factor_spatial,
             width // config.scale_factor_spatial,

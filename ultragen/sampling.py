@@ -11,6 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from .coordinates import with_coordinates
 from .flow import second_order, shifted, to_velocity
 
 
@@ -118,7 +119,8 @@ class FlowSampler(DiffusionPipeline):
         extra: dict[str, Any],
     ) -> Tensor:
         """The guided velocity, b c t h w in float32: v_neg + scale · (v_pos − v_neg)."""
-        x = latents.to(self.transformer.dtype)
+        x = with_coordinates(latents, self.transformer.config.in_channels)
+        x = x.to(self.transformer.dtype)
         time = timestep.expand(x.shape[0])
         sigma = timestep / self.scheduler.config.num_train_timesteps
 

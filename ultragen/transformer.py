@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .attention import UltraGenAttention
+from .block import UltraGenBlock
 from .layout import AttentionLayout, Crossing, Rotary, UnevenWindows, WindowRule, plan_layout
 from .windows import auto_windows
 
@@ -81,6 +82,9 @@ class UltraGenTransformer3DModel(WanTransformer3DModel):
         timestep_dtype: Precision to which timesteps are rounded before they are embedded.
     """
 
+    _no_split_modules = [UltraGenBlock.__name__]  # noqa: RUF012
+    _repeated_blocks = [UltraGenBlock.__name__]  # noqa: RUF012
+
     @register_to_config
     def __init__(
         self,
@@ -140,6 +144,7 @@ class UltraGenTransformer3DModel(WanTransformer3DModel):
         ]
         dim = num_attention_heads * attention_head_dim
         for block, kind in zip(self.blocks, self.layer_kinds, strict=True):
+            UltraGenBlock.take_over(block)
             if kind != "full":
                 block.attn1 = UltraGenAttention(
                     dim,
@@ -188,6 +193,11 @@ class UltraGenTransformer3DModel(WanTransformer3DModel):
         if wrong:
             raise ValueError(f"The dense model's weights don't fit: {wrong}.")
         return model
+
+    def enable_cache(self, config: Any) -> None:
+        """Reuses what changes little from step to step, see diffusers' `CacheMixin`."""
+        UltraGenBlock.register()
+        super().enable_cache(config)
 
     def token_grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Tokens on each axis of latents of frames × height × width.

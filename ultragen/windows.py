@@ -83,6 +83,16 @@ class Partition:
         """Rectangles of equal windows, row-major: at most four for parts that differ by one."""
         return tuple((r, c) for r in axis_runs(self.rows) for c in axis_runs(self.columns))
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of the grid."""
+        return sum(self.rows), sum(self.columns)
+
+    @property
+    def rectangles(self) -> list[tuple[int, ...]]:
+        """The groups as numbers: first row, windows and their rows, the same of the columns."""
+        return [(r.start, r.count, r.size, c.start, c.count, c.size) for r, c in self.groups]
+
 
 def even_partition(height: int, width: int, parts: int) -> Partition:
     """parts × parts windows (eq. 6, 9); an axis shorter than `parts` is cut token by token."""

@@ -65,8 +65,11 @@ FUNCTIONS = {
     "ultragen.compression.resize": "resizing",
     "ultragen.attention.CompressedBranch.decompress": "decompression",
     "ultragen.attention.WindowAttnProcessor._attend": "window order",
+    "ultragen.attention.cut": "window order",
+    "ultragen.attention.join": "window order",
     "ultragen.windows.split_windows": "window order",
-    "ultragen.windows.merge_windows": "window order",
+    "ultragen.kernels.compression.decompress_and_fuse": "decompression",
+    "ultragen.kernels.rotary_norm.rotary_norm": "query and key norms",
 }
 """Functions, and the parts that they are; the attention belongs to the branch that calls it."""
 

@@ -1,25 +1,35 @@
-"""Fused kernels, one file each, used where their library twins are many times slower."""
+"""Fused kernels, one file each, used where the plain code moves the same memory many times. Each
+has a plain twin beside its use, which runs everywhere else."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 
 import torch
 
-
-@torch.compiler.assume_constant_result
-def depthwise_works_on(device: torch.device) -> bool:
-    """Whether the fused depthwise convolution runs on a device; tried once."""
-    return _runs("depthwise", device)
+_plain = False
 
 
 @torch.compiler.assume_constant_result
-def renderer_works_on(device: torch.device) -> bool:
-    """Whether the fused loops of the renderer run on a device; tried once."""
-    return _runs("renderer", device)
+def kernel_works(name: str, device: torch.device) -> bool:
+    """Whether the kernels of a module of this package run on a device; tried once."""
+    return not _plain and _runs(name, device)
+
+
+@contextmanager
+def plain_code() -> Iterator[None]:
+    """Runs the plain twins in place of all kernels, to compare with them."""
+    global _plain
+    before, _plain = _plain, True
+    try:
+        yield
+    finally:
+        _plain = before
 
 
 @lru_cache(maxsize=16)

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from ..autoencoder import CompactAutoencoder
 from ..flow import falling_shift
 from ..pipeline import UltraGenPipeline
+from ..transformer import UltraGenTransformer3DModel
 from .clips import ClipSize
 from .data import ClipMaker, Pool, SceneStream
 from .remote import Renderers
@@ -72,6 +73,8 @@ class FlowMatchingStage(TransformerStage):
         render_on: Sequence[str] = (),
     ) -> None:
         super().__init__(pipeline, sizes, train_text, seed)
+        # A dense model's blocks are compiled instead.
+        self.recordable = isinstance(pipeline.transformer, UltraGenTransformer3DModel)
         self.share, self.render_on = share, tuple(render_on)
         self.renderers: Renderers | None = None
 

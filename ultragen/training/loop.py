@@ -17,6 +17,7 @@ from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import Tensor, nn
 
+from .graphs import GraphedGradients
 from .muon import MuonAdamW, hidden_matrices
 
 
@@ -73,10 +74,13 @@ class Stage(ABC):
             that it is given, because that one may be wrapped for several processes.
         companions: What learns along and is kept in checkpoints, with `state_dict` and
             `load_state_dict`.
+        recordable: Whether steps can be recorded as CUDA graphs: batches are tuples, the loss
+            depends on their tensors alone, and never asks the device for a value.
     """
 
     model: nn.Module
     companions: tuple[Any, ...] = ()
+    recordable = False
 
     def setup(self, device: torch.device, rank: int, world: int) -> None:  # noqa: B027
         """Called once, before the first batch: moves frozen parts, fills caches."""
@@ -168,6 +172,12 @@ class Trainer:
         )
         self.model, self.optimizer = self.accelerator.prepare(stage.model, optimizer)
         self.parameters = parameters
+        self.recorded: GraphedGradients | None = None
+        # Several processes exchange gradients on the way, which is not recorded.
+        if stage.recordable and torch.cuda.is_available() and self.accelerator.num_processes == 1:
+            self.recorded = GraphedGradients(
+                lambda batch: stage.loss(self.model, batch), parameters, self.accelerator.autocast
+            )
         self.ema = EMAModel(
             parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.8, foreach=True
         )
@@ -246,17 +256,24 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
-        batch = self.stage.batch(self.progress.step)
-        with self.accelerator.autocast():
-            losses = self.stage.loss(self.model, batch)
-        self.accelerator.backward(losses["loss"])
+        losses = self.gradients(self.stage.batch(self.progress.step))
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        if self.recorded is None:  # recorded steps write their gradients over
+            self.optimizer.zero_grad(set_to_none=True)
         self.ema.step(self.parameters)
         self.progress.step += 1
         if self.progress.step % self.config.log_steps == 0:
             self.log({**losses, "gradient_norm": norm}, rate)
+
+    def gradients(self, batch: Any) -> dict[str, Tensor]:
+        """Losses of a batch; their gradients are in the parameters."""
+        if self.recorded:
+            return self.recorded(batch)
+        with self.accelerator.autocast():
+            losses = self.stage.loss(self.model, batch)
+        self.accelerator.backward(losses["loss"])
+        return losses
 
     def profile(self, done: float, steps: int = 4) -> None:
         """Trains some steps and prints where their time went."""

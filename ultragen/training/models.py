@@ -11,6 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 
 from ..autoencoder import CompactAutoencoder
 from ..classifier import AttributeClassifier
+from ..coordinates import CHANNELS
 from ..flow import Prediction
 from ..pipeline import UltraGenPipeline
 from ..transformer import UltraGenTransformer3DModel
@@ -99,7 +100,7 @@ def build_base_transformer(size: ModelSize) -> WanTransformer3DModel:
     return WanTransformer3DModel(
         num_attention_heads=size.heads,
         attention_head_dim=64,
-        in_channels=size.z_dim,
+        in_channels=size.z_dim + CHANNELS,
         out_channels=size.z_dim,
         text_dim=size.text_dim,
         ffn_dim=size.ffn_dim,

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ultragen.kernels import renderer_works_on
+from ultragen.kernels import kernel_works
 
 PERIOD = 64.0  # noise units until the texture repeats
 SIZE = 512  # texels a side
@@ -93,7 +93,7 @@ def fade(footprint: Tensor, octave: int) -> Tensor:
 
 def fused(name: str, plain: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
     """The kernel of that name where kernels run, elsewhere its plain twin."""
-    if not renderer_works_on(device):
+    if not kernel_works("renderer", device):
         return plain
     from ultragen.kernels import renderer as kernels
 

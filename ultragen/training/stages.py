@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderMode
 
 from ..autoencoder import CompactAutoencoder
 from ..classifier import AttributeClassifier
+from ..coordinates import add_coordinates
 from ..pipeline import UltraGenPipeline
 from ..presets import EMBEDDED
 from ..transformer import UltraGenTransformer3DModel
@@ -172,6 +173,7 @@ def base_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
     else:
         tokenizer, text_encoder = sources.tokenizer(), sources.text_encoder()
     transformer = transformer if transformer is not None else build_base_transformer(size)
+    add_coordinates(transformer)  # older weights have none
     pipeline = put_together(
         size,
         tokenizer=tokenizer,
@@ -229,6 +231,7 @@ def ultragen_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
         load = WanTransformer3DModel.from_pretrained
         base = _component(sources.folders, "base_transformer", load, "base")
         transformer = convert(base.float(), size, **dict(options.attention))
+    add_coordinates(transformer)
     pipeline = with_trained_parts(sources, size, transformer)
     return FlowMatchingStage(
         pipeline, options.ultragen_sizes, train_text=False, seed=seed, render_on=options.render_on

@@ -12,6 +12,7 @@ from diffusers import WanTransformer3DModel
 from PIL import Image
 from torch import Tensor, nn
 
+from ..coordinates import with_coordinates
 from ..flow import to_velocity
 from ..pipeline import UltraGenPipeline
 from ..transformer import UltraGenTransformer3DModel
@@ -38,8 +39,8 @@ class TextToLatents(nn.Module):
         self.text_encoder, self.transformer = text_encoder, transformer
 
     def forward(self, latents: Tensor, timestep: Tensor, ids: Tensor, **extra: Any) -> Tensor:
-        """Noisy latents b c t h w, timestep b in 0..1000, token ids b n → the transformer's output,
-        b c t h w; `TransformerStage.velocity` says what it means."""
+        """Noisy latents with their coordinates b c t h w, timestep b in 0..1000, token ids b n →
+        the transformer's output, b c t h w; `TransformerStage.velocity` says what it means."""
         mask = (ids != 0).long()
         text = self.text_encoder(ids, mask).last_hidden_state * mask[..., None]
         return self.transformer(
@@ -111,9 +112,9 @@ class TransformerStage(Stage):
     ) -> Tensor:
         """The model's velocity at noise levels b, b c t h w in float32."""
         extra = {} if windows is None else {"windows": windows}
-        output = model(
-            noisy, sigma * self.pipeline.scheduler.config.num_train_timesteps, ids, **extra
-        )
+        time = sigma * self.pipeline.scheduler.config.num_train_timesteps
+        given = with_coordinates(noisy, self.pipeline.transformer.config.in_channels)
+        output = model(given, time, ids, **extra)
         config = self.pipeline.config
         return to_velocity(output, noisy, sigma, config.prediction, config.data_std)
 

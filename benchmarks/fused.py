@@ -1,0 +1,187 @@
+"""Every fused kernel beside its plain twin, at the true shapes: milliseconds and difference.
+
+    python benchmarks/fused.py --height 1088 --width 1920 --frames 81
+
+bfloat16, without gradients, with random values; needs a CUDA GPU. The last column is what one
+reading of the inputs and one writing of the results take at the rate at which this card copies.
+`--tiny` runs on a CPU, where the twins of the kernels run on both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.models.transformers.transformer_wan import WanTransformerBlock
+from torch import Tensor, nn
+
+from ultragen.attention import UltraGenAttention, cut, join
+from ultragen.benchmark.machine import sustained
+from ultragen.block import UltraGenBlock
+from ultragen.kernels import plain_code
+from ultragen.layout import AttentionLayout, WindowRule, plan_layout
+from ultragen.windows import split_windows
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One piece of work, done by the same code with and without kernels.
+
+    Attributes:
+        name: Of the table.
+        work: Gives a tensor or several.
+        moved: Bytes that have to be read and written at least.
+    """
+
+    name: str
+    work: Callable[[], Any]
+    moved: int
+
+
+def tensors(value: Any) -> list[Tensor]:
+    return [value] if isinstance(value, Tensor) else [x for v in value for x in tensors(v)]
+
+
+def size(*values: Tensor) -> int:
+    return sum(value.numel() * value.element_size() for value in values)
+
+
+def attention_work(
+    attention: UltraGenAttention, grid: Tensor, even: AttentionLayout, odd: AttentionLayout
+) -> Iterable[Comparison]:
+    """What lies around the attention."""
+    for name, layout in (("even", even), ("odd", odd)):
+        partition = layout.local.partition
+        yield Comparison(
+            f"norm, positions, windows ({name} layer)",
+            lambda at=layout.local: attention.norm_q(grid, at, attention.heads),
+            2 * size(grid),
+        )
+        windows = split_windows(grid, partition)
+        yield Comparison(
+            f"values into windows ({name} layer)",
+            lambda p=partition: cut(grid, p),
+            2 * size(grid),
+        )
+        yield Comparison(
+            f"windows into the grid ({name} layer)",
+            lambda w=windows, p=partition: join(w, p),
+            2 * size(grid),
+        )
+    for name, branch in attention.branches.items():
+        small = branch.compression(grid)
+        yield Comparison(
+            f"compression ({name})",
+            lambda b=branch: b.compression(grid),
+            size(grid, small),
+        )
+        yield Comparison(
+            f"decompression and fusion ({name})",
+            lambda b=branch, s=small: b.fuse(even.timestep, grid, s),
+            2 * size(grid) + size(small),
+        )
+
+
+class Same(nn.Module):
+    """Stands for an attention: gives what it gets."""
+
+    def forward(self, x: Tensor, *_: object) -> Tensor:
+        return x
+
+
+def block_work(block: WanTransformerBlock, tokens: Tensor) -> Iterable[Comparison]:
+    """What lies between a block's layers, and its activation."""
+    modulation = torch.randn(1, 6, tokens.shape[-1], device=tokens.device)
+    hidden = tokens.new_empty(*tokens.shape[:2], block.ffn.net[0].proj.out_features)
+    yield Comparison(
+        "feed-forward network's first half",
+        lambda: block.ffn.net[0](tokens),
+        size(tokens, hidden),
+    )
+    block.attn1, block.attn2, block.ffn = Same(), Same(), Same()
+    yield Comparison(
+        "norms and sums of a block",
+        lambda: block(tokens, tokens, modulation, None),
+        11 * size(tokens),
+    )
+
+
+def compare(work: Comparison, device: str, copy_rate: float) -> None:
+    """Prints one line."""
+    found = tensors(work.work())
+    milliseconds = 1e3 * sustained(work.work, device, 0.2)
+    with plain_code():
+        expected = tensors(work.work())
+        plain = 1e3 * sustained(work.work, device, 0.2)
+    error = max(
+        ((f.float() - e.float()).abs().max() / e.float().abs().max()).item()
+        for f, e in zip(found, expected, strict=True)
+    )
+    floor = 1e3 * work.moved / copy_rate
+    print(
+        f"{work.name:42}{plain:9.3f}{milliseconds:9.3f}{plain / milliseconds:7.1f}×{error:11.1e}"
+        f"{floor:9.3f}",
+        flush=True,
+    )
+
+
+def copy_rate(device: str) -> float:
+    """Bytes that a copy reads and writes a second."""
+    source = torch.empty(2**28 if device == "cuda" else 2**20, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size(source) / sustained(lambda: target.copy_(source), device, 0.2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--height", type=int, default=1088)
+    parser.add_argument("--width", type=int, default=1920)
+    parser.add_argument("--frames", type=int, default=81)
+    parser.add_argument("--windows", type=int, default=4)
+    parser.add_argument("--tiny", action="store_true")
+    options = parser.parse_args()
+    device = "cpu" if options.tiny else "cuda"
+    heads, dim, ffn = (2, 32, 64) if options.tiny else (12, 1536, 8960)
+    grid = (3, 8, 12) if options.tiny else (
+        (options.frames + 3) // 4, options.height // 16, options.width // 16
+    )  # fmt: skip
+    torch.manual_seed(0)
+    rate = copy_rate(device)
+    card = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    print(f"{card}, torch {torch.__version__}, grid {grid}, copies at {rate / 1e12:.2f} TB/s")
+    print(f"{'ms':42}{'plain':>9}{'fused':>9}{'':8}{'difference':>11}{'floor':>9}")
+    dtype = torch.float32 if options.tiny else torch.bfloat16
+    timestep = torch.randn(1, 256, device=device)
+
+    def angles(*sizes: int) -> tuple[Tensor, Tensor]:
+        angle = torch.randn(sizes[0] * sizes[1] * sizes[2], dim // heads // 2, device=device)
+        return angle.cos(), angle.sin()
+
+    layouts = [
+        plan_layout(
+            grid, 2 if options.tiny else options.windows, odd, WindowRule(), timestep, angles
+        )
+        for odd in (False, True)
+    ]
+    with torch.no_grad(), torch.device(device):
+        attention = UltraGenAttention(
+            dim, heads, 1e-6, ("hierarchical", "global"), 64, dim, 0.75, 256, "key", False
+        ).to(dtype)
+        for branch in attention.branches.values():
+            nn.init.normal_(branch.decompression.weight, std=0.2)
+        x = torch.randn(1, *grid, dim, dtype=dtype)
+        for work in attention_work(attention, x, *layouts):
+            compare(work, device, rate)
+        block = WanTransformerBlock(dim, ffn, heads, cross_attn_norm=True).to(dtype)
+        for name in ("norm1", "norm2", "norm3"):
+            getattr(block, name).float()
+        UltraGenBlock.take_over(block)
+        for work in block_work(block, x.flatten(1, 3)):
+            compare(work, device, rate)
+
+
+if __name__ == "__main__":
+    main()

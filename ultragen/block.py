@@ -1,0 +1,133 @@
+"""Wan's transformer block with its elementwise work in few passes.
+
+A block is Wan's; only the way is another one. On a GPU, without gradients, what lies between the
+matrix products and the attention runs in fused kernels, and the feed-forward network's activation
+in the matrix product before it.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.models.activations import GELU
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.normalization import FP32LayerNorm
+from diffusers.models.transformers.transformer_wan import (
+    WanAttention,
+    WanAttnProcessor,
+    WanTransformerBlock,
+)
+from torch import Tensor, nn
+
+from .kernels import kernel_works
+
+
+class FullAttnProcessor(WanAttnProcessor):
+    """Attention over all tokens with absolute positions, as Wan's; on a GPU, without gradients,
+    with norm and positions in one pass."""
+
+    def __call__(  # type: ignore[override]
+        self,
+        attn: WanAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: None = None,
+        attention_mask: None = None,
+        rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Tokens b n d and Wan's cos and sin, 1 n 1 and the head size → b n d."""
+        plain = torch.is_grad_enabled() or attn.fused_projections
+        works = kernel_works("rotary_norm", hidden_states.device)
+        if plain or rotary_emb is None or not works:
+            return super().__call__(
+                attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb
+            )
+        from .kernels.rotary_norm import rotary_norm
+
+        cos, sin = rotary_emb[0][0, :, 0, ::2].contiguous(), rotary_emb[1][0, :, 0, 1::2]
+        tables, whole = (cos, sin.contiguous()), [(0, 1, 1, 0, 1, hidden_states.shape[1])]
+        query, key = (
+            rotary_norm(x[:, None, None], norm.weight, tables, norm.eps, whole)[0][:, 0, 0]
+            for x, norm in (
+                (attn.to_q(hidden_states), attn.norm_q),
+                (attn.to_k(hidden_states), attn.norm_k),
+            )
+        )
+        out = dispatch_attention_fn(
+            *(x.unflatten(-1, (attn.heads, -1)) for x in (query, key, attn.to_v(hidden_states))),
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+        return attn.to_out[1](attn.to_out[0](out.flatten(2).type_as(query)))
+
+
+class UltraGenBlock(WanTransformerBlock):
+    """Self-attention, attention to the text, feed-forward network."""
+
+    @classmethod
+    def register(cls) -> None:
+        """Tells diffusers' caches how to call a block. Not on import: it makes diffusers import all
+        of its transformers."""
+        TransformerBlockRegistry.register(
+            cls, TransformerBlockMetadata(return_hidden_states_index=0)
+        )
+
+    @classmethod
+    def take_over(cls, block: WanTransformerBlock) -> None:
+        """Makes a block of Wan's one of these: it keeps its parameters, which are the same."""
+        block.__class__ = cls
+        block.attn1.set_processor(FullAttnProcessor())
+        activation = block.ffn.net[0]
+        if isinstance(activation, GELU) and activation.approximate == "tanh":
+            activation.__class__ = FusedGELU
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        temb: Tensor,
+        rotary_emb: object,
+    ) -> Tensor:
+        """Tokens b n d, text b m d, modulation b 6 d, and what the self-attention needs to know of
+        the input → tokens b n d."""
+        # Wan without the norm before cross-attention has nothing there to fuse.
+        plain = torch.is_grad_enabled() or not isinstance(self.norm2, FP32LayerNorm)
+        if plain or not kernel_works("modulation", hidden_states.device):
+            return super().forward(hidden_states, encoder_hidden_states, temb, rotary_emb)
+        from .kernels.modulation import gated_sum, modulated_norm, sum_and_norm
+
+        x, (weight, bias) = hidden_states, (self.norm2.weight, self.norm2.bias)
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (
+            self.scale_shift_table + temb.float()
+        ).chunk(6, dim=1)
+        normed = modulated_norm(x, 1 + scale, shift, self.norm1.eps)
+        update = self.attn1(normed, None, None, rotary_emb)
+        x, normed = sum_and_norm(x, update, gate, weight, bias, self.norm2.eps)
+        update = self.attn2(normed, encoder_hidden_states, None, None)
+        x, normed = sum_and_norm(x, update, None, 1 + ffn_scale, ffn_shift, self.norm3.eps)
+        return gated_sum(x, self.ffn(normed), ffn_gate)
+
+
+class FusedGELU(GELU):
+    """Linear layer and GELU (tanh), on a GPU as one matrix product."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """b n d → b n hidden."""
+        # A CPU's version of the operator computes another GELU.
+        plain = torch.is_grad_enabled() or not hidden_states.is_cuda or not is_bare(self.proj)
+        if plain or not kernel_works("modulation", hidden_states.device):
+            return super().forward(hidden_states)
+        rows = hidden_states.flatten(0, -2)
+        out = torch._addmm_activation(self.proj.bias, rows, self.proj.weight.t(), use_gelu=True)
+        return out.unflatten(0, hidden_states.shape[:-1])
+
+
+def is_bare(layer: nn.Module) -> bool:
+    """Whether a linear layer is nothing but its weight and bias: neither adapted, quantised nor
+    hooked, so that its forward may be replaced by its arithmetic."""
+    hooks = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
+    return (
+        type(layer) is nn.Linear
+        and layer.bias is not None
+        and type(layer.weight) is nn.Parameter
+        and not hooks
+    )
