@@ -92,6 +92,10 @@ def test_generate(fake, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "Native clip: denoising" in printed and str(out) in printed
     assert "Base clip" not in printed
+    seconds = json.loads(out.with_suffix(".json").read_text())["seconds"]
+    assert set(seconds["measured"]) == {"denoise", "decode", "encode"}
+    assert seconds["loading"] >= 0
+    assert seconds["total"] == pytest.approx(sum(seconds["measured"].values()))
 
 
 def test_generate_keeps_the_usual_rows(fake, tmp_path):

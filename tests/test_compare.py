@@ -12,13 +12,15 @@ import pytest
 from fakes import fake_models
 
 from ultragen import compare as comparison
+from ultragen import cost
 from ultragen.choice import choose
 from ultragen.compare import Cancelled, Request, compare, generate, measure, write
-from ultragen.cost import STAGES
+from ultragen.cost import STAGES, Job
 from ultragen.model_files import check_model_files, fingerprint
 from ultragen.models import load_models
-from ultragen.presets import EMBEDDED, EMBEDDED_MODEL, RESOLUTIONS
+from ultragen.presets import EMBEDDED, EMBEDDED_MODEL, RESOLUTIONS, WAN
 from ultragen.video import probe_video, read_video
+from ultragen.windows import auto_windows
 
 REQUEST = Request("a calm lake", num_frames=5, seed=3, num_inference_steps=2).validate(EMBEDDED)
 
@@ -269,11 +271,42 @@ def test_the_embedded_model_makes_the_same_clips_again(tmp_path):
     assert models.unknown_words("a calm dragon lake") == ["dragon"]
 
 
-def test_measuring_gives_coefficients_that_explain_the_runs(monkeypatch):
-    short = [{**run, "num_frames": 5, "resolution": "544p"} for run in comparison.MEASURED[:3]]
-    monkeypatch.setattr(comparison, "MEASURED", short)
-    measured = measure(fake_models(delay=0.01))
+def test_measuring_gives_coefficients_that_explain_the_runs():
+    runs = comparison.MEASURED["embedded"][:3]
+    short = [{**run, "num_frames": 5, "resolution": "544p"} for run in runs]
+    measured = measure(fake_models(delay=0.01), settings=short)
     assert measured.device == "cpu"
     assert all(value >= 0 for name, value in vars(measured).items() if name != "device")
     assert measured.encode > 0
     assert measured.decode > 0
+
+
+@pytest.mark.parametrize("preset", [EMBEDDED, WAN], ids=lambda preset: preset.name)
+def test_the_measured_runs_are_enough_to_tell_the_coefficients(preset):
+    """Made-up coefficients come back from what the runs would take by them; and on the GPU that
+    they are for, the 1.3B model's runs take less than four minutes."""
+    true = cost.coefficients(preset.name, "cuda")
+    runs = []
+    for settings in comparison.MEASURED[preset.name]:
+        request = Request("a lake", guidance_scale=1.0, **settings).validate(preset)
+        grid = request.token_grid(preset)
+        windows = auto_windows(*grid, (17.0, 30.0)) if request.windows == "auto" else 8
+        work = Job(
+            request.size.height,
+            request.size.width,
+            preset.base_height,
+            preset.base_width,
+            request.frames,
+            windows,
+            request.num_inference_steps,
+            1,
+            request.upscaler,
+            request.base_native,
+            preset.pixels_per_token,
+            0.2,
+        )
+        runs.append((work, cost.estimate(work, true)))
+    assert sum(sum(seconds.values()) for _, seconds in runs) < 240
+    fitted = cost.fit(runs[1:], cost.CPU)
+    for name in ("start", "token", "pair", "base_token", "base_pair", "decode", "network"):
+        assert getattr(fitted, name) == pytest.approx(getattr(true, name), rel=1e-3), name

@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from transformers import UMT5EncoderModel
+from transformers import UMT5Config, UMT5EncoderModel
 from wan_files import make_random_wan
 
 from ultragen import hardware
@@ -38,7 +38,7 @@ def memory(gigabytes: float) -> Memory:
 def test_the_sizes_are_those_of_the_true_models():
     true = make_random_wan.SIZES["true"]
     with init_empty_weights():
-        text = UMT5EncoderModel(make_random_wan.UMT5Config(**true.text))
+        text = UMT5EncoderModel(UMT5Config(**true.text))
         text.set_input_embeddings(text.shared)
         parts = (
             text,

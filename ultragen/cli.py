@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from time import perf_counter
 from typing import Annotated, Any
 
 import typer
@@ -140,14 +141,20 @@ def generate(
         negative_prompt=negative_prompt,
     )
     console.check_free(out.parent, (out.name, sidecar.name), overwrite)
+    began = perf_counter()
     models = _load_for(request, model, guidance_device)
+    loading = perf_counter() - began
     from .native import generate_native
     from .video import encode_video
 
     with console.whole_results(out.parent) as folder:
         with console.progress_bar() as show:
             clip = generate_native(request, models, lambda p: show(p.fraction, p.message))
+        began = perf_counter()
         encode_video(clip.frames, folder / out.name, clip.fps)
+        seconds = clip.metadata["seconds"]
+        seconds["measured"]["encode"] = perf_counter() - began
+        seconds |= {"loading": loading, "total": sum(seconds["measured"].values())}
         text = json.dumps(clip.metadata, indent=2, ensure_ascii=False)
         (folder / sidecar.name).write_text(text + "\n", encoding="utf-8")
     _print_seconds(clip.metadata)

@@ -1,0 +1,270 @@
+"""Follows the README's section on the 1.3B model with random weights, as users without the Hub do.
+
+    python scripts/follow_readme.py WORK [--random FOLDER] [--steps 2] [--tiny]
+
+Commands and Python come from README.md itself, and are printed as they are run. Only what a run
+would wait for is changed: fewer steps, and the page is started by `python app.py`, which is what
+`make demo` does once the environment is there. Besides, the files are put where a Space that
+preloads them finds them, and the model has to be chosen from there.
+
+    WORK             a new folder, for clips and, unless FOLDER is given, 18 GB of weights
+    --random FOLDER  what scripts/make_random_wan.py has written before
+
+On an H100 it takes about 4 minutes with files that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from time import perf_counter, sleep
+from urllib.error import URLError
+from urllib.request import urlopen
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from ultragen.console import run  # noqa: E402
+from ultragen.presets import ULTRAGEN_SOURCE, WAN_SOURCE  # noqa: E402
+
+PAGE_NEEDS = ("gradio", "gradio_client", "spaces")
+START = 300.0  # seconds in which the page has to be there
+COMMIT = "0" * 40  # stands for one in the Hub's cache
+CHOICE = "from ultragen.choice import choose; c = choose(); print(c.name, '-', c.why)"
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How the README is followed.
+
+    Attributes:
+        work: Folder to do it in.
+        steps: Denoising steps.
+        tiny: Whether everything is a toy that a CPU runs.
+    """
+
+    work: Path
+    steps: int
+    tiny: bool
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Where commands run; `python` is the one that runs this."""
+        paths = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+        modules = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+        variables = {name: value for name, value in os.environ.items() if "ULTRAGEN" not in name}
+        return variables | {
+            "PATH": os.pathsep.join(paths),
+            "PYTHONPATH": os.pathsep.join(filter(None, modules)),
+            "HF_HUB_OFFLINE": "1",
+        }
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """The variables that the README exports."""
+        folder = self.work / "models" / "random"
+        return {
+            WAN_SOURCE.variable: str(folder / "wan"),
+            ULTRAGEN_SOURCE.variable: str(folder / "ultragen_1080p.ckpt"),
+        }
+
+    def shell(self, title: str, code: str, **variables: str) -> None:
+        """Runs lines of a shell.
+
+        Raises:
+            RuntimeError: if one fails.
+        """
+        print(f"\n== {title}\n{code.strip()}", flush=True)
+        began = perf_counter()
+        environment = self.environment | variables
+        ended = subprocess.run(["bash", "-euc", code], cwd=self.work, env=environment, check=False)
+        if ended.returncode:
+            raise RuntimeError(f"{title} failed with code {ended.returncode}.")
+        print(f"-- {title}: {perf_counter() - began:.0f} s", flush=True)
+
+    def shorter(self, code: str) -> str:
+        """A clip's command with fewer steps, of toys a small one."""
+        if self.tiny:
+            code = changed(code, "--resolution 1080p", "--resolution 544p")
+        frames = "--frames 1" if self.tiny else "--frames 81"
+        return changed(code, "--frames 81", f"{frames} --steps {self.steps}")
+
+
+def changed(code: str, old: str, new: str) -> str:
+    """Code with one place changed.
+
+    Raises:
+        ValueError: if the README has it no more.
+    """
+    if old not in code:
+        raise ValueError(f"README.md has {old!r} no more: change it in {Path(__file__).name} too.")
+    return code.replace(old, new)
+
+
+def section(title: str, level: int = 2) -> str:
+    """A section of the README, with those below it."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(rf"^#{{{level}}} {title}\n(.*?)(?=^#{{1,{level}}} \S|\Z)", text, re.S | re.M)
+    if found is None:
+        raise ValueError(f"README.md has no section {title!r}: change {Path(__file__).name} too.")
+    return found[1]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.S | re.M)
+
+
+def without_the_hub(walk: Walk, made: bool) -> None:
+    """Makes the files, exports both variables, and makes a clip."""
+    [code] = blocks(section("Without the Hub", 3), "bash")
+    first, rest = code.split("\n", 1)
+    if made:
+        first = "# the files are there"
+    else:
+        script = f"{shlex.quote(str(ROOT))}/scripts/make_random_wan.py"
+        first = changed(first, "scripts/make_random_wan.py", script)
+        first += " --size tiny" if walk.tiny else " --jobs 4"
+    walk.shell("Without the Hub", f"{first}\n{walk.shorter(rest)}")
+
+
+def command_line(walk: Walk, commands: str) -> None:
+    """The command that would download, with the variables in place of the Hub."""
+    walk.shell("The command line", walk.shorter(commands), **walk.weights)
+
+
+def python(walk: Walk, code: str) -> None:
+    """The snippet in Python."""
+    code = changed(code, "num_inference_steps=30", f"num_inference_steps={walk.steps}")
+    if walk.tiny:
+        for old, new in (
+            ('.to("cuda")', ""),
+            ("height=1088", "height=64"),
+            ("width=1920", "width=96"),
+            ("num_frames=81", "num_frames=5"),
+        ):
+            code = changed(code, old, new)
+    path = walk.work / "snippet.py"
+    path.write_text(f"{code}\nprint(clip.shape, clip.dtype)\n", encoding="utf-8")
+    walk.shell("Python", f"cat {path.name}; python {path.name}", **walk.weights)
+
+
+def page(walk: Walk, client: str) -> None:
+    """Starts the page and asks it for a clip through the client."""
+    absent = [name for name in PAGE_NEEDS if find_spec(name) is None]
+    if absent:
+        print(f"\n== The page is left out: {', '.join(absent)} is not installed here.", flush=True)
+        return
+    with served(walk) as url:
+        client = changed(client, "http://127.0.0.1:7860", url)
+        few = f"seed=0,\n    num_frames={1 if walk.tiny else 17},"
+        client = changed(client, "seed=0,", f"{few}\n    num_inference_steps={walk.steps},")
+        path = walk.work / "client.py"
+        model = "print(metadata['model']['name'], metadata['machine'])"
+        path.write_text(f"{client}\n{model}\n", encoding="utf-8")
+        walk.shell("A clip from the page", f"cat {path.name}; python {path.name}")
+
+
+@contextmanager
+def served(walk: Walk) -> Iterator[str]:
+    """The page on a free port; yields its address.
+
+    Raises:
+        RuntimeError: if it does not come up.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = walk.environment | walk.weights | {"ULTRAGEN_MODEL": "wan"}
+    environment |= {"GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(walk.work / "page")}
+    print(f"\n== The page\nULTRAGEN_MODEL=wan GRADIO_SERVER_PORT={port} python app.py", flush=True)
+    began, url = perf_counter(), f"http://127.0.0.1:{port}"
+    process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment)
+    try:
+        while not answers(url):
+            if process.poll() is not None or perf_counter() - began > START:
+                raise RuntimeError(f"The page did not come up within {START:.0f} s.")
+            sleep(0.5)
+        print(f"-- The page is there after {perf_counter() - began:.0f} s", flush=True)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urlopen(url, timeout=10):
+            return True
+    except (URLError, OSError):
+        return False
+
+
+def preloaded(walk: Walk) -> None:
+    """The files where `preload_from_hub` puts them: the model is chosen without any variable.
+
+    Raises:
+        RuntimeError: if another one is.
+    """
+    home = walk.work / "preloaded"
+    for source in (WAN_SOURCE, ULTRAGEN_SOURCE):
+        stored = home / "hub" / f"models--{source.repository.replace('/', '--')}"
+        (stored / "refs").mkdir(parents=True)
+        (stored / "refs" / source.revision).write_text(COMMIT, encoding="utf-8")
+        (stored / "snapshots").mkdir()
+        place, weights = stored / "snapshots" / COMMIT, Path(walk.weights[source.variable])
+        if weights.is_dir():
+            place.symlink_to(weights.resolve(), target_is_directory=True)
+        else:
+            place.mkdir()
+            (place / source.files[0]).symlink_to(weights.resolve())
+    code = f'python -c "{CHOICE}" | tee choice.txt'
+    walk.shell("A Space with preloaded weights", code, HF_HOME=str(home))
+    if not (walk.work / "choice.txt").read_text(encoding="utf-8").startswith("wan "):
+        raise RuntimeError("The preloaded 1.3B model was not chosen: see the line above.")
+
+
+def follow(walk: Walk, random: Path | None) -> None:
+    """Everything in the README's order, the files first."""
+    walk.work.mkdir(parents=True)
+    if random is not None:
+        (walk.work / "models").mkdir()
+        (walk.work / "models" / "random").symlink_to(random.resolve(), target_is_directory=True)
+    text = section("The 1.3B model of the paper")
+    [demo, generate, *_] = blocks(text, "bash")
+    if demo.strip() != "ULTRAGEN_MODEL=wan make demo":
+        raise ValueError(f"README.md starts the page by {demo.strip()!r}: change this script too.")
+    without_the_hub(walk, random is not None)
+    command_line(walk, generate)
+    python(walk, blocks(text, "python")[0])
+    preloaded(walk)
+    page(walk, blocks(section("API"), "python")[0])
+    print("\nThe README works here.", flush=True)
+
+
+def main(arguments: list[str]) -> int:
+    """Reads the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--random", type=Path)
+    parser.add_argument("--steps", type=int, default=None)
+    parser.add_argument("--tiny", action="store_true")
+    options = parser.parse_args(arguments)
+    steps = options.steps or (1 if options.tiny else 2)
+    walk = Walk(options.work.resolve(), steps, options.tiny)
+    return run(lambda: follow(walk, options.random))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
