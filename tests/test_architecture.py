@@ -16,7 +16,7 @@ ROOT = Path(ultragen.__file__).parent.parent
 
 # Each line may import the ones above it, and none of its own. A new module gets its place here.
 ORDER = (
-    {"presets", "windows", "video", "metrics", "strips"},
+    {"presets", "windows", "video", "metrics", "strips", "guidance"},
     {"layout", "request", "cost", "hub", "model_files", "flow", "coordinates", "kernels", "linear"},
     {"hardware", "compression", "sampling", "block"},
     {"attention"},

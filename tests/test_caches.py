@@ -20,6 +20,7 @@ from diffusers import (
 from tiny import tiny_pipeline
 
 from ultragen.pipeline import UltraGenPipeline
+from ultragen.transformer import UltraGenTransformer3DModel
 
 STEPS = 8
 RUN = {
@@ -63,7 +64,18 @@ SOMETIMES: dict[str, tuple[Callable[[], Any], int | None]] = {
 
 @pytest.fixture(scope="module")
 def built() -> UltraGenPipeline:
-    return tiny_pipeline()
+    """Without coordinates as the 1.3B model: SeaCache reads the input, and wants latents alone."""
+    pipe = tiny_pipeline()
+    config = dict(pipe.transformer.config)
+    torch.manual_seed(0)
+    transformer = UltraGenTransformer3DModel.from_config(
+        {**config, "in_channels": config["out_channels"]}
+    )
+    weights = pipe.transformer.state_dict()
+    del weights["patch_embedding.weight"]
+    transformer.load_state_dict(weights, strict=False)
+    pipe.register_modules(transformer=transformer.eval())
+    return pipe
 
 
 @pytest.fixture

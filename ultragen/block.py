@@ -64,6 +64,7 @@ class FullAttnProcessor(WanAttnProcessor):
         )
         return attn.to_out[1](attn.to_out[0](out.flatten(2).type_as(query)))
 
+
 ATTENTION = r"blocks\.\d+\.attn[12]"
 """Names of both attentions of all blocks in the transformer."""
 
