@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 TOKENS, FEATURES = 4, 256  # of one program of the compression
-CHANNELS, WARPS = 256, 4  # of one program of the decompression
+CHANNELS, WARPS = 128, 4  # of one program of the decompression
 
 
 @triton.jit
