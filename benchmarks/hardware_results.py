@@ -79,7 +79,8 @@ class Results:
 
 
 def read_results(paths: Sequence[Path]) -> Entry:
-    """Reads the files of `Results`; of a part that several hold, the last counts.
+    """Reads the files of `Results`. A part that several hold from the same machine is joined; of
+    parts from different ones, and of entries of one name, the last counts.
 
     Raises:
         OSError: if a file can't be read.
@@ -89,10 +90,12 @@ def read_results(paths: Sequence[Path]) -> Entry:
     for path in paths:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            parts |= {
-                name: {key: part[key] for key in ("machine", "date", "entries")}
-                for name, part in content["parts"].items()
-            }
+            for name, part in content["parts"].items():
+                found = {key: part[key] for key in ("machine", "date", "entries")}
+                earlier = parts.get(name, found)
+                if earlier["machine"] == found["machine"]:
+                    found["entries"] = {**earlier["entries"], **found["entries"]}
+                parts[name] = found
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path} is not the JSON of benchmarks/hardware.py ({error!r:.60}): choose a file "

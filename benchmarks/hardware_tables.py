@@ -164,7 +164,10 @@ def runs_table(parts: Mapping[str, Entry]) -> list[str]:
     for name, entry in parts["runs"]["entries"].items():
         denoise, seconds = entry["seconds"]["denoise"] * STEPS / entry["steps"], entry["seconds"]
         together = denoise + seconds["decode"]
-        how = f"UltraGen, {entry['steps']} steps, {entry['placement']}"
+        steps = f"{entry['steps']} steps"
+        if entry["steps"] != STEPS:
+            steps += f", times {STEPS / entry['steps']:g}"
+        how = f"UltraGen, {steps}, {entry['placement']}"
         stages = [entry["loading"], denoise, seconds["decode"], seconds["encode"]]
         rows.append([size(entry), how, *map(number, stages), number(together), ""])
         dense = parts.get("dense", {"entries": {}})["entries"].get(name)

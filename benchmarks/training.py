@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from ultragen.benchmark.bench import free_memory
 from ultragen.training.captions import vocabulary
 from ultragen.training.clips import ClipSize
 from ultragen.training.data import Pool
@@ -76,6 +77,9 @@ def measure(
         )
         if arguments.profile:
             trainer.profile(0.0, 2)
+    # A trainer keeps the memory of its recorded steps.
+    del trainer, stage
+    free_memory()
 
 
 def main() -> None:

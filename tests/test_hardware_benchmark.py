@@ -200,7 +200,7 @@ def test_the_dense_model_is_counted_by_its_steps():
         "tiled": True,
     }
     _, _, first, second = hardware_tables.runs_table(measured(runs={"a": ours}, dense={"a": dense}))
-    assert "| UltraGen, 15 steps, whole | 20.0 | 200 | 20.0 | 5.0 | 220 |" in first
+    assert "| UltraGen, 15 steps, times 2, whole | 20.0 | 200 | 20.0 | 5.0 | 220 |" in first
     times = "601 (30 × 20.0) | 39.0 (tiles) | – | 640 | 2.91×"
     assert f"| diffusers' Wan, 2 steps timed, times 30 | 10.0 | {times} |" in second
 

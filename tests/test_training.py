@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from math import exp, nan
@@ -42,6 +43,7 @@ from ultragen.training.data import (
 )
 from ultragen.training.distill import DistillStage, Trajectories
 from ultragen.training.flow_matching import FlowMatchingStage
+from ultragen.training.graphs import GraphedGradients
 from ultragen.training.loop import Stage, Trainer, TrainingConfig
 from ultragen.training.losses import contrast_weight
 from ultragen.training.models import TINY_SIZE, build_autoencoder, build_pipeline
@@ -417,6 +419,26 @@ def test_a_preconditioned_model_without_error_has_no_loss(monkeypatch):
 
     losses = stage.loss(perfect, (SMALL, 2, clean, torch.zeros(2, 64, dtype=torch.long)))
     assert losses["loss"].item() < 1e-6
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_recorded_steps_give_the_gradients_of_steps_one_by_one():
+    model = torch.nn.Linear(4, 3).cuda()
+    parameters = list(model.parameters())
+    recorded = GraphedGradients(
+        lambda batch: {"loss": model(batch[1]).square().mean() * batch[0]},
+        parameters,
+        nullcontext,
+    )
+    for factor, number in ((1, 2), (3, 2), (1, 5), (3, 2)):
+        x = torch.randn(number, 4, device="cuda")
+        loss = recorded((factor, x))["loss"]
+        expected = model(x).square().mean() * factor
+        torch.testing.assert_close(loss, expected.detach())
+        wanted = torch.autograd.grad(expected, parameters)
+        for parameter, gradient in zip(parameters, wanted, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient)
+    assert len(recorded.recordings) == 3
 
 
 def test_all_processes_choose_the_same_clips():

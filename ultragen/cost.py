@@ -148,19 +148,21 @@ CUDA = Coefficients(  # a guess, until `compare.measure` has run on a GPU
     encode=2.5e-8,
 )
 # The 1.3B model on an H100 80GB HBM3 with torch 2.11.0 and diffusers 0.42.1, bfloat16, random
-# weights, 2026-11-23. Whole forward passes of the dense model, from 32,760 to 261,120 tokens, lie
-# within 5 % of 30 layers × (2.6e-7 s a token + 1.07e-11 s a pair). The native ones have the same
-# rates and, in each hierarchical layer, the measured pieces that it has more; decoding is
-# diffusers' in tiles, not ours. Text encoding, upscaling and files were not measured: guesses, as
-# above.
+# weights. Native passes: `fit` of two whole runs (206.6 s for 60 passes at 1088×1920×81, 146.9 s for
+# 24 at 2176×3840×29, docs/hardware.md) and two single passes (3.40 and 6.81 s at K = 4,
+# docs/benchmarks.md), 2026-11-25; all lie within 1 %. Dense passes of 32,760 to 261,120 tokens lie
+# within 5 % of 30 layers × (2.6e-7 s a token + 1.07e-11 s a pair), 2026-11-23. Decoding is the
+# slower one of the two runs, the files are a little above both. Upscaling was not measured: guesses,
+# as above.
 WAN_CUDA = replace(
     CUDA,
     start=1.0,
-    token=9.3e-6,
-    pair=3.2e-10,
+    token=8.4e-6,
+    pair=2.7e-10,
     base_token=7.8e-6,
     base_pair=3.2e-10,
-    decode=1.4e-7,
+    decode=4.9e-8,
+    encode=2.8e-8,
 )
 # Operations counted on the layers' widths, at the 100 GFLOP/s that two cores were measured to keep
 # up. Decoding is a lower bound: what a far narrower autoencoder of the same layout took.

@@ -20,7 +20,8 @@ RESERVE = GIB  # of the libraries, and of what lies between tensors
 FEWER_FRAMES = (81, 49, 33, 17, 5)
 
 # The widest point of a layer is its feed-forward network: its hidden state before and after the
-# activation, beside the stream, its norm in float32 and the result.
+# activation, beside the stream, its norm in float32 and the result. With the fused kernels it is
+# less, 17,921 (measured, docs/hardware.md); what the allocator keeps beside it is a fifth more.
 VALUES_PER_TOKEN = 2 * 8960 + 4 * 1536
 
 
