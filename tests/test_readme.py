@@ -228,7 +228,7 @@ def test_the_client_snippet(url, capsys):
 def test_the_curl_snippet(url):
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
-    [code] = blocks(README, "sh")
+    code, _ = blocks(README, "sh")
     assert LOCAL in code
     ended = subprocess.run(
         ["bash", "-euc", code.replace(LOCAL, url)], capture_output=True, text=True, timeout=120
@@ -236,6 +236,12 @@ def test_the_curl_snippet(url):
     assert ended.returncode == 0, ended.stderr
     assert "event: complete" in ended.stdout
     assert "side_by_side.mp4" in ended.stdout
+
+
+def test_the_snippet_of_many_prompts():
+    """It is what the script's first lines show; `test_examples.py` launches it."""
+    _, code = blocks(README, "sh")
+    assert code in (ROOT / "examples" / "many_prompts.py").read_text()
 
 
 def test_the_mcp_snippet(url):
