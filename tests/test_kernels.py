@@ -188,8 +188,16 @@ def test_compression(compression, factor, height, width, biased):
 
 @pytest.mark.parametrize(
     "factor, size, small",
-    [(2, (3, 4), None), (4, (5, 2), None), (2, (1, 1), None), (2, (4, 5), (2, 2))],
-    ids=["halves", "quarters", "one", "resized"],
+    [
+        (2, (3, 4), None),
+        (4, (5, 2), None),
+        (2, (1, 1), None),
+        (2, (4, 5), (2, 2)),
+        (2, (3, 11), None),
+        (2, (10, 4), None),
+        (2, (10, 11), None),
+    ],
+    ids=["halves", "quarters", "one", "resized", "two pairs", "two rows", "both"],
 )
 def test_decompression_and_fusion(compression, factor, size, small):
     """Also from a small grid that has been resized to fewer tokens (the released weights)."""
@@ -211,6 +219,23 @@ def test_decompression_and_fusion(compression, factor, size, small):
         )
         expected = branch.fuse(timestep, fine, coarse)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+@pytest.mark.parametrize("length, group", [(1, 1), (4, 1), (8, 2), (68, 1), (119, 2)])
+def test_every_group_of_places_is_taken_once(compression, factor, length, group):
+    padded = length + -length % factor
+    matrix = interpolation(padded // factor, padded, False, torch.device("cpu"), torch.float64)
+    programs, _ = compression.plan_axis(matrix[:length], group)
+    starts, partners, _, _ = programs.tolist()
+    taken = [*starts, *(partner for partner in partners if partner >= 0)]
+    assert sorted(taken) == [*range(0, length, group)]
+    for start, partner in zip(starts, partners, strict=True):
+        if partner >= 0:
+            for k in range(group):
+                assert torch.equal(matrix[partner + k, 1:], matrix[start + k, :-1])
+    if length > 60:
+        assert len(starts) < 0.6 * len(taken)
 
 
 def test_upsampling_by_less_than_two_is_left_to_the_plain_code(compression):

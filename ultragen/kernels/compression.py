@@ -5,8 +5,9 @@ needed, the plain code runs.
 Upsampling by 2 or more and the 3 × 3 × 3 convolution after it are one linear map, in which two
 neighbouring tokens of the full grid see 3 × 3 tokens of the small one at three moments. Their
 weights are the same at most places: there are few kinds of places, and the weights of all kinds are
-made first. A program takes two tokens and goes through the frames with their weights: neither the
-upsampled grid nor the decompressed one is ever written.
+made first. A program keeps the weights of a kind and goes through the frames with them: for a pair
+of tokens, and for those a small token further to the right, below and both, which share most of the
+small tokens that they see. Neither the upsampled grid nor the decompressed one is ever written.
 """
 
 from typing import NamedTuple, Optional
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 
 TOKENS, FEATURES = 4, 256  # of one program of the compression
 CHANNELS, WARPS = 128, 4  # of one program of the decompression
+PARTNERS_PAY = 0.75  # up to so many programs for each group: one without a partner computes two
 
 
 @triton.jit
@@ -81,6 +83,23 @@ def _weights(ptr, d, features, inside):
 
 
 @triton.jit
+def _small_tokens(ptr, x0, x1, x2, x3, inside, PAIRS: tl.constexpr):
+    """Neighbours in a row of the small grid: three, and a fourth where two pairs share them."""
+    s0 = tl.load(ptr + x0, mask=inside, other=0.0)
+    s1 = tl.load(ptr + x1, mask=inside, other=0.0)
+    s2 = tl.load(ptr + x2, mask=inside, other=0.0)
+    s3 = tl.load(ptr + x3, mask=inside, other=0.0) if PAIRS == 2 else s2
+    return s0, s1, s2, s3
+
+
+@triton.jit
+def _pair(ptr, features, left, right, d):
+    """Two neighbouring tokens of the full grid, as far as they are there."""
+    first = tl.load(ptr, mask=features < left, other=0.0)
+    return first, tl.load(ptr + d, mask=features < right, other=0.0)
+
+
+@triton.jit
 def _add(total, weights, x):
     """What a small token adds to two places at three moments."""
     x = x.to(tl.float32)
@@ -90,87 +109,152 @@ def _add(total, weights, x):
 
 
 @triton.jit
-def _fuse(coarse, fine, gate, bias):
-    """The gate's mean of a fine and a coarse token."""
-    coarse += bias
-    return coarse + gate * (fine.to(tl.float32) - coarse)
+def _add_all(total, weights, top, middle, bottom, PAIR: tl.constexpr):
+    """What three rows of small tokens add to a pair; the second one sees them one token further."""
+    w00, w01, w02, w10, w11, w12, w20, w21, w22 = weights
+    total = _add(total, w00, top[PAIR])
+    total = _add(total, w01, top[PAIR + 1])
+    total = _add(total, w02, top[PAIR + 2])
+    total = _add(total, w10, middle[PAIR])
+    total = _add(total, w11, middle[PAIR + 1])
+    total = _add(total, w12, middle[PAIR + 2])
+    total = _add(total, w20, bottom[PAIR])
+    total = _add(total, w21, bottom[PAIR + 1])
+    return _add(total, w22, bottom[PAIR + 2])
+
+
+@triton.jit
+def _store(ptr, features, left, right, d, total, fine, gate, bias):
+    """The gate's mean of a fine pair and of the sums that are complete."""
+    first, second = total[2] + bias, total[5] + bias
+    first += gate * (fine[0].to(tl.float32) - first)
+    second += gate * (fine[1].to(tl.float32) - second)
+    tl.store(ptr, first, mask=features < left)
+    tl.store(ptr + d, second, mask=features < right)
+
+
+@triton.jit
+def _next(total):
+    """The sums a moment later, each one step nearer to its end."""
+    none = tl.zeros_like(total[0])
+    return none, total[0], total[1], none, total[3], total[4]
 
 
 @triton.jit
 def _decompress_and_fuse(
-    fine_ptr, coarse_ptr, weights_ptr, bias_ptr, gate_ptr, out_ptr,
-    first_row_ptr, row_class_ptr, first_column_ptr, column_class_ptr, column_classes,
-    t, h, w, small_h, small_w, d, CHANNELS: tl.constexpr,
+    fine_ptr, coarse_ptr, weights_ptr, bias_ptr, gate_ptr, out_ptr, row_ptr, column_ptr,
+    row_programs, column_programs, column_kinds, t, h, w, small_h, small_w, d,
+    ROWS: tl.constexpr, PAIRS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """One program: two neighbouring places of the full grid, all moments, CHANNELS features."""
+    """One program: ROWS × PAIRS pairs of neighbouring places that have the same weights, all
+    moments, CHANNELS features."""
     # Programs that run at the same time read whole tokens.
-    parts, pairs = (d + CHANNELS - 1) // CHANNELS, (w + 1) // 2
+    parts = (d + CHANNELS - 1) // CHANNELS
     place, part = tl.program_id(0) // parts, tl.program_id(0) % parts
-    pair, y = place % pairs, place // pairs
+    row_ptr += place // column_programs
+    column_ptr += place % column_programs
+    y, x = tl.load(row_ptr), tl.load(column_ptr)
+    next_y, next_x = tl.load(row_ptr + row_programs), tl.load(column_ptr + column_programs)
+    row, column = tl.load(row_ptr + 2 * row_programs), tl.load(column_ptr + 2 * column_programs)
+    kind = tl.load(row_ptr + 3 * row_programs) * column_kinds
+    kind += tl.load(column_ptr + 3 * column_programs)
     sample = tl.program_id(1).to(tl.int64)
     features = part * CHANNELS + tl.arange(0, CHANNELS)
     inside = features < d
-    second = features < tl.where(2 * pair + 1 < w, d, 0)  # the last pair may have only one
-    kind = tl.load(row_class_ptr + y) * column_classes + tl.load(column_class_ptr + pair)
     weights_ptr += kind * 54 * d
-    w00 = _weights(weights_ptr, d, features, inside)
-    w01 = _weights(weights_ptr + d, d, features, inside)
-    w02 = _weights(weights_ptr + 2 * d, d, features, inside)
-    w10 = _weights(weights_ptr + 3 * d, d, features, inside)
-    w11 = _weights(weights_ptr + 4 * d, d, features, inside)
-    w12 = _weights(weights_ptr + 5 * d, d, features, inside)
-    w20 = _weights(weights_ptr + 6 * d, d, features, inside)
-    w21 = _weights(weights_ptr + 7 * d, d, features, inside)
-    w22 = _weights(weights_ptr + 8 * d, d, features, inside)
-
-    # Tokens beyond the small grid have weights of 0: any token that is there stands for them.
-    row, column = tl.load(first_row_ptr + y), tl.load(first_column_ptr + pair)
-    row0, row1 = row * small_w * d, tl.minimum(row + 1, small_h - 1) * small_w * d
-    row2 = tl.minimum(row + 2, small_h - 1) * small_w * d
-    x0, x1 = column * d + features, tl.minimum(column + 1, small_w - 1) * d + features
-    x2 = tl.minimum(column + 2, small_w - 1) * d + features
+    weights = (
+        _weights(weights_ptr, d, features, inside),
+        _weights(weights_ptr + d, d, features, inside),
+        _weights(weights_ptr + 2 * d, d, features, inside),
+        _weights(weights_ptr + 3 * d, d, features, inside),
+        _weights(weights_ptr + 4 * d, d, features, inside),
+        _weights(weights_ptr + 5 * d, d, features, inside),
+        _weights(weights_ptr + 6 * d, d, features, inside),
+        _weights(weights_ptr + 7 * d, d, features, inside),
+        _weights(weights_ptr + 8 * d, d, features, inside),
+    )
     gate = tl.load(gate_ptr + sample * d + features, mask=inside, other=0.0)
     bias = tl.load(bias_ptr + features, mask=inside, other=0.0)
+
+    # Tokens beyond the small grid have weights of 0: any token that is there stands for them.
+    row0, row1 = row * small_w * d, tl.minimum(row + 1, small_h - 1) * small_w * d
+    row2 = tl.minimum(row + 2, small_h - 1) * small_w * d
+    row3 = tl.minimum(row + 3, small_h - 1) * small_w * d
+    x0, x1 = column * d + features, tl.minimum(column + 1, small_w - 1) * d + features
+    x2 = tl.minimum(column + 2, small_w - 1) * d + features
+    x3 = tl.minimum(column + 3, small_w - 1) * d + features
+    # How many features the tokens of a pair have: none where there is no token. The last pair of
+    # a row may be one place, and what has no partner is followed by -1.
+    left, right = d, tl.where(x + 1 < w, d, 0)
+    next_left = tl.where(next_x < 0, 0, d)
+    next_right = tl.where((next_x < 0) | (next_x + 1 >= w), 0, d)
+    aside, down = tl.maximum(next_x - x, 0) * d, tl.maximum(next_y - y, 0) * w * d
+    below = tl.where(next_y < 0, 0, 1)
+
+    place_offset = (sample * t * h * w + y * w + x) * d
+    fine_ptr += place_offset + features
+    out_ptr += place_offset + features
+    coarse_ptr += sample * t * small_h * small_w * d
+    frame, small_frame = tl.cast(h, tl.int64) * w * d, tl.cast(small_h, tl.int64) * small_w * d
     # A frame adds to the results of the next moment, of its own and of the one before.
     none = tl.zeros((CHANNELS,), dtype=tl.float32)
     total = none, none, none, none, none, none
-    at = (sample * t * h * w + y * w + 2 * pair) * d + features  # of the left place
-    coarse_ptr += sample * t * small_h * small_w * d
-    for moment in range(t):
-        # All loads first: they take long, and none waits for another.
-        frame = coarse_ptr + tl.cast(moment, tl.int64) * small_h * small_w * d
-        s00 = tl.load(frame + row0 + x0, mask=inside, other=0.0)
-        s01 = tl.load(frame + row0 + x1, mask=inside, other=0.0)
-        s02 = tl.load(frame + row0 + x2, mask=inside, other=0.0)
-        s10 = tl.load(frame + row1 + x0, mask=inside, other=0.0)
-        s11 = tl.load(frame + row1 + x1, mask=inside, other=0.0)
-        s12 = tl.load(frame + row1 + x2, mask=inside, other=0.0)
-        s20 = tl.load(frame + row2 + x0, mask=inside, other=0.0)
-        s21 = tl.load(frame + row2 + x1, mask=inside, other=0.0)
-        s22 = tl.load(frame + row2 + x2, mask=inside, other=0.0)
-        # Of the moment before, whose sums end with this frame; at first nothing is there.
-        here = at + tl.cast(tl.maximum(moment - 1, 0), tl.int64) * h * w * d
-        left = tl.load(fine_ptr + here, mask=inside, other=0.0)
-        right = tl.load(fine_ptr + here + d, mask=second, other=0.0)
-        total = _add(total, w00, s00)
-        total = _add(total, w01, s01)
-        total = _add(total, w02, s02)
-        total = _add(total, w10, s10)
-        total = _add(total, w11, s11)
-        total = _add(total, w12, s12)
-        total = _add(total, w20, s20)
-        total = _add(total, w21, s21)
-        total = _add(total, w22, s22)
-        left0, left1, left2, right0, right1, right2 = total
-        if moment > 0:
-            tl.store(out_ptr + here, _fuse(left2, left, gate, bias), mask=inside)
-            tl.store(out_ptr + here + d, _fuse(right2, right, gate, bias), mask=second)
-        total = none, left0, left1, none, right0, right1
-    here = at + tl.cast(t - 1, tl.int64) * h * w * d
-    left = tl.load(fine_ptr + here, mask=inside, other=0.0)
-    right = tl.load(fine_ptr + here + d, mask=second, other=0.0)
-    tl.store(out_ptr + here, _fuse(total[2], left, gate, bias), mask=inside)
-    tl.store(out_ptr + here + d, _fuse(total[5], right, gate, bias), mask=second)
+    total_aside, total_below, total_both = total, total, total
+    for moment in range(t + 1):
+        # All loads first: they take long, and none waits for another. What is stored is the moment
+        # before, whose sums end with this frame; at first there is none.
+        here = tl.maximum(moment - 1, 0) * frame
+        ready = tl.where(moment > 0, 1, 0)
+        fine = _pair(fine_ptr + here, features, ready * left, ready * right, d)
+        if PAIRS == 2:
+            fine_aside = _pair(
+                fine_ptr + here + aside, features, ready * next_left, ready * next_right, d
+            )
+        if ROWS == 2:
+            ready_below = ready * below
+            fine_below = _pair(
+                fine_ptr + here + down, features, ready_below * left, ready_below * right, d
+            )
+        if ROWS == 2 and PAIRS == 2:
+            fine_both = _pair(
+                fine_ptr + here + down + aside, features, ready_below * next_left,
+                ready_below * next_right, d,
+            )  # fmt: skip
+        if moment < t:
+            small = coarse_ptr + moment * small_frame
+            s0 = _small_tokens(small + row0, x0, x1, x2, x3, inside, PAIRS)
+            s1 = _small_tokens(small + row1, x0, x1, x2, x3, inside, PAIRS)
+            s2 = _small_tokens(small + row2, x0, x1, x2, x3, inside, PAIRS)
+            if ROWS == 2:
+                s3 = _small_tokens(small + row3, x0, x1, x2, x3, inside, PAIRS)
+            total = _add_all(total, weights, s0, s1, s2, 0)
+            if PAIRS == 2:
+                total_aside = _add_all(total_aside, weights, s0, s1, s2, 1)
+            if ROWS == 2:
+                total_below = _add_all(total_below, weights, s1, s2, s3, 0)
+            if ROWS == 2 and PAIRS == 2:
+                total_both = _add_all(total_both, weights, s1, s2, s3, 1)
+        out = out_ptr + here
+        _store(out, features, ready * left, ready * right, d, total, fine, gate, bias)
+        total = _next(total)
+        if PAIRS == 2:
+            _store(
+                out + aside, features, ready * next_left, ready * next_right, d, total_aside,
+                fine_aside, gate, bias,
+            )  # fmt: skip
+            total_aside = _next(total_aside)
+        if ROWS == 2:
+            _store(
+                out + down, features, ready_below * left, ready_below * right, d, total_below,
+                fine_below, gate, bias,
+            )  # fmt: skip
+            total_below = _next(total_below)
+        if ROWS == 2 and PAIRS == 2:
+            _store(
+                out + down + aside, features, ready_below * next_left, ready_below * next_right, d,
+                total_both, fine_both, gate, bias,
+            )  # fmt: skip
+            total_both = _next(total_both)
 
 
 @torch.library.custom_op("ultragen::compress", mutates_args=())
@@ -207,18 +291,18 @@ def _fusion(
     what an `Axis` holds."""
     fine, coarse, (b, t, h, w, d) = fine.contiguous(), coarse.contiguous(), fine.shape
     out = torch.empty_like(fine)
-    (first_row, row_class, row_shares), (first_column, column_class, column_shares) = rows, columns
+    (row_programs, row_shares), (column_programs, column_shares) = rows, columns
     weights = taps.new_empty((len(row_shares) * len(column_shares) * 54, d))
-    parts = triton.cdiv(d, CHANNELS)
-    grid = (h * triton.cdiv(w, 2) * parts, b)
+    parts, pairs = triton.cdiv(d, CHANNELS), triton.cdiv(w, 2)
+    number = row_programs.shape[1], column_programs.shape[1]
     with torch.cuda.device_of(fine):
         _join[(len(weights), parts)](
             row_shares, column_shares, taps, weights, len(column_shares), d, CHANNELS
         )
-        _decompress_and_fuse[grid](
-            fine, coarse, weights, bias, gate, out, first_row, row_class, first_column,
-            column_class, len(column_shares), t, h, w, coarse.shape[2], coarse.shape[3], d,
-            CHANNELS, num_warps=WARPS,
+        _decompress_and_fuse[(number[0] * number[1] * parts, b)](
+            fine, coarse, weights, bias, gate, out, row_programs, column_programs, *number,
+            len(column_shares), t, h, w, coarse.shape[2], coarse.shape[3], d,
+            1 + (number[0] < h), 1 + (number[1] < pairs), CHANNELS, num_warps=WARPS,
         )  # fmt: skip
     return out
 
@@ -252,19 +336,19 @@ class Axis(NamedTuple):
     """What the places of an axis are made of when the small axis is upsampled and convolved.
 
     Attributes:
-        first: The first of the three small tokens that a group of places needs, int32, groups.
-        kind: The kind of each group, int32, groups.
+        programs: What a program does along the axis, int32, 4 × programs: the first place of a
+            group, the first place of its partner or -1, the first of the three small tokens that
+            the group needs (its partner's begin with the next one), and the kind of both.
         shares: The shares that the neighbour before, at and after each place of a group have of
             the three, kinds × places of a group × 3 × 3. Beyond the edges there is nothing.
     """
 
-    first: Tensor
-    kind: Tensor
+    programs: Tensor
     shares: Tensor
 
 
 def plan_axis(matrix: Tensor, group: int) -> Axis:
-    """Finds the kinds of places of an axis.
+    """Finds the kinds of places of an axis, and partners among them.
 
     Args:
         matrix: Length of the full axis × length of the small one, of the upsampling.
@@ -282,7 +366,36 @@ def plan_axis(matrix: Tensor, group: int) -> Axis:
     if not torch.allclose(shares.sum(), around.sum()):
         raise ValueError(f"Upsampling {small} tokens to {length} needs more than three at a place.")
     kinds, kind = shares.transpose(2, 3).round(decimals=5).unique(dim=0, return_inverse=True)
-    return Axis(first.int(), kind.int(), kinds.contiguous())
+    seen = [*zip(first.tolist(), kind.tolist(), strict=True)]
+    partners = find_partners(seen)
+    if len(partners) > PARTNERS_PAY * len(seen):
+        partners = dict.fromkeys(range(len(seen)))
+    programs = [
+        (i * group, -1 if partner is None else partner * group, *seen[i])
+        for i, partner in partners.items()
+    ]
+    return Axis(matrix.new_tensor(programs, dtype=torch.int32).t().contiguous(), kinds.contiguous())
+
+
+def find_partners(seen: list[tuple[int, int]]) -> dict[int, int | None]:
+    """Groups that one program takes together: those of one kind, a small token apart.
+
+    Args:
+        seen: The first small token and the kind of each group.
+
+    Returns:
+        The partner of each group that is not a partner itself, or None.
+    """
+    left: dict[tuple[int, int], list[int]] = {}
+    for i, place in enumerate(seen):
+        left.setdefault(place, []).append(i)
+    partners: dict[int, int | None] = {}
+    for i, (first, kind) in enumerate(seen):
+        if i in left[first, kind]:
+            left[first, kind].remove(i)
+            others = left.get((first + 1, kind))
+            partners[i] = others.pop(0) if others else None
+    return partners
 
 
 def decompress_and_fuse(
