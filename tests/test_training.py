@@ -43,7 +43,7 @@ from ultragen.training.data import (
 )
 from ultragen.training.distill import DistillStage, Trajectories
 from ultragen.training.flow_matching import FlowMatchingStage
-from ultragen.training.graphs import GraphedGradients
+from ultragen.training.graphs import GraphedGradients, Recorded
 from ultragen.training.loop import Stage, Trainer, TrainingConfig
 from ultragen.training.losses import contrast_weight
 from ultragen.training.models import TINY_SIZE, build_autoencoder, build_pipeline
@@ -441,6 +441,15 @@ def test_recorded_steps_give_the_gradients_of_steps_one_by_one():
     assert len(recorded.recordings) == 3
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_a_recorded_function_gives_what_it_gave_for_every_kind_of_batch():
+    recorded = Recorded(lambda batch: batch[0] * batch[1].sin())
+    for factor, number in ((1, 2), (3, 2), (1, 5), (3, 2)):
+        x = torch.randn(number, 4, device="cuda")
+        torch.testing.assert_close(recorded((factor, x)), factor * x.sin())
+    assert len(recorded.recordings) == 3
+
+
 def test_all_processes_choose_the_same_clips():
     sizes = tuple(replace(SMALL, height=96 + 32 * i, windows=(2, 4)) for i in range(3))
     stages = [flow_stage(()) for _ in range(2)]
@@ -519,7 +528,7 @@ def test_the_teacher_is_guided_and_stays_as_it_was():
         parameter.data.normal_(0, 0.1)
     stage = DistillStage(pipe, (SMALL,), steps=2, guidance_scale=3.0)
     stage.setup(torch.device("cpu"), 0, 1)
-    _, _, (latents, sigma, ids, velocity) = stage.batch(0)
+    _, _, latents, sigma, ids, velocity = stage.batch(0)
     [trajectory] = stage.trajectories.values()
     with torch.no_grad():
         told = stage.velocity(stage.model, latents, sigma, ids, 2)

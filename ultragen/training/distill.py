@@ -12,14 +12,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..pipeline import UltraGenPipeline
+from ..transformer import UltraGenTransformer3DModel
 from .clips import ClipSize
 from .data import SceneStream, caption_variants, tokenize
+from .graphs import Recorded
 from .transformer import TransformerStage, compile_blocks
 
 DISTILLED = "distilled"
@@ -119,14 +122,19 @@ class DistillStage(TransformerStage):
         self.negative_prompt = negative_prompt
         # Now, because a training that is resumed loads a half-trained student before `setup`.
         self.teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
+        # A dense model's blocks are compiled instead.
+        self.recordable = isinstance(pipeline.transformer, UltraGenTransformer3DModel)
 
     def setup(self, device: torch.device, rank: int, world: int) -> None:
         super().setup(device, rank, world)
         self.scenes = SceneStream(rank, self.seed)
         self.teacher.to(device)
         self.negative = tokenize(self.pipeline.tokenizer, [self.negative_prompt])[0].to(device)
+        self.guide: Callable[[tuple[Any, ...]], Tensor] = self.guided
         if device.type == "cuda":
             compile_blocks(self.teacher.transformer)
+            if self.recordable:
+                self.guide = Recorded(self.guided)
         self.trajectories: dict[tuple[ClipSize, int | None], Trajectories] = {}
 
     def trajectory(self, size: ClipSize, windows: int | None) -> Trajectories:
@@ -145,24 +153,31 @@ class DistillStage(TransformerStage):
                 return pipeline.prepare_latents(number, *shape).to(self.device), ids
 
             def guided(x: Tensor, sigma: Tensor, ids: Tensor) -> Tensor:
-                with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16, x.is_cuda):
-                    plain = self.velocity(
-                        self.teacher, x, sigma, self.negative.expand_as(ids), windows
-                    )
-                    told = self.velocity(self.teacher, x, sigma, ids, windows)
-                return plain + self.teacher_guidance * (told - plain)
+                return self.guide((windows, x, sigma, ids)).clone()
 
             self.trajectories[size, windows] = Trajectories(sigmas, start, guided, size.batch_size)
         return self.trajectories[size, windows]
 
-    def batch(self, step: int) -> tuple[ClipSize, int | None, tuple[Tensor, ...]]:
+    @torch.no_grad()
+    def guided(self, batch: tuple[Any, ...]) -> Tensor:
+        """The teacher's velocity for K, latents, noise levels and token ids."""
+        windows, x, sigma, ids = batch
+        with torch.autocast(x.device.type, torch.bfloat16, x.is_cuda):
+            negative = self.negative.expand_as(ids)
+            plain = self.velocity(self.teacher, x, sigma, negative, windows)
+            told = self.velocity(self.teacher, x, sigma, ids, windows)
+        return plain + self.teacher_guidance * (told - plain)
+
+    def batch(self, step: int) -> tuple[ClipSize, int | None, Tensor, Tensor, Tensor, Tensor]:
         size, windows = self.choose(step)
-        return size, windows, self.trajectory(size, windows).advance()
+        return size, windows, *self.trajectory(size, windows).advance()
 
     def loss(
-        self, model: nn.Module, batch: tuple[ClipSize, int | None, tuple[Tensor, ...]]
+        self,
+        model: nn.Module,
+        batch: tuple[ClipSize, int | None, Tensor, Tensor, Tensor, Tensor],
     ) -> dict[str, Tensor]:
-        size, windows, (latents, sigma, ids, velocity) = batch
+        size, windows, latents, sigma, ids, velocity = batch
         predicted = self.velocity(model, latents, sigma, ids, windows)
         loss = F.mse_loss(predicted, velocity)
         return {"loss": loss, f"loss_{size.height}x{size.num_frames}": loss}
