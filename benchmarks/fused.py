@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from ultragen.attention import UltraGenAttention, cut, join
 from ultragen.benchmark.machine import sustained
 from ultragen.block import UltraGenBlock
+from ultragen.compression import interpolation
 from ultragen.kernels import plain_code
 from ultragen.layout import AttentionLayout, WindowRule, plan_layout
 from ultragen.windows import split_windows
@@ -83,6 +85,23 @@ def attention_work(
             lambda b=branch, s=small: b.fuse(even.timestep, grid, s),
             2 * size(grid) + size(small),
         )
+
+
+def print_pairs_apart(attention: UltraGenAttention, grid: Tensor, timestep: Tensor) -> None:
+    """Decompression by programs that take one pair of tokens each, for comparison."""
+    from ultragen.kernels.compression import decompress_and_fuse, plan_axis
+
+    for name, branch in attention.branches.items():
+        layer, gate = branch.decompression, branch.gate(timestep)
+        small = branch.compression(grid)
+        axes = []
+        for full, length, group in zip(grid.shape[2:4], small.shape[2:4], (1, 2), strict=True):
+            padded = length * branch.factor
+            matrix = interpolation(length, padded, False, grid.device, torch.float64)[:full]
+            axes.append(plan_axis(matrix, group, partners=False))
+        work = partial(decompress_and_fuse, grid, small, layer.weight, layer.bias, gate, *axes)
+        milliseconds = 1e3 * sustained(work, "cuda", 0.2)
+        print(f"{f'decompression, a pair a program ({name})':51}{milliseconds:9.3f}", flush=True)
 
 
 class Same(nn.Module):
@@ -175,6 +194,8 @@ def main() -> None:
         x = torch.randn(1, *grid, dim, dtype=dtype)
         for work in attention_work(attention, x, *layouts):
             compare(work, device, rate)
+        if device == "cuda":
+            print_pairs_apart(attention, x, timestep)
         block = WanTransformerBlock(dim, ffn, heads, cross_attn_norm=True).to(dtype)
         for name in ("norm1", "norm2", "norm3"):
             getattr(block, name).float()

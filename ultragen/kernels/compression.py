@@ -347,12 +347,13 @@ class Axis(NamedTuple):
     shares: Tensor
 
 
-def plan_axis(matrix: Tensor, group: int) -> Axis:
+def plan_axis(matrix: Tensor, group: int, partners: bool = True) -> Axis:
     """Finds the kinds of places of an axis, and partners among them.
 
     Args:
         matrix: Length of the full axis × length of the small one, of the upsampling.
         group: Neighbouring places that share their small tokens: 1 for rows, 2 for columns.
+        partners: Whether a program may take two groups, where most of them find a partner.
 
     Raises:
         ValueError: if a group needs more than three, as upsampling by less than 2 may.
@@ -367,12 +368,12 @@ def plan_axis(matrix: Tensor, group: int) -> Axis:
         raise ValueError(f"Upsampling {small} tokens to {length} needs more than three at a place.")
     kinds, kind = shares.transpose(2, 3).round(decimals=5).unique(dim=0, return_inverse=True)
     seen = [*zip(first.tolist(), kind.tolist(), strict=True)]
-    partners = find_partners(seen)
-    if len(partners) > PARTNERS_PAY * len(seen):
-        partners = dict.fromkeys(range(len(seen)))
+    found = find_partners(seen)
+    if not partners or len(found) > PARTNERS_PAY * len(seen):
+        found = dict.fromkeys(range(len(seen)))
     programs = [
         (i * group, -1 if partner is None else partner * group, *seen[i])
-        for i, partner in partners.items()
+        for i, partner in found.items()
     ]
     return Axis(matrix.new_tensor(programs, dtype=torch.int32).t().contiguous(), kinds.contiguous())
 
