@@ -379,7 +379,7 @@ def test_rows_are_made_as_they_say(fake):
     asked = Request("any", "tiny", num_frames=5, num_inference_steps=1, seed=7)
     maker = Maker(lambda folder: fake, asked)
     case = held_out_clips(1)[0]
-    made = {row.key: maker.make(row, 3, case) for row in TABLE1}
+    made = {row.key: next(maker.make(row, [(3, case)])) for row in TABLE1}
     assert all(frames.shape == (5, 120, 160, 3) for frames, _ in made.values())
     assert made["real"][1] is None and all(made[key][1] > 0 for key in ROWS if key != "real")
     assert {call["size"] for call in fake.native.calls} == {(128, 160)}
@@ -400,7 +400,7 @@ def test_a_row_of_another_model(fake, tmp_path):
     maker = Maker(load, Request("any", "tiny", num_frames=5, num_inference_steps=1))
     row = Row("without-global", "Without the global branch", "ultragen", model=str(tmp_path))
     for i, case in enumerate(held_out_clips(2)):
-        maker.make(row, i, case)
+        [*maker.make(row, [(i, case)])]
     assert loaded == [None, str(tmp_path)]
     assert len(other.native.calls) == 2 and fake.native.calls == []
 
@@ -410,7 +410,7 @@ def test_rows_of_other_settings_share_no_small_clip(fake):
     case = held_out_clips(1)[0]
     plain = Row("few", "Few steps", "base", upscaler="lanczos")
     for row in (plain, replace(plain, num_inference_steps=3), replace(plain, guidance_scale=2.0)):
-        maker.make(row, 0, case)
+        [*maker.make(row, [(0, case)])]
     assert [(call["steps"], call["guidance"]) for call in fake.base.calls] == [
         (1, 3), (3, 3), (1, 2),
     ]  # fmt: skip
@@ -721,3 +721,17 @@ def test_every_row_with_tiny_models(tmp_path, monkeypatch):
     assert distances.pop("real") == pytest.approx(0, abs=1e-4)
     assert min(distances.values()) > 0.01
     assert all(row.clips == 2 and row.hd_mse.value > 0 for row in rows)
+    # Three clips made two at a time, of which the first two are the same.
+    together = Maker(maker.load, maker.request, batch=2)
+    more = held_out_clips(3)
+    rows = evaluate(TABLE1, more, cases, together, tools, tmp_path / "together")
+    assert all(row.clips == 3 for row in rows)
+    stores = [Store(tmp_path / name, {}) for name in ("out", "together")]
+    for key in ROWS:
+        for i in range(2):
+            one, other = (store.get(key, i).hd_mse for store in stores)
+            assert one == pytest.approx(other, rel=1e-2, abs=1e-3)
+    assert "made 2 at a time" in (tmp_path / "together" / "table.md").read_text()
+    three = Maker(maker.load, maker.request, batch=3)
+    with pytest.raises(ValueError, match="with batch 2, not 3"):
+        evaluate(TABLE1, more, cases, three, tools, tmp_path / "together")

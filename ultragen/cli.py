@@ -337,6 +337,9 @@ def evaluate(
             "(CUDA_VISIBLE_DEVICES) or several, all with one --out; then once without --shard."
         ),
     ] = None,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Clips that are denoised together: more fill a GPU.")
+    ] = 1,
     model: Model = None,
     teacher: Annotated[
         str | None, typer.Option(help="Folder of the model that --model was distilled from.")
@@ -371,7 +374,7 @@ def evaluate(
     from .training.heldout import EVALUATED, REFERENCE, held_out_clips
 
     cases, references = (held_out_clips(clips, seeds) for seeds in (EVALUATED, REFERENCE))
-    maker = Maker(lambda name: _load(teacher if name == TEACHER else name or model), request)
+    maker = Maker(lambda name: _load(teacher if name == TEACHER else name or model), request, batch)
     models = maker.models()
     instruments = load_instruments(
         models.source, classifier, features or (), lpips, clip, models.device

@@ -250,39 +250,60 @@ def make_clip(
     run: RunState, pipe: Any, request: Request, size: tuple[int, int], prefix: str, windows: dict
 ) -> np.ndarray:
     """Denoises and decodes one clip: frames t h w 3, uint8."""
+    [frames] = make_clips(run, pipe, [request], size, prefix, windows)
+    return frames
+
+
+def make_clips(
+    run: RunState,
+    pipe: Any,
+    requests: Sequence[Request],
+    size: tuple[int, int],
+    prefix: str,
+    windows: dict,
+) -> list[np.ndarray]:
+    """Denoises clips together and decodes one after the other: frames t h w 3 of each, uint8.
+    Their requests differ in prompt and seed alone."""
     import torch
 
     denoise, decode = f"{prefix}denoise", f"{prefix}decode"
+    request = requests[0]
     steps = request.num_inference_steps or 0
 
     def after_step(pipe: Any, step: int, timestep: Any, kwargs: dict) -> dict:
         run.tick(denoise, step + 1, steps, "step")
         return kwargs
 
+    prompts = [request.prompt for request in requests]
+    noise = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
     run.tick(denoise, 0, steps, "step")
     with run.stage(denoise):
         latents = pipe(
-            prompt=request.prompt,
+            prompt=prompts if len(requests) > 1 else prompts[0],
             negative_prompt=request.negative_prompt,
             height=size[0],
             width=size[1],
             num_frames=request.num_frames,
             num_inference_steps=steps,
             guidance_scale=request.guidance_scale,
-            generator=torch.Generator("cpu").manual_seed(request.seed),
+            generator=noise if len(requests) > 1 else noise[0],
             callback_on_step_end=after_step,
             output_type="latent",
             **windows,
         ).frames
-    frames, done = np.empty((request.frames, *size, 3), np.uint8), 0
+    clips = [np.empty((request.frames, *size, 3), np.uint8) for _ in requests]
     with run.stage(decode), torch.no_grad():
-        for piece in pipe.decode_stream(latents):
-            pictures = piece[0].permute(1, 2, 3, 0).mul(255).round().byte().cpu().numpy()
-            frames[done : done + len(pictures)] = pictures
-            done += len(pictures)
-            run.tick(decode, done, request.frames, "frame")
-    check_visible(frames, STAGES[decode].split(":")[0])
-    return frames
+        parts = latents.split(1) if len(requests) > 1 else [latents]
+        for frames, clip in zip(clips, parts, strict=True):
+            done = 0
+            for piece in pipe.decode_stream(clip):
+                pictures = piece[0].permute(1, 2, 3, 0).mul(255).round().byte().cpu().numpy()
+                frames[done : done + len(pictures)] = pictures
+                done += len(pictures)
+                run.tick(decode, done, request.frames, "frame")
+    for frames in clips:
+        check_visible(frames, STAGES[decode].split(":")[0])
+    return clips
 
 
 def check_visible(frames: np.ndarray, name: str) -> None:

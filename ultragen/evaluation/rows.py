@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from threading import Event
 from time import perf_counter
@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from ..compare import RunState, make_clip, resolve_windows
+from ..compare import RunState, make_clips, resolve_windows
 from ..models import Models
 from ..request import Request
 from ..video import crop_rows
@@ -115,18 +115,26 @@ class Case(Protocol):
         ...
 
 
+Clip = tuple[np.ndarray, float | None]
+"""Frames t rows w 3, uint8, and the seconds they took, None for a real clip."""
+
+
 class Maker:
     """Makes the clips of all rows.
 
     Args:
         load: Gives the models that a row names, or those that are evaluated for None.
         request: Settings of every clip but the prompt; clip i has the noise of its seed + i.
+        batch: Clips that are denoised together, which takes a GPU less time.
     """
 
-    def __init__(self, load: Callable[[str | None], Models], request: Request) -> None:
-        self.load = load
+    def __init__(
+        self, load: Callable[[str | None], Models], request: Request, batch: int = 1
+    ) -> None:
+        self.load, self.batch = load, batch
         self.loaded: dict[str | None, Models] = {}
-        self.small: dict[tuple[str | None, Request], tuple[np.ndarray, float]] = {}
+        self.small: dict[tuple[str | None, tuple[Request, ...]], list[tuple[np.ndarray, float]]]
+        self.small = {}
         self.request = request.validate(self.models().preset)
 
     def models(self, name: str | None = None) -> Models:
@@ -135,50 +143,54 @@ class Maker:
             self.loaded[name] = self.load(name)
         return self.loaded[name]
 
-    def make(self, row: Row, number: int, case: Case) -> tuple[np.ndarray, float | None]:
-        """Frames t rows w 3, uint8, and the seconds they took, None for a real clip.
+    def make(self, row: Row, cases: Sequence[tuple[int, Case]]) -> Iterator[Clip]:
+        """A row's clips of some scenes with their numbers; those of a batch share its seconds.
 
         Raises:
-            RuntimeError: The clip is black or not finite.
+            RuntimeError: A clip is black or not finite.
         """
         models, size = self.models(row.model), self.request.size
         full = (size.height, size.width)
         if row.source == "real":
-            frames = case.frames(*full, self.request.frames, models.device)
-            return crop_rows(frames, size.rows), None
-        request = self._request(row, number, case)
+            for _, case in cases:
+                frames = case.frames(*full, self.request.frames, models.device)
+                yield crop_rows(frames, size.rows), None
+            return
+        requests = tuple(self._request(row, number, case) for number, case in cases)
         if row.upscaler is None:
-            frames, seconds = self._generate(row, request, full)
-            return crop_rows(frames, size.rows), seconds
-        frames, seconds = self._small(row, request)
+            for frames, seconds in self._generate(row, requests, full):
+                yield crop_rows(frames, size.rows), seconds
+            return
         upscaler = models.upscaler(row.upscaler)
-        began = perf_counter()
-        frames = np.stack(list(upscaler.stream(frames, size.rows, size.width)))
-        return frames, seconds + perf_counter() - began
+        for frames, seconds in self._small(row, requests):
+            began = perf_counter()
+            frames = np.stack(list(upscaler.stream(frames, size.rows, size.width)))
+            yield frames, seconds + perf_counter() - began
 
     def _request(self, row: Row, number: int, case: Case) -> Request:
         own = {"prompt": case.caption, "seed": self.request.seed + number, **row.own}
         return replace(self.request, **own).validate(self.models(row.model).preset)
 
-    def _small(self, row: Row, request: Request) -> tuple[np.ndarray, float]:
-        """The base model's own clip, which rows with other upscalers share; only the last is
-        kept."""
-        key = (row.model, request)
+    def _small(self, row: Row, requests: tuple[Request, ...]) -> list[tuple[np.ndarray, float]]:
+        """The base model's own clips, which rows with other upscalers share; only the last ones
+        are kept."""
+        key = (row.model, requests)
         if key not in self.small:
             preset = self.models(row.model).preset
             size = (preset.base_height, preset.base_width)
-            self.small = {key: self._generate(row, request, size)}
+            self.small = {key: self._generate(row, requests, size)}
         return self.small[key]
 
     def _generate(
-        self, row: Row, request: Request, size: tuple[int, int]
-    ) -> tuple[np.ndarray, float]:
+        self, row: Row, requests: tuple[Request, ...], size: tuple[int, int]
+    ) -> list[tuple[np.ndarray, float]]:
         models = self.models(row.model)
         run = RunState(lambda progress: None, Event(), {})
         if row.source == "ultragen":
-            windows = {"windows": resolve_windows(request, models)}
-            frames = make_clip(run, models.native, request, size, "", windows)
+            windows = {"windows": resolve_windows(requests[0], models)}
+            clips = make_clips(run, models.native, requests, size, "", windows)
         else:
             prefix = "base_" if row.upscaler else "base_native_"
-            frames = make_clip(run, models.base, request, size, prefix, {})
-        return frames, sum(run.seconds.values())
+            clips = make_clips(run, models.base, requests, size, prefix, {})
+        seconds = sum(run.seconds.values()) / len(requests)
+        return [(frames, seconds) for frames in clips]

@@ -72,26 +72,36 @@ def make_clips(
 ) -> Store:
     """Makes and measures the clips of a shard that are not done yet; the rest as `evaluate`."""
     store = Store(out, describe(maker, instruments, rows))
-    jobs = list(_jobs(rows, cases, references if instruments.tubes else (), shard))
-    for done, (row, number, case) in enumerate(jobs):
-        report(done / len(jobs), f"{row.title}, clip {number + 1}")
-        if not store.has(row.key, number):
-            frames, seconds = maker.make(row, number, case)
+    jobs = list(_jobs(rows, cases, references if instruments.tubes else (), shard, maker.batch))
+    total, done = sum(len(clips) for _, clips in jobs), 0
+    for row, clips in jobs:
+        missing = [(number, case) for number, case in clips if not store.has(row.key, number)]
+        done += len(clips) - len(missing)
+        report(done / total, f"{row.title}, clip {clips[0][0] + 1}")
+        made = maker.make(row, missing) if missing else ()
+        for (number, case), (frames, seconds) in zip(missing, made, strict=True):
             store.add(row.key, number, frames, measure(frames, case, instruments, seconds))
+            done += 1
+            report(done / total, f"{row.title}, clip {number + 1}")
     return store
 
 
 def _jobs(
-    rows: Sequence[Row], cases: Sequence[Case], references: Sequence[Case], shard: Shard
-) -> Iterator[tuple[Row, int, Case]]:
-    """Clip by clip, not row by row: a stopped evaluation has something of every row."""
-    for number in range(max(len(cases), len(references))):
-        if number not in shard:
-            continue
-        if number < len(references):
-            yield REFERENCE, number, references[number]
-        for row in rows if number < len(cases) else ():
-            yield row, number, cases[number]
+    rows: Sequence[Row],
+    cases: Sequence[Case],
+    references: Sequence[Case],
+    shard: Shard,
+    batch: int,
+) -> Iterator[tuple[Row, list[tuple[int, Case]]]]:
+    """Some clips at a time, not row by row: a stopped evaluation has something of every row."""
+    numbers = [i for i in range(max(len(cases), len(references))) if i in shard]
+    for start in range(0, len(numbers), batch):
+        part = numbers[start : start + batch]
+        if known := [(i, references[i]) for i in part if i < len(references)]:
+            yield REFERENCE, known
+        asked = [(i, cases[i]) for i in part if i < len(cases)]
+        for row in rows if asked else ():
+            yield row, asked
 
 
 def _references(store: Store, number: int, instruments: Instruments) -> dict[str, Gaussian]:
@@ -119,13 +129,15 @@ def describe(maker: Maker, instruments: Instruments, rows: Sequence[Row]) -> dic
     request = maker.request.to_dict()
     made = ("prompt", "upscaler", "base_native")  # each row and clip has its own
     names = {row.model for row in rows} | {None}
-    settings = {
+    settings: dict[str, Any] = {
         "request": {name: value for name, value in request.items() if name not in made},
         "models": {x or "evaluated": maker.models(x).fingerprint for x in names},
         "networks": instruments.names(),
+        "batch": maker.batch,  # which seconds depend on
     }
-    own = {row.key: row.own for row in rows if row.own}
-    return {**settings, "own_settings": own} if own else settings
+    if own := {row.key: row.own for row in rows if row.own}:
+        settings["own_settings"] = own
+    return settings
 
 
 def write_results(
@@ -164,7 +176,8 @@ def write_results(
 def page(scores: Sequence[RowScores], settings: dict[str, Any], references: int) -> str:
     """The tables in Markdown, with what they were measured through."""
     request, networks = settings["request"], settings["networks"]
-    own = settings.get("own_settings", {})
+    own, batch = settings.get("own_settings", {}), settings["batch"]
+    together = f" of clips made {batch} at a time" if batch > 1 else ""
     apart = [f"- {row.title}: {_listed(own[row.key])}" for row in scores if row.key in own]
     tubes = [
         f"- HD-FVD through {name}, against real clips of {references} other scenes"
@@ -182,7 +195,7 @@ def page(scores: Sequence[RowScores], settings: dict[str, Any], references: int)
         f"{scores[0].clips} clips of {request['num_frames']} frames a row at "
         f"{request['resolution']}, noise from seed {request['seed']} on, "
         f"{request['num_inference_steps']} steps, guidance {request['guidance_scale']}. In "
-        f"brackets: {LEVEL:.0%} intervals, bootstrap over clips. Seconds are medians.",
+        f"brackets: {LEVEL:.0%} intervals, bootstrap over clips. Seconds are medians{together}.",
         "",
         *apart,
         *tubes,

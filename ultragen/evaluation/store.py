@@ -44,7 +44,7 @@ class Store:
             raise OSError(
                 f"{folder} can't be written to ({error.strerror}): choose another --out."
             ) from error
-        before = read_json(path)
+        before = {"batch": 1, **read_json(path)}  # older evaluations do not name it
         for name, value in self.settings.items():
             if before.get(name) != value:
                 raise ValueError(
