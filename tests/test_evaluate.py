@@ -51,6 +51,7 @@ from ultragen.training.classifier import (
     TOLD_BY_CROPS,
     ClassifierStage,
     labels,
+    mirrored,
 )
 from ultragen.training.data import HELD_OUT_SEEDS
 from ultragen.training.heldout import (
@@ -204,6 +205,35 @@ def test_views_are_whole_frames_and_crops_parts_at_full_resolution():
     video, numbers = stage.crops(scenes, (32, 48), Corner())
     exact = render(scenes, 32, 48, 5).mul(255).round().byte()
     assert torch.equal(video, exact) and numbers.shape == (2, len(ALLOWED))
+
+
+def test_labels_of_a_mirrored_clip():
+    given = {"celestial": "sun", "celestial_side": "left", "camera": "pan right"}
+    scene = make_scene(0, water="lake", **given)
+    swapped = make_scene(
+        0, water="lake", celestial="sun", celestial_side="right", camera="pan left"
+    )
+    numbers = torch.tensor([labels(scene), labels(scene, TOLD_BY_CROPS)])
+    expected = torch.tensor([labels(swapped), labels(scene, TOLD_BY_CROPS)])
+    assert torch.equal(mirrored(numbers), expected)
+    assert torch.equal(mirrored(mirrored(numbers)), numbers)
+
+
+def test_half_of_a_batch_is_mirrored():
+    stage = classifier_stage(batch_size=64)
+    video, numbers = stage.batch(0)
+    rings = stage.pool.rings
+    pool = [(x.float() / 255, y) for x, y in zip(rings[0], rings[1], strict=True)]
+    flipped = 0
+    for clip, label in zip(video, numbers, strict=True):
+        as_is = any(torch.equal(clip, x) and torch.equal(label, y) for x, y in pool)
+        mirror = any(
+            torch.equal(clip, x.flip(-1)) and torch.equal(label, mirrored(y[None])[0])
+            for x, y in pool
+        )
+        assert as_is or mirror
+        flipped += mirror
+    assert 16 < flipped < 48
 
 
 class Corner:

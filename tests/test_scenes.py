@@ -95,6 +95,15 @@ def test_longer_clips_continue_shorter_ones():
     assert torch.equal(render([scene], 36, 64, 9)[:, :, :5], render([scene], 36, 64, 5))
 
 
+def test_chosen_frames_are_those_of_the_clip():
+    scenes = [sample_scene(3), sample_scene(4)]
+    whole = render(scenes, 32, 48, 5)
+    assert torch.equal(render(scenes, 32, 48, 5, chosen=(0, 3)), whole[:, :, [0, 3]])
+    for chosen in ((5,), (-1, 2), ()):
+        with pytest.raises(ValueError, match="do not lie in a clip of 5"):
+            render(scenes, 32, 48, 5, chosen=chosen)
+
+
 @pytest.mark.parametrize("weather", ["scattered", "snowfall", "rain"])
 def test_region_is_a_crop(weather):
     scene = make_scene(21, weather=weather, water="lake", birds="yes", time_of_day="dusk")

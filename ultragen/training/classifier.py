@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..classifier import AttributeClassifier
+from ..classifier import AttributeClassifier, spread
 from .data import Pool, SceneStream
 from .loop import Stage
 from .scenes import ALLOWED, Scene, render, sample_scene
@@ -28,6 +28,11 @@ FRAME_WEIGHTS = (14, 5, 1)
 CROP_SHARE = 0.25
 TOLD_BY_CROPS = ("time_of_day", "weather", "mood")
 IGNORED = -100  # what cross-entropy leaves out
+# What becomes what in a mirrored clip.
+MIRRORED = {
+    "celestial_side": {"left": "right", "right": "left"},
+    "camera": {"pan left": "pan right", "pan right": "pan left"},
+}
 HELD_OUT_START = 500_000  # away from the scenes that previews and evaluations begin with
 
 
@@ -40,6 +45,17 @@ def labels(scene: Scene, names: tuple[str, ...] = tuple(ALLOWED)) -> list[int]:
         value = getattr(scene.attributes, name)
         numbers.append(values.index(value) if name in names and not hidden else IGNORED)
     return numbers
+
+
+def mirrored(numbers: Tensor) -> Tensor:
+    """The labels of mirrored clips, b attributes."""
+    columns = []
+    for (name, values), column in zip(ALLOWED.items(), numbers.unbind(1), strict=True):
+        becomes = MIRRORED.get(name, {})
+        table = [values.index(becomes.get(value, value)) for value in values]
+        swapped = torch.tensor(table, device=column.device)[column.clamp(min=0)]
+        columns.append(torch.where(column == IGNORED, column, swapped))
+    return torch.stack(columns, dim=1)
 
 
 class ClassifierStage(Stage):
@@ -62,7 +78,7 @@ class ClassifierStage(Stage):
         frame_sizes: tuple[tuple[int, int], ...] = FRAME_SIZES,
         num_frames: int = 17,
         batch_size: int = 64,
-        pool: int = 12_000,
+        pool: int = 40_000,
         chunk: int = 16,
         held_out: int = 512,
         seed: int = 0,
@@ -90,7 +106,8 @@ class ClassifierStage(Stage):
     @torch.no_grad()
     def views(self, scenes: list[Scene], size: tuple[int, int]) -> Tensor:
         """Whole clips as the classifier sees them: uint8, `b 3 t h w`."""
-        video = self.network.choose(render(scenes, *size, self.num_frames, device=self.device))
+        chosen = spread(self.num_frames, self.network.config.num_frames)
+        video = render(scenes, *size, self.num_frames, chosen=chosen, device=self.device)
         frames = self.network.reduce(rearrange(video, "b c t h w -> (b t) c h w"))
         frames = frames.clamp(0, 1).mul(255).round().byte()
         return rearrange(frames, "(b t) c h w -> b c t h w", b=len(scenes))
@@ -102,15 +119,20 @@ class ClassifierStage(Stage):
         """Parts of clips at full resolution, uint8 `b 3 t h w`, and the labels that they tell."""
         rows, columns = self.network.config.height, self.network.config.width
         region = (rng.randint(0, size[0] - rows), rng.randint(0, size[1] - columns), rows, columns)
-        video = render(scenes, *size, self.num_frames, region=region, device=self.device)
-        video = self.network.choose(video).mul(255).round().byte()
+        chosen = spread(self.num_frames, self.network.config.num_frames)
+        video = render(
+            scenes, *size, self.num_frames, region=region, chosen=chosen, device=self.device
+        )
+        video = video.mul(255).round().byte()
         told = [labels(scene, TOLD_BY_CROPS) for scene in scenes]
         return video, torch.tensor(told, device=self.device)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         self.pool.refresh()
         video, numbers = self.pool.sample(self.batch_size)
-        return video.float() / 255, numbers
+        flip = torch.rand(len(video), device=video.device) < 0.5
+        video = torch.where(flip.view(-1, 1, 1, 1, 1), video.flip(-1), video)
+        return video.float() / 255, torch.where(flip[:, None], mirrored(numbers), numbers)
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         video, numbers = batch

@@ -37,20 +37,27 @@ def render(
     num_frames: int,
     *,
     region: tuple[int, int, int, int] | None = None,
+    chosen: Sequence[int] | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Draws clips at 12 frames a second: b 3 t h w in [0, 1].
 
-    `region` = (top, left, height, width) in pixels draws only that part of the full frame.
+    `region` = (top, left, height, width) in pixels draws only that part of the full frame, and
+    `chosen` only the frames with these numbers.
 
     Raises:
-        ValueError: No scenes, sizes below 1, or a region outside the frame.
+        ValueError: No scenes, sizes below 1, a region outside the frame, or frames outside the
+            clip.
     """
     region = region or (0, 0, height, width)
     _check(scenes, height, width, num_frames, region)
     device = torch.device(device)
-    values = _frame_values(scenes, width / height, num_frames, device)
+    chosen = range(num_frames) if chosen is None else chosen
+    if not chosen or not 0 <= min(chosen) <= max(chosen) < num_frames:
+        raise ValueError(f"frames {list(chosen)} do not lie in a clip of {num_frames}")
+    values = _frame_values(scenes, width / height, chosen, device)
+    num_frames = len(chosen)
     top, left, rows, columns = region
     y = (torch.arange(top, top + rows, device=device, dtype=torch.float32) + 0.5) / height
     x = (torch.arange(left, left + columns, device=device, dtype=torch.float32) + 0.5) / height
@@ -99,13 +106,13 @@ def _check(
 
 
 def _frame_values(
-    scenes: Sequence[Scene], aspect: float, num_frames: int, device: torch.device
+    scenes: Sequence[Scene], aspect: float, frames: Sequence[int], device: torch.device
 ) -> Values:
     """The scenes' numbers and the camera of every frame, each n 1 1, n 3 1 1 or n layer 1."""
     rows = [scene_values(scene, aspect) for scene in scenes]
     sizes = {n: len(v) if isinstance(v, (list, tuple)) else 0 for n, v in rows[0].items()}
     table = torch.tensor([[x for v in row.values() for x in _flat(v)] for row in rows])
-    table = table.to(device).repeat_interleave(num_frames, dim=0)
+    table = table.to(device).repeat_interleave(len(frames), dim=0)
     values, start = {}, 0
     for name, size in sizes.items():
         column = table[:, start : start + max(size, 1)]
@@ -113,7 +120,7 @@ def _frame_values(
         if size == 0:
             values[name] = column[..., None]
         start += max(size, 1)
-    seconds = torch.arange(num_frames, device=device, dtype=torch.float32) / FRAMES_PER_SECOND
+    seconds = torch.tensor(frames, device=device, dtype=torch.float32) / FRAMES_PER_SECOND
     seconds = seconds.repeat(len(scenes))[:, None, None]
     values["time"] = seconds
     _add_camera(values, seconds - MIDDLE)
