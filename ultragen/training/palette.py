@@ -114,6 +114,11 @@ GROUNDS = {
     ),
 }  # fmt: skip
 
+# Beyond water low ground looks alike: hills and dunes rise higher there than on land, break into
+# fewer islands, and like plains always have a near shore, which shows what they are made of.
+HIGHER_BEYOND_WATER = {"hills": 1.8, "dunes": 1.6}
+ALWAYS_A_SHORE = ("hills", "dunes", "plains")
+
 # cover, softness of clouds, greyness of sky, share of direct light, air density, mist
 WEATHERS = {
     "clear": (-0.55, 0.45, 0.0, 1.0, 0.7, 0.25),
@@ -250,12 +255,15 @@ def _land_values(scene: Scene, chance: random.Random) -> dict:
             if a.terrain != "islands":
                 hollow[layer] = min(ground.hollow, 0.15) + (0.0, 0.05, 0.2, 0.4, 0.55, 0.7)[layer]
             height[layer] *= (1.0, 1.0, 0.95, 0.8, 0.7, 0.6)[layer]
+            height[layer] *= HIGHER_BEYOND_WATER.get(a.terrain, 1.0)
         if a.water == "sea" and a.terrain != "islands":
-            hollow = [
-                h + s for h, s in zip(hollow, (0.1, 0.15, 0.2, 0.25, 0.25, 0.25, 0), strict=True)
-            ]
-    shown = chance.random() < (0.55 if wet else 1.0)
-    rest[6] = (0.95 - scene.horizon + chance.uniform(-0.02, 0.05)) if wet else rest[6]
+            share = 0.4 if a.terrain in HIGHER_BEYOND_WATER else 1.0
+            deeper = (0.1, 0.15, 0.2, 0.25, 0.25, 0.25, 0)
+            hollow = [h + share * s for h, s in zip(hollow, deeper, strict=True)]
+    shown = chance.random() < (0.55 if wet else 1.0) or a.terrain in ALWAYS_A_SHORE
+    if wet:
+        lowest = 0.91 if a.terrain in ALWAYS_A_SHORE else 0.95
+        rest[6] = lowest - scene.horizon + chance.uniform(-0.02, 0.05)
     if wet and not shown:
         rest[6] = 3.0
     if a.terrain == "islands":
