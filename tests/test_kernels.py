@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
+from tiny import inputs, tiny_ultragen
 from torch import Tensor
 from torch.nn import functional as F
 
+from ultragen import kernels
 from ultragen.attention import CompressedBranch, RotaryNorm, TimeGate
 from ultragen.block import FusedGELU, UltraGenBlock
 from ultragen.compression import Compression, interpolation, resampled_axis, resize, upsampled_axis
@@ -277,6 +280,79 @@ def test_a_block_in_few_passes_is_wans_block(monkeypatch, dtype):
     error = (found.float() - expected.float()).abs().max() / expected.float().abs().max()
     assert error < {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
     assert not torch.equal(found, torch.zeros_like(found))
+
+
+# Whole models
+
+
+@pytest.fixture
+def forced(monkeypatch):
+    """Kernels wherever there are some, in the interpreter as on a GPU."""
+    from ultragen.kernels import compression, rotary_norm
+
+    monkeypatch.setattr(compression, "CHANNELS", 32)
+    monkeypatch.setattr(rotary_norm, "PROGRAMS", 3)
+    for module in ("attention", "block", "compression"):
+        monkeypatch.setattr(f"ultragen.{module}.kernel_works", lambda *_: not kernels._plain)
+
+
+def both_ways(model, **arguments) -> tuple[Tensor, Tensor]:
+    """What a model gives with kernels and without."""
+    with torch.no_grad():
+        found = model(**arguments).sample
+        with plain_code():
+            return found, model(**arguments).sample
+
+
+KINDS = {
+    "untouched": lambda model: model,
+    "one weight at a time": lambda model: cpu_offload(model, torch.device(DEVICE)),
+    "leaf by leaf": lambda model: model.enable_group_offload(
+        torch.device(DEVICE), offload_type="leaf_level"
+    ),
+    "block by block": lambda model: model.enable_group_offload(
+        torch.device(DEVICE), offload_type="block_level", num_blocks_per_group=1
+    ),
+    "stored in half": lambda model: model.enable_layerwise_casting(torch.float16, torch.float32),
+    "stored in eighths": lambda model: model.enable_layerwise_casting(
+        torch.float8_e4m3fn, torch.float32
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_whole_model_with_kernels_is_the_one_without(forced, kind):
+    """Also where its weights lie elsewhere, or in another precision, until a layer is called."""
+    model = tiny_ultragen(full_attention_layers=(0,), num_layers=3, cross_attn_norm=True).to(DEVICE)
+    KINDS[kind](model)
+    given = {k: v.to(DEVICE) for k, v in inputs((1, 4, 6), 1).items()}
+    found, expected = both_ways(model, **given, windows=2)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.slow
+def test_blocks_are_compiled_with_their_kernels(forced):
+    """In one graph each: what the kernels need to know of the grid is a constant."""
+    model = tiny_ultragen(cross_attn_norm=True).to(DEVICE)
+    given = {k: v.to(DEVICE) for k, v in inputs((1, 4, 6), 1).items()}
+    expected, _ = both_ways(model, **given, windows=2)
+    model.compile_repeated_blocks(fullgraph=True, backend="eager")
+    with torch.no_grad():
+        found = model(**given, windows=2).sample
+    torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="autocast on a CPU knows the operators")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_whole_model_under_autocast(dtype):
+    """As a training's samples and a teacher are computed."""
+    model = tiny_ultragen(cross_attn_norm=True).to(DEVICE, dtype)
+    given = {k: v.to(DEVICE) for k, v in inputs((1, 4, 6), 1).items()}
+    with torch.autocast("cuda", torch.bfloat16):
+        found, expected = both_ways(model, **given, windows=2)
+    torch.testing.assert_close(found, expected, rtol=5e-2, atol=5e-2)
 
 
 # Octaves of noise

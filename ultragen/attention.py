@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from .compression import Compression, Decompression, resize, upsampled_axis
 from .kernels import kernel_works
 from .layout import GLOBAL_FACTOR, HIERARCHICAL_FACTOR, AttentionLayout, Rotary, WindowLayout
-from .linear import is_bare
+from .linear import is_bare, is_untouched
 from .windows import Partition, merge_windows, split_windows
 
 
@@ -149,9 +149,9 @@ class TimeGate(nn.Module):
         nn.init.constant_(last.bias, log(initial / (1 - initial)))
 
     def forward(self, timestep: Tensor) -> Tensor:
-        """Timestep b freq_dim → weights of the finer branches, b d."""
-        hidden = self.embedding(timestep.to(next(self.parameters()).dtype))
-        return self.projection(hidden).sigmoid()
+        """Timestep b freq_dim, in the type that is computed in → weights of the finer branches,
+        b d."""
+        return self.projection(self.embedding(timestep)).sigmoid()
 
 
 class CompressedBranch(nn.Module):
@@ -205,8 +205,9 @@ class CompressedBranch(nn.Module):
     def fuse(self, timestep: Tensor, fine: Tensor, coarse: Tensor) -> Tensor:
         """The sum of the finer branches and of this one, decompressed, weighted by the gate
         (eq. 3): timestep b d, fine b t h w d, coarse b t h' w' d → b t h w d."""
-        gate = self.gate(timestep)
-        if not torch.is_grad_enabled() and kernel_works("compression", fine.device):
+        gate = self.gate(timestep.type_as(fine))
+        plain = torch.is_grad_enabled() or not is_untouched(self.decompression, Decompression)
+        if not plain and kernel_works("compression", fine.device):
             full, small = fine.shape[2:4], coarse.shape[2:4]
             sizes = zip(full, self.padded(*full), small, (1, 2), strict=True)
             rows, columns = (upsampled_axis(*axis, fine.device) for axis in sizes)

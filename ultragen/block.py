@@ -21,10 +21,10 @@ from diffusers.models.transformers.transformer_wan import (
     WanAttnProcessor,
     WanTransformerBlock,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from .kernels import kernel_works
-from .linear import is_bare
+from .linear import is_bare, is_untouched
 
 
 class FullAttnProcessor(WanAttnProcessor):
@@ -40,7 +40,9 @@ class FullAttnProcessor(WanAttnProcessor):
         rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Tokens b n d and Wan's cos and sin, 1 n 1 and the head size → b n d."""
+        norms = attn.norm_q, attn.norm_k
         plain = torch.is_grad_enabled() or attn.fused_projections
+        plain = plain or not all(is_untouched(norm, nn.RMSNorm) for norm in norms)
         works = kernel_works("rotary_norm", hidden_states.device)
         if plain or rotary_emb is None or not works:
             return super().__call__(
@@ -99,7 +101,9 @@ class UltraGenBlock(WanTransformerBlock):
         """Tokens b n d, text b m d, modulation b 6 d, and what the self-attention needs to know of
         the input → tokens b n d."""
         # Wan without the norm before cross-attention has nothing there to fuse.
-        plain = torch.is_grad_enabled() or not isinstance(self.norm2, FP32LayerNorm)
+        norms = self.norm1, self.norm2, self.norm3
+        plain = not all(is_untouched(norm, FP32LayerNorm) for norm in norms)
+        plain = plain or torch.is_grad_enabled()
         if plain or not kernel_works("modulation", hidden_states.device):
             return super().forward(hidden_states, encoder_hidden_states, temb, rotary_emb)
         from .kernels.modulation import gated_sum, modulated_norm, sum_and_norm
@@ -136,6 +140,8 @@ class FusedGELU(GELU):
         """b n d → b n hidden."""
         # A CPU's version of the operator computes another GELU.
         plain = torch.is_grad_enabled() or not hidden_states.is_cuda or not is_bare(self.proj)
+        # Autocast does not know the operator, and gives it tokens of another type than the weight.
+        plain = plain or self.proj.weight.dtype != hidden_states.dtype
         if plain or not kernel_works("modulation", hidden_states.device):
             return super().forward(hidden_states)
         rows = hidden_states.flatten(0, -2)

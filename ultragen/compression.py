@@ -3,7 +3,7 @@ convolutions before and after its attention, and the resampling between sizes.""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -94,7 +94,11 @@ def resize_by_products(grid: Tensor, size: tuple[int, int], antialias: bool) -> 
     return rearrange(grid, "(b t h) w d -> b t h w d", b=b, t=t)
 
 
-@lru_cache(maxsize=64)
+# What follows is kept for ever, because recorded steps read the tensors, and is a constant of what
+# is compiled, whose compiler would not see the cache.
+
+
+@torch.compiler.assume_constant_result
 def upsampled_axis(
     length: int, padded: int, small: int, group: int, device: torch.device
 ) -> Axis | None:
@@ -107,6 +111,13 @@ def upsampled_axis(
         group: Places that share their small tokens, see `plan_axis`.
         device: Where the result is wanted.
     """
+    return _upsampled_axis(length, padded, small, group, device)
+
+
+@cache
+def _upsampled_axis(
+    length: int, padded: int, small: int, group: int, device: torch.device
+) -> Axis | None:
     from .kernels.compression import Axis, plan_axis
 
     matrix = interpolation(small, padded, False, torch.device("cpu"), torch.float64)[:length]
@@ -116,16 +127,21 @@ def upsampled_axis(
         return None
 
 
-@lru_cache(maxsize=64)
+@torch.compiler.assume_constant_result
 def resampled_axis(length: int, to: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """What the fused resampling needs to know of an axis."""
+    return _resampled_axis(length, to, device)
+
+
+@cache
+def _resampled_axis(length: int, to: int, device: torch.device) -> tuple[Tensor, Tensor]:
     from .kernels.resampling import plan_axis
 
     axis = plan_axis(interpolation(length, to, False, torch.device("cpu"), torch.float64))
     return axis[0].to(device), axis[1].to(device)
 
 
-@lru_cache(maxsize=64)
+@cache
 def interpolation(
     length: int, to: int, antialias: bool, device: torch.device, dtype: torch.dtype
 ) -> Tensor:

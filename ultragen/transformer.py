@@ -84,6 +84,11 @@ class UltraGenTransformer3DModel(WanTransformer3DModel):
 
     _no_split_modules = [UltraGenBlock.__name__]  # noqa: RUF012
     _repeated_blocks = [UltraGenBlock.__name__]  # noqa: RUF012
+    # Of a gate's small layers a change of precision saves nothing.
+    _skip_layerwise_casting_patterns = (
+        *WanTransformer3DModel._skip_layerwise_casting_patterns,
+        "gate",
+    )
 
     @register_to_config
     def __init__(
@@ -223,7 +228,9 @@ class UltraGenTransformer3DModel(WanTransformer3DModel):
         """cos and sin of a window of tokens, (t h w) × half the head size."""
         p_t, p_h, p_w = self.config.patch_size
         shape = (1, 1, frames * p_t, height * p_h, width * p_w)
-        cos, sin = self.rope(torch.empty(shape, device="meta"))
+        # Nothing but the shape is read. It lies nowhere in memory, and may yet be moved, as
+        # offloading does with all that a part is given.
+        cos, sin = self.rope(self.rope.freqs_cos.new_empty(1).expand(shape))
         return cos[0, :, 0, ::2].contiguous(), sin[0, :, 0, ::2].contiguous()
 
     def _layouts(

@@ -111,7 +111,8 @@ class Machine:
 
 
 def default_dtype(device: str) -> torch.dtype:
-    return torch.bfloat16 if device == "cuda" else torch.float32
+    """What the models compute in on a device, with or without its number."""
+    return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
 
 
 def survey(device: str) -> Machine:

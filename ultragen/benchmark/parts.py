@@ -135,7 +135,7 @@ class OperationClock:
 
 
 def device_clock(device: str) -> Clock:
-    return CudaClock() if device == "cuda" else CpuClock()
+    return CudaClock() if torch.device(device).type == "cuda" else CpuClock()
 
 
 class PartMeter:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -32,13 +32,15 @@ def plain_code() -> Iterator[None]:
         _plain = before
 
 
-@lru_cache(maxsize=16)
+@cache
 def _runs(name: str, device: torch.device) -> bool:
     """Runs a module's kernels on little: the GPU may be too old, or a C compiler missing."""
     if device.type != "cuda" or find_spec("triton") is None:
         return False
     try:
         import_module(f".{name}", __name__).try_on(device)
+    except torch.OutOfMemoryError:  # says nothing of the kernels
+        raise
     except Exception as error:  # Triton has no common class for what can go wrong
         warnings.warn(f"Triton does not run on {device}, slower code does: {error}", stacklevel=2)
         return False

@@ -54,20 +54,35 @@ def _compress(
 def _join(
     rows_ptr, columns_ptr, taps_ptr, out_ptr, column_kinds, d, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """One program: one of the 54 weights of a kind of places, CHANNELS features."""
+    """One program: the nine small tokens' weights for one place of a pair at one moment, of a kind
+    of places, CHANNELS features."""
     number = tl.program_id(0)
-    sx, sy, moment = number % 3, number // 3 % 3, number // 9 % 3
-    side, kind = number // 27 % 2, number // 54
+    moment, side, kind = number % 3, number // 3 % 2, number // 6
     features = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     inside = features < d
-    rows_ptr += kind // column_kinds * 9 + sy
-    columns_ptr += (kind % column_kinds * 2 + side) * 9 + sx
-    total = tl.zeros((CHANNELS,), dtype=tl.float32)
-    for tap in tl.static_range(9):
-        share = tl.load(rows_ptr + tap // 3 * 3) * tl.load(columns_ptr + tap % 3 * 3)
-        at = taps_ptr + (moment * 9 + tap) * d + features
-        total += share * tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out_ptr + tl.cast(number, tl.int64) * d + features, total, mask=inside)
+    rows_ptr += kind // column_kinds * 9
+    columns_ptr += (kind % column_kinds * 2 + side) * 9
+    taps_ptr += moment * 9 * d + features
+    t00 = tl.load(taps_ptr, mask=inside, other=0.0)
+    t01 = tl.load(taps_ptr + d, mask=inside, other=0.0)
+    t02 = tl.load(taps_ptr + 2 * d, mask=inside, other=0.0)
+    t10 = tl.load(taps_ptr + 3 * d, mask=inside, other=0.0)
+    t11 = tl.load(taps_ptr + 4 * d, mask=inside, other=0.0)
+    t12 = tl.load(taps_ptr + 5 * d, mask=inside, other=0.0)
+    t20 = tl.load(taps_ptr + 6 * d, mask=inside, other=0.0)
+    t21 = tl.load(taps_ptr + 7 * d, mask=inside, other=0.0)
+    t22 = tl.load(taps_ptr + 8 * d, mask=inside, other=0.0)
+    out_ptr += (tl.cast(kind, tl.int64) * 54 + side * 27 + moment * 9) * d + features
+    for row in tl.static_range(3):
+        a, b = tl.load(rows_ptr + row), tl.load(rows_ptr + 3 + row)
+        c = tl.load(rows_ptr + 6 + row)
+        first, second = a * t00 + b * t10 + c * t20, a * t01 + b * t11 + c * t21
+        third = a * t02 + b * t12 + c * t22
+        for column in tl.static_range(3):
+            total = tl.load(columns_ptr + column) * first
+            total += tl.load(columns_ptr + 3 + column) * second
+            total += tl.load(columns_ptr + 6 + column) * third
+            tl.store(out_ptr + (row * 3 + column) * d, total, mask=inside)
 
 
 @triton.jit
@@ -296,7 +311,7 @@ def _fusion(
     parts, pairs = triton.cdiv(d, CHANNELS), triton.cdiv(w, 2)
     number = row_programs.shape[1], column_programs.shape[1]
     with torch.cuda.device_of(fine):
-        _join[(len(weights), parts)](
+        _join[(len(weights) // 9, parts)](
             row_shares, column_shares, taps, weights, len(column_shares), d, CHANNELS
         )
         _decompress_and_fuse[(number[0] * number[1] * parts, b)](

@@ -3,6 +3,7 @@ by one takes a processor longer than the GPU needs to run them."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ class Recording:
 
 
 class Recorded:
-    """A function of a batch, recorded once for each kind of batch and then replayed.
+    """A function of a batch, recorded once for each kind of batch and then replayed. A kind for
+    which the memory does not suffice is computed step by step.
 
     Args:
         function: Takes a tuple of tensors and of what tells their kind; depends on its tensors
@@ -39,7 +41,7 @@ class Recorded:
 
     def __init__(self, function: Callable[[tuple[Any, ...]], Any]) -> None:
         self.function = function
-        self.recordings: dict[Any, Recording] = {}
+        self.recordings: dict[Any, Recording | None] = {}
         self.pool: Any = None
 
     def __call__(self, batch: tuple[Any, ...]) -> Any:
@@ -47,12 +49,28 @@ class Recorded:
         key = tuple(x.shape if isinstance(x, Tensor) else x for x in batch)
         tensors = [x for x in batch if isinstance(x, Tensor)]
         if key not in self.recordings:
-            self.recordings[key] = self.record(batch, [x.clone() for x in tensors])
+            self.recordings[key] = self.try_recording(batch, tensors)
         recording = self.recordings[key]
+        if recording is None:
+            return self.function(batch)
         for static, given in zip(recording.inputs, tensors, strict=True):
             static.copy_(given)
         recording.graph.replay()
         return recording.outputs
+
+    def try_recording(self, batch: tuple[Any, ...], tensors: list[Tensor]) -> Recording | None:
+        """Records one kind of batch; None where that fails, most likely for want of memory."""
+        stream = torch.cuda.current_stream()
+        try:
+            return self.record(batch, [x.clone() for x in tensors])
+        except RuntimeError as error:  # of memory while recording, CUDA says other things too
+            reason = str(error).split("\n")[0]
+        torch.cuda.set_stream(stream)
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        shapes = [tuple(x.shape) for x in tensors]
+        warnings.warn(f"Steps of {shapes} are not recorded, but slower: {reason}", stacklevel=3)
+        return None
 
     def record(self, batch: tuple[Any, ...], inputs: list[Tensor]) -> Recording:
         """Records one kind of batch."""

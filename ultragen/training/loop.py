@@ -314,7 +314,12 @@ class Trainer:
         self.with_average(lambda: self.stage.export(self.config.out / "export"))
 
     def write_samples(self) -> None:
-        image = self.with_average(self.stage.sample_sheet)
+        """Writes a picture of what there is. A training does not end for want of one."""
+        try:
+            image = self.with_average(self.stage.sample_sheet)
+        except Exception:  # of whatever the pipeline and the device may raise
+            self.accelerator.print()
+            return
         path = self.config.out / "samples" / f"{self.progress.step:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path)
