@@ -24,6 +24,7 @@ from ultragen.benchmark.machine import sustained
 from ultragen.block import UltraGenBlock
 from ultragen.compression import interpolation
 from ultragen.kernels import plain_code
+from ultragen.kernels.axes import plan_axis
 from ultragen.layout import AttentionLayout, WindowRule, plan_layout
 from ultragen.windows import split_windows
 
@@ -89,7 +90,7 @@ def attention_work(
 
 def print_pairs_apart(attention: UltraGenAttention, grid: Tensor, timestep: Tensor) -> None:
     """Decompression by programs that take one pair of tokens each, for comparison."""
-    from ultragen.kernels.compression import decompress_and_fuse, plan_axis
+    from ultragen.kernels.compression import decompress_and_fuse
 
     for name, branch in attention.branches.items():
         layer, gate = branch.decompression, branch.gate(timestep)

@@ -15,6 +15,7 @@ from ultragen.attention import CompressedBranch, RotaryNorm, TimeGate
 from ultragen.block import FusedGELU, UltraGenBlock
 from ultragen.compression import Compression, interpolation, resampled_axis, resize, upsampled_axis
 from ultragen.kernels import plain_code
+from ultragen.kernels.axes import plan_axis
 from ultragen.layout import WindowLayout
 from ultragen.training import land, sky
 from ultragen.training.noise import texture
@@ -226,10 +227,10 @@ def test_decompression_and_fusion(compression, factor, size, small):
 
 @pytest.mark.parametrize("factor", [2, 4])
 @pytest.mark.parametrize("length, group", [(1, 1), (4, 1), (8, 2), (68, 1), (119, 2)])
-def test_every_group_of_places_is_taken_once(compression, factor, length, group):
+def test_every_group_of_places_is_taken_once(factor, length, group):
     padded = length + -length % factor
     matrix = interpolation(padded // factor, padded, False, torch.device("cpu"), torch.float64)
-    programs, _ = compression.plan_axis(matrix[:length], group)
+    programs, _ = plan_axis(matrix[:length], group)
     starts, partners, _, _ = programs.tolist()
     taken = [*starts, *(partner for partner in partners if partner >= 0)]
     assert sorted(taken) == [*range(0, length, group)]
@@ -241,12 +242,12 @@ def test_every_group_of_places_is_taken_once(compression, factor, length, group)
         assert len(starts) < 0.6 * len(taken)
 
 
-def test_upsampling_by_less_than_two_is_left_to_the_plain_code(compression):
+def test_upsampling_by_less_than_two_is_left_to_the_plain_code():
     cpu = torch.device("cpu")
     assert upsampled_axis(7, 8, 7, 1, cpu) is None
     matrix = interpolation(7, 8, False, cpu, torch.float64)
     with pytest.raises(ValueError, match="7 tokens to 8"):
-        compression.plan_axis(matrix, 1)
+        plan_axis(matrix, 1)
 
 
 @pytest.mark.parametrize("size, to", [((3, 4), (5, 4)), ((5, 3), (4, 7)), ((1, 2), (2, 1))])

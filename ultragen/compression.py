@@ -4,7 +4,6 @@ convolutions before and after its attention, and the resampling between sizes.""
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
@@ -12,9 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .kernels import kernel_works
-
-if TYPE_CHECKING:
-    from .kernels.compression import Axis
+from .kernels.axes import Axis, plan_axis
 
 
 class Compression(nn.Conv2d):
@@ -118,8 +115,6 @@ def upsampled_axis(
 def _upsampled_axis(
     length: int, padded: int, small: int, group: int, device: torch.device
 ) -> Axis | None:
-    from .kernels.compression import Axis, plan_axis
-
     matrix = interpolation(small, padded, False, torch.device("cpu"), torch.float64)[:length]
     try:
         return Axis(*(x.to(device) for x in plan_axis(matrix, group)))
