@@ -189,9 +189,9 @@ def measure(
             row = rows[variant.name]
             row.seconds.append(seconds)
             row.blocks.append(calls / all_calls)
-            row.error.append(((latents - plain).norm() / plain.norm()).item())
-            difference = torch.from_numpy(frames.astype(np.float32) - shown) / 255
-            row.psnr.append(psnr(difference).item() if difference.any() else None)
+            error, found_psnr = drift((latents, frames), (plain, shown))
+            row.error.append(error)
+            row.psnr.append(found_psnr)
             print(
                 f"  {row.name:48} {seconds:6.1f} s  {row.blocks[-1]:4.0%} of the blocks  "
                 f"latents {row.error[-1]:.3f}  {decibels(row.psnr[-1:])} dB",
@@ -202,6 +202,16 @@ def measure(
                 middle = frames[0, frames.shape[1] // 2]
                 Image.fromarray(middle).save(pictures / f"{number}-{name}.png")
     return list(rows.values())
+
+
+def drift(
+    clip: tuple[Tensor, np.ndarray], plain: tuple[Tensor, np.ndarray]
+) -> tuple[float, float | None]:
+    """How far a clip is from another one, both as latents and frames in 0..255: the error of the
+    latents, relative to the other's, and the frames' PSNR in dB; None where they are the same."""
+    error = ((clip[0] - plain[0]).norm() / plain[0].norm()).item()
+    difference = torch.from_numpy(clip[1].astype(np.float32) - plain[1]) / 255
+    return error, psnr(difference).item() if difference.any() else None
 
 
 def decibels(values: list[float | None]) -> str:

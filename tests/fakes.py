@@ -44,10 +44,14 @@ class FakePipeline:
         self.transformer = FakeTransformer()
         self.calls: list[dict] = []
         self.guidance_device: str | None = None
+        self.fp8 = False
         self.steps_done = 0
 
     def enable_parallel_guidance(self, device: str) -> None:
         self.guidance_device = device
+
+    def enable_fp8(self) -> None:
+        self.fp8 = True
 
     def unknown_words(self, prompt: str) -> list[str]:
         words = (word.strip(".,!?'\"") for word in prompt.lower().split())

@@ -18,7 +18,7 @@ ROOT = Path(ultragen.__file__).parent.parent
 ORDER = (
     {"presets", "windows", "video", "metrics", "strips", "guidance"},
     {"layout", "request", "cost", "hub", "model_files", "flow", "coordinates", "kernels", "linear"},
-    {"hardware", "compression", "sampling", "block"},
+    {"hardware", "compression", "sampling", "block", "fp8"},
     {"attention"},
     {"transformer", "autoencoder", "upscale", "classifier", "wan_decoding"},
     {"inputs", "decoding", "checkpoint_keys", "checkpoint_files"},

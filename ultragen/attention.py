@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .compression import Compression, Decompression, resize, upsampled_axis
+from .fp8 import plain_weight
 from .kernels import kernel_works
 from .layout import GLOBAL_FACTOR, HIERARCHICAL_FACTOR, AttentionLayout, Rotary, WindowLayout
 from .linear import is_bare, is_untouched
@@ -121,10 +122,10 @@ def updated(linear: nn.Linear, update: nn.Module, x: Tensor) -> Tensor:
     """
     if torch.is_grad_enabled() or not isinstance(update, LowRankUpdate):
         return linear(x) + update(x)
-    down, up = update.lora_A, update.lora_B
-    if not all(map(is_bare, (linear, down, up))):
+    down, up, base = update.lora_A, update.lora_B, plain_weight(linear)
+    if base is None or not (is_bare(down) and is_bare(up)):
         return linear(x) + update(x)
-    weight = torch.addmm(linear.weight, up.weight, down.weight)
+    weight = torch.addmm(base, up.weight, down.weight)
     return F.linear(x, weight, linear.bias + F.linear(down.bias, up.weight, up.bias))
 
 

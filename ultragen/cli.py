@@ -59,6 +59,14 @@ GuidanceDevice = Annotated[
     str | None,
     typer.Option(help="A second GPU, such as cuda:1, for the pass that guidance adds to a step."),
 ]
+Fp8 = Annotated[
+    bool,
+    typer.Option(
+        "--fp8",
+        help="Compute the 1.3B model's large layers in 8 bits; needs torchao and an Ada, Hopper or "
+        "Blackwell GPU.",
+    ),
+]
 Negative = Annotated[str | None, typer.Option(help="What guidance leads away from.")]
 Model = Annotated[
     str | None,
@@ -89,9 +97,24 @@ def _load(model: str | None) -> Any:
     return load_models(model)
 
 
-def _load_for(request: Any, model: str | None, guidance_device: str | None) -> Any:
+def _check_fp8(model: str | None) -> None:
+    """Checks that FP8 works here, before minutes of loading."""
+    from . import models
+
+    console.quiet_libraries()
+    try:
+        models.check_fp8(model)
+    except ImportError as error:  # what a machine lacks is no error of ours
+        raise RuntimeError(str(error)) from error
+
+
+def _load_for(request: Any, model: str | None, guidance_device: str | None, fp8: bool) -> Any:
     """The models; says which words of the prompt they don't know."""
+    if fp8:
+        _check_fp8(model)
     models = _load(model)
+    if fp8:
+        models.enable_fp8()
     if guidance_device is not None:
         models.enable_parallel_guidance(guidance_device)
     unknown = models.unknown_words(request.prompt)
@@ -118,6 +141,7 @@ def generate(
     steps: Steps = None,
     guidance: Guidance = None,
     guidance_device: GuidanceDevice = None,
+    fp8: Fp8 = False,
     negative_prompt: Negative = None,
     out: Annotated[Path, typer.Option(help="The MP4 file; settings go beside it.")] = Path(
         "clip.mp4"
@@ -142,7 +166,7 @@ def generate(
     )
     console.check_free(out.parent, (out.name, sidecar.name), overwrite)
     began = perf_counter()
-    models = _load_for(request, model, guidance_device)
+    models = _load_for(request, model, guidance_device, fp8)
     loading = perf_counter() - began
     from .native import generate_native
     from .video import encode_video
@@ -172,6 +196,7 @@ def compare(
     steps: Steps = None,
     guidance: Guidance = None,
     guidance_device: GuidanceDevice = None,
+    fp8: Fp8 = False,
     negative_prompt: Negative = None,
     upscaler: Annotated[
         str, typer.Option(help="lanczos, network, or a weights file that spandrel reads.")
@@ -197,7 +222,7 @@ def compare(
         base_native="on" if base_native else "off",
     )
     console.check_free(out, RESULTS, overwrite)
-    models = _load_for(request, model, guidance_device)
+    models = _load_for(request, model, guidance_device, fp8)
     from . import compare as comparison
 
     with console.whole_results(out) as folder:

@@ -477,6 +477,7 @@ def describe(request: Request, models: Models, run: RunState, windows: int) -> d
             "placement": models.placement,
             "processor": platform.machine(),
             "threads": torch.get_num_threads(),
+            "fp8": models.fp8,
             "dtype": str(getattr(models.native, "dtype", torch.float32)).removeprefix("torch."),
         },
         "versions": {"python": platform.python_version(), **_versions()},
@@ -520,7 +521,7 @@ def dict_of_numbers(module: Any) -> dict[str, int]:
 
 def _versions() -> dict[str, str]:
     found = {}
-    for name in LIBRARIES:
+    for name in (*LIBRARIES, "torchao"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -54,6 +55,10 @@ def _say(message: str, code: int) -> int:
 
 def quiet_libraries() -> None:
     """Leaves stderr to this program's own messages: no bars of the loaders, no warnings."""
+    # Before diffusers looks for it: torchao names each of its kernels that this machine can't load,
+    # and torch what torchao should do otherwise.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 from torch import nn
 
 
+def is_unhooked(module: nn.Module) -> bool:
+    """Whether a module's call is its class's `forward` and nothing else. Hooks marked `passive`
+    only watch, and may be passed over."""
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return "forward" not in vars(module) and all(getattr(hook, "passive", False) for hook in hooks)
+
+
 def is_untouched(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a layer is just what its class makes it: neither adapted, quantised, offloaded nor
-    hooked. Only then may its parameters be read without calling it. Hooks marked `passive` only
-    watch, and may be passed over."""
-    hooks = (*layer._forward_hooks.values(), *layer._forward_pre_hooks.values())
-    return (
-        type(layer) is kind
-        and all(type(parameter) is nn.Parameter for parameter in layer._parameters.values()
-                if parameter is not None)
-        and "forward" not in vars(layer)
-        and all(getattr(hook, "passive", False) for hook in hooks)
-    )  # fmt: skip
+    hooked. Only then may its parameters be read without calling it."""
+    own = [parameter for parameter in layer._parameters.values() if parameter is not None]
+    plain = all(type(parameter) is nn.Parameter for parameter in own)
+    return type(layer) is kind and plain and is_unhooked(layer)
 
 
 def is_bare(layer: nn.Module) -> bool:

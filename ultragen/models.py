@@ -32,6 +32,7 @@ class Models:
         placement: Whether all parts stay on the GPU or come to it in turn.
         origins: What the weights are called where they came from, with the commit if it is known.
         guidance_device: Where guidance's second pass runs, if not with the first.
+        fp8: Whether large linear layers compute in FP8.
     """
 
     native: Any
@@ -47,6 +48,7 @@ class Models:
     placement: Placement = "whole"
     origins: tuple[str, ...] = ()
     guidance_device: str | None = None
+    fp8: bool = False
 
     def upscaler(self, name: str) -> Any:
         """The upscaler of this name, loaded at its first use."""
@@ -75,6 +77,17 @@ class Models:
         for pipe in (self.native, self.base):
             pipe.enable_parallel_guidance(device)
         self.guidance_device = device
+
+    def enable_fp8(self) -> None:
+        """Lets both models compute their large linear layers in FP8.
+
+        Raises:
+            ImportError: if torchao can't be imported.
+            ValueError: if the GPU can't compute in FP8, or there is none.
+        """
+        for pipe in (self.native, self.base):
+            pipe.enable_fp8()
+        self.fp8 = True
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of the prompt that the model's tokenizer does not know."""
@@ -130,6 +143,28 @@ def load_models(name: str | Path | None = None) -> Models:
         placement=placement,
         origins=tuple(origin(path) for path in sources),
     )
+
+
+def check_fp8(name: str | Path | None = None) -> None:
+    """Checks that a model can compute in FP8 on this machine, before it is loaded.
+
+    Args:
+        name: As in `load_models`.
+
+    Raises:
+        ImportError: if torchao can't be imported.
+        ValueError: if the GPU can't, or the model is the embedded one.
+    """
+    if choose(name).preset.name == "embedded":
+        raise ValueError(
+            "FP8 is for the 1.3B model, the embedded one is too small for it: leave out --fp8, or "
+            "choose --model wan."
+        )
+    import torch
+
+    from .fp8 import check_machine
+
+    check_machine(torch.device(find_hardware().device))
 
 
 def _load(choice: Choice, hardware: Hardware) -> tuple[Any, tuple[Path, ...]]:

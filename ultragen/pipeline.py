@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 from .autoencoder import CompactAutoencoder
 from .decoding import OutputType, decode_pieces, join_pieces
 from .flow import Prediction
+from .fp8 import check_machine, quantize
 from .guidance import Guidance
 from .inputs import (
     check_frames,
@@ -138,6 +139,27 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
             solver_order=self.config.solver_order,
             distilled_steps=self.config.distilled_steps,
         )
+
+    def enable_fp8(self) -> None:
+        """Computes the transformer's large linear layers in FP8, which takes less time and memory
+        and changes the clips a little, see `fp8`.
+
+        There is no way back: load the pipeline again. Until then its transformer can't be trained
+        or saved. LoRA adapters are merged before (`fuse_lora`, `unload_lora_weights`), or loaded
+        after and then stay beside the weights. `base_pipeline` has a transformer of its own.
+
+        Raises:
+            ImportError: if torchao can't be imported.
+            ValueError: if the GPU can't compute in FP8 or there is none, if the transformer is not
+                in bfloat16, or if it is adapted, hooked or offloaded layer by layer.
+        """
+        check_machine(self._execution_device)
+        if self.transformer.dtype != torch.bfloat16:
+            raise ValueError(
+                f"FP8 goes with bfloat16, and the transformer is in {self.transformer.dtype}: load "
+                "the pipeline with dtype=torch.bfloat16, or leave FP8 off."
+            )
+        quantize(self.transformer)
 
     @classmethod
     def from_wan(
