@@ -95,9 +95,7 @@ def tokens_table(parts: Mapping[str, Entry]) -> list[str]:
             size(entry),
             f"{entry['tokens']:,}",
             gib(entry["peak_bytes"]),
-            f"{entry['peak_bytes'] / entry['tokens'] / 1e3:.1f}"
-            if entry["peak_bytes"]
-            else NOTHING,
+            per_token(entry),
             gib(2 * VALUES_PER_TOKEN * entry["tokens"]),
         ]
         for entry in parts["tokens"]["entries"].values()
@@ -111,7 +109,7 @@ def tokens_table(parts: Mapping[str, Entry]) -> list[str]:
 def per_token(entry: Entry) -> str:
     """Kilobytes a token."""
     peak = entry["peak_bytes"]
-    return NOTHING if peak is None else f"{peak / entry['tokens'] / 1e3:.1f}"
+    return f"{peak / entry['tokens'] / 1e3:.1f}" if peak else NOTHING
 
 
 def fitted_values(entries: Mapping[str, Entry]) -> int | None:

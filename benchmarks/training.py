@@ -56,6 +56,7 @@ def measure(
     if name == "base":
         pipeline.register_modules(transformer=build_base_transformer(options.size))
     stage = RandomClips(pipeline, (size,), train_text=name == "base")
+    stage.recordable = stage.recordable and not arguments.eager
     with TemporaryDirectory() as folder:
         trainer = Trainer(stage, TrainingConfig(out=Path(folder), log_steps=10**9))
         stage.setup(trainer.accelerator.device, 0, 1)
@@ -89,6 +90,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--eager", action="store_true", help="Nothing is recorded.")
     parser.add_argument("--sizes", type=int, nargs="*", help="Numbers of the stage's sizes.")
     parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()

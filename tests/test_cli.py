@@ -16,7 +16,7 @@ import pytest
 from fakes import fake_models
 from PIL import Image
 
-from ultragen import cli, console, models
+from ultragen import cli, console, guidance, models
 from ultragen.models import Models
 from ultragen.request import Request
 from ultragen.video import probe_video
@@ -137,18 +137,31 @@ def test_compare_with_the_base_model_at_full_size(fake, tmp_path):
     assert (out / "base_native.mp4").exists()
 
 
-def test_guidance_runs_on_a_second_device(fake, tmp_path):
+def test_guidance_runs_on_a_second_device(fake, tmp_path, monkeypatch):
+    monkeypatch.setattr(guidance, "check_second", lambda device, first: None)
     run = ("generate", "--prompt", PROMPT, *SMALL, "--out", tmp_path / "lake.mp4")
     assert ultragen(*run) == 0
     both = json.loads((tmp_path / "lake.json").read_text())["seconds"]["estimated"]["denoise"]
     assert fake.native.guidance_device is None
+    assert json.loads((tmp_path / "lake.json").read_text())["machine"]["guidance_device"] is None
     assert ultragen(*run, "--guidance-device", "cuda:1", "--overwrite") == 0
-    one = json.loads((tmp_path / "lake.json").read_text())["seconds"]["estimated"]["denoise"]
-    assert one < 0.6 * both
+    metadata = json.loads((tmp_path / "lake.json").read_text())
+    assert metadata["seconds"]["estimated"]["denoise"] < 0.6 * both
+    assert metadata["machine"]["guidance_device"] == "cuda:1"
     assert fake.native.guidance_device == fake.base.guidance_device == "cuda:1"
 
 
-def test_guidance_stays_where_the_models_take_turns(fake, tmp_path, capsys):
+@pytest.mark.parametrize("device, said", [("cpu", "no second GPU"), ("cuda:7", "no device")])
+def test_guidance_on_a_device_that_saves_nothing(fake, tmp_path, capsys, device, said):
+    """It is refused before anything is loaded."""
+    run = ("generate", "--prompt", PROMPT, *SMALL, "--out", tmp_path / "lake.mp4")
+    assert ultragen(*run, "--guidance-device", device) == 2
+    assert said in one_line(capsys)
+    assert fake.native.calls == []
+
+
+def test_guidance_stays_where_the_models_take_turns(fake, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(guidance, "check_second", lambda device, first: None)
     fake.placement = "in turn"
     out = ("--guidance-device", "cuda:1", "--out", tmp_path / "run")
     assert ultragen("compare", "--prompt", PROMPT, *SMALL, *out) == 2
@@ -303,6 +316,7 @@ def test_an_unknown_upscaler(capsys, tmp_path):
         (("train", "ultragen", "--out", "x"), ["train base"]),
         (("train", "base", "--out", "x", "--anchor", 0.1), ["--anchor", "autoencoder", "base"]),
         (("train", "ultragen", "--out", "x", "--freeze-text"), ["--freeze-text", "train base"]),
+        (("train", "distill", "--out", "x", "--render-on", "cuda:1"), ["--render-on", "ultragen"]),
         (("assemble", "x", "y"), ["vae", "train autoencoder"]),
     ],
 )

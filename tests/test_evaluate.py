@@ -545,6 +545,25 @@ def test_other_settings_need_another_folder(fake, tmp_path, capsys):
     assert "models" in capsys.readouterr().err
 
 
+def test_clips_of_another_world_or_batch_stand_in_another_table(
+    fake, tmp_path, capsys, monkeypatch
+):
+    """An evaluation from before either was kept is of the first world, and made clip by clip."""
+    out = tmp_path / "table1"
+    assert ultragen(*RUN, out) == 0
+    capsys.readouterr()
+    assert ultragen(*RUN, out, "--batch", 2) == 2
+    assert "add --batch 1" in capsys.readouterr().err
+    monkeypatch.setattr("ultragen.training.heldout.VERSION", 99)
+    assert ultragen(*RUN, out) == 2
+    assert "world" in capsys.readouterr().err
+    monkeypatch.setattr("ultragen.training.heldout.VERSION", 1)
+    settings = json.loads((out / "settings.json").read_text())
+    del settings["world"], settings["batch"]
+    (out / "settings.json").write_text(json.dumps(settings))
+    assert ultragen(*RUN, out) == 0
+
+
 def test_a_damaged_clip_is_named(fake, tmp_path, capsys):
     out = tmp_path / "table1"
     assert ultragen(*RUN, out) == 0

@@ -112,6 +112,11 @@ def _load_for(request: Any, model: str | None, guidance_device: str | None, fp8:
     """The models; says which words of the prompt they don't know."""
     if fp8:
         _check_fp8(model)
+    if guidance_device is not None:  # before minutes of loading
+        from .guidance import check_second
+        from .hardware import find_hardware
+
+        check_second(guidance_device, find_hardware().device)
     models = _load(model)
     if fp8:
         models.enable_fp8()
@@ -359,7 +364,8 @@ def evaluate(
         str | None,
         typer.Option(
             help="I/N: make the clips of the I-th of N processes, and no table. One process a GPU "
-            "(CUDA_VISIBLE_DEVICES) or several, all with one --out; then once without --shard."
+            "(CUDA_VISIBLE_DEVICES) or several, all with one --out; then once without --shard, all "
+            "else the same."
         ),
     ] = None,
     batch: Annotated[
@@ -393,7 +399,7 @@ def evaluate(
 
     rows = rows_of(table, teacher is not None)
     from .evaluation.instruments import load_instruments
-    from .evaluation.run import RESULTS, make_clips
+    from .evaluation.run import RESULTS, make_rows
     from .evaluation.run import evaluate as run_evaluation
     from .evaluation.store import forget
     from .training.heldout import EVALUATED, REFERENCE, held_out_clips
@@ -409,7 +415,7 @@ def evaluate(
         forget(out)
     with console.progress_bar() as show:
         if part is not None:
-            make_clips(rows, cases, references, maker, instruments, out, part, show)
+            make_rows(rows, cases, references, maker, instruments, out, part, show)
             print(f"Shard {part} is done in {out}: when all are, run this without --shard.")
             return
         run_evaluation(rows, cases, references, maker, instruments, out, show)
@@ -496,7 +502,9 @@ def train(
     ] = None,
     render_on: Annotated[
         list[str] | None,
-        typer.Option(help="A device that only renders, such as cuda:1; may be repeated."),
+        typer.Option(
+            help="base, ultragen: a device that only renders, such as cuda:1; may be repeated."
+        ),
     ] = None,
     learning_rate: Annotated[
         float | None, typer.Option(min=1e-8, help="Peak; the stage's own if not given.")
@@ -519,11 +527,13 @@ def train(
 ) -> None:
     """Train one stage; a stage that was stopped goes on from its last checkpoint."""
     for option, given, only in (
-        ("--anchor", anchor, "autoencoder"),
-        ("--freeze-text", freeze_text, "base"),
+        ("--anchor", anchor, ("autoencoder",)),
+        ("--freeze-text", freeze_text, ("base",)),
+        ("--render-on", render_on, ("base", "ultragen")),
     ):
-        if given and stage != only:
-            raise ValueError(f"{option} is for `train {only}` alone: leave it out for {stage}.")
+        if given and stage not in only:
+            stages = " and ".join(f"`train {name}`" for name in only)
+            raise ValueError(f"{option} is for {stages} alone: leave it out for {stage}.")
     if find_spec("tensorboard") is None:
         raise OSError("Training needs one more package: pip install 'ultragen[train]'.")
     from .training.loop import TrainingConfig

@@ -478,6 +478,7 @@ def describe(request: Request, models: Models, run: RunState, windows: int) -> d
             "processor": platform.machine(),
             "threads": torch.get_num_threads(),
             "fp8": models.fp8,
+            "guidance_device": models.guidance_device,
             "dtype": str(getattr(models.native, "dtype", torch.float32)).removeprefix("torch."),
         },
         "versions": {"python": platform.python_version(), **_versions()},

@@ -150,10 +150,10 @@ CUDA = Coefficients(  # a guess, until `compare.measure` has run on a GPU
 # The 1.3B model on an H100 80GB HBM3 with torch 2.11.0 and diffusers 0.42.1, bfloat16, random
 # weights. Native passes: two whole runs (206.6 s for 60 passes at 1088×1920×81, 146.9 s for 24 at
 # 2176×3840×29 with K = 8, docs/hardware.md) and three single passes at K = 4 (3.40 s, 6.81 s, and
-# 45.8 s at 2176×3840×81, docs/benchmarks.md), 2026-11-25; all lie within 6 %. Dense passes of 32,760 to 261,120 tokens lie
-# within 5 % of 30 layers × (2.6e-7 s a token + 1.07e-11 s a pair), 2026-11-23. Decoding is the
-# slower one of the two runs, the files are a little above both. Upscaling was not measured:
-# guesses, as above.
+# 45.8 s at 2176×3840×81, docs/benchmarks.md), 2026-11-25; all lie within 6 %. Dense passes of
+# 32,760 to 261,120 tokens lie within 5 % of 30 layers × (2.6e-7 s a token + 1.07e-11 s a pair),
+# 2026-11-23. Decoding is the slower one of the two runs, the files are a little above both.
+# Upscaling was not measured: guesses, as above.
 WAN_CUDA = replace(
     CUDA,
     start=1.0,

@@ -106,6 +106,23 @@ def check_unhooked(transformer: nn.Module) -> None:
         )
 
 
+def check_second(device: torch.device | str, first: torch.device | str) -> None:
+    """Checks that a second device computes beside the first one.
+
+    Raises:
+        ValueError: if it is not there, the same one, or a processor beside a GPU.
+    """
+    second, first = check_device(device), torch.device(first)
+    index = first.index or 0
+    same = second.type == first.type and (second.index or 0) == index
+    if same or second.type != first.type:
+        others = [f"cuda:{i}" for i in range(torch.cuda.device_count()) if i != index]
+        known = f"choose {' or '.join(others)}" if others else "this machine has no second GPU"
+        raise ValueError(
+            f"Guidance on {device} would save nothing beside {first}: {known}, or leave it out."
+        )
+
+
 def check_device(device: torch.device | str) -> torch.device:
     """A device that is there.
 

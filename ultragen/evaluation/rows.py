@@ -97,10 +97,14 @@ def rows_of(table: str, teacher: bool = False) -> tuple[Row, ...]:
 
 
 class Case(Protocol):
-    """A scene: its number, its caption and what that names, and its real clip."""
+    """A scene: its number, the version of its world, its caption and what that names, and its real
+    clip."""
 
     @property
     def seed(self) -> int: ...
+
+    @property
+    def world(self) -> int: ...
 
     @property
     def caption(self) -> str: ...

@@ -53,14 +53,14 @@ def evaluate(
         RuntimeError: A clip is black or not finite.
     """
     references = references if instruments.tubes else ()
-    store = make_clips(rows, cases, references, maker, instruments, out, Shard(), report)
+    store = make_rows(rows, cases, references, maker, instruments, out, Shard(), report)
     report(1.0, "scores")
     scores = score(rows, len(cases), store, _references(store, len(references), instruments))
     write_results(scores, cases, references, store)
     return scores
 
 
-def make_clips(
+def make_rows(
     rows: Sequence[Row],
     cases: Sequence[Case],
     references: Sequence[Case],
@@ -71,7 +71,7 @@ def make_clips(
     report: Report = lambda fraction, text: None,
 ) -> Store:
     """Makes and measures the clips of a shard that are not done yet; the rest as `evaluate`."""
-    store = Store(out, describe(maker, instruments, rows))
+    store = Store(out, describe(maker, instruments, rows, cases[0].world))
     jobs = list(_jobs(rows, cases, references if instruments.tubes else (), shard, maker.batch))
     total, done = sum(len(clips) for _, clips in jobs), 0
     for row, clips in jobs:
@@ -124,7 +124,9 @@ def score(
     ]
 
 
-def describe(maker: Maker, instruments: Instruments, rows: Sequence[Row]) -> dict[str, Any]:
+def describe(
+    maker: Maker, instruments: Instruments, rows: Sequence[Row], world: int
+) -> dict[str, Any]:
     """What must be the same for clips to stand in one table."""
     request = maker.request.to_dict()
     made = ("prompt", "upscaler", "base_native")  # each row and clip has its own
@@ -134,6 +136,7 @@ def describe(maker: Maker, instruments: Instruments, rows: Sequence[Row]) -> dic
         "models": {x or "evaluated": maker.models(x).fingerprint for x in names},
         "networks": instruments.names(),
         "batch": maker.batch,  # which seconds depend on
+        "world": world,
     }
     if own := {row.key: row.own for row in rows if row.own}:
         settings["own_settings"] = own

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from .scores import ClipScores
 
 PICTURE_WIDTH = 480
+OLDER = {"batch": 1, "world": 1}  # settings that older evaluations do not name
 
 
 class Store:
@@ -44,12 +45,13 @@ class Store:
             raise OSError(
                 f"{folder} can't be written to ({error.strerror}): choose another --out."
             ) from error
-        before = {"batch": 1, **read_json(path)}  # older evaluations do not name it
+        before = {**OLDER, **read_json(path)}
         for name, value in self.settings.items():
             if before.get(name) != value:
+                same = f"add --batch {before[name]}" if name == "batch" else "choose another --out"
                 raise ValueError(
                     f"{folder} holds an evaluation with {name} {before.get(name)}, not {value}: "
-                    "choose another --out, or start again with --overwrite."
+                    f"{same}, or start again with --overwrite."
                 )
 
     def path(self, row: str, number: int, suffix: str = ".json") -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
@@ -47,15 +47,23 @@ def labels(scene: Scene, names: tuple[str, ...] = tuple(ALLOWED)) -> list[int]:
     return numbers
 
 
+@cache
+def mirror_tables(device: torch.device) -> Tensor:
+    """What each value of each attribute becomes in a mirrored clip, attributes × values."""
+    most = max(map(len, ALLOWED.values()))
+    rows = []
+    for name, values in ALLOWED.items():
+        becomes = MIRRORED.get(name, {})
+        row = [values.index(becomes.get(value, value)) for value in values]
+        rows.append([*row, *range(len(row), most)])
+    return torch.tensor(rows, device=device)
+
+
 def mirrored(numbers: Tensor) -> Tensor:
     """The labels of mirrored clips, b attributes."""
-    columns = []
-    for (name, values), column in zip(ALLOWED.items(), numbers.unbind(1), strict=True):
-        becomes = MIRRORED.get(name, {})
-        table = [values.index(becomes.get(value, value)) for value in values]
-        swapped = torch.tensor(table, device=column.device)[column.clamp(min=0)]
-        columns.append(torch.where(column == IGNORED, column, swapped))
-    return torch.stack(columns, dim=1)
+    table = mirror_tables(numbers.device)
+    swapped = table.gather(1, numbers.clamp(min=0).t()).t()
+    return torch.where(numbers == IGNORED, numbers, swapped)
 
 
 class ClassifierStage(Stage):

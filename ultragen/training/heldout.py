@@ -22,6 +22,7 @@ from .captions import (
 )
 from .data import HELD_OUT_SEEDS
 from .scenes import Scene, SceneAttributes, render, sample_scene
+from .world import VERSION
 
 EVALUATED = range(600_000, 700_000)
 """Seeds of the scenes whose captions are prompts."""
@@ -45,6 +46,11 @@ class HeldOutClip:
     def seed(self) -> int:
         """The scene's."""
         return self.scene.seed
+
+    @property
+    def world(self) -> int:
+        """Which one it is drawn in, see `world.VERSION`."""
+        return VERSION
 
     @cached_property
     def caption(self) -> str:

@@ -6,6 +6,10 @@ import random
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args, get_type_hints
 
+VERSION = 2
+"""Of what a scene looks like: another one where the same scene is drawn otherwise, so that clips
+from before and after don't stand in one table."""
+
 TimeOfDay = Literal["dawn", "morning", "noon", "sunset", "dusk", "night"]
 Terrain = Literal["mountains", "hills", "dunes", "islands", "canyon", "plains"]
 Weather = Literal["clear", "scattered", "overcast", "rain", "snowfall", "fog", "aurora"]
