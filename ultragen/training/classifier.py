@@ -86,7 +86,7 @@ class ClassifierStage(Stage):
         frame_sizes: tuple[tuple[int, int], ...] = FRAME_SIZES,
         num_frames: int = 17,
         batch_size: int = 64,
-        pool: int = 40_000,
+        pool: int = 20_000,
         chunk: int = 16,
         held_out: int = 512,
         seed: int = 0,
