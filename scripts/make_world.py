@@ -20,7 +20,7 @@ from ultragen.training.scenes import render, sample_scene  # noqa: E402
 from ultragen.video import contact_sheet  # noqa: E402
 
 SEEDS = (4, 2, 7, 9, 10, 15, 16, 22, 23, 8, 14, 1)
-SIZE = (512, 288)  # of a picture, which is drawn at twice the size
+SIZE = (400, 225)  # of a picture, which is drawn at twice the size
 FRAMES, MIDDLE = 17, 8
 
 
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     captions = [caption(sample_scene(seed), seed=seed) for seed in SEEDS]
     contact_sheet([picture(seed) for seed in SEEDS], 3, captions).save(
-        out / "world.jpg", quality=85
+        out / "world.jpg", quality=75
     )
 
 
