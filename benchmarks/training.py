@@ -21,9 +21,10 @@ from ultragen.training.captions import vocabulary
 from ultragen.training.clips import ClipSize
 from ultragen.training.data import Pool
 from ultragen.training.flow_matching import FlowMatchingStage
-from ultragen.training.loop import Trainer, TrainingConfig
+from ultragen.training.loop import Trainer
 from ultragen.training.models import build_base_transformer, build_pipeline
-from ultragen.training.stages import StageOptions
+from ultragen.training.options import StageOptions
+from ultragen.training.stage import TrainingConfig
 from ultragen.training.tiny import TINY
 
 

@@ -61,9 +61,9 @@ from ultragen.training.heldout import (
     held_out_clips,
     named_attributes,
 )
-from ultragen.training.loop import TrainingConfig
 from ultragen.training.models import TINY_SIZE, build_classifier, build_pipeline
 from ultragen.training.scenes import ALLOWED, make_scene, render, sample_scene
+from ultragen.training.stage import TrainingConfig
 from ultragen.training.stages import train
 from ultragen.training.tiny import TINY
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from threading import Barrier, current_thread, main_thread
 
 import pytest
 import torch
@@ -136,13 +137,53 @@ def test_the_copy_lies_on_the_other_device(pipe):
     assert {p.device.type for p in copied.model.parameters()} == {"meta"}
     assert {b.device.type for b in copied.model.buffers()} == {"meta"}
     assert {p.device.type for p in pipe.transformer.parameters()} == {"cpu"}
-    out = copied(
-        hidden_states=torch.zeros(1, pipe.transformer.config.in_channels, 2, 6, 8),
-        timestep=torch.ones(1),
-        encoder_hidden_states=torch.zeros(1, 4, pipe.transformer.config.text_dim),
+    out = copied.model(
+        hidden_states=torch.zeros(1, pipe.transformer.config.in_channels, 2, 6, 8, device="meta"),
+        timestep=torch.ones(1, device="meta"),
+        encoder_hidden_states=torch.zeros(1, 4, pipe.transformer.config.text_dim, device="meta"),
         windows=2,
     ).sample
     assert out.device.type == "meta" and out.shape[2:] == (2, 6, 8)
+
+
+def test_both_passes_run_at_once(parallel, monkeypatch):
+    """All but those of the first step, in which libraries may compile."""
+    met, together = Barrier(2, timeout=60), []
+
+    def meet(module, arguments):
+        if len(together) >= 2:  # of the first step
+            met.wait()
+        together.append(current_thread().name)
+
+    parallel.transformer.blocks[0].register_forward_pre_hook(meet)
+    latents_of(parallel)
+    assert len(together) == 2 * STEPS and len(set(together)) == 2
+
+
+def test_what_a_copy_raises_is_raised_by_the_run(parallel):
+    def fail(module, arguments):
+        if current_thread() is not main_thread():
+            raise RuntimeError("out of memory over there")
+
+    parallel.transformer.blocks[0].register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="over there"):
+        latents_of(parallel)
+
+
+def test_a_copy_computes_as_the_thread_that_starts_it(pipe):
+    copied = TransformerCopy(pipe.transformer, torch.device("cpu"))
+    inputs = {
+        "hidden_states": torch.zeros(
+            1, pipe.transformer.config.in_channels, 2, 6, 8, requires_grad=True
+        ),
+        "timestep": torch.ones(1),
+        "encoder_hidden_states": torch.zeros(1, 4, pipe.transformer.config.text_dim),
+        "windows": 2,
+    }
+    assert copied.start("cond", {}, **inputs).result().requires_grad
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        out = copied.start("cond", {}, **inputs).result()
+    assert not out.requires_grad and out.dtype == torch.bfloat16
 
 
 def test_nothing_is_copied_where_nothing_is_guided(parallel, monkeypatch):

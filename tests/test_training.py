@@ -29,6 +29,7 @@ from ultragen.models import load_models
 from ultragen.pipeline import UltraGenPipeline
 from ultragen.presets import EMBEDDED
 from ultragen.training import autoencoder, distill, flow_matching
+from ultragen.training.assemble import assemble
 from ultragen.training.autoencoder import AutoencoderStage
 from ultragen.training.captions import WEATHERS
 from ultragen.training.clips import ClipSize
@@ -44,13 +45,14 @@ from ultragen.training.data import (
 from ultragen.training.distill import DistillStage, Trajectories
 from ultragen.training.flow_matching import FlowMatchingStage
 from ultragen.training.graphs import GraphedGradients, Recorded
-from ultragen.training.loop import Stage, Trainer, TrainingConfig
+from ultragen.training.loop import Trainer
 from ultragen.training.losses import contrast_weight
 from ultragen.training.models import TINY_SIZE, build_autoencoder, build_pipeline
 from ultragen.training.muon import MuonAdamW, hidden_matrices, orthogonalize
 from ultragen.training.remote import Renderers, pack, unpack
 from ultragen.training.scenes import ALLOWED, make_scene, render, sample_scene
-from ultragen.training.stages import STAGES, Sources, assemble, train
+from ultragen.training.stage import Stage, TrainingConfig
+from ultragen.training.stages import STAGES, Sources, train
 from ultragen.training.text import build_tokenizer
 from ultragen.training.tiny import TINY
 from ultragen.training.transformer import TextToLatents
@@ -448,6 +450,39 @@ def test_a_recorded_function_gives_what_it_gave_for_every_kind_of_batch():
         x = torch.randn(number, 4, device="cuda")
         torch.testing.assert_close(recorded((factor, x)), factor * x.sin())
     assert len(recorded.recordings) == 3
+
+
+def launch(*command: str | Path) -> None:
+    """Runs a program in two processes."""
+    root = Path(__file__).parents[1]
+    ended = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+         *map(str, command)],
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(tmp_path):
+    launch(Path(__file__).parent / "distributed.py", tmp_path)
+    one, two = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert one == two
+    assert one["processes"] == 2
+    assert one["start"] == 5  # the first one's
+    assert one["gradients"] == [1.5] * 3
+    assert one["end"] < one["start"]
+
+
+@pytest.mark.slow
+def test_two_processes_finish_a_stage(tmp_path):
+    """From the command line, to the weights that later stages start from."""
+    command = ("train", "autoencoder", "--tiny", "--max-steps", "2", "--out", tmp_path)
+    launch("-m", "ultragen", *command)
+    assert (tmp_path / "model" / "vae" / "config.json").is_file()
 
 
 def test_all_processes_choose_the_same_clips():

@@ -31,19 +31,19 @@ from .linear import is_bare, is_untouched
 from .windows import Partition, merge_windows, split_windows
 
 
-def apply_rotary(x: Tensor, rotary: Rotary) -> Tensor:
+def apply_rotary(x: Tensor, rotary: Rotary, scale: Tensor | None = None) -> Tensor:
     """Rotates pairs of neighbouring features by their position's angles.
 
     Args:
-        x: b … heads d.
+        x: b … heads d, in float32 or float64.
         rotary: cos and sin, … × d/2 each.
+        scale: b … 1 1, multiplied in.
     """
-    # As complex numbers, of which there are none in half precision: one product in one pass.
-    dtype = torch.promote_types(torch.promote_types(x.dtype, rotary[0].dtype), torch.float32)
-    turn = torch.complex(*(table.to(dtype) for table in rotary))[..., None, :]
-    precise = x.to(dtype).unflatten(-1, (-1, 2)).contiguous()
-    turned = torch.view_as_complex(precise) * turn
-    return torch.view_as_real(turned).flatten(-2).type_as(x)
+    # As complex numbers: one product in one pass.
+    turn = torch.complex(*(table.to(x.dtype) for table in rotary))[..., None, :]
+    turn = turn if scale is None else turn * scale
+    turned = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * turn
+    return torch.view_as_real(turned).flatten(-2)
 
 
 def cut(grid: Tensor, partition: Partition) -> list[Tensor]:
@@ -77,10 +77,13 @@ class RotaryNorm(nn.RMSNorm):
 
             eps = cast(float, self.eps)
             return rotary_norm(x, self.weight, at.rotary, eps, at.partition.rectangles)
-        # The library's fused norm wants one type, and takes many passes where autocast mixes two.
-        x = F.rms_norm(x, self.normalized_shape, self.weight.type_as(x), self.eps)
-        x = apply_rotary(x.unflatten(-1, (heads, -1)), at.rotary).flatten(-2)
-        return split_windows(x, at.partition)
+        # The norm's factor, one a token, turns with the positions: a pass less over all features.
+        precise = torch.promote_types(x.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise)
+        factor = torch.rsqrt(norm.square() / x.shape[-1] + cast(float, self.eps))
+        weighted = (x * self.weight.to(precise)).unflatten(-1, (heads, -1))
+        turned = apply_rotary(weighted, at.rotary, factor[..., None])
+        return split_windows(turned.flatten(-2).type_as(x), at.partition)
 
 
 def zero_bias(layer: nn.Linear | nn.Conv2d | nn.Conv3d) -> None:
@@ -219,8 +222,8 @@ class CompressedBranch(nn.Module):
                 return decompress_and_fuse(
                     fine, coarse, convolution.weight, convolution.bias, gate, rows, columns
                 )
-        gate = gate[:, None, None, None]
-        return gate * fine + (1 - gate) * self.decompress(coarse, *fine.shape[2:4])
+        coarse = self.decompress(coarse, *fine.shape[2:4])
+        return torch.lerp(coarse, fine, gate[:, None, None, None].type_as(coarse))
 
 
 class WindowAttnProcessor:

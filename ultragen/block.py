@@ -1,13 +1,14 @@
 """Wan's transformer block with its elementwise work in few passes.
 
-A block is Wan's; only the way is another one. On a GPU, without gradients, what lies between the
-matrix products and the attention runs in fused kernels, and the feed-forward network's activation
-in the matrix product before it.
+A block is Wan's; only the way is another one. Without gradients, what lies between the matrix
+products and the attention runs in fused kernels, and the feed-forward network's activation in the
+matrix product before it.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -67,6 +68,15 @@ class FullAttnProcessor(WanAttnProcessor):
         return attn.to_out[1](attn.to_out[0](out.flatten(2).type_as(query)))
 
 
+def fused_modulation(device: torch.device) -> Any:
+    """The module whose functions do a block's norms, shifts, scales and sums in few passes on a
+    device; None where there is none."""
+    for name in ("modulation", "cpu"):
+        if kernel_works(name, device):
+            return import_module(f".kernels.{name}", __package__)
+    return None
+
+
 ATTENTION = r"blocks\.\d+\.attn[12]"
 """Names of both attentions of all blocks in the transformer."""
 
@@ -104,20 +114,19 @@ class UltraGenBlock(WanTransformerBlock):
         norms = self.norm1, self.norm2, self.norm3
         plain = not all(is_untouched(norm, FP32LayerNorm) for norm in norms)
         plain = plain or torch.is_grad_enabled()
-        if plain or not kernel_works("modulation", hidden_states.device):
+        fused = None if plain else fused_modulation(hidden_states.device)
+        if fused is None:
             return super().forward(hidden_states, encoder_hidden_states, temb, rotary_emb)
-        from .kernels.modulation import gated_sum, modulated_norm, sum_and_norm
-
         x, (weight, bias) = hidden_states, (self.norm2.weight, self.norm2.bias)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (
             self.scale_shift_table + temb.float()
         ).chunk(6, dim=1)
-        normed = modulated_norm(x, 1 + scale, shift, self.norm1.eps)
+        normed = fused.modulated_norm(x, 1 + scale, shift, self.norm1.eps)
         update = self.attn1(normed, None, None, rotary_emb)
-        x, normed = sum_and_norm(x, update, gate, weight, bias, self.norm2.eps)
+        x, normed = fused.sum_and_norm(x, update, gate, weight, bias, self.norm2.eps)
         update = self.attn2(normed, encoder_hidden_states, None, None)
-        x, normed = sum_and_norm(x, update, None, 1 + ffn_scale, ffn_shift, self.norm3.eps)
-        return gated_sum(x, self.ffn(normed), ffn_gate)
+        x, normed = fused.sum_and_norm(x, update, None, 1 + ffn_scale, ffn_shift, self.norm3.eps)
+        return fused.gated_sum(x, self.ffn(normed), ffn_gate)
 
 
 def cache_config(config: Any) -> Any:
@@ -134,16 +143,20 @@ def cache_config(config: Any) -> Any:
 
 
 class FusedGELU(GELU):
-    """Linear layer and GELU (tanh), on a GPU as one matrix product."""
+    """Linear layer and GELU (tanh) as one matrix product."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """b n d → b n hidden."""
-        # A CPU's version of the operator computes another GELU.
-        plain = torch.is_grad_enabled() or not hidden_states.is_cuda or not is_bare(self.proj)
-        # Autocast does not know the operator, and gives it tokens of another type than the weight.
+        plain = torch.is_grad_enabled() or not is_bare(self.proj)
+        # Autocast does not know the operators, and gives tokens of another type than the weight.
         plain = plain or self.proj.weight.dtype != hidden_states.dtype
-        if plain or not kernel_works("modulation", hidden_states.device):
-            return super().forward(hidden_states)
-        rows = hidden_states.flatten(0, -2)
-        out = torch._addmm_activation(self.proj.bias, rows, self.proj.weight.t(), use_gelu=True)
-        return out.unflatten(0, hidden_states.shape[:-1])
+        weight, bias, device = self.proj.weight, self.proj.bias, hidden_states.device
+        if not plain and hidden_states.is_cuda and kernel_works("modulation", device):
+            rows = hidden_states.flatten(0, -2)
+            out = torch._addmm_activation(bias, rows, weight.t(), use_gelu=True)
+            return out.unflatten(0, hidden_states.shape[:-1])
+        if not plain and kernel_works("cpu", device):  # there the operator above is another GELU
+            from .kernels.cpu import linear_gelu
+
+            return linear_gelu(hidden_states, weight, bias)
+        return super().forward(hidden_states)

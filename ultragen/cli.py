@@ -35,6 +35,7 @@ STAGE_OF = {
     "upscaler": "upscaler",
 }
 """Which training stage makes which part of a pipeline folder."""
+TRANSFORMER_STAGES = ("base", "ultragen", "base-distill", "distill")
 OPTION_OF = {
     "num_frames": "--frames",
     "num_inference_steps": "--steps",
@@ -523,6 +524,17 @@ def train(
             "--freeze-text", help="base: leave the text encoder as it is, for UltraGen's sake."
         ),
     ] = False,
+    batch_scale: Annotated[
+        float,
+        typer.Option(
+            min=0.001,
+            help="Of all stages of transformers: batches so many times as large, for another GPU "
+            "or a CPU.",
+        ),
+    ] = 1.0,
+    sample_minutes: Annotated[
+        float, typer.Option(min=0.0, help="Minutes between sample sheets.")
+    ] = 4.0,
     tiny: Annotated[bool, typer.Option("--tiny", help="A toy model, to try the steps.")] = False,
 ) -> None:
     """Train one stage; a stage that was stopped goes on from its last checkpoint."""
@@ -530,14 +542,15 @@ def train(
         ("--anchor", anchor, ("autoencoder",)),
         ("--freeze-text", freeze_text, ("base",)),
         ("--render-on", render_on, ("base", "ultragen")),
+        ("--batch-scale", batch_scale != 1, TRANSFORMER_STAGES),
     ):
         if given and stage not in only:
             stages = " and ".join(f"`train {name}`" for name in only)
             raise ValueError(f"{option} is for {stages} alone: leave it out for {stage}.")
     if find_spec("tensorboard") is None:
         raise OSError("Training needs one more package: pip install 'ultragen[train]'.")
-    from .training.loop import TrainingConfig
-    from .training.stages import StageOptions
+    from .training.options import StageOptions
+    from .training.stage import TrainingConfig
     from .training.stages import train as train_stage
     from .training.tiny import TINY
 
@@ -549,10 +562,11 @@ def train(
         learning_rate=learning_rate,
         seed=seed,
         profile_step=profile_step,
+        sample_minutes=sample_minutes,
     )
     options = TINY if tiny else StageOptions()
     options = replace(
-        options,
+        options.with_batches(batch_scale),
         render_on=tuple(render_on or ()),
         freeze_text=freeze_text,
         autoencoder=(*options.autoencoder, ("anchor", anchor)),
@@ -576,8 +590,8 @@ def assemble(
         if not (model_dir / part).is_dir():
             raise ValueError(f"{model_dir / part} is missing: run `train {stage}` first.")
     console.check_free(out, ("model_index.json", *STAGE_OF), overwrite)
-    from .training.stages import StageOptions
-    from .training.stages import assemble as assemble_stages
+    from .training.assemble import assemble as assemble_stages
+    from .training.options import StageOptions
     from .training.tiny import TINY
 
     with console.whole_results(out) as folder:

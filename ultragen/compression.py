@@ -27,14 +27,14 @@ class Compression(nn.Conv2d):
             if missing := -grid.shape[axis] % size:
                 edge = grid.narrow(axis, grid.shape[axis] - 1, 1)
                 grid = torch.cat([grid, *[edge] * missing], dim=axis)
-        if grid.is_cuda and grid.requires_grad:
+        if grid.requires_grad and (grid.is_cuda or grid.dtype == torch.bfloat16):
             return self.weighted_sum(grid)
         frames = rearrange(grid, "b t h w d -> (b t) d h w")
         return rearrange(super().forward(frames), "(b t) d h w -> b t h w d", t=grid.shape[1])
 
     def weighted_sum(self, grid: Tensor) -> Tensor:
         """The same for patches that fit, which don't overlap: the library's gradients of a
-        depthwise convolution are slow on a GPU."""
+        depthwise convolution are slow on a GPU, and in bfloat16 on a CPU."""
         i, j = self.kernel_size
         patches = rearrange(grid, "b t (h i) (w j) d -> b t h i w j d", i=i, j=j)
         weight = rearrange(self.weight, "d 1 i j -> i 1 j d").to(grid.dtype)
@@ -51,11 +51,26 @@ class Decompression(nn.Conv3d):
             from .kernels.depthwise import depthwise_conv3d
 
             return depthwise_conv3d(grid, self.weight, self.bias)
+        if grid.requires_grad and not grid.is_cuda:
+            return self.sum_of_frames(grid)
         volume = rearrange(grid, "b t h w d -> b d t h w")
         if volume.is_cuda:
             # On a CPU the channels-last view is the faster one, see benchmarks/decompression.py.
             volume = volume.contiguous()
         return rearrange(super().forward(volume), "b d t h w -> b t h w d")
+
+    def sum_of_frames(self, grid: Tensor) -> Tensor:
+        """The same as convolutions of the frame before, of the frame itself and of the one after:
+        the library's gradients of three dimensions are slow on a CPU, in bfloat16 above all."""
+        b, t = grid.shape[:2]
+        frames = rearrange(F.pad(grid, (0, 0) * 3 + (1, 1)), "b t h w d -> b t d h w")
+        before, here, after = (
+            F.conv2d(frames[:, k : k + t].flatten(0, 1), weight, bias, 1, 1, groups=self.groups)
+            for k, weight, bias in zip(
+                range(3), self.weight.unbind(2), (None, self.bias, None), strict=True
+            )
+        )
+        return rearrange(before + here + after, "(b t) d h w -> b t h w d", b=b)
 
 
 def resize(grid: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:

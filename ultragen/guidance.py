@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -55,22 +56,49 @@ class TransformerCopy:
             }
             tensors |= {id(b): b.to(device) for b in transformer.buffers()}
             self.model = deepcopy(transformer, tensors)
+        self.thread, self.warm = ThreadPoolExecutor(1, "guidance"), False
         if cache is not None:
             self.model.enable_cache(cache)
 
-    def cache_context(self, name: str, **where: Any) -> AbstractContextManager[None]:
-        """See diffusers' `CacheMixin`."""
-        return self.model.cache_context(name, **where)
+    def start(self, context: str, where: dict[str, Any], **arguments: Any) -> Future[Tensor]:
+        """Begins to run the copy, in a thread of its own: a thread that gives work to one GPU waits
+        once that GPU's queue is full, and would come to the other one too late.
 
-    def __call__(self, **arguments: Any) -> tuple[Tensor, ...]:
-        """Runs the copy on arguments of the original; what it gives stays on the copy's device."""
+        Args:
+            context: Of diffusers' caches, see `CacheMixin.cache_context`.
+            where: The step, for caches.
+            arguments: Of the original, on its device.
+
+        Returns:
+            What will be the output, on the copy's device.
+        """
+        # A copy between two GPUs waits for all that either was given before it: what the second one
+        # needs goes there before the first one has work.
         there = {
             name: value.to(self.device, non_blocking=True) if torch.is_tensor(value) else value
             for name, value in arguments.items()
         }
-        # Some libraries launch on the current device, wherever the tensors are.
-        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            return self.model(**there)
+        kind = self.device.type
+        # Both are each thread's own.
+        grad = torch.is_grad_enabled()
+        cast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+
+        def run() -> Tensor:
+            # Some libraries launch on the current device, wherever the tensors are.
+            current = torch.cuda.device(self.device) if kind == "cuda" else nullcontext()
+            with (
+                torch.set_grad_enabled(grad),
+                torch.autocast(kind, cast[1], cast[0]),
+                current,
+                self.model.cache_context(context, **where),
+            ):
+                return self.model(return_dict=False, **there)[0]
+
+        output = self.thread.submit(run)
+        if not self.warm:  # what libraries compile at its first use, they shall not compile twice
+            wait([output])
+            self.warm = True
+        return output
 
 
 @contextmanager

@@ -58,8 +58,7 @@ class Models:
             own = (self.source / "upscaler").is_dir() or self.preset.name == "embedded"
             # The published models have no upscaler of their own.
             upscaler = load_upscaler(name, self.source if own else EMBEDDED_MODEL)
-            if self.device != "cpu":
-                upscaler = upscaler.to(self.device, self.native.transformer.dtype)
+            upscaler = upscaler.to(self.device, self.native.transformer.dtype)
             self._upscalers[name] = upscaler
         return self._upscalers[name]
 

@@ -70,7 +70,7 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
         solver_order: 1 for Euler's steps, as Wan samples; 2 extrapolates from the step before,
             see `second_order`.
         distilled_steps: Steps that both transformers were distilled to, without guidance; None
-            where they were not. A page and a command line take these settings by default.
+            where they were not.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -274,8 +274,8 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
         width: int,
         num_frames: int,
         windows: int | Literal["auto"] | None = None,
-        num_inference_steps: int = 30,
-        guidance_scale: float = 5.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         negative_prompt: str | list[str] | None = "",
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -293,8 +293,10 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
             num_frames: Frames, 4n + 1.
             windows: K, the local windows on each axis, an even number, or `auto` for the trained
                 window size; None for a dense transformer (for UltraGen the same as `auto`).
-            num_inference_steps: Steps of the solver.
-            guidance_scale: Classifier-free guidance; 1 and below runs the model once a step.
+            num_inference_steps: Steps of the solver; None takes those that the model was distilled
+                to, and 30 where it was not.
+            guidance_scale: Classifier-free guidance; 1 and below runs the model once a step. None
+                takes 1 for a distilled model, which has guidance in its weights, and else 5.
             guidance_interval: Noise levels σ, from 0 to 1, between which guidance is computed, the
                 lower one excluded; steps at other levels run the model once.
             negative_prompt: What guidance leads away from.
@@ -312,6 +314,11 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
         """
         if windows is None and isinstance(self.transformer, UltraGenTransformer3DModel):
             windows = "auto"
+        distilled = self.config.distilled_steps
+        if num_inference_steps is None:
+            num_inference_steps = distilled or 30
+        if guidance_scale is None:
+            guidance_scale = 1.0 if distilled else 5.0
         guidance = Guidance(guidance_scale, guidance_interval)
         self.check_inputs(prompt, height, width, num_frames, windows, num_inference_steps, guidance)
         if output_type not in get_args(OutputType):

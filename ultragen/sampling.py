@@ -113,9 +113,9 @@ class FlowSampler(DiffusionPipeline):
         """
         levels = sigmas.tolist()  # read once: asking a GPU in every step would wait for it
         scales = [guidance.scale_at(level) for level in levels[:-1]]
-        unconditional = self.transformer
+        second = None
         if self.guidance_device is not None and max(scales) > 1:
-            unconditional = TransformerCopy(self.transformer, self.guidance_device)
+            second = TransformerCopy(self.transformer, self.guidance_device)
         clean: list[Tensor] = []
         steps = len(timesteps)
         with self.progress_bar(total=steps) as progress_bar:
@@ -123,7 +123,7 @@ class FlowSampler(DiffusionPipeline):
                 self.current_timestep = self.scheduler.config.num_train_timesteps * levels[step]
                 where = {"step_index": step, "num_inference_steps": steps, "sigma": levels[step]}
                 velocity = self.velocity(
-                    latents, timestep, embeds, scales[step], extra, unconditional, where
+                    latents, timestep, embeds, scales[step], extra, second, where
                 )
                 if self.config.solver_order == 2:
                     clean = [*clean[-1:], latents - levels[step] * velocity]
@@ -143,7 +143,7 @@ class FlowSampler(DiffusionPipeline):
         embeds: dict[str, Tensor],
         scale: float,
         extra: dict[str, Any],
-        unconditional: Any,
+        second: TransformerCopy | None,
         where: dict[str, Any],
     ) -> Tensor:
         """The guided velocity, b c t h w in float32: v_neg + scale · (v_pos − v_neg).
@@ -154,7 +154,7 @@ class FlowSampler(DiffusionPipeline):
             embeds: As in `denoise`.
             scale: Of the guidance; 1 runs the model once.
             extra: Other inputs of the transformer.
-            unconditional: The transformer, or its copy, of the pass that guidance adds.
+            second: Runs the pass that guidance adds, at the same time; None to run it before.
             where: The step, for diffusers' caches.
         """
         x = with_coordinates(latents, self.transformer.config.in_channels)
@@ -162,20 +162,24 @@ class FlowSampler(DiffusionPipeline):
         inputs = {"hidden_states": x, "timestep": timestep.expand(x.shape[0]), **extra}
         sigma = timestep / self.scheduler.config.num_train_timesteps
 
-        def predict(transformer: Any, text: Tensor, context: str) -> Tensor:
-            with transformer.cache_context(context, **where):
-                return transformer(encoder_hidden_states=text, return_dict=False, **inputs)[0]
+        def predict(text: Tensor, context: str) -> Tensor:
+            with self.transformer.cache_context(context, **where):
+                return self.transformer(encoder_hidden_states=text, return_dict=False, **inputs)[0]
 
         def velocity_of(output: Tensor) -> Tensor:
             return to_velocity(output, latents, sigma, self.config.prediction, self.config.data_std)
 
-        if scale <= 1:
-            return velocity_of(predict(self.transformer, embeds["prompt_embeds"], "cond"))
-        # A copy between two GPUs waits for all that either was given before it. So what the second
-        # one needs goes there before the first one has work, and comes back after that.
-        output = predict(unconditional, embeds["negative_prompt_embeds"], "uncond")
-        positive = velocity_of(predict(self.transformer, embeds["prompt_embeds"], "cond"))
-        negative = velocity_of(output.to(latents.device, non_blocking=True))
+        prompt, negative_prompt = embeds["prompt_embeds"], embeds.get("negative_prompt_embeds")
+        if scale <= 1 or negative_prompt is None:
+            return velocity_of(predict(prompt, "cond"))
+        if second is None:
+            negative = velocity_of(predict(negative_prompt, "uncond"))
+            positive = velocity_of(predict(prompt, "cond"))
+        else:
+            inputs_there = {**inputs, "encoder_hidden_states": negative_prompt}
+            output = second.start("uncond", where, **inputs_there)
+            positive = velocity_of(predict(prompt, "cond"))
+            negative = velocity_of(output.result().to(latents.device, non_blocking=True))
         return negative + scale * (positive - negative)
 
 

@@ -1,5 +1,6 @@
-"""Fused kernels, one file each, used where the plain code moves the same memory many times. Each
-has a plain twin beside its use, which runs everywhere else."""
+"""Fused kernels, one file each, used where the plain code moves the same memory many times: in
+Triton on a GPU; on a CPU (`cpu`) the library's own operators. Each has a plain twin beside its use,
+which runs everywhere else."""
 
 from __future__ import annotations
 
@@ -35,13 +36,16 @@ def plain_code() -> Iterator[None]:
 @cache
 def _runs(name: str, device: torch.device) -> bool:
     """Runs a module's kernels on little: the GPU may be too old, or a C compiler missing."""
-    if device.type != "cuda" or find_spec("triton") is None:
+    if name == "cpu":
+        if device.type != "cpu":
+            return False
+    elif device.type != "cuda" or find_spec("triton") is None:
         return False
     try:
         import_module(f".{name}", __name__).try_on(device)
     except torch.OutOfMemoryError:  # says nothing of the kernels
         raise
     except Exception as error:  # Triton has no common class for what can go wrong
-        warnings.warn(f"Triton does not run on {device}, slower code does: {error}", stacklevel=2)
+        warnings.warn(f"{name} does not run on {device}, slower code does: {error}", stacklevel=2)
         return False
     return True

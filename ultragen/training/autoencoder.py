@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from ..autoencoder import CompactAutoencoder
 from .critic import FRAMES, Adversary, balance
 from .data import Pool, SceneStream
-from .loop import Stage
 from .losses import contrast_weight, gradient_loss, psnr
 from .scenes import render, sample_scene
 from .sheets import grid, to_image
+from .stage import Stage
 
 # Frame sizes of the world, and how often each is drawn from.
 FRAME_SIZES = ((288, 512), (544, 960), (1088, 1920), (2176, 3840))

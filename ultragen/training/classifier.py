@@ -15,9 +15,9 @@ from torch.nn import functional
 
 from ..classifier import AttributeClassifier, spread
 from .data import Pool, SceneStream
-from .loop import Stage
 from .scenes import ALLOWED, Scene, render, sample_scene
 from .sheets import grid, to_image
+from .stage import Stage
 
 # Rows and columns that scenes are rendered at, and how often: large frames are dear, and once
 # reduced they differ little.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,10 @@ class ClipSize:
     weight: float = 1.0
     windows: tuple[int, ...] = ()
 
+    def with_batch(self, scale: float) -> ClipSize:
+        """The same kind in smaller or larger batches, of one clip at least."""
+        return replace(self, batch_size=max(1, round(scale * self.batch_size)))
+
 
 # Single frames have a fifth of a clip's tokens and cost a seventeenth of its rendering, and teach
 # all but motion: half of the steps use them.
@@ -55,8 +59,14 @@ ULTRAGEN_SIZES = (
         1088, 1920, batch_size=6, pool=1_500, first=24, chunk=2, weight=0.15, windows=(4, 4, 6)
     ),
 )  # fmt: skip
-BASE_DISTILL_SIZES = (ClipSize(288, 512, batch_size=96),)
+# Nothing is rendered here; single frames teach guidance at a fifth of a clip's cost.
+BASE_DISTILL_SIZES = (
+    ClipSize(288, 512, num_frames=1, batch_size=256, weight=0.4),
+    ClipSize(288, 512, batch_size=96, weight=0.6),
+)
 DISTILL_SIZES = (
-    ClipSize(544, 960, batch_size=24, weight=0.6, windows=(2,)),
-    ClipSize(1088, 1920, batch_size=6, weight=0.4, windows=(4,)),
+    ClipSize(544, 960, num_frames=1, batch_size=96, weight=0.3, windows=(2,)),
+    ClipSize(544, 960, batch_size=24, weight=0.4, windows=(2,)),
+    ClipSize(1088, 1920, num_frames=1, batch_size=24, weight=0.2, windows=(4,)),
+    ClipSize(1088, 1920, batch_size=6, weight=0.1, windows=(4,)),
 )

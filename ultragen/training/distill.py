@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..hardware import fast_bfloat16
 from ..pipeline import UltraGenPipeline
 from ..transformer import UltraGenTransformer3DModel
 from .clips import ClipSize
 from .data import SceneStream, caption_variants, tokenize
 from .graphs import Recorded
-from .transformer import TransformerStage, compile_blocks
+from .transformer import TransformerStage, compile_blocks, mixed_precision
 
 DISTILLED = "distilled"
 # The velocity at latents b c t h w, noise levels b and token ids b n.
@@ -129,6 +130,8 @@ class DistillStage(TransformerStage):
         super().setup(device, rank, world)
         self.scenes = SceneStream(rank, self.seed)
         self.teacher.to(device)
+        if device.type == "cpu" and fast_bfloat16():  # autocast would cast it in every pass
+            self.teacher.to(torch.bfloat16)
         self.negative = tokenize(self.pipeline.tokenizer, [self.negative_prompt])[0].to(device)
         self.guide: Callable[[tuple[Any, ...]], Tensor] = self.guided
         if device.type == "cuda":
@@ -162,7 +165,7 @@ class DistillStage(TransformerStage):
     def guided(self, batch: tuple[Any, ...]) -> Tensor:
         """The teacher's velocity for K, latents, noise levels and token ids."""
         windows, x, sigma, ids = batch
-        with torch.autocast(x.device.type, torch.bfloat16, x.is_cuda):
+        with mixed_precision(x.device):
             negative = self.negative.expand_as(ids)
             plain = self.velocity(self.teacher, x, sigma, negative, windows)
             told = self.velocity(self.teacher, x, sigma, ids, windows)

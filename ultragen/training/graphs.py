@@ -61,11 +61,15 @@ class Recorded:
     def try_recording(self, batch: tuple[Any, ...], tensors: list[Tensor]) -> Recording | None:
         """Records one kind of batch; None where that fails, most likely for want of memory."""
         stream = torch.cuda.current_stream()
+        generator = torch.cuda.default_generators[stream.device_index]
+        randomness = generator.clone_state()
         try:
             return self.record(batch, [x.clone() for x in tensors])
         except RuntimeError as error:  # of memory while recording, CUDA says other things too
             reason = str(error).split("\n")[0]
         torch.cuda.set_stream(stream)
+        # A recording that was broken off leaves the generator in it, refusing to draw numbers.
+        generator.graphsafe_set_state(randomness)
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         shapes = [tuple(x.shape) for x in tensors]

@@ -3,143 +3,36 @@
 from __future__ import annotations
 
 import shutil
-import time
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast, set_seed
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast, reduce, set_seed
 from diffusers.training_utils import EMAModel
-from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..hardware import fast_bfloat16
 from .graphs import GraphedGradients
 from .muon import MuonAdamW, hidden_matrices
+from .stage import Every, Progress, Stage, TrainingConfig
 
 
-@dataclass(frozen=True)
-class TrainingConfig:
-    """Settings of a training run.
-
-    Attributes:
-        out: Folder for checkpoints, logs, sample sheets and the finished weights.
-        minutes: Wall-clock minutes of training, all resumed runs together.
-        run_minutes: Minutes after which this run stops with a checkpoint, for jobs whose
-            time limit is shorter than the training; None trains to the end.
-        max_steps: Steps after which training ends even if minutes are left; None for no limit.
-        learning_rate: Peak learning rate; None takes the stage's own.
-        warmup_steps: Steps of linear warm-up.
-        decay: Last part of the minutes, over which the learning rate falls to zero.
-        weight_decay: Of the optimiser.
-        max_grad_norm: Gradients are clipped to this norm.
-        ema_decay: Of the averaged weights, which are the ones that are exported.
-        checkpoint_minutes: Minutes between checkpoints.
-        sample_minutes: Minutes between sample sheets.
-        log_steps: Steps between log lines.
-        profile_step: Step after which a few steps are profiled and the dearest operations
-            printed; None for never.
-        seed: Of weights and data.
-    """
-
-    out: Path
-    minutes: float = 20.0
-    run_minutes: float | None = None
-    max_steps: int | None = None
-    learning_rate: float | None = None
-    warmup_steps: int = 50
-    decay: float = 0.3
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    ema_decay: float = 0.999
-    checkpoint_minutes: float = 4.0
-    sample_minutes: float = 4.0
-    log_steps: int = 50
-    profile_step: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.minutes > 0:
-            raise ValueError(f"minutes must be positive, not {self.minutes}.")
+def check_processes() -> PartialState:
+    """The processes of this training, on CPUs too: accelerate takes several that have no GPU for
+    one each, unless the first thing that asks says otherwise."""
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
-class Stage(ABC):
-    """What is trained, on what, with which objective.
-
-    Attributes:
-        model: The module whose parameters are trained; `loss` must call it through the `model`
-            that it is given, because that one may be wrapped for several processes.
-        companions: What learns along and is kept in checkpoints, with `state_dict` and
-            `load_state_dict`.
-        recordable: Whether steps can be recorded as CUDA graphs: batches are tuples, the loss
-            depends on their tensors alone, and never asks the device for a value.
-    """
-
-    model: nn.Module
-    companions: tuple[Any, ...] = ()
-    recordable = False
-
-    def setup(self, device: torch.device, rank: int, world: int) -> None:  # noqa: B027
-        """Called once, before the first batch: moves frozen parts, fills caches."""
-
-    def teardown(self) -> None:  # noqa: B027
-        """Called once, however the training ends; also where `setup` failed."""
-
-    @abstractmethod
-    def batch(self, step: int) -> Any:
-        """The data of one step."""
-
-    @abstractmethod
-    def loss(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        """Scalars by name; `loss` is the one that is minimised."""
-
-    @abstractmethod
-    def sample_sheet(self) -> Image.Image:
-        """A picture of what the averaged weights give now."""
-
-    @abstractmethod
-    def export(self, folder: Path) -> None:
-        """Saves the averaged weights in diffusers' layout."""
-
-
-class Progress:
-    """How far a training is: steps and seconds, kept over resumed runs."""
-
-    def __init__(self) -> None:
-        self.step = 0
-        self.before = 0.0
-        self.started = time.monotonic()
-
-    @property
-    def run_seconds(self) -> float:
-        return time.monotonic() - self.started
-
-    @property
-    def seconds(self) -> float:
-        return self.before + self.run_seconds
-
-    def state_dict(self) -> dict[str, float]:
-        return {"step": self.step, "seconds": self.seconds}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        self.step, self.before = int(state["step"]), state["seconds"]
-        self.started = time.monotonic()
-
-
-class Every:
-    """True once in so many minutes."""
-
-    def __init__(self, minutes: float) -> None:
-        self.seconds, self.last = 60 * minutes, time.monotonic()
-
-    def __call__(self) -> bool:
-        due = time.monotonic() - self.last >= self.seconds
-        if due:
-            self.last = time.monotonic()
-        return due
+def average(gradients: Sequence[Tensor]) -> None:
+    """Replaces gradients by their mean over all processes, all in one exchange."""
+    together = torch.cat([gradient.flatten() for gradient in gradients])
+    mean = reduce(together, reduction="mean")
+    parts = mean.split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 class Trainer:
@@ -152,8 +45,9 @@ class Trainer:
     def __init__(self, stage: Stage, config: TrainingConfig) -> None:
         self.stage, self.config = stage, config
         self.peak_rate = config.learning_rate or 5e-4
+        check_processes()
         self.accelerator = Accelerator(
-            mixed_precision="bf16" if torch.cuda.is_available() else "no",
+            mixed_precision="bf16" if torch.cuda.is_available() or fast_bfloat16() else "no",
             log_with="tensorboard",
             project_dir=config.out,
         )
@@ -170,11 +64,15 @@ class Trainer:
             betas=(0.9, 0.99),
             fused=torch.cuda.is_available(),
         )
-        self.model, self.optimizer = self.accelerator.prepare(stage.model, optimizer)
+        # Not wrapped for several processes: gradients are averaged here, once a step, which leaves
+        # the step itself to be recorded.
+        self.model = self.accelerator.prepare_model(stage.model, evaluation_mode=True)
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         self.parameters = parameters
+        if self.accelerator.num_processes > 1:
+            broadcast([p.detach() for p in parameters])
         self.recorded: GraphedGradients | None = None
-        # Several processes exchange gradients on the way, which is not recorded.
-        if stage.recordable and torch.cuda.is_available() and self.accelerator.num_processes == 1:
+        if stage.recordable and torch.cuda.is_available():
             self.recorded = GraphedGradients(
                 lambda batch: stage.loss(self.model, batch), parameters, self.accelerator.autocast
             )
@@ -210,7 +108,6 @@ class Trainer:
             self.save()
             self.write_samples()
         accelerator.wait_for_everyone()
-        accelerator.end_training()
         return config.out / "export"
 
     def train_steps(self) -> None:
@@ -267,12 +164,15 @@ class Trainer:
             self.log({**losses, "gradient_norm": norm}, rate)
 
     def gradients(self, batch: Any) -> dict[str, Tensor]:
-        """Losses of a batch; their gradients are in the parameters."""
+        """Losses of this process's batch; in the parameters are the gradients of all processes'."""
         if self.recorded:
-            return self.recorded(batch)
-        with self.accelerator.autocast():
-            losses = self.stage.loss(self.model, batch)
-        self.accelerator.backward(losses["loss"])
+            losses = self.recorded(batch)
+        else:
+            with self.accelerator.autocast():
+                losses = self.stage.loss(self.model, batch)
+            self.accelerator.backward(losses["loss"])
+        if self.accelerator.num_processes > 1:
+            average([p.grad for p in self.parameters if p.grad is not None])
         return losses
 
     def profile(self, done: float, steps: int = 4) -> None:
@@ -317,8 +217,8 @@ class Trainer:
         """Writes a picture of what there is. A training does not end for want of one."""
         try:
             image = self.with_average(self.stage.sample_sheet)
-        except Exception:  # of whatever the pipeline and the device may raise
-            self.accelerator.print()
+        except Exception as error:  # of whatever the pipeline and the device may raise
+            self.accelerator.print(f"No sample sheet: {type(error).__name__}: {error}", flush=True)
             return
         path = self.config.out / "samples" / f"{self.progress.step:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

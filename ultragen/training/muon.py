@@ -15,6 +15,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from ..hardware import fast_bfloat16
+
 # Quintic Newton-Schulz iteration, tuned by Muon's author to bring singular values near 1 quickly.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
@@ -23,8 +25,8 @@ RATE = 4.0
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Moves the singular values of matrices n r c to about 1, in bfloat16 on a GPU."""
-    x = matrices.bfloat16() if matrices.is_cuda else matrices
+    """Moves the singular values of matrices n r c to about 1, in bfloat16 where that is fast."""
+    x = matrices.bfloat16() if matrices.is_cuda or fast_bfloat16() else matrices
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.mT

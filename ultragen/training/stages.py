@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from diffusers import WanTransformer3DModel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
 
@@ -21,84 +20,27 @@ from ..autoencoder import CompactAutoencoder
 from ..classifier import AttributeClassifier
 from ..coordinates import add_coordinates
 from ..pipeline import UltraGenPipeline
-from ..presets import EMBEDDED
 from ..transformer import UltraGenTransformer3DModel
 from ..upscale import UpscalerNetwork
+from .assemble import put_together
 from .autoencoder import AutoencoderStage
 from .captions import vocabulary
 from .classifier import ClassifierStage
-from .clips import (
-    BASE_DISTILL_SIZES,
-    BASE_SIZES,
-    DISTILL_SIZES,
-    ULTRAGEN_SIZES,
-    ClipSize,
-)
-from .distill import DISTILLED, DistillStage
+from .clips import ClipSize
+from .distill import DistillStage
 from .flow_matching import FlowMatchingStage
-from .loop import Stage, Trainer, TrainingConfig
+from .loop import Trainer, check_processes
 from .models import (
-    EMBEDDED_SIZE,
     ModelSize,
     build_autoencoder,
     build_base_transformer,
     build_classifier,
-    build_scheduler,
     convert,
 )
+from .options import StageOptions
+from .stage import Stage, TrainingConfig
 from .text import build_text_encoder, build_tokenizer
 from .upscaler import UpscalerStage
-
-SHARD_SIZE = "8MB"
-
-
-@dataclass(frozen=True)
-class StageOptions:
-    """What differs between the embedded model's training and a tiny one in the tests.
-
-    Attributes:
-        size: Widths and depths.
-        base_sizes: Clips of the base stage.
-        ultragen_sizes: Clips of the UltraGen stage.
-        base_distill_sizes: Clips of the base model's distillation.
-        distill_sizes: Clips of UltraGen's distillation.
-        distill: Other settings of `DistillStage`.
-        autoencoder: Other settings of `AutoencoderStage`.
-        upscaler: Other settings of `UpscalerStage`.
-        classifier: Other settings of `ClassifierStage`.
-        attention: Other settings of the converted transformer, such as the paper's ablations.
-        learning_rates: By stage.
-        render_on: Devices that render clips while another one trains, such as `cuda:1`.
-        freeze_text: Whether the base stage leaves the text encoder as it is, so that an UltraGen
-            that was trained with it stays valid.
-    """
-
-    size: ModelSize = EMBEDDED_SIZE
-    base_sizes: tuple[ClipSize, ...] = BASE_SIZES
-    ultragen_sizes: tuple[ClipSize, ...] = ULTRAGEN_SIZES
-    base_distill_sizes: tuple[ClipSize, ...] = BASE_DISTILL_SIZES
-    distill_sizes: tuple[ClipSize, ...] = DISTILL_SIZES
-    distill: tuple[tuple[str, Any], ...] = (
-        ("steps", 8),
-        ("guidance_scale", EMBEDDED.guidance_scale),
-        ("negative_prompt", EMBEDDED.negative_prompt),
-    )
-    autoencoder: tuple[tuple[str, Any], ...] = ()
-    upscaler: tuple[tuple[str, Any], ...] = ()
-    classifier: tuple[tuple[str, Any], ...] = ()
-    attention: tuple[tuple[str, Any], ...] = ()
-    learning_rates: tuple[tuple[str, float], ...] = (
-        ("autoencoder", 5e-4),
-        ("decoder", 3e-4),
-        ("base", 1e-3),
-        ("ultragen", 6e-4),
-        ("base-distill", 2e-4),
-        ("distill", 2e-4),
-        ("upscaler", 1e-3),
-        ("classifier", 1e-3),
-    )
-    render_on: tuple[str, ...] = ()
-    freeze_text: bool = False
 
 
 def _component(folders: Sequence[Path], name: str, load: Callable[[Path], Any], stage: str) -> Any:
@@ -187,26 +129,6 @@ def base_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
         train_text=not options.freeze_text,
         seed=seed,
         render_on=options.render_on,
-    )
-
-
-def put_together(
-    size: ModelSize, solver_order: int | None = None, **parts: Any
-) -> UltraGenPipeline:
-    """A pipeline of these parts, with the settings that they are trained with.
-
-    Args:
-        size: Has the settings.
-        solver_order: In place of the size's own.
-        parts: Tokenizer, text encoder, autoencoder and transformers; other settings.
-    """
-    return UltraGenPipeline(
-        scheduler=build_scheduler(size),
-        max_sequence_length=size.text_length,
-        prediction=size.prediction,
-        data_std=size.data_std,
-        solver_order=solver_order or size.solver_order,
-        **parts,
     )
 
 
@@ -334,6 +256,7 @@ def train(
         for folder in export.iterdir():
             shutil.copytree(folder, sources.model / folder.name, dirs_exist_ok=True)
     trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()  # the processes part: none can wait for another after it
     return sources.model
 
 
@@ -343,49 +266,6 @@ def _count_run(folder: Path) -> int:
     path = folder / "runs"
     path.parent.mkdir(parents=True, exist_ok=True)
     number = int(path.read_text() or 0) if path.exists() else 0
-    if PartialState().is_main_process:
+    if check_processes().is_main_process:
         path.write_text(str(number + 1))
     return number
-
-
-def assemble(model: Path, out: Path, options: StageOptions | None = None) -> None:
-    """Puts the finished weights together as one pipeline folder in float16, in small files.
-
-    Args:
-        model: Folder that the stages filled.
-        out: Folder for the pipeline, loaded by `UltraGenPipeline.from_pretrained`.
-        options: As the stages had them.
-
-    Raises:
-        ValueError: if only one of the two transformers is distilled.
-    """
-    options = options or StageOptions()
-    size = options.size
-    distilled = {
-        name: (model / DISTILLED / name).is_dir() for name in ("transformer", "base_transformer")
-    }
-    if len(set(distilled.values())) > 1:
-        missing = {"transformer": "distill", "base_transformer": "base-distill"}
-        [stage] = (missing[name] for name, there in distilled.items() if not there)
-        raise ValueError(
-            f"One of two transformers is distilled, and both are sampled in one way: run "
-            f"`train {stage}` too, or remove {model / DISTILLED}."
-        )
-    weights = model / DISTILLED if all(distilled.values()) else model
-    pipeline = put_together(
-        size,
-        1 if all(distilled.values()) else None,
-        distilled_steps=dict(options.distill)["steps"] if all(distilled.values()) else None,
-        tokenizer=AutoTokenizer.from_pretrained(model / "tokenizer"),
-        text_encoder=UMT5EncoderModel.from_pretrained(model / "text_encoder"),
-        vae=CompactAutoencoder.from_pretrained(model / "vae"),
-        transformer=UltraGenTransformer3DModel.from_pretrained(weights / "transformer"),
-        base_transformer=WanTransformer3DModel.from_pretrained(weights / "base_transformer"),
-    )
-    pipeline.to(torch.float16).save_pretrained(out, max_shard_size=SHARD_SIZE)
-    upscaler = UpscalerNetwork.from_pretrained(model / "upscaler")
-    upscaler.to(torch.float16).save_pretrained(out / "upscaler")
-    if (model / "classifier").is_dir():  # measures clips, and is not needed to make them
-        classifier = AttributeClassifier.from_pretrained(model / "classifier")
-        classifier.to(torch.float16).save_pretrained(out / "classifier")
-        shutil.copy(model / "classifier" / "accuracy.json", out / "classifier")

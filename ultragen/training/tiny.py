@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .clips import ClipSize
 from .models import TINY_SIZE
-from .stages import StageOptions
+from .options import StageOptions
 
 TINY = StageOptions(
     size=TINY_SIZE,

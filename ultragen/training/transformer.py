@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from ..coordinates import with_coordinates
 from ..flow import to_velocity
+from ..hardware import fast_bfloat16
 from ..pipeline import UltraGenPipeline
 from ..transformer import UltraGenTransformer3DModel
 from .clips import ClipSize
 from .data import tokenize
-from .loop import Stage
 from .sheets import grid, to_image
+from .stage import Stage
 
 SAMPLE_PROMPTS = (
     "a calm lake under snowy mountains at sunset, the camera pans right",
@@ -60,6 +61,11 @@ def compile_blocks(transformer: WanTransformer3DModel | UltraGenTransformer3DMod
     """
     if not isinstance(transformer, UltraGenTransformer3DModel):
         transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
+
+
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """bfloat16 where that is fast, as in training steps."""
+    return torch.autocast(device.type, torch.bfloat16, device.type == "cuda" or fast_bfloat16())
 
 
 class TransformerStage(Stage):
@@ -123,7 +129,7 @@ class TransformerStage(Stage):
         size = min(self.sizes, key=lambda s: (-s.num_frames, s.height))
         rows = []
         for prompt in SAMPLE_PROMPTS:
-            with torch.autocast(self.empty.device.type, torch.bfloat16, self.empty.is_cuda):
+            with mixed_precision(self.empty.device):
                 frames = self.pipeline(
                     prompt=prompt,
                     height=size.height,

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from ..autoencoder import CompactAutoencoder
 from ..upscale import UpscalerNetwork
 from .data import Pool, SceneStream
-from .loop import Stage
 from .losses import gradient_loss, psnr
 from .scenes import render, sample_scene
 from .sheets import grid, to_image
+from .stage import Stage
 
 SCALE = 4
 

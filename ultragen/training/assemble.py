@@ -1,0 +1,85 @@
+"""Trained parts together as one pipeline."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from transformers import AutoTokenizer, UMT5EncoderModel
+
+from ..autoencoder import CompactAutoencoder
+from ..classifier import AttributeClassifier
+from ..pipeline import UltraGenPipeline
+from ..transformer import UltraGenTransformer3DModel
+from ..upscale import UpscalerNetwork
+from .distill import DISTILLED
+from .models import ModelSize, build_scheduler
+from .options import StageOptions
+
+SHARD_SIZE = "8MB"
+
+
+def put_together(
+    size: ModelSize, solver_order: int | None = None, **parts: Any
+) -> UltraGenPipeline:
+    """A pipeline of these parts, with the settings that they are trained with.
+
+    Args:
+        size: Has the settings.
+        solver_order: In place of the size's own.
+        parts: Tokenizer, text encoder, autoencoder and transformers; other settings.
+    """
+    return UltraGenPipeline(
+        scheduler=build_scheduler(size),
+        max_sequence_length=size.text_length,
+        prediction=size.prediction,
+        data_std=size.data_std,
+        solver_order=solver_order or size.solver_order,
+        **parts,
+    )
+
+
+def assemble(model: Path, out: Path, options: StageOptions | None = None) -> None:
+    """Puts the finished weights together as one pipeline folder in float16, in small files.
+
+    Args:
+        model: Folder that the stages filled.
+        out: Folder for the pipeline, loaded by `UltraGenPipeline.from_pretrained`.
+        options: As the stages had them.
+
+    Raises:
+        ValueError: if only one of the two transformers is distilled.
+    """
+    options = options or StageOptions()
+    size = options.size
+    distilled = {
+        name: (model / DISTILLED / name).is_dir() for name in ("transformer", "base_transformer")
+    }
+    if len(set(distilled.values())) > 1:
+        missing = {"transformer": "distill", "base_transformer": "base-distill"}
+        [stage] = (missing[name] for name, there in distilled.items() if not there)
+        raise ValueError(
+            f"One of two transformers is distilled, and both are sampled in one way: run "
+            f"`train {stage}` too, or remove {model / DISTILLED}."
+        )
+    weights = model / DISTILLED if all(distilled.values()) else model
+    pipeline = put_together(
+        size,
+        1 if all(distilled.values()) else None,
+        distilled_steps=dict(options.distill)["steps"] if all(distilled.values()) else None,
+        tokenizer=AutoTokenizer.from_pretrained(model / "tokenizer"),
+        text_encoder=UMT5EncoderModel.from_pretrained(model / "text_encoder"),
+        vae=CompactAutoencoder.from_pretrained(model / "vae"),
+        transformer=UltraGenTransformer3DModel.from_pretrained(weights / "transformer"),
+        base_transformer=WanTransformer3DModel.from_pretrained(weights / "base_transformer"),
+    )
+    pipeline.to(torch.float16).save_pretrained(out, max_shard_size=SHARD_SIZE)
+    upscaler = UpscalerNetwork.from_pretrained(model / "upscaler")
+    upscaler.to(torch.float16).save_pretrained(out / "upscaler")
+    if (model / "classifier").is_dir():  # measures clips, and is not needed to make them
+        classifier = AttributeClassifier.from_pretrained(model / "classifier")
+        classifier.to(torch.float16).save_pretrained(out / "classifier")
+        shutil.copy(model / "classifier" / "accuracy.json", out / "classifier")
