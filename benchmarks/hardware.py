@@ -44,7 +44,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 from hardware_results import Entry, Results
 from hardware_tables import DOC, coefficients_code, fitted_values, render
 
-from ultragen import compare, console
+from ultragen import console, measuring
 from ultragen.autoencoder import denormalize
 from ultragen.benchmark.bench import free_memory, what_failed
 from ultragen.benchmark.machine import default_dtype
@@ -593,7 +593,7 @@ def measure_coefficients(plan: Plan, results: Results, files: Files) -> None:
         def say(line: str, name: str = name) -> None:
             print(f"coefficients, {name}, {line}", flush=True)
 
-        found = compare.measure(models, say, plan.measured)
+        found = measuring.measure(models, say, plan.measured)
         took = perf_counter() - began
         entry = {**asdict(found), "loading": loading, "measured_in_s": took}
         results.add("coefficients", name, entry)

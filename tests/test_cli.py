@@ -17,6 +17,7 @@ from fakes import fake_models
 from PIL import Image
 
 from ultragen import cli, console, guidance, models
+from ultragen.commands import training
 from ultragen.models import Models
 from ultragen.request import Request
 from ultragen.video import probe_video
@@ -256,13 +257,13 @@ def test_the_benchmark_of_the_world(capsys, monkeypatch):
     [("720p", (720, 1280)), ("1080P", (1080, 1920)), ("512x288", (288, 512)), ("64×32", (32, 64))],
 )
 def test_frame_sizes(resolution, size):
-    assert cli.frame_size(resolution) == size
+    assert training.frame_size(resolution) == size
 
 
 @pytest.mark.parametrize("resolution", ["", "big", "0x0", "511x288", "512x287", "16x16", "9x99999"])
 def test_frame_sizes_that_a_video_can_not_have(resolution):
     with pytest.raises(ValueError, match="512x288"):
-        cli.frame_size(resolution)
+        training.frame_size(resolution)
 
 
 # Bad input
@@ -460,6 +461,6 @@ def test_a_tiny_training_becomes_a_model(tmp_path, capsys):
 
 
 def test_training_without_its_packages(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    monkeypatch.setattr(training, "find_spec", lambda name: None)
     assert ultragen("train", "base", "--out", tmp_path) == 1
     assert "ultragen[train]" in one_line(capsys)

@@ -14,8 +14,9 @@ from fakes import fake_models
 from ultragen import compare as comparison
 from ultragen import cost
 from ultragen.choice import choose
-from ultragen.compare import Cancelled, Request, compare, generate, measure, write
+from ultragen.compare import Cancelled, Request, compare, generate, write
 from ultragen.cost import STAGES, Job
+from ultragen.measuring import measure
 from ultragen.model_files import check_model_files, fingerprint
 from ultragen.models import load_models
 from ultragen.presets import EMBEDDED, EMBEDDED_MODEL, RESOLUTIONS, WAN

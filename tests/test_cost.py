@@ -125,7 +125,7 @@ def test_a_finished_run_moves_the_estimate_towards_what_it_took():
 
 
 def test_calibration_scales_by_the_probe(monkeypatch):
-    monkeypatch.setattr(cost, "probe", lambda device: 2.5 * cost.CPU.probe)
+    monkeypatch.setattr(cost, "probe", lambda device, dtype: 2.5 * cost.CPU.probe)
     estimator = cost.Estimator(cost.CPU)
     estimator.calibrate()
     assert estimator.coefficients.token == pytest.approx(2.5 * cost.CPU.token)

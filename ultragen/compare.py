@@ -6,15 +6,11 @@
 from __future__ import annotations
 
 import json
-import platform
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from threading import Event
 from time import perf_counter
 from typing import Any
@@ -22,9 +18,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from . import __version__
-from .cost import STAGES, Coefficients, Job, coefficients, fit, probe
+from .cost import STAGES, Job
+from .metadata import describe
 from .models import Models, load_models
+from .progress import Cancelled, Progress, RunState
 from .request import Request
 from .video import crop_rows, encode_video, side_by_side, unique_directory
 
@@ -39,71 +36,11 @@ __all__ = [
     "generate",
     "job",
     "load_models",
-    "measure",
     "write",
 ]
 
 BLACK = 2  # brightest value, of 255, of a clip that counts as black
 POSTER_WIDTH = 480
-MEASURED: dict[str, tuple[dict[str, Any], ...]] = {
-    "embedded": (
-        {"resolution": "544p", "num_inference_steps": 1, "num_frames": 5},
-        {"resolution": "544p", "num_inference_steps": 1, "base_native": "on"},
-        {"resolution": "544p", "num_inference_steps": 4, "windows": 8, "upscaler": "lanczos"},
-        {"resolution": "1080p", "num_inference_steps": 1},
-        {"resolution": "720p", "num_inference_steps": 1, "base_native": "on"},
-    ),
-    # About three minutes on an H100. A new size first pays for its attention's plan, so that the
-    # small ones take several steps; the largest are those that the estimates are asked for.
-    "wan": (
-        {"resolution": "544p", "num_inference_steps": 1, "num_frames": 5},
-        {
-            "resolution": "544p",
-            "num_inference_steps": 4,
-            "num_frames": 17,
-            "base_native": "on",
-        },
-        {"resolution": "544p", "num_inference_steps": 4, "windows": 8, "upscaler": "lanczos"},
-        {
-            "resolution": "1080p",
-            "num_inference_steps": 2,
-            "num_frames": 33,
-            "base_native": "on",
-        },
-        {
-            "resolution": "4k",
-            "num_inference_steps": 2,
-            "num_frames": 17,
-            "upscaler": "lanczos",
-        },
-        {"resolution": "1080p", "num_inference_steps": 2, "upscaler": "lanczos"},
-    ),
-}
-"""Short runs, by preset, whose seconds tell what a unit of work costs."""
-LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "moviepy")
-
-
-class Cancelled(Exception):
-    """The run was stopped on request; nothing of it is left."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is.
-
-    Attributes:
-        stage: A key of `STAGES`.
-        step: Steps, frames or frame groups of this stage that are done.
-        steps: How many there are.
-        fraction: Of the whole run, 0 to 1, by estimated time.
-        message: For people.
-    """
-
-    stage: str
-    step: int
-    steps: int
-    fraction: float
-    message: str
 
 
 @dataclass(frozen=True)
@@ -176,35 +113,6 @@ def resolve_windows(request: Request, models: Models) -> int:
     """K of a validated request, with `auto` settled by the model."""
     grid = request.token_grid(models.preset)
     return models.native.transformer.resolve_windows(request.windows, *grid)
-
-
-@dataclass
-class RunState:
-    """Progress, cancelling and timing of the stages of one run."""
-
-    report: Callable[[Progress], None]
-    cancelled: Event
-    estimated: dict[str, float]
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def check(self) -> None:
-        if self.cancelled.is_set():
-            raise Cancelled("The run was cancelled.")
-
-    def tick(self, stage: str, step: int, steps: int, unit: str) -> None:
-        """Reports that `step` of `steps` are done, unless the run was cancelled."""
-        self.check()
-        total = sum(self.estimated.values()) or 1.0
-        done = sum(self.estimated[name] for name in self.seconds if name in self.estimated)
-        now = self.estimated.get(stage, 0.0) * step / max(steps, 1)
-        message = f"{STAGES[stage]}, {unit} {step} of {steps}"
-        self.report(Progress(stage, step, steps, min((done + now) / total, 1.0), message))
-
-    @contextmanager
-    def stage(self, stage: str) -> Iterator[None]:
-        began = perf_counter()
-        yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + perf_counter() - began
 
 
 def generate(
@@ -439,92 +347,3 @@ def compare(
     seconds = result.metadata["seconds"]
     models.estimator.observe(seconds["estimated"], seconds["measured"])
     return result
-
-
-def describe(request: Request, models: Models, run: RunState, windows: int) -> dict[str, Any]:
-    """What made the clips: enough to make them again on the same machine."""
-    import torch
-
-    size, preset = request.size, models.preset
-    how = models.upscaler(request.upscaler).name
-    return {
-        "made_by": f"UltraGen {__version__}",
-        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "request": request.to_dict(),
-        "model": {
-            "name": preset.name,
-            "fingerprint": models.fingerprint,
-            "weights": list(models.origins),
-            "transformer": dict_of_numbers(models.native.transformer),
-            "base_transformer": dict_of_numbers(models.base.transformer),
-        },
-        "sizes": {
-            "generated": [size.height, size.width],
-            "files": [size.rows, size.width],
-            "base": [preset.base_height, preset.base_width],
-            "tokens": [(request.frames + 3) // 4, *request.token_grid(preset)],
-        },
-        "windows": {"asked": request.windows, "even_layers": windows, "odd_layers": windows + 1},
-        "fps": preset.fps,
-        "labels": {
-            "native": f"UltraGen, native {size.width}×{size.rows}",
-            "upscaled": f"Base {preset.base_width}×{preset.base_height} + {how}",
-            "base_native": f"Base model run natively at {size.width}×{size.rows}",
-        },
-        "seconds": {"estimated": run.estimated, "measured": run.seconds},
-        "machine": {
-            "device": torch.cuda.get_device_name() if models.device == "cuda" else "cpu",
-            "placement": models.placement,
-            "processor": platform.machine(),
-            "threads": torch.get_num_threads(),
-            "fp8": models.fp8,
-            "guidance_device": models.guidance_device,
-            "dtype": str(getattr(models.native, "dtype", torch.float32)).removeprefix("torch."),
-        },
-        "versions": {"python": platform.python_version(), **_versions()},
-    }
-
-
-def measure(
-    models: Models,
-    report: Callable[[str], None] = lambda line: None,
-    settings: Sequence[Mapping[str, Any]] | None = None,
-) -> Coefficients:
-    """Measures what a unit of work takes on this machine, by a few short runs of every stage.
-
-    Args:
-        models: What runs are made with.
-        report: Called with a line before each run.
-        settings: Of the runs, of which the first is not counted; None takes the model's in
-            `MEASURED`.
-    """
-    prompt = "a calm lake under snowy mountains"
-    settings = MEASURED[models.preset.name] if settings is None else settings
-    runs = []
-    with TemporaryDirectory() as folder:
-        for run, short in enumerate(settings):
-            request = Request(prompt, guidance_scale=1.0, **short).validate(models.preset)
-            report(
-                f"run {run + 1} of {len(settings)}: {request.resolution}, {request.frames} frames"
-            )
-            seconds = compare(request, models, folder).metadata["seconds"]["measured"]
-            if run:  # the first one pays for memory and kernels that later ones find ready
-                runs.append((job(request, models), seconds))
-    device = models.device
-    fitted = fit(runs, coefficients(models.preset.name, device))
-    return replace(fitted, device=device, probe=probe(device))
-
-
-def dict_of_numbers(module: Any) -> dict[str, int]:
-    """Parameters of a network, counted."""
-    return {"parameters": sum(p.numel() for p in module.parameters())}
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in (*LIBRARIES, "torchao"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -101,6 +101,7 @@ class Coefficients:
         lanczos: For each pixel that Lanczos resampling makes.
         network: For each pixel that the upscaling network is given.
         encode: For each pixel written to a video file.
+        dtype: What the probe's matrices hold.
     """
 
     device: str
@@ -114,10 +115,11 @@ class Coefficients:
     lanczos: float
     network: float
     encode: float
+    dtype: str = "float32"
 
     def scaled(self, factor: float) -> Coefficients:
         """The same coefficients for a machine that takes `factor` times as long."""
-        names = [f.name for f in fields(self) if f.name != "device"]
+        names = [f.name for f in fields(self) if f.name not in ("device", "dtype")]
         return replace(self, **{name: getattr(self, name) * factor for name in names})
 
 
@@ -134,7 +136,8 @@ CPU = Coefficients(  # the embedded model on two cores, float32
     network=3.2e-6,
     encode=2.2e-8,
 )
-CUDA = Coefficients(  # a guess, until `compare.measure` has run on a GPU
+CPU_BFLOAT16 = replace(CPU, probe=0.0013, dtype="bfloat16")
+CUDA = Coefficients(  # a guess, until `measuring.measure` has run on a GPU
     device="cuda",
     probe=5e-5,
     start=0.1,
@@ -176,14 +179,16 @@ WAN_CPU = replace(
     decode=7e-6,
 )
 COEFFICIENTS = {
-    "embedded": {"cpu": CPU, "cuda": CUDA},
+    "embedded": {"cpu": CPU, "cpu bfloat16": CPU_BFLOAT16, "cuda": CUDA},
     "wan": {"cpu": WAN_CPU, "cuda": WAN_CUDA},
 }
 
 
-def coefficients(preset: str, device: str) -> Coefficients:
-    """What a unit of work of a preset's model takes on a kind of device."""
-    return COEFFICIENTS[preset][device]
+def coefficients(preset: str, device: str, dtype: str = "float32") -> Coefficients:
+    """What a unit of work of a preset's model takes on a kind of device, in the type that is
+    computed in where that was measured."""
+    kinds = COEFFICIENTS[preset]
+    return kinds.get(f"{device} {dtype}", kinds[device])
 
 
 def full_pairs(grid: tuple[int, int, int]) -> int:
@@ -319,11 +324,11 @@ def _nonnegative(rows: Sequence[tuple[list[float], float]]) -> list[float]:
     return [float(value) for value in best]
 
 
-def probe(device: str) -> float:
+def probe(device: str, dtype: str = "float32") -> float:
     """Seconds that this machine takes for one matrix product, the best of several."""
     import torch
 
-    matrix = torch.ones(MULTIPLY, MULTIPLY, device=device)
+    matrix = torch.ones(MULTIPLY, MULTIPLY, device=device, dtype=getattr(torch, dtype))
     best = float("inf")
     for _ in range(9):
         began = perf_counter()
@@ -345,7 +350,8 @@ class Estimator:
 
     def calibrate(self) -> None:
         """Scales by a matrix product on this machine; takes a fraction of a second."""
-        factor = probe(self._coefficients.device) / self._coefficients.probe
+        known = self._coefficients
+        factor = probe(known.device, known.dtype) / known.probe
         self._rescale(min(max(factor, 0.2), 20.0))
 
     def observe(self, estimated: Mapping[str, float], measured: Mapping[str, float]) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from .compare import Progress
 from .models import Models
 from .native import generate_native
+from .progress import Progress
 from .request import Request
 from .video import contact_sheet
 

@@ -50,6 +50,11 @@ class Models:
     guidance_device: str | None = None
     fp8: bool = False
 
+    @property
+    def dtype(self) -> str:
+        """Type that the models compute in."""
+        return str(getattr(self.native, "dtype", "float32")).removeprefix("torch.")
+
     def upscaler(self, name: str) -> Any:
         """The upscaler of this name, loaded at its first use."""
         if name not in self._upscalers:
@@ -126,7 +131,7 @@ def load_models(name: str | Path | None = None) -> Models:
     for pipe in (native, base):
         pipe.set_progress_bar_config(disable=True)
     memory, placement = _place(native, base, choice, hardware)
-    estimator = Estimator(coefficients(choice.preset.name, hardware.device))
+    estimator = Estimator(coefficients(choice.preset.name, hardware.device, hardware.dtype))
     if hardware.device == "cpu":  # a GPU's coefficients are its own; finished runs correct them
         estimator.calibrate()
     return Models(

@@ -10,16 +10,10 @@ from typing import Any
 import numpy as np
 
 # The steps of a comparison, of which this is the first half.
-from .compare import (
-    Progress,
-    RunState,
-    describe,
-    enough_memory,
-    job,
-    make_clip,
-    resolve_windows,
-)
+from .compare import enough_memory, job, make_clip, resolve_windows
+from .metadata import describe
 from .models import Models
+from .progress import Progress, RunState
 from .request import Request
 from .video import crop_rows
 

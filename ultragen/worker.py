@@ -12,7 +12,7 @@ from queue import Empty, Queue
 from threading import Event, Thread
 from typing import Generic, TypeVar
 
-from .compare import Cancelled, Progress
+from .progress import Cancelled, Progress
 
 T = TypeVar("T")
 Task = Callable[[Callable[[Progress], None], Event], T]

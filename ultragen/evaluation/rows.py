@@ -11,8 +11,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from ..compare import RunState, make_clips, resolve_windows
+from ..compare import make_clips, resolve_windows
 from ..models import Models
+from ..progress import RunState
 from ..request import Request
 from ..video import crop_rows
 

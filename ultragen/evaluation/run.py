@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..compare import LIBRARIES
+from ..metadata import LIBRARIES
 from ..metrics import Gaussian, fit_gaussian
 from ..video import contact_sheet
 from .instruments import Instruments, measure

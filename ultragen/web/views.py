@@ -7,8 +7,8 @@ from html import escape
 from itertools import accumulate
 from pathlib import Path
 
-from ..compare import Progress
 from ..cost import STAGES, fitting_tiers, full_pairs, gpu_duration, native_pairs
+from ..progress import Progress
 from ..windows import even_partition
 
 FOLDER = Path(__file__).parent

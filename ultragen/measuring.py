@@ -1,0 +1,79 @@
+"""What a unit of work takes on this machine, from a few short runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from .compare import compare, job
+from .cost import Coefficients, coefficients, fit, probe
+from .models import Models
+from .request import Request
+
+MEASURED: dict[str, tuple[dict[str, Any], ...]] = {
+    "embedded": (
+        {"resolution": "544p", "num_inference_steps": 1, "num_frames": 5},
+        {"resolution": "544p", "num_inference_steps": 1, "base_native": "on"},
+        {"resolution": "544p", "num_inference_steps": 4, "windows": 8, "upscaler": "lanczos"},
+        {"resolution": "1080p", "num_inference_steps": 1},
+        {"resolution": "720p", "num_inference_steps": 1, "base_native": "on"},
+    ),
+    # About three minutes on an H100. A new size first pays for its attention's plan, so that the
+    # small ones take several steps; the largest are those that the estimates are asked for.
+    "wan": (
+        {"resolution": "544p", "num_inference_steps": 1, "num_frames": 5},
+        {
+            "resolution": "544p",
+            "num_inference_steps": 4,
+            "num_frames": 17,
+            "base_native": "on",
+        },
+        {"resolution": "544p", "num_inference_steps": 4, "windows": 8, "upscaler": "lanczos"},
+        {
+            "resolution": "1080p",
+            "num_inference_steps": 2,
+            "num_frames": 33,
+            "base_native": "on",
+        },
+        {
+            "resolution": "4k",
+            "num_inference_steps": 2,
+            "num_frames": 17,
+            "upscaler": "lanczos",
+        },
+        {"resolution": "1080p", "num_inference_steps": 2, "upscaler": "lanczos"},
+    ),
+}
+"""Short runs, by preset, whose seconds tell what a unit of work costs."""
+
+
+def measure(
+    models: Models,
+    report: Callable[[str], None] = lambda line: None,
+    settings: Sequence[Mapping[str, Any]] | None = None,
+) -> Coefficients:
+    """Measures what a unit of work takes on this machine, by a few short runs of every stage.
+
+    Args:
+        models: What runs are made with.
+        report: Called with a line before each run.
+        settings: Of the runs, of which the first is not counted; None takes the model's in
+            `MEASURED`.
+    """
+    prompt = "a calm lake under snowy mountains"
+    settings = MEASURED[models.preset.name] if settings is None else settings
+    runs = []
+    with TemporaryDirectory() as folder:
+        for run, short in enumerate(settings):
+            request = Request(prompt, guidance_scale=1.0, **short).validate(models.preset)
+            report(
+                f"run {run + 1} of {len(settings)}: {request.resolution}, {request.frames} frames"
+            )
+            seconds = compare(request, models, folder).metadata["seconds"]["measured"]
+            if run:  # the first one pays for memory and kernels that later ones find ready
+                runs.append((job(request, models), seconds))
+    known = coefficients(models.preset.name, models.device, models.dtype)
+    fitted = fit(runs, known)
+    return replace(fitted, device=models.device, probe=probe(models.device, known.dtype))
