@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
@@ -151,3 +155,13 @@ def check_gradients(layer, x: Tensor, convolve) -> None:
     wanted = torch.autograd.grad(expected, double, gradient.double())
     for one, other in zip(found, wanted, strict=True):
         assert_near(one, other, x.dtype)
+
+
+@pytest.mark.slow
+def test_the_benchmark_as_a_toy():
+    script = Path(__file__).parents[1] / "benchmarks" / "cpu.py"
+    command = [sys.executable, script, "--tiny", "--height=96", "--width=128", "--repeats=1"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    ways = [line.split()[:2] for line in ended.stdout.splitlines()[1:]]
+    assert ways == [[d, w] for d in ("float32", "bfloat16") for w in ("plain", "fused")]

@@ -107,6 +107,11 @@ def test_the_whole_interval_is_guidance_everywhere(pipe):
 # On a second device
 
 
+def assert_near(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Not to the bit: in another thread, libraries may share out their work in another way."""
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.fixture
 def parallel(pipe: UltraGenPipeline) -> UltraGenPipeline:
     pipe.enable_parallel_guidance("cpu")
@@ -117,10 +122,10 @@ def test_a_copy_gives_the_same_latents(pipe):
     expected = latents_of(pipe)
     pipe.enable_parallel_guidance("cpu")
     assert passes_of(pipe) == [1] * STEPS
-    assert torch.equal(latents_of(pipe), expected)
+    assert_near(latents_of(pipe), expected)
     pipe.disable_parallel_guidance()
     assert passes_of(pipe) == [2] * STEPS
-    assert torch.equal(latents_of(pipe), expected)
+    assert_near(latents_of(pipe), expected)
 
 
 def test_the_copy_shares_the_weights_of_its_own_device(pipe):
@@ -212,7 +217,7 @@ def test_every_run_copies_the_transformer_as_it_is(parallel, pipe):
             change()
         found = latents_of(parallel)
         parallel.disable_parallel_guidance()
-        assert torch.equal(found, latents_of(parallel))
+        assert_near(found, latents_of(parallel))
         parallel.enable_parallel_guidance("cpu")
 
 
@@ -222,7 +227,7 @@ def test_a_cache_works_on_both_devices(pipe):
     pipe.enable_parallel_guidance("cpu")
     assert pipe.transformer.is_cache_enabled
     for _ in range(2):
-        assert torch.equal(latents_of(pipe), expected)
+        assert_near(latents_of(pipe), expected)
     pipe.transformer.disable_cache()
     assert not torch.equal(latents_of(pipe), expected)
 
@@ -233,7 +238,7 @@ def test_the_base_pipeline_has_a_setting_of_its_own(parallel):
     base.set_progress_bar_config(disable=True)
     expected = latents_of(base, windows=None)
     base.enable_parallel_guidance("cpu")
-    assert torch.equal(latents_of(base, windows=None), expected)
+    assert_near(latents_of(base, windows=None), expected)
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta", 3.5])
@@ -276,5 +281,5 @@ def test_the_benchmark_of_two_gpus_as_a_toy(tmp_path):
     assert ended.returncode == 0, ended.stderr
     results = json.loads(file.read_text())["results"]
     assert [result["variant"] for result in results] == ["auto", "released"]
-    assert all(result["difference"] == 0 for result in results)
+    assert all(result["difference"] < 1e-4 * result["largest"] for result in results)
     assert all(f"{result['two']:.3f} s on two" in ended.stdout for result in results)

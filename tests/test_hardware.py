@@ -168,10 +168,26 @@ def test_on_zero_gpu_the_card_is_not_touched(monkeypatch):
     assert find_hardware() == Hardware("cuda", "Card", 48 * GIB, True, True)
 
 
-def test_a_machine_without_gpu(monkeypatch):
+@pytest.mark.parametrize("units, dtype", [(False, "float32"), (True, "bfloat16")])
+def test_a_machine_without_gpu(monkeypatch, units, dtype):
+    """Computes in bfloat16 where its processor has units for that."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: units)
     found = find_hardware()
-    assert (found.device, found.dtype) == ("cpu", "float32")
+    assert (found.device, found.dtype) == ("cpu", dtype)
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
+    assert find_hardware().dtype == "float32"  # another torch may not have the question
+
+
+@pytest.mark.parametrize("asked", ["float32", "bfloat16"])
+def test_the_type_that_is_asked_for(monkeypatch, asked):
+    monkeypatch.setenv("ULTRAGEN_DTYPE", asked)
+    assert find_hardware().dtype == asked
+    card(monkeypatch, 8)
+    assert find_hardware().dtype == asked
+    monkeypatch.setenv("ULTRAGEN_DTYPE", "float8")
+    with pytest.raises(ValueError, match="auto, float32, bfloat16, not 'float8'"):
+        find_hardware()
 
 
 def test_half_a_card_of_zero_gpu_is_enough():

@@ -8,7 +8,6 @@ matrix product before it.
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -71,9 +70,14 @@ class FullAttnProcessor(WanAttnProcessor):
 def fused_modulation(device: torch.device) -> Any:
     """The module whose functions do a block's norms, shifts, scales and sums in few passes on a
     device; None where there is none."""
-    for name in ("modulation", "cpu"):
-        if kernel_works(name, device):
-            return import_module(f".kernels.{name}", __package__)
+    if kernel_works("modulation", device):
+        from .kernels import modulation
+
+        return modulation
+    if kernel_works("cpu", device):
+        from .kernels import cpu
+
+        return cpu
     return None
 
 

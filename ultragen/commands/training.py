@@ -105,6 +105,9 @@ def train(
     start_from: Annotated[
         Path | None, typer.Option(help="Pipeline folder to start from instead of from scratch.")
     ] = None,
+    warmup_steps: Annotated[
+        int, typer.Option(min=1, help="Steps until the learning rate has reached its peak.")
+    ] = 50,
     profile_step: Annotated[
         int | None, typer.Option(min=1, help="Profile a few steps after this one.")
     ] = None,
@@ -168,6 +171,7 @@ def train(
         max_steps=max_steps,
         learning_rate=learning_rate,
         seed=seed,
+        warmup_steps=warmup_steps,
         profile_step=profile_step,
         sample_minutes=sample_minutes,
     )

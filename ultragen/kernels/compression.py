@@ -372,9 +372,9 @@ def decompress_and_fuse(
     """
     taps = weight.flatten(1).t().float().contiguous()
     bias = gate.new_zeros(len(weight)) if bias is None else bias
-    return _fusion(
-        fine, coarse, taps, bias.float(), gate.float().contiguous(), list(rows), list(columns)
-    )
+    # Named one by one: torch 2.11's compiler can't iterate over a constant.
+    axes = ([axis.programs, axis.shares] for axis in (rows, columns))
+    return _fusion(fine, coarse, taps, bias.float(), gate.float().contiguous(), *axes)
 
 
 def try_on(device: torch.device) -> None:
