@@ -7,13 +7,6 @@ from ultragen.presets import EMBEDDED_MODEL
 from ultragen.video import encode_video
 
 PROMPT = "a calm lake under snowy mountains at sunset, the camera pans right"
-SETTINGS = {
-    "num_frames": 17,
-    "num_inference_steps": 10,
-    "guidance_scale": 3.0,
-    "negative_prompt": "gloomy weather",
-}
-
 pipe = UltraGenPipeline.from_pretrained(EMBEDDED_MODEL)
-clip = pipe(PROMPT, height=544, width=960, output_type="uint8", **SETTINGS).frames[0]
+clip = pipe(PROMPT, height=544, width=960, num_frames=17, output_type="uint8").frames[0]
 print("Written:", encode_video(clip, Path("lake.mp4"), fps=12))

@@ -17,11 +17,6 @@ from ultragen.presets import EMBEDDED_MODEL
 from ultragen.video import encode_video
 
 SIZE = {"height": 544, "width": 960, "num_frames": 17}
-SETTINGS = {
-    "num_inference_steps": 10,
-    "guidance_scale": 3.0,
-    "negative_prompt": "gloomy weather",
-}
 
 
 def main() -> None:
@@ -38,7 +33,7 @@ def main() -> None:
     with state.split_between_processes(numbered) as mine:
         for number, prompt in mine:
             generator = torch.Generator().manual_seed(number)
-            clip = pipe(prompt, generator=generator, output_type="uint8", **SIZE, **SETTINGS)
+            clip = pipe(prompt, generator=generator, output_type="uint8", **SIZE)
             path = encode_video(clip.frames[0], arguments.out / f"{number:04}.mp4", fps=12)
             print(f"{path}: {prompt}", flush=True)
     state.destroy_process_group()

@@ -278,8 +278,7 @@ def test_a_block_in_few_passes_is_wans_block(monkeypatch, dtype):
     inputs = [torch.randn(2, n, 24, device=DEVICE, dtype=dtype) for n in (5, 3, 6)]
     rotary = tuple(x.repeat_interleave(2, -1).view(1, 5, 1, 12) for x in angles((5, 1, 1), 6))
     with torch.no_grad():
-        precise = (x.double() for x in (*inputs, *rotary))
-        *arguments, cos, sin = precise
+        *arguments, cos, sin = (x.double() for x in (*inputs, *rotary))
         expected = deepcopy(block).double()(*arguments, (cos, sin))
         UltraGenBlock.take_over(block)
         assert type(block.ffn.net[0]) is FusedGELU

@@ -223,7 +223,8 @@ class CompressedBranch(nn.Module):
                     fine, coarse, convolution.weight, convolution.bias, gate, rows, columns
                 )
         coarse = self.decompress(coarse, *fine.shape[2:4])
-        return torch.lerp(coarse, fine, gate[:, None, None, None].type_as(coarse))
+        gate = gate[:, None, None, None]
+        return torch.lerp(coarse, fine.type_as(coarse), gate.type_as(coarse))
 
 
 class WindowAttnProcessor:

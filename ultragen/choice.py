@@ -71,9 +71,9 @@ def _with_own_settings(choice: Choice) -> Choice:
     steps = read_index(choice.folder).get("distilled_steps")
     if not steps:
         return choice
-    return replace(
-        choice, preset=replace(choice.preset, num_inference_steps=steps, guidance_scale=1.0)
-    )
+    ladder = tuple((size, frames, steps) for size, frames, _ in choice.preset.ladder)
+    own = {"num_inference_steps": steps, "guidance_scale": 1.0, "ladder": ladder}
+    return replace(choice, preset=replace(choice.preset, **own))
 
 
 def _choose(asked: str) -> Choice:

@@ -169,15 +169,15 @@ class FlowSampler(DiffusionPipeline):
         def velocity_of(output: Tensor) -> Tensor:
             return to_velocity(output, latents, sigma, self.config.prediction, self.config.data_std)
 
-        prompt, negative_prompt = embeds["prompt_embeds"], embeds.get("negative_prompt_embeds")
-        if scale <= 1 or negative_prompt is None:
+        prompt = embeds["prompt_embeds"]
+        if scale <= 1:
             return velocity_of(predict(prompt, "cond"))
+        negative_prompt = embeds["negative_prompt_embeds"]
         if second is None:
             negative = velocity_of(predict(negative_prompt, "uncond"))
             positive = velocity_of(predict(prompt, "cond"))
         else:
-            inputs_there = {**inputs, "encoder_hidden_states": negative_prompt}
-            output = second.start("uncond", where, **inputs_there)
+            output = second.start("uncond", where, encoder_hidden_states=negative_prompt, **inputs)
             positive = velocity_of(predict(prompt, "cond"))
             negative = velocity_of(output.result().to(latents.device, non_blocking=True))
         return negative + scale * (positive - negative)
