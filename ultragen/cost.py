@@ -136,7 +136,20 @@ CPU = Coefficients(  # the embedded model on two cores, float32
     network=3.2e-6,
     encode=2.2e-8,
 )
-CPU_BFLOAT16 = replace(CPU, probe=0.0013, dtype="bfloat16")
+CPU_BFLOAT16 = Coefficients(  # the same with AMX: Intel Xeon, torch 2.13.0, 2026-11-26
+    device="cpu",
+    probe=0.00147,
+    start=0.094,
+    token=8.2e-5,
+    pair=1.4e-8,
+    base_token=9.9e-5,
+    base_pair=1.4e-8,
+    decode=7.1e-8,
+    lanczos=1.2e-8,
+    network=9.9e-7,
+    encode=3.3e-8,
+    dtype="bfloat16",
+)
 CUDA = Coefficients(  # a guess, until `measuring.measure` has run on a GPU
     device="cuda",
     probe=5e-5,
