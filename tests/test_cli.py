@@ -140,7 +140,8 @@ def test_compare_with_the_base_model_at_full_size(fake, tmp_path):
 
 def test_guidance_runs_on_a_second_device(fake, tmp_path, monkeypatch):
     monkeypatch.setattr(guidance, "check_second", lambda device, first: None)
-    run = ("generate", "--prompt", PROMPT, *SMALL, "--out", tmp_path / "lake.mp4")
+    guided = (*SMALL, "--guidance", 3)
+    run = ("generate", "--prompt", PROMPT, *guided, "--out", tmp_path / "lake.mp4")
     assert ultragen(*run) == 0
     both = json.loads((tmp_path / "lake.json").read_text())["seconds"]["estimated"]["denoise"]
     assert fake.native.guidance_device is None
@@ -202,10 +203,10 @@ def test_sheets_go_on_where_they_stopped(fake, tmp_path, capsys):
 
 
 def test_measure_prints_coefficients(fake, monkeypatch, capsys):
-    from ultragen import compare
+    from ultragen import measuring
     from ultragen.cost import CPU
 
-    monkeypatch.setattr(compare, "measure", lambda models, report: CPU)
+    monkeypatch.setattr(measuring, "measure", lambda models, report: CPU)
     assert ultragen("measure") == 0
     assert json.loads(capsys.readouterr().out)["token"] == CPU.token
 

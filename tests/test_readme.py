@@ -92,13 +92,13 @@ def test_every_command_is_shown():
     ids=" ".join,
 )
 def test_commands(words, monkeypatch, capsys):
-    from ultragen import compare
+    from ultragen import measuring
     from ultragen.cost import CPU
     from ultragen.training import preview
 
     monkeypatch.setattr(choice, "find_hardware", lambda: Hardware("cuda", "GPU", 80 * GIB, True))
     monkeypatch.setattr(models, "load_models", lambda name=None: fake_models())
-    monkeypatch.setattr(compare, "measure", lambda models, report: CPU)
+    monkeypatch.setattr(measuring, "measure", lambda models, report: CPU)
     monkeypatch.setattr(HeldOutClip, "frames", frames_once)
     measure = preview.benchmark
     monkeypatch.setattr(preview, "benchmark", partial(measure, 0.0, (32, 48, 1)))

@@ -55,7 +55,7 @@ from ultragen.training.stage import Stage, TrainingConfig
 from ultragen.training.stages import STAGES, Sources, train
 from ultragen.training.text import build_tokenizer
 from ultragen.training.tiny import TINY
-from ultragen.training.transformer import TextToLatents
+from ultragen.training.transformer import TextToLatents, mixed_precision
 from ultragen.transformer import UltraGenTransformer3DModel
 from ultragen.upscale import UpscalerNetwork
 
@@ -565,7 +565,7 @@ def test_the_teacher_is_guided_and_stays_as_it_was():
     stage.setup(torch.device("cpu"), 0, 1)
     _, _, latents, sigma, ids, velocity = stage.batch(0)
     [trajectory] = stage.trajectories.values()
-    with torch.no_grad():
+    with torch.no_grad(), mixed_precision(latents.device):
         told = stage.velocity(stage.model, latents, sigma, ids, 2)
         plain = stage.velocity(stage.model, latents, sigma, stage.empty.expand_as(ids), 2)
     guided = trajectory.guided(latents, sigma, ids)

@@ -65,7 +65,8 @@ def test_values_are_clamped(vae):
     loud.decoder.conv_out.weight.data.mul_(50)
     found = joined(loud, latents(2), Strips(3))
     assert found.max() == 1 and found.min() == -1
-    torch.testing.assert_close(found, plain(loud, latents(2)), rtol=0, atol=1e-4)
+    # Rounding grows with the weights.
+    torch.testing.assert_close(found, plain(loud, latents(2)), rtol=0, atol=50 * 1e-5)
 
 
 def test_bfloat16(vae):

@@ -19,7 +19,7 @@ from ultragen import cli, compare, console, models, request
 from ultragen import cost as costs
 from ultragen.compare import job
 from ultragen.cost import WAN_CUDA, Estimator, estimate, gpu_duration
-from ultragen.hardware import GIB, WAN_PARAMETERS, Hardware, Memory
+from ultragen.hardware import GIB, WAN_PARAMETERS, Hardware, Memory, find_hardware
 from ultragen.models import Models, load_models
 from ultragen.pipeline import UltraGenPipeline
 from ultragen.presets import EMBEDDED, EMBEDDED_MODEL, RESOLUTIONS, WAN, WINDOWS, Resolution
@@ -67,7 +67,7 @@ def test_loaded_by_name(wan, files):
     assert wan.origins == ("wan", "ultragen_1080p.ckpt")
     assert wan.source == files.base
     assert wan.native.transformer.layer_kinds == ["full", "odd", "even"]
-    assert wan.native.transformer.dtype == torch.float32
+    assert wan.dtype == find_hardware().dtype
 
 
 def test_the_fingerprint_is_of_both_files(wan, files, tmp_path):
@@ -173,9 +173,12 @@ def test_compare_at_true_sizes(wan, tmp_path):
 def test_the_upscaler_is_the_embedded_models(wan, monkeypatch):
     """Neither published model has one."""
     from ultragen import upscale
+    from ultragen.upscale import Upscaler
 
     asked = []
-    monkeypatch.setattr(upscale, "load_upscaler", lambda name, folder: asked.append(folder))
+    monkeypatch.setattr(
+        upscale, "load_upscaler", lambda name, folder: asked.append(folder) or Upscaler()
+    )
     replace(wan, _upscalers={}).upscaler("network")
     replace(wan, _upscalers={}, preset=EMBEDDED).upscaler("network")
     assert asked == [EMBEDDED_MODEL, wan.source]

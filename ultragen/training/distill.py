@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..hardware import fast_bfloat16
 from ..pipeline import UltraGenPipeline
 from ..transformer import UltraGenTransformer3DModel
 from .clips import ClipSize
@@ -130,8 +129,6 @@ class DistillStage(TransformerStage):
         super().setup(device, rank, world)
         self.scenes = SceneStream(rank, self.seed)
         self.teacher.to(device)
-        if device.type == "cpu" and fast_bfloat16():  # autocast would cast it in every pass
-            self.teacher.to(torch.bfloat16)
         self.negative = tokenize(self.pipeline.tokenizer, [self.negative_prompt])[0].to(device)
         self.guide: Callable[[tuple[Any, ...]], Tensor] = self.guided
         if device.type == "cuda":
