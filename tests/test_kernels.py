@@ -284,7 +284,7 @@ def test_a_block_in_few_passes_is_wans_block(monkeypatch, dtype):
         assert type(block.ffn.net[0]) is FusedGELU
         monkeypatch.setattr("ultragen.block.kernel_works", lambda name, device: True)
         found = block(*inputs, rotary)
-    error = (found - expected).norm() / expected.norm()
+    error = (found - expected).abs().max() / expected.abs().max()
     assert found.dtype == dtype
     assert error < {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
     assert not torch.equal(found, torch.zeros_like(found))
