@@ -57,7 +57,10 @@ def measure(
     if name == "base":
         pipeline.register_modules(transformer=build_base_transformer(options.size))
     stage = RandomClips(pipeline, (size,), train_text=name == "base")
-    stage.recordable = stage.recordable and not arguments.eager
+    stage.recordable = not arguments.eager
+    if arguments.uncompiled and name == "ultragen":
+        for block in pipeline.transformer.blocks:
+            block.compiled = False
     with TemporaryDirectory() as folder:
         trainer = Trainer(stage, TrainingConfig(out=Path(folder), log_steps=10**9))
         stage.setup(trainer.accelerator.device, 0, 1)
@@ -92,6 +95,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--eager", action="store_true", help="Nothing is recorded.")
+    parser.add_argument("--uncompiled", action="store_true", help="UltraGen's blocks as they are.")
     parser.add_argument("--sizes", type=int, nargs="*", help="Numbers of the stage's sizes.")
     parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()

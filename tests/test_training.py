@@ -76,6 +76,7 @@ class Line(Stage):
     def batch(self, step: int) -> Tensor:
         self.steps.append(step)
         x = torch.randn((16, 1), generator=torch.Generator().manual_seed(step))
+        x = x.to(self.model.weight.device)
         return x * nan if step == self.poison else x
 
     def loss(self, model: nn.Module, batch: Tensor) -> dict[str, Tensor]:

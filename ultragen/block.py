@@ -7,7 +7,9 @@ matrix product before it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -81,12 +83,45 @@ def fused_modulation(device: torch.device) -> Any:
     return None
 
 
+Modulation = tuple[Tensor, ...]
+
+
+def _enter(block: UltraGenBlock, x: Tensor, temb: Tensor) -> tuple[Tensor, Modulation]:
+    """What comes before the self-attention: its input, and the shifts, scales and gates."""
+    shift, scale, *others = (block.scale_shift_table + temb.float()).chunk(6, dim=1)
+    return (block.norm1(x.float()) * (1 + scale) + shift).type_as(x), tuple(others)
+
+
+def _leave(
+    block: UltraGenBlock, x: Tensor, update: Tensor, text: Tensor, modulation: Modulation
+) -> Tensor:
+    """What comes after the self-attention."""
+    gate, ffn_shift, ffn_scale, ffn_gate = modulation
+    x = (x.float() + update * gate).type_as(x)
+    x = x + block.attn2(block.norm2(x.float()).type_as(x), text, None, None)
+    normed = (block.norm3(x.float()) * (1 + ffn_scale) + ffn_shift).type_as(x)
+    return (x.float() + block.ffn(normed).float() * ffn_gate).type_as(x)
+
+
+@cache
+def compiled_ends() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """`_enter` and `_leave`, compiled once for all blocks."""
+    return torch.compile(_enter, dynamic=True), torch.compile(_leave, dynamic=True)
+
+
 ATTENTION = r"blocks\.\d+\.attn[12]"
 """Names of both attentions of all blocks in the transformer."""
 
 
 class UltraGenBlock(WanTransformerBlock):
-    """Self-attention, attention to the text, feed-forward network."""
+    """Self-attention, attention to the text, feed-forward network.
+
+    Attributes:
+        compiled: Whether training steps compile what lies around the self-attention, whose
+            windows come in many sizes, and which therefore stays as it is.
+    """
+
+    compiled = False
 
     @classmethod
     def register(cls) -> None:
@@ -115,6 +150,11 @@ class UltraGenBlock(WanTransformerBlock):
         """Tokens b n d, text b m d, modulation b 6 d, and what the self-attention needs to know of
         the input → tokens b n d."""
         # Wan without the norm before cross-attention has nothing there to fuse.
+        if self.compiled and torch.is_grad_enabled():
+            enter, leave = compiled_ends()
+            normed, modulation = enter(self, hidden_states, temb)
+            update = self.attn1(normed, None, None, rotary_emb)
+            return leave(self, hidden_states, update, encoder_hidden_states, modulation)
         norms = self.norm1, self.norm2, self.norm3
         plain = not all(is_untouched(norm, FP32LayerNorm) for norm in norms)
         plain = plain or torch.is_grad_enabled()

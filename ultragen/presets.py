@@ -134,7 +134,7 @@ EMBEDDED = ModelPreset(
     num_inference_steps=10,
     guidance_scale=3.0,
     # Who does not name the weather expects a fair one; what is named still wins.
-    negative_prompt="gloomy weather",
+    negative_prompt="",
     max_sequence_length=64,
     vocabulary="words",
     ladder=(("4k", 17, 10), ("2k", 17, 10), ("1080p", 33, 10), ("1080p", 17, 10), ("544p", 17, 10)),

@@ -117,6 +117,15 @@ def train(
             help="base, ultragen: a device that only renders, such as cuda:1; may be repeated."
         ),
     ] = None,
+    render_share: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=0.9,
+            help="base, ultragen: part of the time that goes into rendering new clips; 0.45 if not "
+            "given.",
+        ),
+    ] = None,
     learning_rate: Annotated[
         float | None, typer.Option(min=1e-8, help="Peak; the stage's own if not given.")
     ] = None,
@@ -152,6 +161,7 @@ def train(
         ("--anchor", anchor, ("autoencoder",)),
         ("--freeze-text", freeze_text, ("base",)),
         ("--render-on", render_on, ("base", "ultragen")),
+        ("--render-share", render_share, ("base", "ultragen")),
         ("--batch-scale", batch_scale != 1, TRANSFORMER_STAGES),
     ):
         if given and stage not in only:
@@ -179,6 +189,7 @@ def train(
     options = replace(
         options.with_batches(batch_scale),
         render_on=tuple(render_on or ()),
+        render_share=render_share or options.render_share,
         freeze_text=freeze_text,
         autoencoder=(*options.autoencoder, ("anchor", anchor)),
     )

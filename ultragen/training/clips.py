@@ -45,18 +45,18 @@ BASE_SIZES = (
 # K is mostly what "auto" takes at the size.
 ULTRAGEN_SIZES = (
     ClipSize(
-        544, 960, num_frames=1, batch_size=128, pool=30_000, first=1_000, chunk=32, weight=0.3,
+        544, 960, num_frames=1, batch_size=128, pool=16_000, first=1_000, chunk=32, weight=0.3,
         windows=(2, 2, 4),
     ),
     ClipSize(
-        544, 960, batch_size=24, pool=6_000, first=120, chunk=8, weight=0.3, windows=(2, 2, 4)
+        544, 960, batch_size=24, pool=3_000, first=120, chunk=8, weight=0.3, windows=(2, 2, 4)
     ),
     ClipSize(
-        1088, 1920, num_frames=1, batch_size=32, pool=8_000, first=200, chunk=8, weight=0.25,
+        1088, 1920, num_frames=1, batch_size=32, pool=4_000, first=200, chunk=8, weight=0.25,
         windows=(4, 4, 6),
     ),
     ClipSize(
-        1088, 1920, batch_size=6, pool=1_500, first=24, chunk=2, weight=0.15, windows=(4, 4, 6)
+        1088, 1920, batch_size=6, pool=800, first=24, chunk=2, weight=0.15, windows=(4, 4, 6)
     ),
 )  # fmt: skip
 # Nothing is rendered here; single frames teach guidance at a fifth of a clip's cost.

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..pipeline import UltraGenPipeline
-from ..transformer import UltraGenTransformer3DModel
 from .clips import ClipSize
 from .data import SceneStream, caption_variants, tokenize
 from .graphs import Recorded
@@ -122,8 +121,6 @@ class DistillStage(TransformerStage):
         self.negative_prompt = negative_prompt
         # Now, because a training that is resumed loads a half-trained student before `setup`.
         self.teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
-        # A dense model's blocks are compiled instead.
-        self.recordable = isinstance(pipeline.transformer, UltraGenTransformer3DModel)
 
     def setup(self, device: torch.device, rank: int, world: int) -> None:
         super().setup(device, rank, world)
@@ -133,8 +130,7 @@ class DistillStage(TransformerStage):
         self.guide: Callable[[tuple[Any, ...]], Tensor] = self.guided
         if device.type == "cuda":
             compile_blocks(self.teacher.transformer)
-            if self.recordable:
-                self.guide = Recorded(self.guided)
+            self.guide = Recorded(self.guided)
         self.trajectories: dict[tuple[ClipSize, int | None], Trajectories] = {}
 
     def trajectory(self, size: ClipSize, windows: int | None) -> Trajectories:

@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase
 from ..autoencoder import CompactAutoencoder
 from ..flow import falling_shift
 from ..pipeline import UltraGenPipeline
-from ..transformer import UltraGenTransformer3DModel
 from .clips import ClipSize
 from .data import ClipMaker, Pool, SceneStream
 from .remote import Renderers
@@ -58,7 +57,7 @@ class FlowMatchingStage(TransformerStage):
         pipeline: Holds what is trained and what is needed for samples.
         sizes: Kinds of clips; a step uses one of them.
         train_text: Whether the text encoder is trained along.
-        share: Part of the time that goes into rendering new clips.
+        share: Part of the time that goes into rendering new clips, where no other device does.
         seed: Of the data; another one for each resumption.
         render_on: Devices that render, such as `cuda:1`; none for the training's own.
     """
@@ -73,8 +72,6 @@ class FlowMatchingStage(TransformerStage):
         render_on: Sequence[str] = (),
     ) -> None:
         super().__init__(pipeline, sizes, train_text, seed)
-        # A dense model's blocks are compiled instead.
-        self.recordable = isinstance(pipeline.transformer, UltraGenTransformer3DModel)
         self.share, self.render_on = share, tuple(render_on)
         self.renderers: Renderers | None = None
 

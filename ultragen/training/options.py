@@ -33,6 +33,8 @@ class StageOptions:
         attention: Other settings of the converted transformer, such as the paper's ablations.
         learning_rates: By stage.
         render_on: Devices that render clips while another one trains, such as `cuda:1`.
+        render_share: Part of the time that goes into rendering where the training's own device
+            renders.
         freeze_text: Whether the base stage leaves the text encoder as it is, so that an UltraGen
             that was trained with it stays valid.
     """
@@ -63,6 +65,7 @@ class StageOptions:
         ("classifier", 1e-3),
     )
     render_on: tuple[str, ...] = ()
+    render_share: float = 0.45
     freeze_text: bool = False
 
     def with_batches(self, scale: float) -> StageOptions:

@@ -127,6 +127,7 @@ def base_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
         pipeline,
         options.base_sizes,
         train_text=not options.freeze_text,
+        share=options.render_share,
         seed=seed,
         render_on=options.render_on,
     )
@@ -156,7 +157,12 @@ def ultragen_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
     add_coordinates(transformer)
     pipeline = with_trained_parts(sources, size, transformer)
     return FlowMatchingStage(
-        pipeline, options.ultragen_sizes, train_text=False, seed=seed, render_on=options.render_on
+        pipeline,
+        options.ultragen_sizes,
+        train_text=False,
+        share=options.render_share,
+        seed=seed,
+        render_on=options.render_on,
     )
 
 
