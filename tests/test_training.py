@@ -32,6 +32,7 @@ from ultragen.training import autoencoder, distill, flow_matching
 from ultragen.training.assemble import assemble
 from ultragen.training.autoencoder import AutoencoderStage
 from ultragen.training.captions import WEATHERS
+from ultragen.training.classifier import ClassifierStage
 from ultragen.training.clips import ClipSize
 from ultragen.training.critic import Adversary, balance
 from ultragen.training.data import (
@@ -47,7 +48,7 @@ from ultragen.training.flow_matching import FlowMatchingStage
 from ultragen.training.graphs import GraphedGradients, Recorded
 from ultragen.training.loop import Trainer
 from ultragen.training.losses import contrast_weight
-from ultragen.training.models import TINY_SIZE, build_autoencoder, build_pipeline
+from ultragen.training.models import TINY_SIZE, build_autoencoder, build_classifier, build_pipeline
 from ultragen.training.muon import MuonAdamW, hidden_matrices, orthogonalize
 from ultragen.training.remote import Renderers, pack, unpack
 from ultragen.training.scenes import ALLOWED, make_scene, render, sample_scene
@@ -941,6 +942,30 @@ def test_the_assembled_pipeline_loads_and_runs(trained, tmp_path):
     judge = load_classifier(tmp_path / "classifier")
     assert judge.classify(judge.reduce(torch.rand(5, 3, 64, 96)))["water"] in ALLOWED["water"]
     assert (tmp_path / "classifier/accuracy.json").exists()
+
+
+def test_a_classifier_that_was_saved_is_trained_on_with_its_heads_in_their_places(tmp_path):
+    """A saved configuration lists attributes by the alphabet, labels come in the world's order."""
+    network = build_classifier(TINY_SIZE)
+    network.save_pretrained(tmp_path)
+    again = AttributeClassifier.from_pretrained(tmp_path)
+    assert list(again.heads) != list(network.heads)
+    settings = dict(TINY.classifier)
+    stages = [ClassifierStage(x, **settings) for x in (network, again)]
+    numbers = torch.tensor([[len(values) - 1 for values in ALLOWED.values()]] * 2)
+    config = network.config
+    video = torch.rand(2, 3, config.num_frames, config.height, config.width)
+    losses = [stage.loss(stage.model, (video, numbers))["loss"] for stage in stages]
+    torch.testing.assert_close(*losses)
+    for stage in stages:
+        stage.device = torch.device("cpu")
+    assert torch.equal(*(stage.predictions() for stage in stages))
+
+
+def test_a_classifier_of_another_world_is_not_trained_on():
+    other = AttributeClassifier({"water": ["none"]}, channels=(8,), blocks=(1,))
+    with pytest.raises(ValueError, match="start afresh"):
+        ClassifierStage(other)
 
 
 @pytest.mark.slow

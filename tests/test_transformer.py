@@ -8,6 +8,7 @@ from diffusers import FirstBlockCacheConfig, WanTransformer3DModel
 from peft import LoraConfig
 from tiny import ULTRAGEN, inputs, randomise, tiny_ultragen, tiny_wan
 
+from ultragen import block
 from ultragen.kernels import plain_code
 from ultragen.transformer import UltraGenTransformer3DModel
 
@@ -21,6 +22,36 @@ def run(model: WanTransformer3DModel, arguments: dict, **extra) -> torch.Tensor:
 
 def relative_error(value: torch.Tensor, expected: torch.Tensor) -> float:
     return ((value - expected).norm() / expected.norm()).item()
+
+
+# Training
+
+
+def test_compiled_ends_of_blocks_give_the_same_outputs_and_gradients(monkeypatch):
+    """One piece of code for all blocks and sizes, traced as a GPU's is, but without a compiler."""
+    traced = []
+
+    def ends() -> tuple:
+        if not traced:
+            options = {"backend": "aot_eager", "dynamic": True, "fullgraph": True}
+            traced.extend(torch.compile(end, **options) for end in (block._enter, block._leave))
+        return tuple(traced)
+
+    monkeypatch.setattr(block, "compiled_ends", ends)
+    model = tiny_ultragen(num_layers=2)
+    results = []
+    for compiled in (False, True):
+        for part in model.blocks:
+            part.compiled = compiled
+        model.zero_grad()
+        outputs = [model(**inputs(grid, batch=2)).sample for grid in (GRID, (1, 8, 12))]
+        sum(output.square().mean() for output in outputs).backward()
+        results.append((outputs, [p.grad for p in model.parameters() if p.grad is not None]))
+    assert traced
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
+    with torch.no_grad():  # where nothing is trained, the blocks are what they were
+        monkeypatch.setattr(block, "compiled_ends", None)
+        model(**inputs(GRID, batch=2))
 
 
 # Conversion

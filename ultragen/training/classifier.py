@@ -47,6 +47,12 @@ def labels(scene: Scene, names: tuple[str, ...] = tuple(ALLOWED)) -> list[int]:
     return numbers
 
 
+def ordered(logits: dict[str, Tensor]) -> list[Tensor]:
+    """Logits in the order of `ALLOWED`, which is that of `labels`: a network that was saved has its
+    heads in the order of the alphabet."""
+    return [logits[name] for name in ALLOWED]
+
+
 @cache
 def mirror_tables(device: torch.device) -> Tensor:
     """What each value of each attribute becomes in a mirrored clip, attributes × values."""
@@ -78,6 +84,9 @@ class ClassifierStage(Stage):
         chunk: Clips rendered at once.
         held_out: Scenes that the accuracy is measured on, never trained on.
         seed: Of the data; another one for each resumption.
+
+    Raises:
+        ValueError: for a network of other attributes than the world's.
     """
 
     def __init__(
@@ -91,6 +100,12 @@ class ClassifierStage(Stage):
         held_out: int = 512,
         seed: int = 0,
     ) -> None:
+        known = {name: list(values) for name, values in network.config.attributes.items()}
+        if known != {name: list(values) for name, values in ALLOWED.items()}:
+            raise ValueError(
+                "The classifier to start from tells other attributes than the world has now: start "
+                "afresh, without --start-from."
+            )
         self.model = self.network = network
         self.frame_sizes, self.num_frames = frame_sizes, num_frames
         self.batch_size, self.capacity, self.chunk = batch_size, pool, chunk
@@ -145,7 +160,7 @@ class ClassifierStage(Stage):
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         video, numbers = batch
         losses, right, told = [], [], []
-        for logits, target in zip(model(video).values(), numbers.unbind(1), strict=True):
+        for logits, target in zip(ordered(model(video)), numbers.unbind(1), strict=True):
             visible = target != IGNORED
             errors = functional.cross_entropy(
                 logits.float(), target, ignore_index=IGNORED, reduction="sum"
@@ -175,7 +190,7 @@ class ClassifierStage(Stage):
         """Numbers of the values that the network sees in the held-out clips, `b attributes`."""
         views, _ = self.held_out
         outputs = [
-            torch.stack([x.argmax(1) for x in self.network(part.float() / 255).values()], dim=1)
+            torch.stack([x.argmax(1) for x in ordered(self.network(part.float() / 255))], dim=1)
             for part in views.split(self.batch_size)
         ]
         return torch.cat(outputs)
