@@ -16,7 +16,7 @@ from . import views
 
 PROMPTS = (
     "a calm lake under snowy mountains at sunset, the camera pans right",
-    "snow falls on dark pine hills at night under a full moon",
+    "dark pine hills at night under a full moon, stars",
     "golden dunes in the morning, birds cross a clear sky",
     "green islands in a blue sea at noon, the camera rises slowly",
     "an aurora over frozen mountains, stars above still water",
