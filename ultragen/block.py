@@ -149,12 +149,12 @@ class UltraGenBlock(WanTransformerBlock):
     ) -> Tensor:
         """Tokens b n d, text b m d, modulation b 6 d, and what the self-attention needs to know of
         the input → tokens b n d."""
-        # Wan without the norm before cross-attention has nothing there to fuse.
         if self.compiled and torch.is_grad_enabled():
             enter, leave = compiled_ends()
             normed, modulation = enter(self, hidden_states, temb)
             update = self.attn1(normed, None, None, rotary_emb)
             return leave(self, hidden_states, update, encoder_hidden_states, modulation)
+        # Wan without the norm before cross-attention has nothing there to fuse.
         norms = self.norm1, self.norm2, self.norm3
         plain = not all(is_untouched(norm, FP32LayerNorm) for norm in norms)
         plain = plain or torch.is_grad_enabled()
