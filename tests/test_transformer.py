@@ -8,7 +8,7 @@ from diffusers import FirstBlockCacheConfig, WanTransformer3DModel
 from peft import LoraConfig
 from tiny import ULTRAGEN, inputs, randomise, tiny_ultragen, tiny_wan
 
-from ultragen import block
+from ultragen import block as block_module
 from ultragen.kernels import plain_code
 from ultragen.transformer import UltraGenTransformer3DModel
 
@@ -34,10 +34,12 @@ def test_compiled_ends_of_blocks_give_the_same_outputs_and_gradients(monkeypatch
     def ends() -> tuple:
         if not traced:
             options = {"backend": "aot_eager", "dynamic": True, "fullgraph": True}
-            traced.extend(torch.compile(end, **options) for end in (block._enter, block._leave))
+            traced.extend(
+                torch.compile(end, **options) for end in (block_module._enter, block_module._leave)
+            )
         return tuple(traced)
 
-    monkeypatch.setattr(block, "compiled_ends", ends)
+    monkeypatch.setattr(block_module, "compiled_ends", ends)
     model = tiny_ultragen(num_layers=2)
     results = []
     for compiled in (False, True):
@@ -50,7 +52,7 @@ def test_compiled_ends_of_blocks_give_the_same_outputs_and_gradients(monkeypatch
     assert traced
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
     with torch.no_grad():  # where nothing is trained, the blocks are what they were
-        monkeypatch.setattr(block, "compiled_ends", None)
+        monkeypatch.setattr(block_module, "compiled_ends", None)
         model(**inputs(GRID, batch=2))
 
 
