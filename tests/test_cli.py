@@ -319,6 +319,10 @@ def test_an_unknown_upscaler(capsys, tmp_path):
         (("train", "base", "--out", "x", "--anchor", 0.1), ["--anchor", "autoencoder", "base"]),
         (("train", "ultragen", "--out", "x", "--freeze-text"), ["--freeze-text", "train base"]),
         (("train", "distill", "--out", "x", "--render-on", "cuda:1"), ["--render-on", "ultragen"]),
+        (
+            ("train", "base", "--out", "x", "--render-on", "cuda:1", "--render-share", "0.3"),
+            ["--render-share", "leave it out"],
+        ),
         (("assemble", "x", "y"), ["vae", "train autoencoder"]),
     ],
 )

@@ -133,7 +133,6 @@ EMBEDDED = ModelPreset(
     fps=12,
     num_inference_steps=10,
     guidance_scale=3.0,
-    # Who does not name the weather expects a fair one; what is named still wins.
     negative_prompt="",
     max_sequence_length=64,
     vocabulary="words",

@@ -167,6 +167,10 @@ def train(
         if given and stage not in only:
             stages = " and ".join(f"`train {name}`" for name in only)
             raise ValueError(f"{option} is for {stages} alone: leave it out for {stage}.")
+    if render_share and render_on:
+        raise ValueError(
+            "--render-share is for a device that also trains: leave it out with --render-on."
+        )
     if find_spec("tensorboard") is None:
         raise OSError("Training needs one more package: pip install 'ultragen[train]'.")
     from ..training.options import StageOptions

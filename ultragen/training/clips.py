@@ -42,7 +42,7 @@ BASE_SIZES = (
     ClipSize(288, 512, num_frames=1, batch_size=512, pool=100_000, first=3_000, chunk=128),
     ClipSize(288, 512, batch_size=128, pool=24_000, first=500, chunk=32),
 )
-# K is mostly what "auto" takes at the size.
+# K is mostly what "auto" takes at the size. The pools leave room for recorded steps on 80 GB.
 ULTRAGEN_SIZES = (
     ClipSize(
         544, 960, num_frames=1, batch_size=128, pool=16_000, first=1_000, chunk=32, weight=0.3,
