@@ -21,6 +21,7 @@ from ultragen.model_files import check_model_files, fingerprint
 from ultragen.models import load_models
 from ultragen.presets import EMBEDDED, EMBEDDED_MODEL, RESOLUTIONS, WAN
 from ultragen.video import probe_video, read_video
+from ultragen.web.layout import PROMPTS
 from ultragen.windows import auto_windows
 
 REQUEST = Request("a calm lake", num_frames=5, seed=3, num_inference_steps=2).validate(EMBEDDED)
@@ -270,6 +271,7 @@ def test_the_embedded_model_makes_the_same_clips_again(tmp_path):
     assert (info.width, info.height, info.num_frames) == (960, 544, 5)
     assert first.metadata["model"]["fingerprint"] == fingerprint(EMBEDDED_MODEL)
     assert models.unknown_words("a calm dragon lake") == ["dragon"]
+    assert not [words for prompt in PROMPTS if (words := models.unknown_words(prompt))]
 
 
 def test_measuring_gives_coefficients_that_explain_the_runs():

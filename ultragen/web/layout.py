@@ -16,11 +16,11 @@ from . import views
 
 PROMPTS = (
     "a calm lake under snowy mountains at sunset, the camera pans right",
-    "dark pine hills at night under a full moon, stars",
-    "golden dunes in the morning, birds cross a clear sky",
-    "green islands in a blue sea at noon, the camera rises slowly",
-    "an aurora over frozen mountains, stars above still water",
-    "fog over autumn hills at dawn, the camera zooms in",
+    "dark pine hills at night, a full moon",
+    "golden dunes in the morning, a clear sky, birds",
+    "green islands in a blue sea at noon, the camera rises",
+    "northern lights above a still lake and snowy peaks at night",
+    "misty hills with trees at dawn, the camera zooms in",
 )
 
 
