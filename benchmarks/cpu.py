@@ -18,7 +18,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from ultragen.hardware import fast_bfloat16
+from ultragen.hardware import fast_bfloat16, has_amx
 from ultragen.kernels import plain_code
 from ultragen.training.captions import vocabulary
 from ultragen.training.models import EMBEDDED_SIZE, TINY_SIZE, build_pipeline
@@ -77,8 +77,8 @@ def main() -> None:
             errors[dtype, fused] = ((out - expected).norm() / expected.norm()).item()
     print(
         f"{options.height}×{options.width}, 17 frames; {torch.get_num_threads()} threads of "
-        f"{platform.processor() or platform.machine()}, AMX {'yes' if fast_bfloat16() else 'no'}, "
-        f"torch {torch.__version__}"
+        f"{platform.processor() or platform.machine()}, AMX {'yes' if has_amx() else 'no'}, "
+        f"fast in bfloat16 {'yes' if fast_bfloat16() else 'no'}, torch {torch.__version__}"
     )
     first = median(seconds[WAYS[0]][1:])
     for dtype, fused in WAYS:

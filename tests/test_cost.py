@@ -80,6 +80,21 @@ def test_the_base_model_at_full_size_costs_far_more_than_windows_at_4k():
     assert stages["base_native_denoise"] > 5 * stages["denoise"]
 
 
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        (("embedded", "cpu"), cost.CPU),
+        (("embedded", "cpu", "float32", True), cost.CPU),
+        (("embedded", "cpu", "bfloat16", True), cost.CPU_BFLOAT16_AMX),
+        (("embedded", "cpu", "bfloat16", False), cost.CPU_BFLOAT16_AVX512),
+        (("embedded", "cuda", "bfloat16", True), cost.CUDA),
+        (("wan", "cpu", "bfloat16", True), cost.WAN_CPU),
+    ],
+)
+def test_coefficients_of_a_machine(given, expected):
+    assert cost.coefficients(*given) == expected
+
+
 def test_fit_finds_the_coefficients_that_made_the_times():
     true = replace(cost.CPU, start=0.3, token=2e-4, pair=5e-8, decode=7e-7, network=2e-7)
     jobs = [

@@ -22,6 +22,7 @@ from ultragen.hardware import (
     Memory,
     Weights,
     find_hardware,
+    has_amx,
     free_memory,
     weights_of,
 )
@@ -168,15 +169,29 @@ def test_on_zero_gpu_the_card_is_not_touched(monkeypatch):
     assert find_hardware() == Hardware("cuda", "Card", 48 * GIB, True, True)
 
 
-@pytest.mark.parametrize("units, dtype", [(False, "float32"), (True, "bfloat16")])
-def test_a_machine_without_gpu(monkeypatch, units, dtype):
-    """Computes in bfloat16 where its processor has units for that."""
+QUESTIONS = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+
+
+@pytest.mark.parametrize(
+    "answers, dtype",
+    [
+        ((False, False), "float32"),
+        ((False, True), "bfloat16"),
+        ((True, False), "bfloat16"),
+        ((True, True), "bfloat16"),
+    ],
+)
+def test_a_machine_without_gpu(monkeypatch, answers, dtype):
+    """Computes in bfloat16 where its processor is faster so."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: units)
+    for question, answer in zip(QUESTIONS, answers, strict=True):
+        monkeypatch.setattr(torch.cpu, question, lambda answer=answer: answer, raising=False)
     found = find_hardware()
     assert (found.device, found.dtype) == ("cpu", dtype)
-    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
-    assert find_hardware().dtype == "float32"  # another torch may not have the question
+    assert has_amx() == answers[0]
+    for question in QUESTIONS:
+        monkeypatch.delattr(torch.cpu, question)
+    assert find_hardware().dtype == "float32"  # another torch may not have the questions
 
 
 @pytest.mark.parametrize("asked", ["float32", "bfloat16"])

@@ -136,7 +136,7 @@ CPU = Coefficients(  # the embedded model on two cores, float32
     network=3.2e-6,
     encode=2.2e-8,
 )
-CPU_BFLOAT16 = Coefficients(  # the same with AMX: Intel Xeon, torch 2.13.0, 2026-11-26
+CPU_BFLOAT16_AMX = Coefficients(  # the same with AMX: Intel Xeon, torch 2.13.0, 2026-11-26
     device="cpu",
     probe=0.00147,
     start=0.094,
@@ -147,6 +147,20 @@ CPU_BFLOAT16 = Coefficients(  # the same with AMX: Intel Xeon, torch 2.13.0, 202
     decode=7.1e-8,
     lanczos=1.2e-8,
     network=9.9e-7,
+    encode=3.3e-8,
+    dtype="bfloat16",
+)
+CPU_BFLOAT16_AVX512 = Coefficients(  # without AMX: AMD EPYC, torch 2.13.0, 2026-11-27
+    device="cpu",
+    probe=0.00483,
+    start=0.18,
+    token=1.67e-4,
+    pair=3.1e-8,
+    base_token=2.04e-4,
+    base_pair=6.6e-8,
+    decode=1.17e-7,
+    lanczos=1.7e-8,
+    network=1.78e-6,
     encode=3.3e-8,
     dtype="bfloat16",
 )
@@ -192,16 +206,24 @@ WAN_CPU = replace(
     decode=7e-6,
 )
 COEFFICIENTS = {
-    "embedded": {"cpu": CPU, "cpu bfloat16": CPU_BFLOAT16, "cuda": CUDA},
+    "embedded": {
+        "cpu": CPU,
+        "cpu bfloat16": CPU_BFLOAT16_AVX512,
+        "cpu bfloat16 AMX": CPU_BFLOAT16_AMX,
+        "cuda": CUDA,
+    },
     "wan": {"cpu": WAN_CPU, "cuda": WAN_CUDA},
 }
 
 
-def coefficients(preset: str, device: str, dtype: str = "float32") -> Coefficients:
+def coefficients(
+    preset: str, device: str, dtype: str = "float32", amx: bool = False
+) -> Coefficients:
     """What a unit of work of a preset's model takes on a kind of device, in the type that is
-    computed in where that was measured."""
+    computed in, with a CPU's units for that (AMX) or without, where that was measured."""
     kinds = COEFFICIENTS[preset]
-    return kinds.get(f"{device} {dtype}", kinds[device])
+    names = (f"{device} {dtype} AMX", f"{device} {dtype}")[not amx :]
+    return next((kinds[name] for name in names if name in kinds), kinds[device])
 
 
 def full_pairs(grid: tuple[int, int, int]) -> int:

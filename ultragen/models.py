@@ -8,7 +8,7 @@ from typing import Any
 
 from .choice import Choice, choose
 from .cost import COEFFICIENTS, Estimator, coefficients
-from .hardware import Hardware, Memory, Placement, find_hardware, weights_of
+from .hardware import Hardware, Memory, Placement, find_hardware, has_amx, weights_of
 from .hub import locate, origin
 from .model_files import check_model_files, fingerprint
 from .presets import EMBEDDED_MODEL, ULTRAGEN_SOURCE, WAN, WAN_SOURCE, ModelPreset
@@ -131,7 +131,8 @@ def load_models(name: str | Path | None = None) -> Models:
     for pipe in (native, base):
         pipe.set_progress_bar_config(disable=True)
     memory, placement = _place(native, base, choice, hardware)
-    estimator = Estimator(coefficients(choice.preset.name, hardware.device, hardware.dtype))
+    known = coefficients(choice.preset.name, hardware.device, hardware.dtype, has_amx())
+    estimator = Estimator(known)
     if hardware.device == "cpu":  # a GPU's coefficients are its own; finished runs correct them
         estimator.calibrate()
     return Models(
