@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -165,3 +166,20 @@ def test_the_benchmark_as_a_toy():
     assert ended.returncode == 0, ended.stderr
     ways = [line.split()[:2] for line in ended.stdout.splitlines()[1:]]
     assert ways == [[d, w] for d in ("float32", "bfloat16") for w in ("plain", "fused")]
+
+
+@pytest.mark.slow
+def test_the_metrics_before_and_after_in_short(tmp_path):
+    """Two clips of the shipped model, which keep what the prompt names."""
+    script = Path(__file__).parents[1] / "benchmarks" / "quality.py"
+    file = tmp_path / "quality.json"
+    command = [sys.executable, script, "--clips=2", "--frames=5", "--steps=2", f"--json={file}"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(file.read_text())
+    before, after, real = found["rows"]
+    assert [row["key"] for row in found["rows"]] == ["before", "after", "real"]
+    assert found["dtypes"]["before"] == "float32"
+    assert 0 < found["steps_of_colour_apart"] < 8
+    assert before["hd_mse"]["value"] == pytest.approx(after["hd_mse"]["value"], rel=0.1)
+    assert real["clips"] == after["clips"] == 2

@@ -22,8 +22,8 @@ from ultragen.hardware import (
     Memory,
     Weights,
     find_hardware,
-    has_amx,
     free_memory,
+    has_amx,
     weights_of,
 )
 from ultragen.presets import RESOLUTIONS, WAN

@@ -85,14 +85,14 @@ def _find_hardware() -> Hardware:
 
 
 def has_amx() -> bool:
-    """Whether this CPU multiplies matrices in bfloat16 in units of their own, Intel's AMX, ten times
-    as fast as in float32."""
+    """Whether this CPU has units that multiply matrices in bfloat16, Intel's AMX, ten times as fast
+    as in float32."""
     return _cpu_has("_is_amx_tile_supported")
 
 
 def fast_bfloat16() -> bool:
-    """Whether this CPU is faster in bfloat16: with AMX, or with AVX-512's products of bfloat16, which
-    take half the time of float32's. On other CPUs bfloat16 is the slower one."""
+    """Whether this CPU is faster in bfloat16: with AMX, or with AVX-512's products of bfloat16,
+    which take half the time of float32's. On other CPUs bfloat16 is the slower one."""
     return has_amx() or _cpu_has("_is_avx512_bf16_supported")
 
 
