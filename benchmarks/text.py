@@ -18,9 +18,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoTokenizer, UMT5EncoderModel
+from transformers import AutoTokenizer
 
 from ultragen import console
+from ultragen.clauses import ClauseTextEncoder
 from ultragen.presets import EMBEDDED_MODEL
 from ultragen.training.captions import caption
 from ultragen.training.data import HELD_OUT_SEEDS, tokenize
@@ -65,7 +66,7 @@ def captions(first: int, number: int) -> tuple[list[str], Tensor]:
 def encode(folder: Path, texts: list[str]) -> tuple[Tensor, Tensor]:
     """The encoder's outputs b n d, and which tokens are there, b n."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder").float().eval()
+    encoder = ClauseTextEncoder.from_pretrained(folder / "text_encoder").float().eval()
     ids = tokenize(tokenizer, texts)
     ids = ids[:, : int((ids != 0).sum(1).max())]
     parts = [encoder(x, (x != 0).long()).last_hidden_state for x in ids.split(250)]

@@ -878,6 +878,27 @@ def test_the_text_encoder_can_be_left_as_it_is(trained, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_text_encoder_can_learn_to_read_by_clauses(trained, tmp_path):
+    """From weights that read whole prompts; stages after it, and the pipeline, read so too."""
+    options = replace(TINY, clauses=True)
+    model = train("base", steps(tmp_path, 2), options, start=trained / "model")
+    assert json.loads((model / "text_encoder" / "config.json").read_text())["clause_ends"]
+    train("ultragen", steps(tmp_path, 2), TINY, start=trained / "model")
+    for part in ("vae", "upscaler"):
+        shutil.copytree(trained / "model" / part, model / part)
+    assemble(model, tmp_path / "pipeline", TINY)
+    pipe = UltraGenPipeline.from_pretrained(tmp_path / "pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.text_encoder.config.clause_ends
+    device = torch.device("cpu")
+    sun, other = pipe.encode_prompt([f"the sun, pan {side}" for side in ("left", "right")], device)
+    assert torch.equal(sun[:3], other[:3])
+    assert not torch.equal(sun[3:], other[3:])
+    settings = {"height": 96, "width": 128, "num_frames": 5, "num_inference_steps": 2}
+    assert torch.isfinite(pipe("a lake, the sun", output_type="pt", **settings).frames[0]).all()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stage, part", [("base-distill", "base_transformer"), ("distill", "transformer")]
 )

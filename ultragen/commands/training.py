@@ -143,6 +143,14 @@ def train(
             "--freeze-text", help="base: leave the text encoder as it is, for UltraGen's sake."
         ),
     ] = False,
+    clauses: Annotated[
+        bool,
+        typer.Option(
+            "--clauses",
+            help='base: the text encoder reads clause by clause from now on, which keeps "the '
+            'camera pans left" out of "the sun on the right"; UltraGen is to be trained on too.',
+        ),
+    ] = False,
     batch_scale: Annotated[
         float,
         typer.Option(
@@ -160,6 +168,7 @@ def train(
     for option, given, only in (
         ("--anchor", anchor, ("autoencoder",)),
         ("--freeze-text", freeze_text, ("base",)),
+        ("--clauses", clauses, ("base",)),
         ("--render-on", render_on, ("base", "ultragen")),
         ("--render-share", render_share, ("base", "ultragen")),
         ("--batch-scale", batch_scale != 1, TRANSFORMER_STAGES),
@@ -167,6 +176,10 @@ def train(
         if given and stage not in only:
             stages = " and ".join(f"`train {name}`" for name in only)
             raise ValueError(f"{option} is for {stages} alone: leave it out for {stage}.")
+    if clauses and freeze_text:
+        raise ValueError(
+            "--clauses changes what the text encoder gives, --freeze-text keeps it: leave one out."
+        )
     if render_share and render_on:
         raise ValueError(
             "--render-share is for a device that also trains: leave it out with --render-on."
@@ -195,6 +208,7 @@ def train(
         render_on=tuple(render_on or ()),
         render_share=render_share or options.render_share,
         freeze_text=freeze_text,
+        clauses=clauses,
         autoencoder=(*options.autoencoder, ("anchor", anchor)),
     )
     weights = train_stage(stage, config, options, start_from)

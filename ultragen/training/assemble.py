@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
-from transformers import AutoTokenizer, UMT5EncoderModel
+from transformers import AutoTokenizer
 
 from ..autoencoder import CompactAutoencoder
 from ..classifier import AttributeClassifier
+from ..clauses import ClauseTextEncoder
 from ..pipeline import UltraGenPipeline
 from ..transformer import UltraGenTransformer3DModel
 from ..upscale import UpscalerNetwork
@@ -71,7 +72,7 @@ def assemble(model: Path, out: Path, options: StageOptions | None = None) -> Non
         1 if all(distilled.values()) else None,
         distilled_steps=dict(options.distill)["steps"] if all(distilled.values()) else None,
         tokenizer=AutoTokenizer.from_pretrained(model / "tokenizer"),
-        text_encoder=UMT5EncoderModel.from_pretrained(model / "text_encoder"),
+        text_encoder=ClauseTextEncoder.from_pretrained(model / "text_encoder"),
         vae=CompactAutoencoder.from_pretrained(model / "vae"),
         transformer=UltraGenTransformer3DModel.from_pretrained(weights / "transformer"),
         base_transformer=WanTransformer3DModel.from_pretrained(weights / "base_transformer"),

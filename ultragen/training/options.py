@@ -37,6 +37,8 @@ class StageOptions:
             renders.
         freeze_text: Whether the base stage leaves the text encoder as it is, so that an UltraGen
             that was trained with it stays valid.
+        clauses: Whether the base stage has the text encoder read clause by clause, which an
+            UltraGen that was trained before has to learn.
     """
 
     size: ModelSize = EMBEDDED_SIZE
@@ -67,6 +69,7 @@ class StageOptions:
     render_on: tuple[str, ...] = ()
     render_share: float = 0.45
     freeze_text: bool = False
+    clauses: bool = False
 
     def with_batches(self, scale: float) -> StageOptions:
         """The same with the batches of all stages that train a transformer scaled."""

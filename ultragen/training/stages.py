@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..autoencoder import CompactAutoencoder
 from ..classifier import AttributeClassifier
+from ..clauses import ClauseTextEncoder
 from ..coordinates import add_coordinates
 from ..pipeline import UltraGenPipeline
 from ..transformer import UltraGenTransformer3DModel
@@ -39,7 +40,7 @@ from .models import (
 )
 from .options import StageOptions
 from .stage import Stage, TrainingConfig
-from .text import build_text_encoder, build_tokenizer
+from .text import build_text_encoder, build_tokenizer, read_by_clauses
 from .upscaler import UpscalerStage
 
 
@@ -81,8 +82,8 @@ class Sources:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return _component(self.folders, "tokenizer", AutoTokenizer.from_pretrained, "base")
 
-    def text_encoder(self) -> UMT5EncoderModel:
-        return _component(self.folders, "text_encoder", UMT5EncoderModel.from_pretrained, "base")
+    def text_encoder(self) -> ClauseTextEncoder:
+        return _component(self.folders, "text_encoder", ClauseTextEncoder.from_pretrained, "base")
 
 
 def autoencoder_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
@@ -115,6 +116,8 @@ def base_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
     else:
         tokenizer, text_encoder = sources.tokenizer(), sources.text_encoder()
     transformer = transformer if transformer is not None else build_base_transformer(size)
+    if options.clauses:
+        read_by_clauses(text_encoder, tokenizer)
     add_coordinates(transformer)  # older weights have none
     pipeline = put_together(
         size,

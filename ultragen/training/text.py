@@ -10,9 +10,12 @@ from tokenizers.normalizers import NFKC, Lowercase, Sequence
 from tokenizers.pre_tokenizers import Punctuation, WhitespaceSplit
 from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, UMT5Config
+
+from ..clauses import ClauseTextEncoder
 
 SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
+CLAUSE_ENDS = (",", ".")
 
 
 def build_tokenizer(words: Iterable[str], max_length: int) -> PreTrainedTokenizerFast:
@@ -22,7 +25,7 @@ def build_tokenizer(words: Iterable[str], max_length: int) -> PreTrainedTokenize
         words: Lower-case words, no two alike.
         max_length: Most tokens of a text.
     """
-    vocabulary = {token: i for i, token in enumerate((*SPECIAL_TOKENS, ",", ".", *words))}
+    vocabulary = {token: i for i, token in enumerate((*SPECIAL_TOKENS, *CLAUSE_ENDS, *words))}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = Sequence([NFKC(), Lowercase()])
     tokenizer.pre_tokenizer = PreTokenizers([WhitespaceSplit(), Punctuation()])
@@ -38,7 +41,7 @@ def build_tokenizer(words: Iterable[str], max_length: int) -> PreTrainedTokenize
     )
 
 
-def build_text_encoder(vocab_size: int, dim: int) -> UMT5EncoderModel:
+def build_text_encoder(vocab_size: int, dim: int) -> ClauseTextEncoder:
     """A small encoder of Wan's text encoder's type; gives embeddings of width `dim`."""
     config = UMT5Config(
         vocab_size=vocab_size,
@@ -52,4 +55,10 @@ def build_text_encoder(vocab_size: int, dim: int) -> UMT5EncoderModel:
         eos_token_id=1,
         is_encoder_decoder=False,
     )
-    return UMT5EncoderModel(config)
+    return ClauseTextEncoder(config)
+
+
+def read_by_clauses(encoder: ClauseTextEncoder, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Has an encoder read clause by clause from now on; what it gives is other than before, and
+    whoever reads it has to be trained on."""
+    encoder.config.clause_ends = tokenizer.convert_tokens_to_ids(list(CLAUSE_ENDS))
