@@ -17,7 +17,18 @@ ROOT = Path(ultragen.__file__).parent.parent
 # Each line may import the ones above it, and none of its own. A new module gets its place here.
 ORDER = (
     {"presets", "windows", "video", "metrics", "strips", "guidance"},
-    {"layout", "request", "cost", "hub", "model_files", "flow", "coordinates", "kernels", "linear"},
+    {
+        "layout",
+        "request",
+        "cost",
+        "hub",
+        "model_files",
+        "flow",
+        "coordinates",
+        "clauses",
+        "kernels",
+        "linear",
+    },
     {"hardware", "compression", "sampling", "block", "fp8", "progress"},
     {"attention"},
     {"transformer", "autoencoder", "upscale", "classifier", "wan_decoding"},
