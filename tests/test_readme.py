@@ -26,6 +26,7 @@ from ultragen.hardware import GIB, Hardware
 from ultragen.presets import ULTRAGEN_SOURCE, WAN_SOURCE
 from ultragen.training.captions import vocabulary
 from ultragen.training.heldout import HeldOutClip
+from ultragen.training.models import TINY_SIZE, build_classifier
 from ultragen.training.scenes import ALLOWED
 from ultragen.video import probe_video
 
@@ -102,6 +103,8 @@ def test_commands(words, monkeypatch, capsys):
     monkeypatch.setattr(HeldOutClip, "frames", frames_once)
     measure = preview.benchmark
     monkeypatch.setattr(preview, "benchmark", partial(measure, 0.0, (32, 48, 1)))
+    if "classifier" in words:
+        build_classifier(TINY_SIZE).save_pretrained(fake_models().source / "classifier")
     assert run([*words, *FAST[words[0]]]) == 0, capsys.readouterr().err
     if "--out" in words:
         assert Path(words[words.index("--out") + 1]).exists()
