@@ -77,19 +77,20 @@ def test_values_are_clamped(precise):
 
 
 def test_bfloat16(vae):
-    """The order of sums in the convolutions makes the last digits another matter of chance, on
-    some processors (AVX-512's bfloat16) of all that is rounded: the result is as near to float32's
-    as diffusers', and the two are no farther from each other than from that, in no value."""
+    """The order of sums in the convolutions makes the last digits another matter of chance: the
+    result is as near to float32's as diffusers', and the two are nearer to each other."""
     half = copy.deepcopy(vae).bfloat16()
     z = latents(3).bfloat16()
-    found, expected = joined(half, z, Strips(3, 1)), plain(half, z)
+    # oneDNN sums otherwise for every size on processors with AVX-512's bfloat16: there the two
+    # would be as far from each other as from float32's, whatever the strips do.
+    with torch.backends.mkldnn.flags(enabled=False):
+        found, expected = joined(half, z, Strips(3, 1)), plain(half, z)
     assert found.dtype == torch.bfloat16
     exact = plain(copy.deepcopy(half).float(), z.float())
     of_found, of_expected = ((x.float() - exact).abs() for x in (found, expected))
     between = (found.float() - expected.float()).abs()
     assert of_found.mean() < 1.1 * of_expected.mean()
-    assert between.mean() < min(1e-2, 1.1 * of_expected.mean())
-    assert between.max() <= of_expected.max()
+    assert between.mean() < 1e-2 and between.max() < of_expected.max() / 2
 
 
 def test_one_pixel_changes_no_more_rows_than_the_halo_has(vae):

@@ -222,8 +222,8 @@ def coefficients(
     """What a unit of work of a preset's model takes on a kind of device, in the type that is
     computed in, with a CPU's units for that (AMX) or without, where that was measured."""
     kinds = COEFFICIENTS[preset]
-    names = (f"{device} {dtype} AMX", f"{device} {dtype}")[not amx :]
-    return next((kinds[name] for name in names if name in kinds), kinds[device])
+    known = kinds.get(f"{device} {dtype}", kinds[device])
+    return kinds.get(f"{device} {dtype} AMX", known) if amx else known
 
 
 def full_pairs(grid: tuple[int, int, int]) -> int:
