@@ -95,3 +95,20 @@ def test_a_pan_is_never_named_the_wrong_way():
     for seed in range(100):
         text = captions.caption(make_scene(seed, camera="pan right"), seed)
         assert not any(phrase in text for phrase in captions.CAMERAS["pan left"]), text
+
+
+def test_placed_captions_name_the_side_of_every_sun_and_moon():
+    for seed in range(400):
+        scene = sample_scene(seed)
+        if scene.attributes.celestial == "none":
+            continue
+        text = captions.caption(scene, seed, placed=True)
+        bodies = captions.BODIES[scene.attributes.celestial]
+        [body] = [x for x in text.split(", ") if x.startswith(bodies)]
+        assert any(x in body for x in captions.SIDES[scene.attributes.celestial_side]), text
+
+
+def test_placing_changes_nothing_where_there_is_nothing_to_place():
+    for seed in range(100):
+        scene = make_scene(seed, celestial="none")
+        assert captions.caption(scene, seed, placed=True) == captions.caption(scene, seed)

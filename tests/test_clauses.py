@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from transformers import AutoTokenizer, UMT5EncoderModel
@@ -97,3 +100,9 @@ def test_weights_from_before_are_read_as_before():
         for kind in (ClauseTextEncoder, UMT5EncoderModel)
     )
     assert torch.equal(found, expected)
+
+
+def test_a_pipeline_that_reads_by_clauses_loads_in_a_new_process():
+    """diffusers loads a class from a module that is imported already, and from no other."""
+    code = "import sys, ultragen.pipeline; sys.exit('ultragen.clauses' not in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -319,7 +319,6 @@ def test_an_unknown_upscaler(capsys, tmp_path):
         (("train", "base", "--out", "x", "--anchor", 0.1), ["--anchor", "autoencoder", "base"]),
         (("train", "ultragen", "--out", "x", "--freeze-text"), ["--freeze-text", "train base"]),
         (("train", "ultragen", "--out", "x", "--clauses"), ["--clauses", "train base"]),
-        (("train", "base", "--out", "x", "--clauses", "--freeze-text"), ["leave one out"]),
         (("train", "distill", "--out", "x", "--render-on", "cuda:1"), ["--render-on", "ultragen"]),
         (
             ("train", "base", "--out", "x", "--render-on", "cuda:1", "--render-share", "0.3"),

@@ -878,6 +878,15 @@ def test_the_text_encoder_can_be_left_as_it_is(trained, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_text_encoder_can_read_by_clauses_with_the_weights_that_it_has(trained, tmp_path):
+    options = replace(TINY, freeze_text=True, clauses=True)
+    model = train("base", steps(tmp_path, 2), options, start=trained / "model")
+    before, after = weights(trained / "model" / "text_encoder"), weights(model / "text_encoder")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert json.loads((model / "text_encoder" / "config.json").read_text())["clause_ends"]
+
+
+@pytest.mark.slow
 def test_the_text_encoder_can_learn_to_read_by_clauses(trained, tmp_path):
     """From weights that read whole prompts; stages after it, and the pipeline, read so too."""
     options = replace(TINY, clauses=True)

@@ -16,6 +16,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
+from . import clauses  # noqa: F401 - diffusers loads from modules that are imported alone
 from .autoencoder import CompactAutoencoder
 from .decoding import OutputType, decode_pieces, join_pieces
 from .flow import Prediction

@@ -140,7 +140,8 @@ def train(
     freeze_text: Annotated[
         bool,
         typer.Option(
-            "--freeze-text", help="base: leave the text encoder as it is, for UltraGen's sake."
+            "--freeze-text",
+            help="base: leave the text encoder's weights as they are, for UltraGen's sake.",
         ),
     ] = False,
     clauses: Annotated[
@@ -176,10 +177,6 @@ def train(
         if given and stage not in only:
             stages = " and ".join(f"`train {name}`" for name in only)
             raise ValueError(f"{option} is for {stages} alone: leave it out for {stage}.")
-    if clauses and freeze_text:
-        raise ValueError(
-            "--clauses changes what the text encoder gives, --freeze-text keeps it: leave one out."
-        )
     if render_share and render_on:
         raise ValueError(
             "--render-share is for a device that also trains: leave it out with --render-on."

@@ -156,13 +156,20 @@ OPENINGS = ("", "", "", "", "", "a view of ", "a landscape with ", "a video of "
             "a peaceful landscape with ", "a wide shot of ", "looking at ")  # fmt: skip
 
 
-def caption(scene: Scene, seed: int) -> str:
-    """A sentence of 8 to 40 words about a scene; the same seed gives the same sentence."""
+def caption(scene: Scene, seed: int, placed: bool = False) -> str:
+    """A sentence of 8 to 40 words about a scene; the same seed gives the same sentence.
+
+    Args:
+        scene: What is described.
+        seed: Of the wording.
+        placed: Whether to always name the side of a sun or moon that is there, which otherwise
+            happens in one of two captions.
+    """
     chance = random.Random(seed * 1_000_003 + scene.seed)
     attributes = scene.attributes
     opening, land = chance.choice(OPENINGS), _land(chance, attributes)
     time = chance.choice(TIMES[attributes.time_of_day])
-    details = _details(chance, attributes)
+    details = _details(chance, attributes, placed)
     camera = _often(chance, 0.9, chance.choice(CAMERAS[attributes.camera]))
     style = chance.random()
     text = _arranged(chance, style, opening + land, time, details, camera)
@@ -218,23 +225,23 @@ def _land(chance: random.Random, a: SceneAttributes) -> str:
     return chance.choice(patterns).format(t=land, w=chance.choice(WATERS[a.water]))
 
 
-def _details(chance: random.Random, a: SceneAttributes) -> list[str]:
+def _details(chance: random.Random, a: SceneAttributes, placed: bool) -> list[str]:
     """Weather, trees, sun or moon, birds, mood: in any order, some left out."""
     details = [chance.choice(WEATHERS[a.weather])]
     if a.trees != "none":
         details += _often(chance, 0.85, chance.choice(TREES[a.trees]))
     if a.celestial != "none":
-        details += _often(chance, 0.85, _body(chance, a))
+        details += _often(chance, 1.0 if placed else 0.85, _body(chance, a, placed))
     if a.birds == "yes":
         details += _often(chance, 0.9, chance.choice(BIRDS))
     details += _often(chance, 0.25 if a.mood == "neutral" else 0.85, chance.choice(MOODS[a.mood]))
     return _shuffled(chance, details)
 
 
-def _body(chance: random.Random, a: SceneAttributes) -> str:
-    if chance.random() < 0.15:
+def _body(chance: random.Random, a: SceneAttributes, placed: bool) -> str:
+    if chance.random() < 0.15 and not placed:
         return chance.choice(LIGHT_ONLY[a.celestial])
     body = chance.choice(BODIES[a.celestial])
     altitude = _often(chance, 0.6, chance.choice(ALTITUDES[a.celestial_altitude]))
-    side = _often(chance, 0.6, chance.choice(SIDES[a.celestial_side]))
+    side = _often(chance, 1.0 if placed else 0.6, chance.choice(SIDES[a.celestial_side]))
     return " ".join([body, *_shuffled(chance, altitude + side)])
