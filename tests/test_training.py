@@ -877,21 +877,38 @@ def test_the_text_encoder_can_be_left_as_it_is(trained, tmp_path):
         assert all(torch.equal(before[name], after[name]) for name in before) == same
 
 
+@pytest.fixture
+def older(trained, tmp_path):
+    """Weights whose text encoder reads whole prompts, as it did before clauses."""
+    folder = tmp_path / "older"
+    shutil.copytree(trained / "model", folder)
+    path = folder / "text_encoder" / "config.json"
+    config = json.loads(path.read_text())
+    del config["clause_ends"]  # a text encoder that is built afresh has them
+    path.write_text(json.dumps(config))
+    return folder
+
+
+def reads_by_clauses(model):
+    return "clause_ends" in json.loads((model / "text_encoder" / "config.json").read_text())
+
+
 @pytest.mark.slow
-def test_the_text_encoder_can_read_by_clauses_with_the_weights_that_it_has(trained, tmp_path):
-    options = replace(TINY, freeze_text=True, clauses=True)
-    model = train("base", steps(tmp_path, 2), options, start=trained / "model")
-    before, after = weights(trained / "model" / "text_encoder"), weights(model / "text_encoder")
+@pytest.mark.parametrize("clauses", [False, True])
+def test_the_text_encoder_reads_by_clauses_with_the_weights_that_it_has(older, tmp_path, clauses):
+    options = replace(TINY, freeze_text=True, clauses=clauses)
+    model = train("base", steps(tmp_path, 2), options, start=older)
+    before, after = weights(older / "text_encoder"), weights(model / "text_encoder")
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert json.loads((model / "text_encoder" / "config.json").read_text())["clause_ends"]
+    assert reads_by_clauses(model) == clauses
 
 
 @pytest.mark.slow
-def test_the_text_encoder_can_learn_to_read_by_clauses(trained, tmp_path):
+def test_the_text_encoder_can_learn_to_read_by_clauses(older, trained, tmp_path):
     """From weights that read whole prompts; stages after it, and the pipeline, read so too."""
     options = replace(TINY, clauses=True)
-    model = train("base", steps(tmp_path, 2), options, start=trained / "model")
-    assert json.loads((model / "text_encoder" / "config.json").read_text())["clause_ends"]
+    model = train("base", steps(tmp_path, 2), options, start=older)
+    assert reads_by_clauses(model)
     train("ultragen", steps(tmp_path, 2), TINY, start=trained / "model")
     for part in ("vae", "upscaler"):
         shutil.copytree(trained / "model" / part, model / part)

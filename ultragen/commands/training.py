@@ -148,8 +148,9 @@ def train(
         bool,
         typer.Option(
             "--clauses",
-            help='base: the text encoder reads clause by clause from now on, which keeps "the '
-            'camera pans left" out of "the sun on the right"; UltraGen is to be trained on too.',
+            help="base: a text encoder that --start-from brings reads clause by clause from now "
+            'on: "the camera pans left" stays out of "the sun on the right"; UltraGen is to be '
+            "trained on too. The shipped one reads so, and those that are trained afresh.",
         ),
     ] = False,
     batch_scale: Annotated[

@@ -37,8 +37,9 @@ class StageOptions:
             renders.
         freeze_text: Whether the base stage leaves the text encoder as it is, so that an UltraGen
             that was trained with it stays valid.
-        clauses: Whether the base stage has the text encoder read clause by clause, which an
-            UltraGen that was trained before has to learn.
+        clauses: Whether the base stage has a text encoder that read whole prompts read clause by
+            clause, which an UltraGen that was trained before has to learn. One that is built afresh
+            reads so in any case.
     """
 
     size: ModelSize = EMBEDDED_SIZE

@@ -115,9 +115,9 @@ def base_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
         text_encoder = build_text_encoder(len(tokenizer), size.text_dim)
     else:
         tokenizer, text_encoder = sources.tokenizer(), sources.text_encoder()
-    transformer = transformer if transformer is not None else build_base_transformer(size)
-    if options.clauses:
+    if options.clauses or transformer is None:
         read_by_clauses(text_encoder, tokenizer)
+    transformer = transformer if transformer is not None else build_base_transformer(size)
     add_coordinates(transformer)  # older weights have none
     pipeline = put_together(
         size,
