@@ -92,14 +92,23 @@ def test_it_is_saved_and_loaded(encoder, tokenizer, tmp_path, dtype):
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
+def shipped(kind, **config):
+    return kind.from_pretrained(EMBEDDED_MODEL / "text_encoder", **config)
+
+
 def test_weights_from_before_are_read_as_before():
-    """The shipped encoder gives the same through both classes."""
+    """Without ends of clauses the class is the library's."""
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_MODEL / "tokenizer")
-    found, expected = (
-        embed(kind.from_pretrained(EMBEDDED_MODEL / "text_encoder"), tokenizer, SUN)
-        for kind in (ClauseTextEncoder, UMT5EncoderModel)
-    )
-    assert torch.equal(found, expected)
+    found = embed(shipped(ClauseTextEncoder, clause_ends=None), tokenizer, SUN)
+    assert torch.equal(found, embed(shipped(UMT5EncoderModel), tokenizer, SUN))
+
+
+def test_the_shipped_encoder_reads_by_clauses():
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_MODEL / "tokenizer")
+    sun, other = embed(shipped(ClauseTextEncoder), tokenizer, SUN, OTHER)
+    first = len(tokenizer("hills, the sun on the right,").input_ids) - 1  # without the end
+    assert torch.equal(sun[:first], other[:first])
+    assert not torch.equal(sun[first:], other[first:])
 
 
 def test_a_pipeline_that_reads_by_clauses_loads_in_a_new_process():
