@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig, WanTransformer3DModel
+from diffusers.models.normalization import FP32LayerNorm
 from peft import LoraConfig
 from tiny import ULTRAGEN, inputs, randomise, tiny_ultragen, tiny_wan
 
@@ -295,3 +296,44 @@ def test_output_forms():
         (sample,) = model(**arguments, return_dict=False)
     assert output.sample.shape == arguments["hidden_states"].shape
     assert torch.equal(output.sample, sample)
+
+
+def patch_embeddings():
+    """Wan's, and the same weights in ours."""
+    torch.manual_seed(5)
+    plain = torch.nn.Conv3d(5, 24, (1, 2, 2), (1, 2, 2))
+    ours = torch.nn.Conv3d(5, 24, (1, 2, 2), (1, 2, 2))
+    ours.load_state_dict(plain.state_dict())
+    block_module.PatchEmbedding.take_over(ours)
+    return plain, ours
+
+
+def test_the_patch_embedding_is_wans_with_tokens_in_a_row():
+    (plain, ours), x = patch_embeddings(), torch.randn(2, 5, 3, 6, 8)
+    expected, found = plain(x), ours(x)
+    torch.testing.assert_close(found, expected)
+    assert found.flatten(2).transpose(1, 2).is_contiguous()
+    assert not expected.flatten(2).transpose(1, 2).is_contiguous()
+    gradients = [torch.autograd.grad(out.square().sum(), layer.weight) for out, layer in
+                 ((expected, plain), (found, ours))]  # fmt: skip
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+
+def test_the_patch_embedding_can_have_an_adapter():
+    model, arguments = tiny_ultragen(), inputs(GRID)
+    before = run(model, arguments, windows=2)
+    config = LoraConfig(r=2, target_modules=["patch_embedding"], init_lora_weights=False)
+    model.add_adapter(config)
+    assert type(model.patch_embedding.base_layer) is block_module.PatchEmbedding
+    assert relative_error(run(model, arguments, windows=2), before) > 1e-3
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_the_last_norm_is_the_same_fused(affine):
+    norm = FP32LayerNorm(16, eps=1e-6, elementwise_affine=affine)
+    x, factor, offset = torch.randn(2, 9, 16), torch.rand(2, 1, 16), torch.randn(2, 1, 16)
+    with torch.no_grad():
+        found = block_module.modulated_norm(norm, x, factor, offset)
+    with plain_code():
+        expected = block_module.modulated_norm(norm, x, factor, offset)
+    torch.testing.assert_close(found, expected)

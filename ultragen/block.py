@@ -1,4 +1,4 @@
-"""Wan's transformer block with its elementwise work in few passes.
+"""Wan's transformer block, and its patch embedding, with their elementwise work in few passes.
 
 A block is Wan's; only the way is another one. Without gradients, what lies between the matrix
 products and the attention runs in fused kernels, and the feed-forward network's activation in the
@@ -23,9 +23,11 @@ from diffusers.models.transformers.transformer_wan import (
     WanAttnProcessor,
     WanTransformerBlock,
 )
+from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from .kernels import kernel_works
+from .kernels import kernel_works, wants_plain_code
 from .linear import is_bare, is_untouched
 
 
@@ -184,6 +186,38 @@ def cache_config(config: Any) -> Any:
     if config.cache_identifiers or config.skip_predict_identifiers:
         return config
     return replace(config, cache_identifiers=[ATTENTION])
+
+
+def modulated_norm(norm: FP32LayerNorm, x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+    """Norm of tokens b n d, then · factor + offset, b 1 d each, computed in float32."""
+    plain = torch.is_grad_enabled() or not is_untouched(norm, FP32LayerNorm)
+    fused = None if plain else fused_modulation(x.device)
+    if fused is None:
+        return (norm(x.float()) * factor + offset).type_as(x)
+    return fused.modulated_norm(x, factor, offset, norm.eps)
+
+
+class PatchEmbedding(nn.Conv3d):
+    """Wan's patch embedding, a convolution whose stride is its size, as one matrix product.
+
+    Tokens come out one after the other in memory, as the blocks take them, where the convolution
+    leaves feature after feature.
+    """
+
+    @classmethod
+    def take_over(cls, layer: nn.Module) -> None:
+        """Makes Wan's layer one of these: it keeps its parameters."""
+        layer.__class__ = cls
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Latents b c t h w → d features of each patch, b d t' h' w'."""
+        if wants_plain_code():
+            return super().forward(x)
+        pt, ph, pw = self.kernel_size
+        patches = rearrange(
+            x, "b c (t pt) (h ph) (w pw) -> b t h w (c pt ph pw)", pt=pt, ph=ph, pw=pw
+        )
+        return F.linear(patches, self.weight.flatten(1), self.bias).movedim(-1, 1)
 
 
 class FusedGELU(GELU):

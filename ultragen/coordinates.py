@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from diffusers import WanTransformer3DModel
 from einops import repeat
-from torch import Tensor, nn
+from torch import Tensor
 
 CHANNELS = 3
 
@@ -48,7 +48,7 @@ def add_coordinates(transformer: WanTransformer3DModel) -> None:
     if config.in_channels != config.out_channels:
         return
     old = transformer.patch_embedding
-    new = nn.Conv3d(
+    new = type(old)(
         old.in_channels + CHANNELS,
         old.out_channels,
         old.kernel_size,

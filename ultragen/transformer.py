@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .attention import UltraGenAttention
-from .block import UltraGenBlock, cache_config
+from .block import PatchEmbedding, UltraGenBlock, cache_config, modulated_norm
 from .layout import AttentionLayout, Crossing, Rotary, UnevenWindows, WindowRule, plan_layout
 from .windows import auto_windows
 
@@ -148,6 +148,7 @@ class UltraGenTransformer3DModel(WanTransformer3DModel):
             for i in range(num_layers)
         ]
         dim = num_attention_heads * attention_head_dim
+        PatchEmbedding.take_over(self.patch_embedding)
         for block, kind in zip(self.blocks, self.layer_kinds, strict=True):
             UltraGenBlock.take_over(block)
             if kind != "full":
@@ -292,7 +293,7 @@ class UltraGenTransformer3DModel(WanTransformer3DModel):
                 tokens = block(tokens, text, timestep_proj, layouts[kind])
 
         shift, scale = (self.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
-        tokens = (self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens)
+        tokens = modulated_norm(self.norm_out, tokens, 1 + scale, shift)
         sample = self._unpatchify(self.proj_out(tokens), grid)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 

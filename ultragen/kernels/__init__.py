@@ -22,6 +22,12 @@ def kernel_works(name: str, device: torch.device) -> bool:
     return not _plain and _runs(name, device)
 
 
+@torch.compiler.assume_constant_result
+def wants_plain_code() -> bool:
+    """Whether `plain_code` holds, for other ways that need no kernel."""
+    return _plain
+
+
 @contextmanager
 def plain_code() -> Iterator[None]:
     """Runs the plain twins in place of all kernels, to compare with them."""
