@@ -13,15 +13,17 @@ import argparse
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
+from diffusers.models.normalization import FP32LayerNorm
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor, nn
 
 from ultragen.attention import UltraGenAttention, cut, join
 from ultragen.benchmark.machine import sustained
-from ultragen.block import UltraGenBlock
+from ultragen.block import PatchEmbedding, UltraGenBlock, modulated_norm
 from ultragen.compression import interpolation
 from ultragen.kernels import plain_code
 from ultragen.kernels.axes import plan_axis
@@ -88,10 +90,19 @@ def attention_work(
         )
 
 
-def print_pairs_apart(attention: UltraGenAttention, grid: Tensor, timestep: Tensor) -> None:
-    """Decompression by programs that take one pair of tokens each, for comparison."""
-    from ultragen.kernels.compression import decompress_and_fuse
+PROGRAMS = ((64, 2), (128, 2), (128, 8), (256, 4), (256, 8))  # features, warps
 
+
+def print_other_programs(attention: UltraGenAttention, grid: Tensor, timestep: Tensor) -> None:
+    """Decompression by programs that take one pair of tokens each, or another number of features,
+    for comparison."""
+    from ultragen.kernels import compression
+
+    def show(name: str, what: str, work: Callable[[], Tensor]) -> None:
+        milliseconds = 1e3 * sustained(work, "cuda", 0.2)
+        print(f"{f'decompression ({name}), {what}':51}{milliseconds:9.3f}", flush=True)
+
+    usual = compression.CHANNELS, compression.WARPS
     for name, branch in attention.branches.items():
         layer, gate = branch.decompression, branch.gate(timestep)
         small = branch.compression(grid)
@@ -100,9 +111,13 @@ def print_pairs_apart(attention: UltraGenAttention, grid: Tensor, timestep: Tens
             padded = length * branch.factor
             matrix = interpolation(length, padded, False, grid.device, torch.float64)[:full]
             axes.append(plan_axis(matrix, group, partners=False))
-        work = partial(decompress_and_fuse, grid, small, layer.weight, layer.bias, gate, *axes)
-        milliseconds = 1e3 * sustained(work, "cuda", 0.2)
-        print(f"{f'decompression, a pair a program ({name})':51}{milliseconds:9.3f}", flush=True)
+        fuse, of_layer = compression.decompress_and_fuse, (layer.weight, layer.bias, gate)
+        show(name, "a pair a program", partial(fuse, grid, small, *of_layer, *axes))
+        for features, warps in PROGRAMS:
+            compression.CHANNELS, compression.WARPS = features, warps
+            work = partial(branch.fuse, timestep, grid, small)
+            show(name, f"{features} features, {warps} warps", work)
+            compression.CHANNELS, compression.WARPS = usual
 
 
 class Same(nn.Module):
@@ -126,6 +141,25 @@ def block_work(block: WanTransformerBlock, tokens: Tensor) -> Iterable[Compariso
         "norms and sums of a block",
         lambda: block(tokens, tokens, modulation, None),
         11 * size(tokens),
+    )
+
+
+def end_work(tokens: Tensor, latents: Tensor) -> Iterable[Comparison]:
+    """What comes before the first block, and after the last one."""
+    d = tokens.shape[-1]
+    embedding = nn.Conv3d(latents.shape[1], d, (1, 2, 2), (1, 2, 2)).to(latents)
+    PatchEmbedding.take_over(embedding)
+    yield Comparison(
+        "patch embedding",
+        lambda: embedding(latents).flatten(2).transpose(1, 2).contiguous(),
+        size(tokens, latents),
+    )
+    norm = FP32LayerNorm(d, 1e-6, elementwise_affine=False)
+    factor, offset = torch.randn(2, 1, 1, d, device=tokens.device)
+    yield Comparison(
+        "last norm, shift and scale",
+        lambda: modulated_norm(norm, tokens, factor, offset),
+        2 * size(tokens),
     )
 
 
@@ -196,12 +230,15 @@ def main() -> None:
         for work in attention_work(attention, x, *layouts):
             compare(work, device, rate)
         if device == "cuda":
-            print_pairs_apart(attention, x, timestep)
+            print_other_programs(attention, x, timestep)
         block = WanTransformerBlock(dim, ffn, heads, cross_attn_norm=True).to(dtype)
         for name in ("norm1", "norm2", "norm3"):
             getattr(block, name).float()
         UltraGenBlock.take_over(block)
-        for work in block_work(block, x.flatten(1, 3)):
+        latents = torch.randn(1, 16, grid[0], 2 * grid[1], 2 * grid[2], dtype=dtype)
+        tokens = x.flatten(1, 3)
+        # In turn: what a comparison stands for changes the block.
+        for work in chain(block_work(block, tokens), end_work(tokens, latents)):
             compare(work, device, rate)
 
 
