@@ -319,6 +319,11 @@ def test_an_unknown_upscaler(capsys, tmp_path):
         (("train", "base", "--out", "x", "--anchor", 0.1), ["--anchor", "autoencoder", "base"]),
         (("train", "ultragen", "--out", "x", "--freeze-text"), ["--freeze-text", "train base"]),
         (("train", "ultragen", "--out", "x", "--clauses"), ["--clauses", "train base"]),
+        (
+            ("train", "base", "--out", "x", "--teacher-guidance", 3),
+            ["--teacher-guidance", "`train base-distill` and `train distill`"],
+        ),
+        (("train", "distill", "--out", "x", "--teacher-guidance", 0.5), ["--teacher-guidance"]),
         (("train", "distill", "--out", "x", "--render-on", "cuda:1"), ["--render-on", "ultragen"]),
         (
             ("train", "base", "--out", "x", "--render-on", "cuda:1", "--render-share", "0.3"),
@@ -464,6 +469,19 @@ def test_a_tiny_training_becomes_a_model(tmp_path, capsys):
     more = ("--out", tmp_path / "more", "--tiny", "--max-steps", 1, "--start-from", pipeline)
     assert ultragen("train", "ultragen", *more) == 0
     assert (tmp_path / "more" / "model" / "transformer").is_dir()
+
+
+@pytest.mark.parametrize(("given", "learnt"), [((), 2), (("--teacher-guidance", 3), 3)])
+def test_the_teachers_guidance(monkeypatch, tmp_path, given, learnt):
+    seen = {}
+
+    def train(stage, config, options, start):
+        seen.update(options.distill)
+        return tmp_path
+
+    monkeypatch.setattr("ultragen.training.stages.train", train)
+    assert ultragen("train", "distill", "--out", tmp_path, *given) == 0
+    assert seen["guidance_scale"] == learnt
 
 
 def test_training_without_its_packages(monkeypatch, capsys, tmp_path):

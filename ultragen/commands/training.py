@@ -153,6 +153,14 @@ def train(
             "trained on too. The shipped one reads so, and those that are trained afresh.",
         ),
     ] = False,
+    teacher_guidance: Annotated[
+        float | None,
+        typer.Option(
+            min=1.0,
+            help="base-distill, distill: the teacher's guidance, which the student learns; 2 if "
+            "not given.",
+        ),
+    ] = None,
     batch_scale: Annotated[
         float,
         typer.Option(
@@ -173,6 +181,7 @@ def train(
         ("--clauses", clauses, ("base",)),
         ("--render-on", render_on, ("base", "ultragen")),
         ("--render-share", render_share, ("base", "ultragen")),
+        ("--teacher-guidance", teacher_guidance, ("base-distill", "distill")),
         ("--batch-scale", batch_scale != 1, TRANSFORMER_STAGES),
     ):
         if given and stage not in only:
@@ -209,6 +218,8 @@ def train(
         clauses=clauses,
         autoencoder=(*options.autoencoder, ("anchor", anchor)),
     )
+    if teacher_guidance:
+        options = replace(options, distill=(*options.distill, ("guidance_scale", teacher_guidance)))
     weights = train_stage(stage, config, options, start_from)
     if os.environ.get("RANK", "0") == "0":
         print(f"Written: {weights}")
