@@ -4,7 +4,7 @@
 
 bfloat16, without gradients, with random values; needs a CUDA GPU. The last column is what one
 reading of the inputs and one writing of the results take at the rate at which this card copies.
-`--tiny` runs on a CPU, where the twins of the kernels run on both sides.
+`--tiny` runs on a CPU, with what is faster there in place of the kernels.
 """
 
 from __future__ import annotations
@@ -90,33 +90,42 @@ def attention_work(
         )
 
 
-PROGRAMS = ((64, 2), (128, 2), (128, 8), (256, 4), (256, 8))  # features, warps
+PROGRAMS = ((64, 2), (128, 2), (128, 4), (128, 8), (256, 4), (256, 8))  # features, warps
 
 
 def print_other_programs(attention: UltraGenAttention, grid: Tensor, timestep: Tensor) -> None:
-    """Decompression by programs that take one pair of tokens each, or another number of features,
-    for comparison."""
+    """Decompression by programs that take one pair of tokens each, and by programs of other numbers
+    of features, for comparison."""
     from ultragen.kernels import compression
 
-    def show(name: str, what: str, work: Callable[[], Tensor]) -> None:
+    def show(what: str, work: Callable[[], Tensor]) -> None:
         milliseconds = 1e3 * sustained(work, "cuda", 0.2)
-        print(f"{f'decompression ({name}), {what}':51}{milliseconds:9.3f}", flush=True)
+        print(f"{what:51}{milliseconds:9.3f}", flush=True)
 
     usual = compression.CHANNELS, compression.WARPS
     for name, branch in attention.branches.items():
-        layer, gate = branch.decompression, branch.gate(timestep)
+        layer, gate = branch.decompression, branch.gate(timestep.type_as(grid))
         small = branch.compression(grid)
-        axes = []
-        for full, length, group in zip(grid.shape[2:4], small.shape[2:4], (1, 2), strict=True):
-            padded = length * branch.factor
-            matrix = interpolation(length, padded, False, grid.device, torch.float64)[:full]
-            axes.append(plan_axis(matrix, group, partners=False))
-        fuse, of_layer = compression.decompress_and_fuse, (layer.weight, layer.bias, gate)
-        show(name, "a pair a program", partial(fuse, grid, small, *of_layer, *axes))
-        for features, warps in PROGRAMS:
-            compression.CHANNELS, compression.WARPS = features, warps
-            work = partial(branch.fuse, timestep, grid, small)
-            show(name, f"{features} features, {warps} warps", work)
+
+        def fuse(
+            partners: bool, small: Tensor = small, branch: Any = branch, layer: Any = layer,
+            gate: Tensor = gate,
+        ) -> Callable[[], Tensor]:  # fmt: skip
+            axes = []
+            for full, length, group in zip(grid.shape[2:4], small.shape[2:4], (1, 2), strict=True):
+                padded = length * branch.factor
+                matrix = interpolation(length, padded, False, grid.device, torch.float64)[:full]
+                axes.append(plan_axis(matrix, group, partners))
+            of_layer = (layer.weight, layer.bias, gate)
+            return partial(compression.decompress_and_fuse, grid, small, *of_layer, *axes)
+
+        show(f"decompression ({name}), a pair a program", fuse(partners=False))
+        work = fuse(partners=True)
+        try:
+            for features, warps in PROGRAMS:
+                compression.CHANNELS, compression.WARPS = features, warps
+                show(f"decompression ({name}), {features} features, {warps} warps", work)
+        finally:
             compression.CHANNELS, compression.WARPS = usual
 
 

@@ -111,7 +111,7 @@ def test_the_shipped_encoder_reads_by_clauses():
     assert not torch.equal(sun[first:], other[first:])
 
 
-def test_a_pipeline_that_reads_by_clauses_loads_in_a_new_process():
+def test_the_pipeline_brings_the_class_that_diffusers_looks_for():
     """diffusers loads a class from a module that is imported already, and from no other."""
     code = "import sys, ultragen.pipeline; sys.exit('ultragen.clauses' not in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -28,7 +28,7 @@ from ultragen.classifier import AttributeClassifier, load_classifier
 from ultragen.models import load_models
 from ultragen.pipeline import UltraGenPipeline
 from ultragen.presets import EMBEDDED
-from ultragen.training import autoencoder, distill, flow_matching
+from ultragen.training import autoencoder, distill, flow_matching, stages
 from ultragen.training.assemble import assemble
 from ultragen.training.autoencoder import AutoencoderStage
 from ultragen.training.captions import WEATHERS
@@ -46,6 +46,7 @@ from ultragen.training.data import (
 from ultragen.training.distill import DistillStage, Trajectories
 from ultragen.training.flow_matching import FlowMatchingStage
 from ultragen.training.graphs import GraphedGradients, Recorded
+from ultragen.training.heldout import named_attributes
 from ultragen.training.loop import Trainer
 from ultragen.training.losses import contrast_weight
 from ultragen.training.models import TINY_SIZE, build_autoencoder, build_classifier, build_pipeline
@@ -237,6 +238,17 @@ def test_captions_vary_and_some_say_less():
     assert len(texts) == 6 and all(texts)
     assert texts == caption_variants(scene, 6)
     assert len(set(texts)) > 1
+
+
+def test_every_second_wording_names_the_side_of_the_sun_or_moon():
+    """Of those that lack no clauses."""
+    scenes = [make_scene(seed, celestial=body) for seed in range(60) for body in ("sun", "moon")]
+    shares = []
+    for number in range(5):
+        texts = [(caption_variants(scene, 6)[number], scene.attributes) for scene in scenes]
+        shares.append(sum("celestial_side" in named_attributes(a, text) for text, a in texts))
+    assert shares[1] == shares[3] == len(scenes)
+    assert max(shares[0], shares[2], shares[4]) < 0.7 * len(scenes)
 
 
 def test_foul_weather_is_never_left_unsaid():
@@ -904,12 +916,21 @@ def test_the_text_encoder_reads_by_clauses_with_the_weights_that_it_has(older, t
 
 
 @pytest.mark.slow
-def test_the_text_encoder_can_learn_to_read_by_clauses(older, trained, tmp_path):
+def test_the_text_encoder_can_learn_to_read_by_clauses(older, trained, tmp_path, monkeypatch):
     """From weights that read whole prompts; stages after it, and the pipeline, read so too."""
     options = replace(TINY, clauses=True)
     model = train("base", steps(tmp_path, 2), options, start=older)
     assert reads_by_clauses(model)
-    train("ultragen", steps(tmp_path, 2), TINY, start=trained / "model")
+    read = []
+    stage = stages.with_trained_parts
+
+    def with_trained_parts(*arguments):
+        read.append(stage(*arguments))
+        return read[-1]
+
+    monkeypatch.setattr(stages, "with_trained_parts", with_trained_parts)
+    train("ultragen", steps(tmp_path, 2), TINY, start=older)
+    assert read[0].text_encoder.config.clause_ends  # this training's, not that of the start
     for part in ("vae", "upscaler"):
         shutil.copytree(trained / "model" / part, model / part)
     assemble(model, tmp_path / "pipeline", TINY)

@@ -325,12 +325,16 @@ def test_the_patch_embedding_can_have_an_adapter():
     config = LoraConfig(r=2, target_modules=["patch_embedding"], init_lora_weights=False)
     model.add_adapter(config)
     assert type(model.patch_embedding.base_layer) is block_module.PatchEmbedding
-    assert relative_error(run(model, arguments, windows=2), before) > 1e-3
+    after = run(model, arguments, windows=2)
+    assert relative_error(after, before) > 1e-3
+    with plain_code():
+        torch.testing.assert_close(after, run(model, arguments, windows=2), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("affine", [False, True])
 def test_the_last_norm_is_the_same_fused(affine):
     norm = FP32LayerNorm(16, eps=1e-6, elementwise_affine=affine)
+    randomise(norm)
     x, factor, offset = torch.randn(2, 9, 16), torch.rand(2, 1, 16), torch.randn(2, 1, 16)
     with torch.no_grad():
         found = block_module.modulated_norm(norm, x, factor, offset)

@@ -191,6 +191,7 @@ def cache_config(config: Any) -> Any:
 def modulated_norm(norm: FP32LayerNorm, x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
     """Norm of tokens b n d, then · factor + offset, b 1 d each, computed in float32."""
     plain = torch.is_grad_enabled() or not is_untouched(norm, FP32LayerNorm)
+    plain = plain or norm.weight is not None
     fused = None if plain else fused_modulation(x.device)
     if fused is None:
         return (norm(x.float()) * factor + offset).type_as(x)

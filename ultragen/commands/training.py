@@ -150,7 +150,8 @@ def train(
             "--clauses",
             help="base: a text encoder that --start-from brings reads clause by clause from now "
             'on: "the camera pans left" stays out of "the sun on the right"; UltraGen is to be '
-            "trained on too. The shipped one reads so, and those that are trained afresh.",
+            "trained on too. The shipped one reads so, and those that are trained afresh. Name it "
+            "again to resume.",
         ),
     ] = False,
     teacher_guidance: Annotated[
@@ -158,7 +159,7 @@ def train(
         typer.Option(
             min=1.0,
             help="base-distill, distill: the teacher's guidance, which the student learns; 2 if "
-            "not given.",
+            "not given, also for a training that is resumed.",
         ),
     ] = None,
     batch_scale: Annotated[

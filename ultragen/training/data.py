@@ -103,8 +103,8 @@ class Pool:
 def caption_variants(scene: Scene, number: int) -> list[str]:
     """Captions of one scene in several wordings; every third lacks some of its clauses, because
     users don't describe everything. Who leaves the weather out expects fair weather: foul weather
-    is always named. Every second one names the side of the sun or moon, which is learned from few
-    captions otherwise."""
+    is always named. Every second one, before clauses are left out, names the side of the sun or
+    moon, which is learned from few captions otherwise."""
     foul = () if scene.attributes.weather in FAIR else WEATHERS[scene.attributes.weather]
     texts = []
     for i in range(number):

@@ -35,8 +35,8 @@ class StageOptions:
         render_on: Devices that render clips while another one trains, such as `cuda:1`.
         render_share: Part of the time that goes into rendering where the training's own device
             renders.
-        freeze_text: Whether the base stage leaves the text encoder as it is, so that an UltraGen
-            that was trained with it stays valid.
+        freeze_text: Whether the base stage leaves the text encoder's weights as they are, so that
+            an UltraGen that was trained with it stays valid, unless `clauses` changes how it reads.
         clauses: Whether the base stage has a text encoder that read whole prompts read clause by
             clause, which an UltraGen that was trained before has to learn. One that is built afresh
             reads so in any case.
@@ -49,7 +49,7 @@ class StageOptions:
     distill_sizes: tuple[ClipSize, ...] = DISTILL_SIZES
     distill: tuple[tuple[str, Any], ...] = (
         ("steps", 8),
-        # At 3 colours are hard already, and the student has farther to go (docs/training.md).
+        # At 3 colours of the third training's teacher were hard, and the student has farther to go.
         ("guidance_scale", 2.0),
         ("negative_prompt", EMBEDDED.negative_prompt),
     )
