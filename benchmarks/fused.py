@@ -26,7 +26,7 @@ from ultragen.benchmark.machine import sustained
 from ultragen.block import PatchEmbedding, UltraGenBlock, modulated_norm
 from ultragen.compression import interpolation
 from ultragen.kernels import plain_code
-from ultragen.kernels.axes import plan_axis
+from ultragen.kernels.axes import Axis, plan_axis
 from ultragen.layout import AttentionLayout, WindowRule, plan_layout
 from ultragen.windows import split_windows
 
@@ -93,40 +93,36 @@ def attention_work(
 PROGRAMS = ((64, 2), (128, 2), (128, 4), (128, 8), (256, 4), (256, 8))  # features, warps
 
 
+def upsampled_axes(grid: Tensor, small: Tensor, factor: int, partners: bool) -> list[Axis]:
+    """What decompression needs to know of rows and columns, with programs that may take two groups
+    or take one each."""
+    axes = []
+    for full, length, group in zip(grid.shape[2:4], small.shape[2:4], (1, 2), strict=True):
+        matrix = interpolation(length, length * factor, False, grid.device, torch.float64)[:full]
+        axes.append(plan_axis(matrix, group, partners))
+    return axes
+
+
 def print_other_programs(attention: UltraGenAttention, grid: Tensor, timestep: Tensor) -> None:
     """Decompression by programs that take one pair of tokens each, and by programs of other numbers
     of features, for comparison."""
     from ultragen.kernels import compression
 
-    def show(what: str, work: Callable[[], Tensor]) -> None:
-        milliseconds = 1e3 * sustained(work, "cuda", 0.2)
-        print(f"{what:51}{milliseconds:9.3f}", flush=True)
-
     usual = compression.CHANNELS, compression.WARPS
     for name, branch in attention.branches.items():
-        layer, gate = branch.decompression, branch.gate(timestep.type_as(grid))
-        small = branch.compression(grid)
-
-        def fuse(
-            partners: bool, small: Tensor = small, branch: Any = branch, layer: Any = layer,
-            gate: Tensor = gate,
-        ) -> Callable[[], Tensor]:  # fmt: skip
-            axes = []
-            for full, length, group in zip(grid.shape[2:4], small.shape[2:4], (1, 2), strict=True):
-                padded = length * branch.factor
-                matrix = interpolation(length, padded, False, grid.device, torch.float64)[:full]
-                axes.append(plan_axis(matrix, group, partners))
-            of_layer = (layer.weight, layer.bias, gate)
-            return partial(compression.decompress_and_fuse, grid, small, *of_layer, *axes)
-
-        show(f"decompression ({name}), a pair a program", fuse(partners=False))
-        work = fuse(partners=True)
-        try:
-            for features, warps in PROGRAMS:
-                compression.CHANNELS, compression.WARPS = features, warps
-                show(f"decompression ({name}), {features} features, {warps} warps", work)
-        finally:
-            compression.CHANNELS, compression.WARPS = usual
+        small, layer = branch.compression(grid), branch.decompression
+        of_layer = layer.weight, layer.bias, branch.gate(timestep.type_as(grid))
+        for partners, features, warps in ((False, *usual), *((True, *x) for x in PROGRAMS)):
+            axes = upsampled_axes(grid, small, branch.factor, partners)
+            work = partial(compression.decompress_and_fuse, grid, small, *of_layer, *axes)
+            compression.CHANNELS, compression.WARPS = features, warps
+            try:
+                milliseconds = 1e3 * sustained(work, "cuda", 0.2)
+            finally:
+                compression.CHANNELS, compression.WARPS = usual
+            pairs = "" if partners else ", a pair a program"
+            what = f"decompression ({name}), {features} features, {warps} warps{pairs}"
+            print(f"{what:72}{milliseconds:9.3f}", flush=True)
 
 
 class Same(nn.Module):
