@@ -90,7 +90,7 @@ def attention_work(
         )
 
 
-PROGRAMS = ((64, 2), (128, 2), (128, 4), (128, 8), (256, 4), (256, 8))  # features, warps
+PROGRAMS = ((32, 1), (64, 1), (64, 2), (128, 2), (128, 4), (256, 4))  # features, warps
 
 
 def upsampled_axes(grid: Tensor, small: Tensor, factor: int, partners: bool) -> list[Axis]:
@@ -123,6 +123,24 @@ def print_other_programs(attention: UltraGenAttention, grid: Tensor, timestep: T
             pairs = "" if partners else ", a pair a program"
             what = f"decompression ({name}), {features} features, {warps} warps{pairs}"
             print(f"{what:72}{milliseconds:9.3f}", flush=True)
+
+
+def print_whole_tiles(
+    attention: UltraGenAttention, grid: Tensor, layouts: list[AttentionLayout]
+) -> None:
+    """Attention in windows, and windows into the grid, with and without whole tiles of tokens."""
+    for name, layout in zip(("even", "odd"), layouts, strict=True):
+        at, found = layout.local, []
+        for tile in dict.fromkeys((1, attention.tile(grid, at))):
+            query, key = (attention.norm_q(grid, at, attention.heads, tile) for _ in range(2))
+            value = cut(grid, at.partition, tile)
+            work = partial(attention.processor, attention, query, key, value, at)
+            found.append(work())
+            milliseconds = 1e3 * sustained(work, "cuda", 1.0)
+            what = f"attention in windows and into the grid ({name} layer), tiles of {tile}"
+            print(f"{what:72}{milliseconds:9.3f}", flush=True)
+        error = (found[-1].float() - found[0].float()).abs().max() / found[0].float().abs().max()
+        print(f"{'… difference':72}{error.item():9.1e}", flush=True)
 
 
 class Same(nn.Module):
@@ -236,6 +254,7 @@ def main() -> None:
             compare(work, device, rate)
         if device == "cuda":
             print_other_programs(attention, x, timestep)
+            print_whole_tiles(attention, x, layouts)
         block = WanTransformerBlock(dim, ffn, heads, cross_attn_norm=True).to(dtype)
         for name in ("norm1", "norm2", "norm3"):
             getattr(block, name).float()

@@ -29,6 +29,7 @@ ORDER = (
         "kernels",
         "linear",
     },
+    {"tiles"},
     {"hardware", "compression", "sampling", "block", "fp8", "progress"},
     {"attention"},
     {"transformer", "autoencoder", "upscale", "classifier", "wan_decoding"},

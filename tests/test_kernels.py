@@ -7,13 +7,14 @@ from copy import deepcopy
 import pytest
 import torch
 from accelerate import cpu_offload
+from diffusers.models.attention_dispatch import attention_backend
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from tiny import inputs, tiny_ultragen
 from torch import Tensor
 from torch.nn import functional as F
 
-from ultragen import kernels
-from ultragen.attention import CompressedBranch, RotaryNorm, TimeGate
+from ultragen import kernels, tiles
+from ultragen.attention import CompressedBranch, RotaryNorm, TimeGate, WindowAttnProcessor
 from ultragen.block import FusedGELU, UltraGenBlock
 from ultragen.compression import Compression, interpolation, resampled_axis, resize, upsampled_axis
 from ultragen.kernels import plain_code
@@ -25,6 +26,8 @@ from ultragen.windows import even_partition, split_windows
 
 pytest.importorskip("triton", reason="Triton is not installed: it comes with CUDA builds of torch")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# The library's convolutions count with fewer digits on a GPU than its matrix products otherwise.
+torch.backends.cudnn.allow_tf32 = False
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +172,74 @@ def test_windows_and_back_with_their_gradients(windows):
     gradient = torch.randn_like(whole)
     whole.backward(gradient)
     torch.testing.assert_close(grid.grad, 3 * gradient)
+
+
+# Whole tiles of tokens
+
+
+def test_windows_are_filled_up_to_whole_tiles(rotary_norm):
+    """With the first query or key again, and with values of zero."""
+    from ultragen.kernels.windows import split
+
+    torch.manual_seed(0)
+    partition, rotary = even_partition(3, 5, 2), angles((2, 3, 5), 2)
+    grid, weight = torch.randn(2, 2, 3, 5, 12, device=DEVICE), torch.randn(12, device=DEVICE)
+    with torch.no_grad():
+        of_one = rotary_norm(grid, weight, rotary, 1e-6, partition.rectangles)
+        of_all = rotary_norm(grid, weight, rotary, 1e-6, partition.rectangles, 8)
+    values = split(grid, partition.rectangles, 8)
+    for one, more, value, plain in zip(
+        of_one, of_all, values, split_windows(grid, partition), strict=True
+    ):
+        tokens = one[0, ..., 0].numel()
+        assert more.shape[1] == value.shape[1] == tokens + -tokens % 8
+        assert torch.equal(more[:, :tokens], one.flatten(1, 3))
+        assert torch.equal(more[:, tokens:], more[:, :1].expand_as(more[:, tokens:]))
+        assert torch.equal(value[:, :tokens], plain.flatten(1, 3))
+        assert not value[:, tokens:].any()
+    with pytest.raises(ValueError, match="no gradients"):
+        rotary_norm(grid, weight, rotary, 1e-6, partition.rectangles, 8)
+
+
+@pytest.mark.parametrize("offset", [0.0, -4.0, 4.0], ids=["plain", "small sums", "large sums"])
+def test_what_fills_the_tiles_has_no_part_in_the_result(rotary_norm, offset):
+    """Whatever the keys have in common, which moves all sums: windows of four sizes."""
+    from ultragen.kernels import whole_tiles
+    from ultragen.kernels.windows import split
+
+    torch.manual_seed(0)
+    heads, head = (2, 128) if DEVICE == "cuda" else (3, 8)
+    d, dtype = heads * head, torch.bfloat16 if DEVICE == "cuda" else torch.float32
+    partition, tile = even_partition(3, 5, 2), 128 if DEVICE == "cuda" else 8
+    rotary = (
+        torch.ones(2, 3, 5, head // 2, device=DEVICE),
+        torch.zeros(2, 3, 5, head // 2, device=DEVICE),
+    )
+    query, key, value = torch.randn(3, 2, 2, 3, 5, d, device=DEVICE, dtype=dtype).unbind()
+    query, key = query.abs() * 4, key + offset
+    weight = torch.full((d,), 4.0, device=DEVICE)
+    given = weight, rotary, 1e-6, partition.rectangles, tile
+    with torch.no_grad():
+        queries, keys = (rotary_norm(x, *given) for x in (query, key))
+        groups = zip(queries, keys, split(value, partition.rectangles, tile), strict=True)
+        found = [whole_tiles.attention(*group, heads) for group in groups]
+        windows, sums = ([*part] for part in zip(*found, strict=True))
+        merged = whole_tiles.merge(
+            windows, queries, keys, sums, heads, partition.rectangles, (2, 3, 5)
+        )
+        plain = [
+            [w.flatten(1, 3).unflatten(-1, (heads, head)).transpose(1, 2).double() for w in x]
+            for x in (
+                plain_rotary_norm(query, weight, rotary, heads, partition),
+                plain_rotary_norm(key, weight, rotary, heads, partition),
+                split_windows(value, partition),
+            )
+        ]
+    expected = [F.scaled_dot_product_attention(*group) for group in zip(*plain, strict=True)]
+    for one, other in zip(split_windows(merged, partition), expected, strict=True):
+        other = other.transpose(1, 2).flatten(2).view_as(one).to(dtype)
+        close = dict(rtol=2e-2, atol=2e-2) if DEVICE == "cuda" else dict(rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(one, other, **close)
 
 
 # Compression and decompression
@@ -341,6 +412,58 @@ def test_a_whole_model_with_kernels_is_the_one_without(forced, kind):
     found, expected = both_ways(model, **given, windows=2)
     assert expected.std() > 0.1
     torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.slow
+def test_a_whole_model_with_whole_tiles_is_the_one_without(forced, monkeypatch):
+    """In windows of every branch and in a layer of full attention."""
+    dtype, tile, head = (torch.bfloat16, 128, 128) if DEVICE == "cuda" else (torch.float32, 8, 16)
+    asked = []
+
+    def tile_of(processor, x, heads, windows):
+        asked.append(windows)
+        return 1 if kernels._plain else tile
+
+    for module in ("attention", "block"):
+        monkeypatch.setattr(f"ultragen.{module}.tile_of", tile_of)
+    model = tiny_ultragen(
+        full_attention_layers=(0,), num_layers=3, cross_attn_norm=True, attention_head_dim=head
+    ).to(DEVICE, dtype)
+    given = {k: v.to(DEVICE, dtype) for k, v in inputs(GRID, 1).items()}
+    found, expected = both_ways(model, **given, windows=2)
+    assert any(tokens % tile for windows in asked for tokens in windows)
+    close = dict(rtol=5e-2, atol=5e-2) if DEVICE == "cuda" else dict(rtol=2e-4, atol=2e-4)
+    torch.testing.assert_close(found, expected, **close)
+
+
+def test_tiles_are_filled_only_where_that_was_measured(monkeypatch):
+    """On Hopper, in half precision, with cuDNN, without gradients, where little room is needed."""
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(tiles, "kernel_works", lambda *_: True)
+    processor = WindowAttnProcessor()
+
+    class OnGpu(Tensor):
+        is_cuda = True
+
+    def tile(windows, heads=12, dtype=torch.bfloat16):
+        x = torch.empty(1, 12 * 128, dtype=dtype).as_subclass(OnGpu)
+        return tiles.tile_of(processor, x, heads, windows)
+
+    with torch.no_grad():
+        assert tile([10710]) == tile([16384, 10710]) == 128
+        assert tile([16384]) == tile([600, 10710]) == tile([600]) == 1
+        assert tile([10710], heads=24) == tile([10710], dtype=torch.float32) == 1
+        assert tiles.tile_of(processor, torch.empty(1, 1536).bfloat16(), 12, [10710]) == 1
+        processor._attention_backend = "flash"
+        assert tile([10710]) == 1
+        processor._attention_backend = None
+        with attention_backend("_native_flash"):
+            assert tile([10710]) == 1
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (8, 0))
+        assert tile([10710]) == 1
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
+        assert tile([10710]) == 128
+    assert tile([10710]) == 1
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from .fp8 import plain_weight
 from .kernels import kernel_works
 from .layout import GLOBAL_FACTOR, HIERARCHICAL_FACTOR, AttentionLayout, Rotary, WindowLayout
 from .linear import is_bare, is_untouched
+from .tiles import tile_of
 from .windows import Partition, merge_windows, split_windows
 
 
@@ -46,13 +47,13 @@ def apply_rotary(x: Tensor, rotary: Rotary, scale: Tensor | None = None) -> Tens
     return torch.view_as_real(turned).flatten(-2)
 
 
-def cut(grid: Tensor, partition: Partition) -> list[Tensor]:
-    """`split_windows`, in one pass where that works."""
+def cut(grid: Tensor, partition: Partition, tile: int = 1) -> list[Tensor]:
+    """`split_windows`, in one pass where that works; with tiles (b windows) n d."""
     if not kernel_works("windows", grid.device):
         return split_windows(grid, partition)
     from .kernels.windows import split
 
-    return split(grid, partition.rectangles)
+    return split(grid, partition.rectangles, tile)
 
 
 def join(windows: list[Tensor], partition: Partition) -> Tensor:
@@ -69,14 +70,14 @@ class RotaryNorm(nn.RMSNorm):
     windows."""
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, at: WindowLayout, heads: int
+        self, x: Tensor, at: WindowLayout, heads: int, tile: int = 1
     ) -> list[Tensor]:
-        """b t h w d → windows, see `split_windows`."""
+        """b t h w d → windows, see `split_windows`; with tiles (b windows) n d."""
         if kernel_works("rotary_norm", x.device):
             from .kernels.rotary_norm import rotary_norm
 
             eps = cast(float, self.eps)
-            return rotary_norm(x, self.weight, at.rotary, eps, at.partition.rectangles)
+            return rotary_norm(x, self.weight, at.rotary, eps, at.partition.rectangles, tile)
         # The norm's factor, one a token, turns with the positions: a pass less over all features.
         precise = torch.promote_types(x.dtype, torch.float32)
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise)
@@ -242,8 +243,18 @@ class WindowAttnProcessor:
         value: list[Tensor],
         at: WindowLayout,
     ) -> Tensor:
-        """Query, key and value: windows, see `split_windows`; result: b t h w d."""
+        """Query, key and value: windows, see `split_windows`, or with whole tiles (b windows) n d;
+        result: b t h w d."""
         groups = zip(query, key, value, strict=True)
+        if query[0].ndim == 3:
+            from .kernels import whole_tiles
+
+            found = [whole_tiles.attention(*group, attn.heads) for group in groups]
+            windows, sums = ([*part] for part in zip(*found, strict=True))
+            size = (at.rotary[0].shape[0], *at.size)
+            return whole_tiles.merge(
+                windows, query, key, sums, attn.heads, at.partition.rectangles, size
+            )
         windows = [self._attend(attn.heads, *group) for group in groups]
         return join(windows, at.partition)
 
@@ -361,12 +372,21 @@ class UltraGenAttention(nn.Module, AttentionModuleMixin):
         out = rearrange(fused.type_as(hidden_states), "b t h w d -> b (t h w) d")
         return self.to_out[1](self.to_out[0](out))
 
+    def tile(self, grid: Tensor, at: WindowLayout) -> int:
+        """Of what number the tokens of each window become a multiple, see `tile_of`."""
+        if not isinstance(self.processor, WindowAttnProcessor):  # it may know nothing of tiles
+            return 1
+        frames = grid.shape[1]
+        windows = [frames * rows.size * columns.size for rows, columns in at.partition.groups]
+        return tile_of(self.processor, grid, self.heads, windows)
+
     def local(self, grid: Tensor, at: WindowLayout) -> Tensor:
         """Windows at full resolution with the base weights (eq. 6-9)."""
         x = resize(grid, at.size, self.resize_antialias)
-        query = self.norm_q(self.to_q(x), at, self.heads)
-        key = self.norm_k(self.to_k(x), at, self.heads)
-        value = cut(self.to_v(x), at.partition)
+        tile = self.tile(x, at)
+        query = self.norm_q(self.to_q(x), at, self.heads, tile)
+        key = self.norm_k(self.to_k(x), at, self.heads, tile)
+        value = cut(self.to_v(x), at.partition, tile)
         out = self.processor(self, query, key, value, at)
         return resize(out, (grid.shape[2], grid.shape[3]), self.resize_antialias)
 
@@ -375,7 +395,8 @@ class UltraGenAttention(nn.Module, AttentionModuleMixin):
         b t h w d → b t h' w' d."""
         x = resize(branch.compression(grid), at.size, self.resize_antialias)
         to_key = {"key": self.to_k, "query": self.to_q}[branch.keys_from]
-        query = self.norm_q(updated(self.to_q, branch.lora_q, x), at, self.heads)
-        key = self.norm_k(updated(to_key, branch.lora_k, x), at, self.heads)
-        value = cut(updated(self.to_v, branch.lora_v, x), at.partition)
+        tile = self.tile(x, at)
+        query = self.norm_q(updated(self.to_q, branch.lora_q, x), at, self.heads, tile)
+        key = self.norm_k(updated(to_key, branch.lora_k, x), at, self.heads, tile)
+        value = cut(updated(self.to_v, branch.lora_v, x), at.partition, tile)
         return self.processor(self, query, key, value, at)

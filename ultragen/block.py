@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from .kernels import kernel_works, wants_plain_code
 from .linear import is_bare, is_untouched
+from .tiles import tile_of
 
 
 class FullAttnProcessor(WanAttnProcessor):
@@ -55,20 +56,39 @@ class FullAttnProcessor(WanAttnProcessor):
         from .kernels.rotary_norm import rotary_norm
 
         cos, sin = rotary_emb[0][0, :, 0, ::2].contiguous(), rotary_emb[1][0, :, 0, 1::2]
-        tables, whole = (cos, sin.contiguous()), [(0, 1, 1, 0, 1, hidden_states.shape[1])]
+        tables, tokens = (cos, sin.contiguous()), hidden_states.shape[1]
+        whole = [(0, 1, 1, 0, 1, tokens)]  # as one window
+        tile = tile_of(self, hidden_states, attn.heads, [tokens])
         query, key = (
-            rotary_norm(x[:, None, None], norm.weight, tables, norm.eps, whole)[0][:, 0, 0]
+            rotary_norm(x[:, None, None], norm.weight, tables, norm.eps, whole, tile)[0]
             for x, norm in (
                 (attn.to_q(hidden_states), attn.norm_q),
                 (attn.to_k(hidden_states), attn.norm_k),
             )
         )
-        out = dispatch_attention_fn(
-            *(x.unflatten(-1, (attn.heads, -1)) for x in (query, key, attn.to_v(hidden_states))),
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )
-        return attn.to_out[1](attn.to_out[0](out.flatten(2).type_as(query)))
+        value = attn.to_v(hidden_states)
+        if tile > 1:
+            out = attend_to_whole_tiles(query, key, value, attn.heads)
+        else:
+            out = dispatch_attention_fn(
+                *(x.unflatten(-1, (attn.heads, -1)) for x in (query[:, 0, 0], key[:, 0, 0], value)),
+                backend=self._attention_backend,
+                parallel_config=self._parallel_config,
+            ).flatten(2)
+        return attn.to_out[1](attn.to_out[0](out.type_as(query)))
+
+
+def attend_to_whole_tiles(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """Attention over all tokens: query and key b n d with whole tiles, value and result without."""
+    from .kernels import whole_tiles
+    from .kernels.windows import split
+
+    tokens = value.shape[1]
+    whole = [(0, 1, 1, 0, 1, tokens)]
+    (filled,) = split(value[:, None, None], whole, query.shape[1])
+    out, sums = whole_tiles.attention(query, key, filled, heads)
+    groups = [out], [query], [key], [sums]
+    return whole_tiles.merge(*groups, heads, whole, (1, 1, tokens))[:, 0, 0]
 
 
 def fused_modulation(device: torch.device) -> Any:

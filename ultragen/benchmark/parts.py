@@ -59,6 +59,8 @@ MODULES = (
 
 FUNCTIONS = {
     "diffusers.models.attention_dispatch.dispatch_attention_fn": ATTENTION,
+    "ultragen.kernels.whole_tiles.attention": ATTENTION,
+    "ultragen.kernels.whole_tiles.merge": "window order",
     "diffusers.models.transformers.transformer_wan.WanAttnProcessor.__call__.<locals>."
     "apply_rotary_emb": "rotary positions",
     "ultragen.attention.apply_rotary": "rotary positions",

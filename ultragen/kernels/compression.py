@@ -20,10 +20,14 @@ from torch import Tensor
 from .axes import Axis, plan_axis
 
 TOKENS, FEATURES = 4, 256  # of one program of the compression
-CHANNELS, WARPS = 128, 4  # of one program of the decompression
+CHANNELS, WARPS = 64, 1  # of one program of the decompression: two features a thread
+# Of the decompression: it is not compiled anew for sizes that are 1 or a multiple of 16.
+SIZES = (
+    "row_programs", "column_programs", "column_kinds", "t", "h", "w", "small_h", "small_w"
+)  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("h", "w", "small_h", "small_w"))
 def _compress(
     x_ptr, taps_ptr, bias_ptr, out_ptr, h, w, small_h, small_w, d,
     FACTOR: tl.constexpr, TOKENS: tl.constexpr, FEATURES: tl.constexpr, BIASED: tl.constexpr,
@@ -98,20 +102,19 @@ def _weights(ptr, d, features, inside):
 
 
 @triton.jit
-def _small_tokens(ptr, x0, x1, x2, x3, inside, PAIRS: tl.constexpr):
+def _small_tokens(ptr, second, third, three, fourth, d: tl.constexpr, PAIRS: tl.constexpr):
     """Neighbours in a row of the small grid: three, and a fourth where two pairs share them."""
-    s0 = tl.load(ptr + x0, mask=inside, other=0.0)
-    s1 = tl.load(ptr + x1, mask=inside, other=0.0)
-    s2 = tl.load(ptr + x2, mask=inside, other=0.0)
-    s3 = tl.load(ptr + x3, mask=inside, other=0.0) if PAIRS == 2 else s2
+    s0 = tl.load(ptr, mask=three, other=0.0)
+    s1 = tl.load(ptr + second, mask=three, other=0.0)
+    s2 = tl.load(ptr + third, mask=three, other=0.0)
+    s3 = tl.load(ptr + 3 * d, mask=fourth, other=0.0) if PAIRS == 2 else s2
     return s0, s1, s2, s3
 
 
 @triton.jit
-def _pair(ptr, features, left, right, d):
+def _pair(ptr, left, right, d: tl.constexpr):
     """Two neighbouring tokens of the full grid, as far as they are there."""
-    first = tl.load(ptr, mask=features < left, other=0.0)
-    return first, tl.load(ptr + d, mask=features < right, other=0.0)
+    return tl.load(ptr, mask=left, other=0.0), tl.load(ptr + d, mask=right, other=0.0)
 
 
 @triton.jit
@@ -139,32 +142,31 @@ def _add_all(total, weights, top, middle, bottom, PAIR: tl.constexpr):
 
 
 @triton.jit
-def _store(ptr, features, left, right, d, total, fine, gate, bias):
+def _store(ptr, left, right, d: tl.constexpr, total, fine, gate):
     """The gate's mean of a fine pair and of the sums that are complete."""
-    first, second = total[2] + bias, total[5] + bias
-    first += gate * (fine[0].to(tl.float32) - first)
-    second += gate * (fine[1].to(tl.float32) - second)
-    tl.store(ptr, first, mask=features < left)
-    tl.store(ptr + d, second, mask=features < right)
+    first = gate * fine[0].to(tl.float32) + (1 - gate) * total[2]
+    second = gate * fine[1].to(tl.float32) + (1 - gate) * total[5]
+    tl.store(ptr, first, mask=left)
+    tl.store(ptr + d, second, mask=right)
 
 
 @triton.jit
-def _next(total):
-    """The sums a moment later, each one step nearer to its end."""
-    none = tl.zeros_like(total[0])
-    return none, total[0], total[1], none, total[3], total[4]
+def _next(bias, total):
+    """The sums a moment later, each one step nearer to its end; new ones begin with the bias."""
+    return bias, total[0], total[1], bias, total[3], total[4]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _decompress_and_fuse(
     fine_ptr, coarse_ptr, weights_ptr, bias_ptr, gate_ptr, out_ptr, row_ptr, column_ptr,
-    row_programs, column_programs, column_kinds, t, h, w, small_h, small_w, d,
-    ROWS: tl.constexpr, PAIRS: tl.constexpr, CHANNELS: tl.constexpr,
+    row_programs, column_programs, column_kinds, t, h, w, small_h, small_w,
+    d: tl.constexpr, ROWS: tl.constexpr, PAIRS: tl.constexpr, WIDE: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """One program: ROWS × PAIRS pairs of neighbouring places that have the same weights, all
-    moments, CHANNELS features."""
+    moments, CHANNELS features. WIDE: a row of the small grid has three tokens at least."""
     # Programs that run at the same time read whole tokens.
-    parts = (d + CHANNELS - 1) // CHANNELS
+    parts: tl.constexpr = (d + CHANNELS - 1) // CHANNELS
     place, part = tl.program_id(0) // parts, tl.program_id(0) % parts
     row_ptr += place // column_programs
     column_ptr += place % column_programs
@@ -192,56 +194,56 @@ def _decompress_and_fuse(
     bias = tl.load(bias_ptr + features, mask=inside, other=0.0)
 
     # Tokens beyond the small grid have weights of 0: any token that is there stands for them.
-    row0, row1 = row * small_w * d, tl.minimum(row + 1, small_h - 1) * small_w * d
-    row2 = tl.minimum(row + 2, small_h - 1) * small_w * d
-    row3 = tl.minimum(row + 3, small_h - 1) * small_w * d
-    x0, x1 = column * d + features, tl.minimum(column + 1, small_w - 1) * d + features
-    x2 = tl.minimum(column + 2, small_w - 1) * d + features
-    x3 = tl.minimum(column + 3, small_w - 1) * d + features
-    # How many features the tokens of a pair have: none where there is no token. The last pair of
-    # a row may be one place, and what has no partner is followed by -1.
-    left, right = d, tl.where(x + 1 < w, d, 0)
-    next_left = tl.where(next_x < 0, 0, d)
-    next_right = tl.where((next_x < 0) | (next_x + 1 >= w), 0, d)
+    coarse_ptr += (sample * t * small_h * small_w + column) * d + features
+    line0 = coarse_ptr + row * small_w * d
+    line1 = coarse_ptr + tl.minimum(row + 1, small_h - 1) * small_w * d
+    line2 = coarse_ptr + tl.minimum(row + 2, small_h - 1) * small_w * d
+    line3 = coarse_ptr + tl.minimum(row + 3, small_h - 1) * small_w * d
+    second = d if WIDE else tl.minimum(1, small_w - 1 - column) * d
+    third = 2 * d if WIDE else tl.minimum(2, small_w - 1 - column) * d
+    # Where a token is there: the last pair of a row may be one place, and what has no partner is
+    # followed by -1.
+    right = features < tl.where(x + 1 < w, d, 0)
+    next_left = features < tl.where(next_x < 0, 0, d)
+    next_right = features < tl.where((next_x < 0) | (next_x + 1 >= w), 0, d)
+    below = features < tl.where(next_y < 0, 0, d)
     aside, down = tl.maximum(next_x - x, 0) * d, tl.maximum(next_y - y, 0) * w * d
-    below = tl.where(next_y < 0, 0, 1)
 
     place_offset = (sample * t * h * w + y * w + x) * d
     fine_ptr += place_offset + features
     out_ptr += place_offset + features
-    coarse_ptr += sample * t * small_h * small_w * d
     frame, small_frame = tl.cast(h, tl.int64) * w * d, tl.cast(small_h, tl.int64) * small_w * d
     # A frame adds to the results of the next moment, of its own and of the one before.
-    none = tl.zeros((CHANNELS,), dtype=tl.float32)
-    total = none, none, none, none, none, none
+    total = bias, bias, bias, bias, bias, bias
     total_aside, total_below, total_both = total, total, total
+    next0 = _small_tokens(line0, second, third, inside, next_left, d, PAIRS)
+    next1 = _small_tokens(line1, second, third, inside, next_left, d, PAIRS)
+    next2 = _small_tokens(line2, second, third, inside, next_left, d, PAIRS)
+    next3 = next2 if ROWS == 1 else _small_tokens(line3, second, third, inside, next_left, d, PAIRS)
     for moment in range(t + 1):
-        # All loads first: they take long, and none waits for another. What is stored is the moment
-        # before, whose sums end with this frame; at first there is none.
+        # All loads first, those of the next frame too: they take long, and none waits for another.
+        # What is stored is the moment before, whose sums end with this frame; at first there is
+        # none.
         here = tl.maximum(moment - 1, 0) * frame
-        ready = tl.where(moment > 0, 1, 0)
-        fine = _pair(fine_ptr + here, features, ready * left, ready * right, d)
+        ready = features < tl.where(moment > 0, d, 0)
+        ready_below = ready & below
+        fine = _pair(fine_ptr + here, ready, ready & right, d)
         if PAIRS == 2:
-            fine_aside = _pair(
-                fine_ptr + here + aside, features, ready * next_left, ready * next_right, d
-            )
+            fine_aside = _pair(fine_ptr + here + aside, ready & next_left, ready & next_right, d)
         if ROWS == 2:
-            ready_below = ready * below
-            fine_below = _pair(
-                fine_ptr + here + down, features, ready_below * left, ready_below * right, d
-            )
+            fine_below = _pair(fine_ptr + here + down, ready_below, ready_below & right, d)
         if ROWS == 2 and PAIRS == 2:
             fine_both = _pair(
-                fine_ptr + here + down + aside, features, ready_below * next_left,
-                ready_below * next_right, d,
-            )  # fmt: skip
+                fine_ptr + here + down + aside, ready_below & next_left, ready_below & next_right, d
+            )
+        s0, s1, s2, s3 = next0, next1, next2, next3
+        then = tl.minimum(moment + 1, t - 1) * small_frame
+        next0 = _small_tokens(line0 + then, second, third, inside, next_left, d, PAIRS)
+        next1 = _small_tokens(line1 + then, second, third, inside, next_left, d, PAIRS)
+        next2 = _small_tokens(line2 + then, second, third, inside, next_left, d, PAIRS)
+        if ROWS == 2:
+            next3 = _small_tokens(line3 + then, second, third, inside, next_left, d, PAIRS)
         if moment < t:
-            small = coarse_ptr + moment * small_frame
-            s0 = _small_tokens(small + row0, x0, x1, x2, x3, inside, PAIRS)
-            s1 = _small_tokens(small + row1, x0, x1, x2, x3, inside, PAIRS)
-            s2 = _small_tokens(small + row2, x0, x1, x2, x3, inside, PAIRS)
-            if ROWS == 2:
-                s3 = _small_tokens(small + row3, x0, x1, x2, x3, inside, PAIRS)
             total = _add_all(total, weights, s0, s1, s2, 0)
             if PAIRS == 2:
                 total_aside = _add_all(total_aside, weights, s0, s1, s2, 1)
@@ -250,26 +252,25 @@ def _decompress_and_fuse(
             if ROWS == 2 and PAIRS == 2:
                 total_both = _add_all(total_both, weights, s1, s2, s3, 1)
         out = out_ptr + here
-        _store(out, features, ready * left, ready * right, d, total, fine, gate, bias)
-        total = _next(total)
+        _store(out, ready, ready & right, d, total, fine, gate)
+        total = _next(bias, total)
         if PAIRS == 2:
             _store(
-                out + aside, features, ready * next_left, ready * next_right, d, total_aside,
-                fine_aside, gate, bias,
-            )  # fmt: skip
-            total_aside = _next(total_aside)
+                out + aside, ready & next_left, ready & next_right, d, total_aside, fine_aside, gate
+            )
+            total_aside = _next(bias, total_aside)
         if ROWS == 2:
             _store(
-                out + down, features, ready_below * left, ready_below * right, d, total_below,
-                fine_below, gate, bias,
+                out + down, ready_below, ready_below & right, d, total_below, fine_below,
+                gate,
             )  # fmt: skip
-            total_below = _next(total_below)
+            total_below = _next(bias, total_below)
         if ROWS == 2 and PAIRS == 2:
             _store(
-                out + down + aside, features, ready_below * next_left, ready_below * next_right, d,
-                total_both, fine_both, gate, bias,
+                out + down + aside, ready_below & next_left, ready_below & next_right, d,
+                total_both, fine_both, gate,
             )  # fmt: skip
-            total_both = _next(total_both)
+            total_both = _next(bias, total_both)
 
 
 @torch.library.custom_op("ultragen::compress", mutates_args=())
@@ -317,7 +318,8 @@ def _fusion(
         _decompress_and_fuse[(number[0] * number[1] * parts, b)](
             fine, coarse, weights, bias, gate, out, row_programs, column_programs, *number,
             len(column_shares), t, h, w, coarse.shape[2], coarse.shape[3], d,
-            1 + (number[0] < h), 1 + (number[1] < pairs), CHANNELS, num_warps=WARPS,
+            1 + (number[0] < h), 1 + (number[1] < pairs), coarse.shape[3] > 2, CHANNELS,
+            num_warps=WARPS,
         )  # fmt: skip
     return out
 

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("h", "w", "new_h", "new_w"))  # windows come in many sizes
 def _resample(
     x_ptr, out_ptr, row_ptr, row_share_ptr, column_ptr, column_share_ptr,
     h, w, new_h, new_w, d, BLOCK: tl.constexpr,

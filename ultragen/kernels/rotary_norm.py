@@ -12,23 +12,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .windows import place, unflatten, window_shape
+from .windows import SIZES, place, shaped, unflatten, window_shape, without_room
 
 PROGRAMS = 1024  # partial sums of the weight's gradient
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _normalise_and_rotate(
-    x_ptr, weight_ptr, cos_ptr, sin_ptr, out_ptr, eps, d, half, t, h, w,
+    x_ptr, weight_ptr, cos_ptr, sin_ptr, out_ptr, room, eps, d, half, t, h, w,
     top, rows, height, left, columns, width, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: one token."""
+    """One program: one token; behind the last one of a window its first one again."""
     row = tl.program_id(0)
-    position, sample = place(row, t, h, w, top, rows, height, left, columns, width)
+    source, _ = without_room(row, room, t, height, width)
+    position, sample = place(source, t, h, w, top, rows, height, left, columns, width)
     features, pairs = tl.arange(0, BLOCK), tl.arange(0, BLOCK // 2)
     inside = features < d
-    source = (sample.to(tl.int64) * t * h * w + position) * d
-    x = tl.load(x_ptr + source + features, mask=inside, other=0.0).to(tl.float32)
+    at = (sample.to(tl.int64) * t * h * w + position) * d
+    x = tl.load(x_ptr + at + features, mask=inside, other=0.0).to(tl.float32)
     weight = tl.load(weight_ptr + features, mask=inside, other=0.0).to(tl.float32)
     y = x * tl.rsqrt(tl.sum(x * x, axis=0) / d + eps) * weight
     even, odd = tl.split(tl.reshape(y, (BLOCK // 2, 2)))
@@ -39,7 +40,7 @@ def _normalise_and_rotate(
     tl.store(out_ptr + row.to(tl.int64) * d + features, y, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("tokens", *SIZES))
 def _gradients(
     x_ptr, weight_ptr, cos_ptr, sin_ptr, grad_ptr, of_x_ptr, partial_ptr, tokens, eps, d, half,
     t, h, w, top, rows, height, left, columns, width, BLOCK: tl.constexpr, PROGRAMS: tl.constexpr,
@@ -71,16 +72,16 @@ def _gradients(
 
 @torch.library.custom_op("ultragen::rotary_norm", mutates_args=())
 def _forward(
-    x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float, groups: list[int]
+    x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float, groups: list[int], tile: int
 ) -> list[Tensor]:
     """Tokens b t h w d → windows, a tensor for each group."""
     x, (_, t, h, w, d) = x.contiguous(), x.shape
     found = []
     with torch.cuda.device_of(x):  # Triton takes the current device, wherever the tensors are
         for rectangle in unflatten(groups):
-            out = x.new_empty(window_shape(x, rectangle))
+            out = x.new_empty(window_shape(x, rectangle, tile))
             _normalise_and_rotate[(out.numel() // d,)](
-                x, weight, cos, sin, out, eps, d, cos.shape[-1], t, h, w, *rectangle,
+                x, weight, cos, sin, out, out.shape[1], eps, d, cos.shape[-1], t, h, w, *rectangle,
                 triton.next_power_of_2(d),
             )  # fmt: skip
             found.append(out)
@@ -111,8 +112,8 @@ def _backward(
 
 
 @_forward.register_fake
-def _(x, weight, cos, sin, eps, groups):
-    return [x.new_empty(window_shape(x, rectangle)) for rectangle in unflatten(groups)]
+def _(x, weight, cos, sin, eps, groups, tile):
+    return [x.new_empty(window_shape(x, rectangle, tile)) for rectangle in unflatten(groups)]
 
 
 @_backward.register_fake
@@ -121,14 +122,14 @@ def _(grads, x, weight, cos, sin, eps, groups):
 
 
 def _remember(ctx, inputs, output) -> None:
-    x, weight, cos, sin, ctx.eps, ctx.groups = inputs
+    x, weight, cos, sin, ctx.eps, ctx.groups, _ = inputs
     ctx.save_for_backward(x, weight, cos, sin)
 
 
 def _differentiate(ctx, grads):
     weight = ctx.saved_tensors[1]
     of_x, of_weight = _backward(grads, *ctx.saved_tensors, ctx.eps, ctx.groups)
-    return of_x, of_weight.to(weight.dtype), None, None, None, None
+    return of_x, of_weight.to(weight.dtype), None, None, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_remember)
@@ -140,6 +141,7 @@ def rotary_norm(
     rotary: tuple[Tensor, Tensor],
     eps: float,
     rectangles: Sequence[tuple[int, ...]],
+    tile: int = 1,
 ) -> list[Tensor]:
     """RMS norm over all features, rotation of pairs of neighbouring features, cut into windows.
 
@@ -152,11 +154,21 @@ def rotary_norm(
         eps: Of the norm.
         rectangles: The groups of equal windows: first row, windows and their rows, and the same
             of the columns. Together they cover the grid once.
+        tile: The first token of a window, repeated behind its last one, makes their number a
+            multiple of it; without gradients.
 
     Returns:
-        A tensor for each group, (b windows) t h w d in the precision of `x`.
+        A tensor for each group, (b windows) t h w d in the precision of `x`; with tiles
+        (b windows) n d.
+
+    Raises:
+        ValueError: if gradients of repeated tokens would be needed.
     """
-    return _forward(x, weight, *rotary, eps, [number for r in rectangles for number in r])
+    if tile > 1 and torch.is_grad_enabled():
+        raise ValueError("Tiles have no gradients: compute within torch.no_grad().")
+    groups = [number for r in rectangles for number in r]
+    found = _forward(x, weight, *rotary, eps, groups, tile)
+    return [shaped(out, r, x.shape[1], tile) for out, r in zip(found, rectangles, strict=True)]
 
 
 def try_on(device: torch.device) -> None:

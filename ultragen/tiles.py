@@ -1,0 +1,41 @@
+"""Where attention is to fill its last tile of tokens, see `kernels.whole_tiles`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+from torch import Tensor
+
+from .kernels import kernel_works
+
+TILE = 128  # keys of a tile; as many queries fill theirs too
+LARGEST_ROOM = 0.03  # of a window's tokens, up to which it pays
+HEAD_DIM, HOPPER = 128, 9  # where it was measured
+CUDNN = (AttentionBackendName.NATIVE, AttentionBackendName._NATIVE_CUDNN)
+
+
+def tile_of(processor: Any, x: Tensor, heads: int, windows: Sequence[int]) -> int:
+    """Of what number the tokens of a window are to become a multiple: 1 leaves them as they are.
+
+    Args:
+        processor: Of the attention; its back end must be cuDNN, as torch chooses it on these GPUs.
+        x: What queries are made of, … d.
+        heads: Attention heads.
+        windows: Tokens of each group's windows.
+    """
+    if not x.is_cuda or torch.is_grad_enabled() or x.shape[-1] != heads * HEAD_DIM:
+        return 1
+    ragged = [tokens for tokens in windows if tokens % TILE]
+    if not ragged or any(-tokens % TILE > LARGEST_ROOM * tokens for tokens in ragged):
+        return 1
+    asked = getattr(processor, "_attention_backend", None)
+    backend = asked or _AttentionBackendRegistry.get_active_backend()[0]
+    fits = AttentionBackendName(backend) in CUDNN and torch.backends.cuda.cudnn_sdp_enabled()
+    fits = fits and getattr(processor, "_parallel_config", None) is None
+    fits = fits and x.dtype in (torch.bfloat16, torch.float16)
+    fits = fits and torch.cuda.get_device_capability(x.device)[0] == HOPPER
+    names = ("windows", "rotary_norm", "whole_tiles")
+    return TILE if fits and all(kernel_works(name, x.device) for name in names) else 1
