@@ -24,7 +24,8 @@ NAMES = {"wan": "WAN_CUDA", "embedded": "CUDA"}  # of the coefficients in `ultra
 
 
 def render(paths: Sequence[Path], doc: Path) -> None:
-    """Puts the tables of measured parts between the marks of a document; others say so.
+    """Puts the tables of measured parts between the marks of a document; what the files do not have
+    stays as it is there.
 
     Raises:
         OSError: if a file can't be read.
@@ -36,17 +37,22 @@ def render(paths: Sequence[Path], doc: Path) -> None:
         needed = [part for part in (name, *ALSO.get(name, ())) if part in parts]
         lines = table(parts) if name in parts else []
         body = "\n".join([*lines, "", *(origin(part, parts[part]) for part in needed)])
-        text = between_marks(text, name, body.strip("\n") if lines else NOT_YET)
+        text = between_marks(text, name, body.strip("\n") if lines else None)
     write_whole(doc, text)
 
 
-def between_marks(text: str, name: str, body: str) -> str:
-    """The text with another body between `<!-- name -->` and `<!-- end of name -->`."""
+def between_marks(text: str, name: str, body: str | None) -> str:
+    """The text with another body between `<!-- name -->` and `<!-- end of name -->`; without one,
+    only where nothing stands there it says so."""
     first, last = f"<!-- {name} -->", f"<!-- end of {name} -->"
     if text.count(first) != 1 or text.count(last) != 1:
         raise ValueError(f"The document must hold {first} and {last} once, around a table.")
-    pattern = re.compile(f"{first}.*{last}", re.DOTALL)
-    return pattern.sub(lambda match: f"{first}\n{body}\n{last}", text)
+    pattern = re.compile(f"{first}(.*){last}", re.DOTALL)
+
+    def replaced(found: re.Match[str]) -> str:
+        return f"{first}\n{(body or found[1].strip() or NOT_YET)}\n{last}"
+
+    return pattern.sub(replaced, text)
 
 
 def origin(part: str, content: Entry) -> str:

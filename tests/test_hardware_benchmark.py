@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -28,8 +29,10 @@ def run(*arguments: object) -> int:
 
 @pytest.fixture
 def doc(tmp_path) -> Path:
-    path = tmp_path / "hardware.md"
-    path.write_text(hardware_tables.DOC.read_text(encoding="utf-8"), encoding="utf-8")
+    """The document without its tables."""
+    path, text = tmp_path / "hardware.md", hardware_tables.DOC.read_text(encoding="utf-8")
+    marks = r"(<!-- (\w+) -->).*?(<!-- end of \2 -->)"
+    path.write_text(re.sub(marks, r"\1\n\3", text, flags=re.DOTALL), encoding="utf-8")
     return path
 
 
@@ -59,6 +62,12 @@ def test_parts_without_files(tmp_path, doc, capsys):
     assert text.count("Not measured yet.") == 2
     assert run("--render", file, "--markdown", doc) == 0
     assert doc.read_text() == text
+
+    content = json.loads(file.read_text())
+    content["parts"] = {"tokens": content["parts"]["tokens"]}
+    file.write_text(json.dumps(content))
+    assert run("--render", file, "--markdown", doc) == 0
+    assert doc.read_text() == text, "a file of one part leaves the others' tables alone"
 
 
 @pytest.mark.slow

@@ -178,21 +178,23 @@ CUDA = Coefficients(  # a guess, until `measuring.measure` has run on a GPU
     encode=2.5e-8,
 )
 # The 1.3B model on an H100 80GB HBM3 with torch 2.11.0 and diffusers 0.42.1, bfloat16, random
-# weights. Native passes: two whole runs (206.6 s for 60 passes at 1088×1920×81, 146.9 s for 24 at
-# 2176×3840×29 with K = 8, docs/hardware.md) and three single passes at K = 4 (3.40 s, 6.81 s, and
-# 45.8 s at 2176×3840×81, docs/benchmarks.md), 2026-11-25; all lie within 6 %. Dense passes of
-# 32,760 to 261,120 tokens lie within 5 % of 30 layers × (2.6e-7 s a token + 1.07e-11 s a pair),
-# 2026-11-23. Decoding is the slower one of the two runs, the files are a little above both.
-# Upscaling was not measured: guesses, as above.
+# weights. Native passes: eight of docs/benchmarks.md (1.58 to 43.2 s, with and without full layers,
+# K = 4 and 8), 2026-11-27; all lie within 6 %. Dense passes of 32,760 to 685,440 tokens lie within
+# 7 % of 30 layers × (2.6e-7 s a token + 1.07e-11 s a pair), 2026-11-23 to 27. Decoding is the
+# slower one of two whole runs (docs/hardware.md), 2026-11-25. The rest is what `measuring.measure`
+# found, 2026-11-27: there as well, with what it found for passes, and why that is not taken.
 WAN_CUDA = replace(
     CUDA,
-    start=1.0,
-    token=4.4e-6,
-    pair=3.5e-10,
+    probe=7.6e-5,
+    start=1.45,
+    token=5.4e-6,
+    pair=3.13e-10,
     base_token=7.8e-6,
     base_pair=3.2e-10,
     decode=4.9e-8,
-    encode=2.8e-8,
+    lanczos=2.1e-8,
+    network=3.2e-7,
+    encode=3.3e-8,
 )
 # Operations counted on the layers' widths, at the 100 GFLOP/s that two cores were measured to keep
 # up. Decoding is a lower bound: what a far narrower autoencoder of the same layout took.
