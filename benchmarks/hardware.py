@@ -15,7 +15,7 @@ memory        peaks of the whole pipeline by stage, whole and in turn       150
 frames        the longest clips that cards of 24, 48 and 80 GB take         150
 runs          prompt to MP4 by the command line: 1080p, then 4K             330 and 560
 dense         the same by diffusers' own WanPipeline, one or two steps      130 and 180
-coefficients  what a unit of work costs, for both models                    240
+coefficients  what a unit of work costs, for both models                    350
 
 `runs`, `dense` and `coefficients` read files, the others build their weights on the GPU. `--clip`
 and `--only` split the work; `--steps` shortens the runs, and the tables then say so.

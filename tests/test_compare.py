@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from fakes import fake_models
 
 from ultragen import compare as comparison
-from ultragen import cost
+from ultragen import cost, measuring
 from ultragen.choice import choose
-from ultragen.compare import Cancelled, Request, compare, generate, write
+from ultragen.compare import Cancelled, Request, compare, generate, job, write
 from ultragen.cost import STAGES, Job
 from ultragen.measuring import MEASURED, measure
 from ultragen.model_files import check_model_files, fingerprint
@@ -284,6 +286,26 @@ def test_measuring_gives_coefficients_that_explain_the_runs():
     )
     assert measured.encode > 0
     assert measured.decode > 0
+
+
+@pytest.mark.parametrize("device, times", [("cpu", 1), ("cuda", 2)])
+def test_on_a_gpu_the_second_run_of_a_size_counts(device, times, monkeypatch):
+    made = []
+
+    def compare(request, models, folder):
+        made.append(request.num_frames)
+        longer = 0.1 if made.count(request.num_frames) == 1 else 0  # as plans and kernels take
+        seconds = {"encode": longer + 1e-9 * request.num_frames, "denoise": longer + 0.1}
+        return SimpleNamespace(metadata={"seconds": {"measured": seconds}})
+
+    monkeypatch.setattr(measuring, "compare", compare)
+    monkeypatch.setattr(measuring, "probe", lambda *_: 1.0)
+    monkeypatch.setattr(measuring, "job", lambda request, models: job(request, fake_models()))
+    models = replace(fake_models(), device=device)
+    short = [{"resolution": "544p", "num_frames": frames} for frames in (5, 9, 13)]
+    found = measure(models, settings=short)
+    assert made == [frames for frames in (5, 9, 13) for _ in range(times)]
+    assert (found.encode < 1e-9) == (times == 2)
 
 
 @pytest.mark.parametrize("preset", [EMBEDDED, WAN], ids=lambda preset: preset.name)
