@@ -14,11 +14,13 @@ from wan_files import ROOT, make_wan
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import hardware
+import hardware_frames
+import hardware_plan
 import hardware_tables
 from hardware_results import Results, read_results
 
 from ultragen.benchmark.random_weights import BLOCK, SIZES, Noise, builders
-from ultragen.hardware import GIB, VALUES_PER_TOKEN
+from ultragen.hardware import GIB, VALUES_PER_TOKEN, WAN_PARAMETERS
 
 ONCE = ("tokens", "memory", "frames")
 
@@ -132,20 +134,20 @@ def test_the_search_finds_the_largest(most, guess):
             asked.append(n)
             return n <= limit
 
-        assert hardware.largest(fit, guess, most) == limit
+        assert hardware_frames.largest(fit, guess, most) == limit
         assert len(asked) == len(set(asked))
         assert all(0 <= n <= most for n in asked)
 
 
 def test_a_good_guess_needs_two_trials():
     asked: list[int] = []
-    hardware.largest(lambda n: asked.append(n) or n <= 7, 7, 30)
+    hardware_frames.largest(lambda n: asked.append(n) or n <= 7, 7, 30)
     assert asked == [7, 8]
 
 
 def test_what_fails_first_ends_the_clip(monkeypatch):
     """A card that takes 9 frames of the transformer and 5 of the decoding."""
-    trials = hardware.Trials(None, None, hardware.WAN_PARAMETERS.scaled(2), 5e4, "cpu")
+    trials = hardware_frames.Trials(None, None, WAN_PARAMETERS.scaled(2), 5e4, "cpu")
     held: list[int] = []
 
     def attempt(call, clip, n, card, beside):
@@ -153,7 +155,7 @@ def test_what_fails_first_ends_the_clip(monkeypatch):
         return n <= (2 if call == trials.forward else 1)
 
     monkeypatch.setattr(trials, "attempt", attempt)
-    entry = trials.longest(22 * GIB, hardware.sized("4k", 121))
+    entry = trials.longest(22 * GIB, hardware_plan.sized("4k", 121))
     assert entry == {"frames": 5, "placement": "in turn", "ended_by": "decoding"}
     sizes = trials.sizes
     assert set(held) == {sizes.transformer, sizes.vae}
