@@ -434,6 +434,10 @@ def test_a_whole_model_with_whole_tiles_is_the_one_without(forced, monkeypatch):
     assert any(tokens % tile for windows in asked for tokens in windows)
     close = dict(rtol=5e-2, atol=5e-2) if DEVICE == "cuda" else dict(rtol=2e-4, atol=2e-4)
     torch.testing.assert_close(found, expected, **close)
+    model.compile_repeated_blocks(fullgraph=True, backend="eager")
+    with torch.no_grad():
+        compiled = model(**given, windows=2).sample
+    torch.testing.assert_close(compiled, found, **close)
 
 
 def test_tiles_are_filled_only_where_that_was_measured(monkeypatch):

@@ -1040,14 +1040,18 @@ def test_a_classifier_of_another_world_is_not_trained_on():
 def test_what_is_not_distilled_is_sampled_in_second_order(trained, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(trained / "model", model)
+    assemble(model, tmp_path / "teachers", TINY, undistilled=True)
     shutil.rmtree(model / "distilled" / "transformer")
     with pytest.raises(ValueError, match="run `train distill` too"):
         assemble(model, tmp_path / "half", TINY)
     shutil.rmtree(model / "distilled")
     assemble(model, tmp_path / "plain", TINY)
-    pipe = UltraGenPipeline.from_pretrained(tmp_path / "plain")
-    assert pipe.config.solver_order == 2
-    assert load_models(tmp_path / "plain").preset == EMBEDDED
+    for folder in (tmp_path / "teachers", tmp_path / "plain"):
+        pipe = UltraGenPipeline.from_pretrained(folder)
+        assert pipe.config.solver_order == 2
+        assert load_models(folder).preset == EMBEDDED
+        taken, teacher = pipe.transformer.state_dict(), weights(model / "transformer")
+        assert all(torch.equal(taken[name].half(), value.half()) for name, value in teacher.items())
 
 
 @pytest.mark.slow

@@ -17,6 +17,17 @@ HEAD_DIM, HOPPER = 128, 9  # where it was measured
 CUDNN = (AttentionBackendName.NATIVE, AttentionBackendName._NATIVE_CUDNN)
 
 
+@torch.compiler.assume_constant_result
+def suits(device: torch.device) -> bool:
+    """Whether attention on a device is cuDNN's on a card where whole tiles were measured, and the
+    kernels run that it takes."""
+    if torch.cuda.get_device_capability(device)[0] != HOPPER:
+        return False
+    names = ("windows", "rotary_norm", "whole_tiles")
+    enabled = torch.backends.cuda.cudnn_sdp_enabled()
+    return enabled and all(kernel_works(name, device) for name in names)
+
+
 def tile_of(processor: Any, x: Tensor, heads: int, windows: Sequence[int]) -> int:
     """Of what number the tokens of a window are to become a multiple: 1 leaves them as they are.
 
@@ -33,9 +44,6 @@ def tile_of(processor: Any, x: Tensor, heads: int, windows: Sequence[int]) -> in
         return 1
     asked = getattr(processor, "_attention_backend", None)
     backend = asked or _AttentionBackendRegistry.get_active_backend()[0]
-    fits = AttentionBackendName(backend) in CUDNN and torch.backends.cuda.cudnn_sdp_enabled()
-    fits = fits and getattr(processor, "_parallel_config", None) is None
+    fits = backend in CUDNN and getattr(processor, "_parallel_config", None) is None
     fits = fits and x.dtype in (torch.bfloat16, torch.float16)
-    fits = fits and torch.cuda.get_device_capability(x.device)[0] == HOPPER
-    names = ("windows", "rotary_norm", "whole_tiles")
-    return TILE if fits and all(kernel_works(name, x.device) for name in names) else 1
+    return TILE if fits and suits(x.device) else 1

@@ -230,6 +230,14 @@ def train(
 def assemble(
     model_dir: Annotated[Path, typer.Argument(help="OUT/model of a training.")],
     out: Annotated[Path, typer.Argument(help="Folder of the pipeline.")],
+    undistilled: Annotated[
+        bool,
+        typer.Option(
+            "--undistilled",
+            help="Take the teachers of the distillation, also where their students are there: for "
+            "`evaluate --set distillation --teacher`.",
+        ),
+    ] = False,
     tiny: Annotated[bool, typer.Option("--tiny", help="For a training with --tiny.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -245,7 +253,7 @@ def assemble(
     from ..training.tiny import TINY
 
     with console.whole_results(out) as folder:
-        assemble_stages(model_dir, folder, TINY if tiny else StageOptions())
+        assemble_stages(model_dir, folder, TINY if tiny else StageOptions(), undistilled)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
     shown = " (the embedded model)" if out.resolve() == EMBEDDED_MODEL.resolve() else ""
     print(f"Written: {out}{shown}, {size:.1f} MB")

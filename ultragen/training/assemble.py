@@ -43,13 +43,16 @@ def put_together(
     )
 
 
-def assemble(model: Path, out: Path, options: StageOptions | None = None) -> None:
+def assemble(
+    model: Path, out: Path, options: StageOptions | None = None, undistilled: bool = False
+) -> None:
     """Puts the finished weights together as one pipeline folder in float16, in small files.
 
     Args:
         model: Folder that the stages filled.
         out: Folder for the pipeline, loaded by `UltraGenPipeline.from_pretrained`.
         options: As the stages had them.
+        undistilled: Takes the teachers also where their students are there.
 
     Raises:
         ValueError: if only one of the two transformers is distilled.
@@ -57,7 +60,8 @@ def assemble(model: Path, out: Path, options: StageOptions | None = None) -> Non
     options = options or StageOptions()
     size = options.size
     distilled = {
-        name: (model / DISTILLED / name).is_dir() for name in ("transformer", "base_transformer")
+        name: not undistilled and (model / DISTILLED / name).is_dir()
+        for name in ("transformer", "base_transformer")
     }
     if len(set(distilled.values())) > 1:
         missing = {"transformer": "distill", "base_transformer": "base-distill"}
