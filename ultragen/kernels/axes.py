@@ -41,7 +41,8 @@ def plan_axis(matrix: Tensor, group: int, partners: bool = True) -> Axis:
     length, small = matrix.shape
     around = F.pad(matrix.float(), (0, 2, 1, 1)).unfold(0, 3, 1)  # place small neighbour
     around = F.pad(around, (0, 0, 0, 0, 0, -length % group)).unflatten(0, (-1, group))
-    first = (around.sum((1, 3)) > 0).int().argmax(1).clamp(max=max(0, small - 3))
+    first = (around.sum((1, 3)) > 0).int().argmax(1)
+    first = first.clamp(max=max(0, small - 3))  # so that all three are there, if there are three
     three = first[:, None, None, None] + torch.arange(3, device=matrix.device)[:, None]
     shares = around.gather(2, three.expand(-1, group, -1, 3))
     if not torch.allclose(shares.sum(), around.sum()):
