@@ -230,7 +230,7 @@ def test_the_client_snippet(url, capsys):
 def test_the_curl_snippet(url):
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
-    code, _ = blocks(README, "sh")
+    code, *_ = blocks(README, "sh")
     assert LOCAL in code
     ended = subprocess.run(
         ["bash", "-euc", code.replace(LOCAL, url)], capture_output=True, text=True, timeout=120
@@ -242,8 +242,23 @@ def test_the_curl_snippet(url):
 
 def test_the_snippet_of_many_prompts():
     """It is what the script's first lines show; `test_examples.py` launches it."""
-    _, code = blocks(README, "sh")
+    _, code, _ = blocks(README, "sh")
     assert code in (ROOT / "examples" / "many_prompts.py").read_text()
+
+
+def test_the_snippet_that_trains_and_measures(tmp_path):
+    """Its steps are printed; `test_train_and_measure.py` follows them."""
+    *_, code = blocks(README, "sh")
+    words = shlex.split(code)
+    assert words[0] == "python"
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / words[1]), str(tmp_path / "out"), *words[3:], "--dry-run"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "train ultragen" in ended.stdout and "evaluate --set distillation" in ended.stdout
 
 
 def test_the_mcp_snippet(url):
