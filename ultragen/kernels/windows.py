@@ -13,7 +13,7 @@ from torch import Tensor
 
 RECTANGLE = 6  # numbers of a group of windows: first row, windows, their rows; the same of columns
 # Numbers for which Triton is not to compile a kernel anew because they are 1 or a multiple of 16:
-# grids and windows come in many sizes, and none of the kernels gets faster by it.
+# grids and windows come in many sizes, and none of the kernels has fewer instructions for it.
 SIZES = ("room", "t", "h", "w", "top", "rows", "height", "left", "columns", "width")
 
 
