@@ -14,7 +14,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from math import exp, nan
+from math import nan
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ultragen.classifier import AttributeClassifier, load_classifier
+from ultragen.flow import second_order
 from ultragen.models import load_models
 from ultragen.pipeline import UltraGenPipeline
 from ultragen.presets import EMBEDDED
@@ -549,25 +550,75 @@ def test_trajectories_hold_all_steps_and_begin_anew():
     assert len(seen) == 18  # a clip on its way is replaced when it arrives, and only then
 
 
-@pytest.mark.parametrize("part", [0.3, 0.5, 0.8])
-def test_the_teacher_s_steps_are_of_second_order(part):
-    """dx/dσ = xσ from 1 at σ = 1 is exp((σ² − 1)/2): half the step, an eighth of the error."""
+FALLING = [1.0, 0.95, 0.85, 0.6, 0.45, 0.2, 0.0]  # three steps, and one between each two
 
-    def field(x: Tensor, sigma: Tensor, ids: Tensor) -> Tensor:
-        return x * sigma.view(-1, 1, 1, 1, 1)
 
-    def start(number: int) -> tuple[Tensor, Tensor]:
-        return torch.ones(number, 1, 1, 1, 1, dtype=torch.double), torch.zeros(number)
+def bent(x: Tensor, sigma: Tensor, ids: Tensor) -> Tensor:
+    """A teacher whose trajectories are not straight."""
+    return torch.sin(3 * x) * (1 + sigma.view(-1, 1, 1, 1, 1)) + x
 
-    errors = []
-    for step in (0.2, 0.1):
-        sigmas = torch.tensor([1.0, 1 - part * step, 1 - step], dtype=torch.double)
-        clips = Trajectories(sigmas, start, field, 1)
-        latents, sigma, _, velocity = clips.advance()
-        assert latents.item() == sigma.item() == 1
-        mean = (1 - exp(((1 - step) ** 2 - 1) / 2)) / step
-        errors.append(step * abs(velocity.item() - mean))
-    assert errors[0] / errors[1] == pytest.approx(8, rel=0.2)
+
+def four_numbers(number: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(number, 1, 1, 2, 2, dtype=torch.double), torch.zeros(number)
+
+
+def test_the_teacher_goes_where_its_sampler_does():
+    """The pipeline's sampler of second order, with twice as many steps as the student has."""
+    torch.manual_seed(0)
+    clips = Trajectories(torch.tensor(FALLING, dtype=torch.double), four_numbers, bent, 1)
+    x, clean = clips.latents, []
+    for step in range(3):
+        latents, _, ids, velocity = clips.advance()
+        torch.testing.assert_close(latents, x)
+        for half in range(2 * step, 2 * step + 2):
+            level = torch.tensor([FALLING[half]])
+            taken = bent(x, level, ids)
+            clean = [*clean[-1:], x - FALLING[half] * taken]
+            taken = second_order(taken, clean, FALLING[max(half - 1, 0) : half + 2])
+            x = x + (FALLING[half + 1] - FALLING[half]) * taken
+        length = FALLING[2 * step + 2] - FALLING[2 * step]
+        torch.testing.assert_close(latents + length * velocity, x)
+    assert not torch.equal(clips.latents, x)  # the next clip's noise
+
+
+def test_clips_that_begin_half_way_have_the_teacher_s_past():
+    torch.manual_seed(0)
+    sigmas = torch.tensor(FALLING, dtype=torch.double)
+    noise, ids = four_numbers(1)
+    all_way = Trajectories(sigmas, lambda number: (noise, ids), bent, 1)
+    half_way = Trajectories(
+        sigmas, lambda number: (noise.expand(number, -1, -1, -1, -1), ids.expand(number)), bent, 3
+    )
+    _, _, _, velocity = half_way.advance()
+    for step in range(3):
+        _, _, _, alone = all_way.advance()
+        torch.testing.assert_close(velocity[step : step + 1], alone)
+
+
+def test_the_student_leads_every_second_clip():
+    """It is taught what the teacher would do at the states that it led to itself."""
+    torch.manual_seed(0)
+    asked = []
+
+    def student(x: Tensor, sigma: Tensor, ids: Tensor) -> Tensor:
+        asked.append(sigma)
+        return torch.full_like(x, 2.0)
+
+    sigmas = torch.tensor(FALLING, dtype=torch.double)
+    clips = Trajectories(sigmas, four_numbers, bent, 3, student)
+    led = 0
+    for _ in range(12):
+        before, step, own = clips.latents, list(clips.step), list(clips.own)
+        _, _, _, velocity = clips.advance()
+        for clip in range(3):
+            if step[clip] == 2:  # arrived, and began anew
+                continue
+            after = sigmas[2 * step[clip] + 2] - sigmas[2 * step[clip]]
+            by = 2.0 if own[clip] else velocity[clip]
+            torch.testing.assert_close(clips.latents[clip], before[clip] + after * by)
+            led += own[clip]
+    assert 8 <= led <= 16  # of 24
+    assert asked
 
 
 def test_the_teacher_is_guided_and_stays_as_it_was():
