@@ -1042,6 +1042,8 @@ def test_the_assembled_pipeline_loads_and_runs(trained, tmp_path):
     assemble(trained / "model", tmp_path, TINY)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert max(path.stat().st_size for path in files) < 9_000_000
+    texts = [path.read_text() for path in files if path.suffix == ".json"]
+    assert not any(str(trained) in text for text in texts)  # they go to other people
     stored = [load_file(path) for path in files if path.suffix == ".safetensors"]
     assert len(stored) >= 5
     assert {v.dtype for part in stored for v in part.values()} == {torch.float16}

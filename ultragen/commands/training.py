@@ -158,7 +158,7 @@ def train(
         float | None,
         typer.Option(
             min=1.0,
-            help="base-distill, distill: the teacher's guidance, which the student learns; 2 if "
+            help="base-distill, distill: the teacher's guidance, which the student learns; 3 if "
             "not given, also for a training that is resumed.",
         ),
     ] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -88,3 +89,12 @@ def assemble(
         classifier = AttributeClassifier.from_pretrained(model / "classifier")
         classifier.to(torch.float16).save_pretrained(out / "classifier")
         shutil.copy(model / "classifier" / "accuracy.json", out / "classifier")
+    for path in out.glob("*/config.json"):
+        forget_origin(path)
+
+
+def forget_origin(path: Path) -> None:
+    """Takes out of a configuration where its model was loaded from: a folder of this machine."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.pop("_name_or_path", None) is not None:
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
