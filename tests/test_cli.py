@@ -471,7 +471,7 @@ def test_a_tiny_training_becomes_a_model(tmp_path, capsys):
     assert (tmp_path / "more" / "model" / "transformer").is_dir()
 
 
-@pytest.mark.parametrize(("given", "learnt"), [((), 2), (("--teacher-guidance", 3), 3)])
+@pytest.mark.parametrize(("given", "learnt"), [((), 3), (("--teacher-guidance", 2), 2)])
 def test_the_teachers_guidance(monkeypatch, tmp_path, given, learnt):
     seen = {}
 

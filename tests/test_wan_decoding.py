@@ -11,6 +11,7 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 from torch.nn import functional as F
 
+from ultragen import strips as strips_module
 from ultragen import wan_decoding
 from ultragen.strips import Strips
 from ultragen.wan_decoding import decode_in_strips, decode_wan, halos
@@ -164,6 +165,39 @@ def pieces_of(vae: AutoencoderKLWan, z: Tensor) -> list[int]:
 
 def test_decoded_piece_by_piece(vae):
     assert pieces_of(vae, latents(3)) == [1, 4, 4]
+
+
+def out_of_memory(monkeypatch, holds):
+    """A device that runs out of memory with its second piece, unless it holds the strips."""
+    tried, decode = [], wan_decoding.decode_in_strips
+
+    def decode_in_strips(vae, z, strips):
+        tried.append(strips)
+        for number, piece in enumerate(decode(vae, z, strips)):
+            if number == 1 and not holds(strips):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            yield piece
+
+    monkeypatch.setattr(wan_decoding, "decode_in_strips", decode_in_strips)
+    monkeypatch.setattr(strips_module, "SHORTEST", 16)  # the frame has 88 rows
+    return tried
+
+
+def test_less_memory_than_was_counted(precise, monkeypatch):
+    """The clip is that of the whole frame, each frame once."""
+    z = latents(3).double()
+    tried = out_of_memory(monkeypatch, lambda strips: strips.number >= 3)
+    pieces = list(decode_wan(precise, z))
+    assert [piece.shape[2] for piece in pieces] == [1, 4, 4]
+    torch.testing.assert_close(torch.cat(pieces, dim=2), plain(precise, z), rtol=0, atol=1e-5)
+    assert tried[0] == Strips() and tried[-1].number >= 3 and len(set(tried)) == len(tried)
+
+
+def test_too_little_memory_for_the_shortest_strips(vae, monkeypatch):
+    tried = out_of_memory(monkeypatch, lambda strips: False)
+    with pytest.raises(torch.OutOfMemoryError):
+        list(decode_wan(vae, latents(3)))
+    assert tried[-1] == Strips(5) and len(set(tried)) == len(tried)
 
 
 def test_who_asks_for_tiles_gets_them(vae, monkeypatch):

@@ -13,7 +13,7 @@ is written there, and nothing is padded or copied.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import tee
+from itertools import islice, tee
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from .hardware import RESERVE, free_memory
 from .kernels import kernel_works
-from .strips import Clip, Strips, choose_strips
+from .strips import Clip, Strips, choose_strips, shorter_strips
 
 LAST = torch.channels_last_3d
 KEPT = 2  # frames that a causal convolution sees before each one
@@ -52,7 +52,34 @@ def decode_wan(vae: AutoencoderKLWan, z: Tensor) -> Iterator[Tensor]:
     batch, _, frames, height, width = z.shape
     clip = Clip(height * scale, width * scale, frames, z.element_size(), batch)
     memory = min(free_memory(z.device) - RESERVE, clip.usual_memory)
-    return decode_in_strips(vae, z, choose_strips(clip, memory))
+    return decode_patiently(vae, z, clip, choose_strips(clip, memory))
+
+
+def decode_patiently(
+    vae: AutoencoderKLWan, z: Tensor, clip: Clip, strips: Strips
+) -> Iterator[Tensor]:
+    """Decodes, and where the device runs out of memory begins again in shorter strips: what is
+    counted leaves out the work space of convolutions, which depends on the card, and other programs
+    may have taken some meanwhile. Each piece is given once.
+
+    Raises:
+        torch.OutOfMemoryError: The shortest strips do not fit either.
+    """
+    given = 0
+    while True:
+        pieces = decode_in_strips(vae, z, strips)
+        try:
+            for piece in islice(pieces, given, None):
+                yield piece
+                given += 1
+            return
+        except torch.OutOfMemoryError:
+            shorter = shorter_strips(clip, strips)
+            if shorter == strips:
+                raise
+        # Here the traceback, which holds what was computed, is gone.
+        strips, pieces = shorter, iter(())
+        free_memory(z.device)
 
 
 def streams(vae: AutoencoderKLWan, z: Tensor) -> bool:

@@ -1,0 +1,109 @@
+"""Attention over very many keys: its rate by their number, whole and with the keys in parts.
+
+    python benchmarks/long_attention.py [--tokens 171392 261120 685440] [--parts 131072 262144]
+
+Keys in parts are attended to one part after the other; each gives its result and the logarithm of
+its softmax's sum, by which results are averaged. Both ways are run in turn, so that a card that
+becomes hot or slow does so for both. Prints TFLOP/s, medians of some runs, and how far the result
+of the parts is from the whole one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from statistics import median
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from ultragen import console
+
+WIDTH = 128  # of a head, as Wan has it
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention of b h n d, by cuDNN on a GPU, and the logs of its softmax's sums, b h n 1."""
+    if query.device.type == "cuda":
+        call = torch.ops.aten._scaled_dot_product_cudnn_attention
+        found, sums = call(query, key, value, None, compute_log_sumexp=True)[:2]
+    else:
+        call = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        found, sums = call(query, key, value)
+    return found, sums.reshape(*query.shape[:3], 1)
+
+
+def attend_in_parts(query: Tensor, key: Tensor, value: Tensor, size: int) -> Tensor:
+    """The same attention, to so many keys at a time: b h n d."""
+    mean, total = attend(query, key[:, :, :size], value[:, :, :size])
+    for start in range(size, key.shape[2], size):
+        rows = slice(start, start + size)
+        found, sums = attend(query, key[:, :, rows], value[:, :, rows])
+        both = torch.logaddexp(total, sums)
+        mean = torch.lerp(mean.float(), found.float(), (sums - both).exp())
+        total = both
+    return mean.to(query.dtype)
+
+
+def seconds(call: Callable[[], Tensor], device: str) -> float:
+    """Of one call."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    began = perf_counter()
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return perf_counter() - began
+
+
+def measure(tokens: int, parts: Sequence[int], heads: int, runs: int, device: str) -> None:
+    """Prints a line for the whole and one for each size of parts below it."""
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    generator = torch.Generator(device).manual_seed(0)
+    shape = (1, heads, tokens, WIDTH)
+    query, key, value = (
+        torch.randn(shape, generator=generator, device=device, dtype=dtype) for _ in range(3)
+    )
+    ways: dict[str, Callable[[], Tensor]] = {"whole": lambda: attend(query, key, value)[0]}
+    for size in parts:
+        if size < tokens:
+            ways[f"parts of {size:,}"] = lambda n=size: attend_in_parts(query, key, value, n)
+    expected = ways["whole"]()
+    far = {name: float((call() - expected).abs().max()) for name, call in ways.items()}
+    took: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(runs):
+        for name, call in ways.items():
+            took[name].append(seconds(call, device))
+    operations = 4 * heads * tokens**2 * WIDTH
+    for name, times in took.items():
+        rate = operations / median(times) / 1e12
+        print(
+            f"{tokens:,} tokens, {name}: {median(times):.4g} s, {rate:.4g} TFLOP/s, "
+            f"largest difference {far[name]:.1e} of at most {float(expected.abs().max()):.1e}",
+            flush=True,
+        )
+
+
+def main(arguments: list[str]) -> int:
+    """Reads the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tokens", type=int, nargs="+", default=[171_392, 261_120, 685_440])
+    parser.add_argument("--parts", type=int, nargs="+", default=[131_072, 262_144])
+    parser.add_argument("--heads", type=int, default=12)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--cpu", action="store_true", help="to try it")
+    options = parser.parse_args(arguments)
+    device = "cuda" if torch.cuda.is_available() and not options.cpu else "cpu"
+    name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    print(f"{name}, torch {torch.__version__}, {options.heads} heads of {WIDTH}")
+    for tokens in options.tokens:
+        measure(tokens, options.parts, options.heads, options.runs, device)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(console.run(lambda: main(sys.argv[1:])))

@@ -1,0 +1,36 @@
+"""Attention to keys in parts, as `benchmarks/long_attention.py` compares it."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from torch.nn import functional as F
+from wan_files import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import long_attention
+
+
+@pytest.mark.parametrize("size", [16, 30, 50, 99])
+@pytest.mark.parametrize("scale", [1.0, 20.0])
+def test_parts_give_what_the_whole_gives(size, scale):
+    """Also where a few keys have nearly all the weight, and where the last part is shorter."""
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 1, 2, 100, 128)
+    expected = F.scaled_dot_product_attention(scale * query, key, value)
+    found = long_attention.attend_in_parts(scale * query, key, value, size)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_lines(capsys):
+    arguments = ["--tokens", "100", "40", "--parts", "50", "--heads", "1", "--runs", "1", "--cpu"]
+    assert long_attention.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines[1:]] == [
+        "100 tokens, whole",
+        "100 tokens, parts of 50",
+        "40 tokens, whole",
+    ]
