@@ -14,12 +14,12 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from statistics import median
-from time import perf_counter
 
 import torch
 from torch import Tensor
 
 from ultragen import console
+from ultragen.benchmark.bench import once
 
 WIDTH = 128  # of a head, as Wan has it
 
@@ -47,17 +47,6 @@ def attend_in_parts(query: Tensor, key: Tensor, value: Tensor, size: int) -> Ten
     return mean.to(query.dtype)
 
 
-def seconds(call: Callable[[], Tensor], device: str) -> float:
-    """Of one call."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    began = perf_counter()
-    call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return perf_counter() - began
-
-
 def measure(tokens: int, parts: Sequence[int], heads: int, runs: int, device: str) -> None:
     """Prints a line for the whole and one for each size of parts below it."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
@@ -75,7 +64,7 @@ def measure(tokens: int, parts: Sequence[int], heads: int, runs: int, device: st
     took: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(runs):
         for name, call in ways.items():
-            took[name].append(seconds(call, device))
+            took[name].append(once(call, device))
     operations = 4 * heads * tokens**2 * WIDTH
     for name, times in took.items():
         rate = operations / median(times) / 1e12
