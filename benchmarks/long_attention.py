@@ -2,10 +2,9 @@
 
     python benchmarks/long_attention.py [--tokens 171392 261120 685440] [--parts 131072 262144]
 
-Keys in parts are attended to one part after the other; each gives its result and the logarithm of
-its softmax's sum, by which results are averaged. Both ways are run in turn, so that a card that
-becomes hot or slow does so for both. Prints TFLOP/s, medians of some runs, and how far the result
-of the parts is from the whole one.
+`ultragen/kernels/key_parts.py` says how parts become one result. All ways are run in turn, so that
+a card that becomes hot or slow does so for all. Prints TFLOP/s, medians of some runs, and how far
+the result of the parts is from the whole one.
 """
 
 from __future__ import annotations
@@ -20,45 +19,28 @@ from torch import Tensor
 
 from ultragen import console
 from ultragen.benchmark.bench import once
+from ultragen.kernels.key_parts import attend, attend_in_parts
 
 WIDTH = 128  # of a head, as Wan has it
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention of b h n d, by cuDNN on a GPU, and the logs of its softmax's sums, b h n 1."""
-    if query.device.type == "cuda":
-        call = torch.ops.aten._scaled_dot_product_cudnn_attention
-        found, sums = call(query, key, value, None, compute_log_sumexp=True)[:2]
-    else:
-        call = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        found, sums = call(query, key, value)
-    return found, sums.reshape(*query.shape[:3], 1)
-
-
-def attend_in_parts(query: Tensor, key: Tensor, value: Tensor, size: int) -> Tensor:
-    """The same attention, to so many keys at a time: b h n d."""
-    mean, total = attend(query, key[:, :, :size], value[:, :, :size])
-    for start in range(size, key.shape[2], size):
-        rows = slice(start, start + size)
-        found, sums = attend(query, key[:, :, rows], value[:, :, rows])
-        both = torch.logaddexp(total, sums)
-        mean = torch.lerp(mean.float(), found.float(), (sums - both).exp())
-        total = both
-    return mean.to(query.dtype)
 
 
 def measure(tokens: int, parts: Sequence[int], heads: int, runs: int, device: str) -> None:
     """Prints a line for the whole and one for each size of parts below it."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     generator = torch.Generator(device).manual_seed(0)
-    shape = (1, heads, tokens, WIDTH)
+    shape = (1, tokens, heads, WIDTH)  # in memory, as projections give it
     query, key, value = (
-        torch.randn(shape, generator=generator, device=device, dtype=dtype) for _ in range(3)
+        torch.randn(shape, generator=generator, device=device, dtype=dtype).transpose(1, 2)
+        for _ in range(3)
     )
-    ways: dict[str, Callable[[], Tensor]] = {"whole": lambda: attend(query, key, value)[0]}
+    apart = [x.contiguous() for x in (query, key, value)]
+    ways: dict[str, Callable[[], Tensor]] = {
+        "whole": lambda: attend(query, key, value)[0],
+        "whole, heads one after the other": lambda: attend(*apart)[0],
+    }
     for size in parts:
         if size < tokens:
-            ways[f"parts of {size:,}"] = lambda n=size: attend_in_parts(query, key, value, n)
+            ways[f"parts of {size:,}"] = lambda n=size: attend_in_parts(query, key, value, n)[0]
     expected = ways["whole"]()
     far = {name: float((call() - expected).abs().max()) for name, call in ways.items()}
     took: dict[str, list[float]] = {name: [] for name in ways}

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from ultragen import kernels, tiles
 from ultragen.attention import CompressedBranch, RotaryNorm, TimeGate, WindowAttnProcessor
-from ultragen.block import FusedGELU, UltraGenBlock
+from ultragen.block import FusedGELU, UltraGenBlock, attend_to_whole_tiles
 from ultragen.compression import Compression, interpolation, resampled_axis, resize, upsampled_axis
-from ultragen.kernels import plain_code
+from ultragen.kernels import key_parts, plain_code
 from ultragen.kernels.axes import plan_axis
 from ultragen.layout import WindowLayout
 from ultragen.training import land, sky
@@ -242,6 +242,28 @@ def test_what_fills_the_tiles_has_no_part_in_the_result(rotary_norm, offset):
         torch.testing.assert_close(one, other, **close)
 
 
+@pytest.mark.parametrize("tokens", [300, 384])
+def test_very_many_keys_come_in_parts(rotary_norm, monkeypatch, tokens):
+    """Into parts of one tile, the last of them with what fills it, in full attention."""
+    from ultragen.kernels import whole_tiles
+
+    torch.manual_seed(0)
+    monkeypatch.setattr(whole_tiles, "LONG", 256)
+    monkeypatch.setattr(whole_tiles, "PART", 128)
+    heads, head, dtype = 2, 128, torch.bfloat16 if DEVICE == "cuda" else torch.float32
+    query, key, value = (
+        (2 * torch.randn(3, 2, tokens, heads * head, device=DEVICE)).to(dtype).unbind()
+    )
+    filled = [torch.cat((x, x[:, :1].expand(-1, -tokens % 128, -1)), 1) for x in (query, key)]
+    found = attend_to_whole_tiles(*filled, value, heads)
+    query, key, value = (
+        x.double().unflatten(-1, (heads, head)).transpose(1, 2) for x in (query, key, value)
+    )
+    expected = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    close = dict(rtol=2e-2, atol=2e-2) if DEVICE == "cuda" else dict(rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found, expected.to(dtype), **close)
+
+
 # Compression and decompression
 
 
@@ -456,6 +478,7 @@ def test_tiles_are_filled_only_where_that_was_measured(monkeypatch):
     with torch.no_grad():
         assert tile([10710]) == tile([16384, 10710]) == 128
         assert tile([16384]) == tile([600, 10710]) == tile([600]) == 1
+        assert tile([key_parts.LONG]) == 1 and tile([key_parts.LONG + tiles.TILE]) == 128
         assert tile([10710], heads=24) == tile([10710], dtype=torch.float32) == 1
         assert tiles.tile_of(processor, torch.empty(1, 1536).bfloat16(), 12, [10710]) == 1
         processor._attention_backend = "flash"

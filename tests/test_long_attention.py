@@ -1,4 +1,4 @@
-"""Attention to keys in parts, as `benchmarks/long_attention.py` compares it."""
+"""Attention to keys in parts, and `benchmarks/long_attention.py`, which compares it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,22 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import long_attention
 
+from ultragen.kernels.key_parts import attend_in_parts
+
 
 @pytest.mark.parametrize("size", [16, 30, 50, 99])
 @pytest.mark.parametrize("scale", [1.0, 20.0])
 def test_parts_give_what_the_whole_gives(size, scale):
     """Also where a few keys have nearly all the weight, and where the last part is shorter."""
     torch.manual_seed(0)
-    query, key, value = torch.randn(3, 1, 2, 100, 128)
-    expected = F.scaled_dot_product_attention(scale * query, key, value)
-    found = long_attention.attend_in_parts(scale * query, key, value, size)
+    query, key, value = (x.transpose(1, 2) for x in torch.randn(3, 1, 100, 2, 128))
+    query = scale * query
+    found, sums = attend_in_parts(query, key, value, size)
+    expected = F.scaled_dot_product_attention(query, key, value)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    scores = query.double() @ key.double().mT / 128**0.5
+    expected = scores.logsumexp(-1, keepdim=True).float()
+    torch.testing.assert_close(sums, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_lines(capsys):
@@ -31,6 +37,8 @@ def test_lines(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines[1:]] == [
         "100 tokens, whole",
+        "100 tokens, whole, heads one after the other",
         "100 tokens, parts of 50",
         "40 tokens, whole",
+        "40 tokens, whole, heads one after the other",
     ]

@@ -1,4 +1,5 @@
-"""Where attention is to fill its last tile of tokens, see `kernels.whole_tiles`."""
+"""Where attention is to fill its last tile of tokens, see `kernels.whole_tiles`, which also takes
+very many tokens in parts."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 from torch import Tensor
 
 from .kernels import kernel_works
+from .kernels.key_parts import LONG
 
 TILE = 128  # keys of a tile; as many queries fill theirs too
 LARGEST_ROOM = 0.03  # of a window's tokens, up to which it pays
@@ -29,7 +31,8 @@ def suits(device: torch.device) -> bool:
 
 
 def tile_of(processor: Any, x: Tensor, heads: int, windows: Sequence[int]) -> int:
-    """Of what number the tokens of a window are to become a multiple: 1 leaves them as they are.
+    """Of what number the tokens of a window are to become a multiple, for `kernels.whole_tiles`:
+    1 leaves them, and their attention, as they are.
 
     Args:
         processor: Of the attention; its back end must be cuDNN, as torch chooses it on these GPUs.
@@ -40,7 +43,9 @@ def tile_of(processor: Any, x: Tensor, heads: int, windows: Sequence[int]) -> in
     if not x.is_cuda or torch.is_grad_enabled() or x.shape[-1] != heads * HEAD_DIM:
         return 1
     ragged = [tokens for tokens in windows if tokens % TILE]
-    if not ragged or any(-tokens % TILE > LARGEST_ROOM * tokens for tokens in ragged):
+    if not (ragged or max(windows) > LONG) or any(
+        -tokens % TILE > LARGEST_ROOM * tokens for tokens in ragged
+    ):
         return 1
     asked = getattr(processor, "_attention_backend", None)
     backend = asked or _AttentionBackendRegistry.get_active_backend()[0]

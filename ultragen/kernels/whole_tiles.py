@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
+from .key_parts import LONG, PART, attend, attend_in_parts
 from .windows import SIZES, empty_grid, merge_group, place, split, unflatten
 
 
@@ -83,11 +84,9 @@ def _(windows, query, key, sums, heads, groups, size):
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     """Attention, b n d each, and the logarithm of the sum of each query's weights, b heads n."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
-    if query.is_cuda:
-        out, sums = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True)[:2]
-    else:  # for the tests
-        out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[:2]
-    return out.transpose(1, 2).flatten(2), sums.reshape(len(out), heads, -1)
+    long = key.shape[1] > LONG
+    out, sums = attend_in_parts(q, k, v, PART) if long else attend(q, k, v)
+    return out.transpose(1, 2).flatten(2), sums[..., 0]
 
 
 def merge(

@@ -1,0 +1,49 @@
+"""Attention over very many keys, some of them at a time.
+
+The library's attention becomes slower where there are hundreds of thousands of keys. There it runs
+over parts of them one after the other, and the results are averaged by the sums of their weights,
+whose logarithms the attention gives too: exact, but for rounding. Queries come in parts as well, so
+that only a part of the results is kept in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+PART = 131_072
+"""Tokens of a part."""
+LONG = 2 * PART
+"""Up to that many keys are one part."""
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention, b heads n d each, and the logarithms of the sums of weights, b heads n 1: by cuDNN
+    on a GPU."""
+    if query.is_cuda:
+        out, sums = torch.ops.aten._scaled_dot_product_cudnn_attention(
+            query, key, value, None, compute_log_sumexp=True
+        )[:2]
+    else:  # for the tests
+        out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
+    return out, sums.reshape(*query.shape[:3], 1)
+
+
+def attend_in_parts(query: Tensor, key: Tensor, value: Tensor, part: int) -> tuple[Tensor, Tensor]:
+    """The same as `attend`, to so many keys at a time, for as many queries."""
+    out = torch.empty_like(query)
+    sums = query.new_empty((*query.shape[:3], 1), dtype=torch.float32)
+    for rows, total_out, total in zip(
+        *(x.split(part, dim=2) for x in (query, out, sums)), strict=True
+    ):
+        parts = zip(key.split(part, dim=2), value.split(part, dim=2), strict=True)
+        first, of_first = attend(rows, *next(parts))
+        mean, so_far = first.float(), of_first
+        for keys, values in parts:
+            found, of_part = attend(rows, keys, values)
+            both = torch.logaddexp(so_far, of_part)
+            mean.lerp_(found.float(), (of_part - both).exp())
+            so_far = both
+        total_out.copy_(mean)
+        total.copy_(so_far)
+    return out, sums
