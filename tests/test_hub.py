@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from string import hexdigits
 
 import pytest
 from huggingface_hub import constants
@@ -35,16 +36,16 @@ def cache(tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def fill_cache(cache: Path, repository: str, files: tuple[str, ...], revision: str = "main"):
+def fill_cache(cache: Path, repository: str, files: tuple[str, ...], commit: str = COMMIT):
     """What a finished download leaves."""
     stored = cache / f"models--{repository.replace('/', '--')}"
     (stored / "refs").mkdir(parents=True)
-    (stored / "refs" / revision).write_text(COMMIT)
+    (stored / "refs" / "main").write_text(commit)
     for name in files:
-        path = stored / "snapshots" / COMMIT / name
+        path = stored / "snapshots" / commit / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    return stored / "snapshots" / COMMIT
+    return stored / "snapshots" / commit
 
 
 # Sources
@@ -100,6 +101,23 @@ def test_a_repository_is_downloaded(given, repository, revision, by, monkeypatch
     ]
 
 
+@pytest.mark.parametrize(
+    ("given", "revision"),
+    [
+        ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", WAN_SOURCE.revision),
+        ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers@main", "main"),
+        ("me/mirror", "main"),
+    ],
+)
+def test_a_mirror_has_commits_of_its_own(given, revision, monkeypatch, tmp_path):
+    for name in WAN_SOURCE.files:
+        (tmp_path / name.replace("*", "file")).parent.mkdir(exist_ok=True)
+        (tmp_path / name.replace("*", "file")).touch()
+    calls = asked(monkeypatch, tmp_path)
+    locate(given, WAN_SOURCE)
+    assert calls[0]["revision"] == revision
+
+
 def test_only_the_parts_that_are_used_are_downloaded(monkeypatch, tmp_path):
     for name in WAN_SOURCE.files:
         (tmp_path / name.replace("*", "file")).parent.mkdir(exist_ok=True)
@@ -107,6 +125,7 @@ def test_only_the_parts_that_are_used_are_downloaded(monkeypatch, tmp_path):
     calls = asked(monkeypatch, tmp_path)
     assert locate(None, WAN_SOURCE) == tmp_path
     assert calls[0]["repository"] == "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+    assert len(calls[0]["revision"]) == 40 and set(calls[0]["revision"]) <= set(hexdigits)
     parts = ("scheduler", "tokenizer", "text_encoder", "transformer", "vae")
     assert calls[0]["allow_patterns"] == ["model_index.json", *(f"{part}/*" for part in parts)]
 
@@ -138,6 +157,13 @@ def test_what_was_downloaded_is_found_without_a_network(cache):
     assert origin(Path("/somewhere/my.ckpt")) == "my.ckpt"
 
 
+def test_another_commit_than_the_pinned_one_is_not_taken(cache):
+    files = tuple(name.replace("*", "file") for name in WAN_SOURCE.files)
+    fill_cache(cache, WAN_SOURCE.repository, files)
+    assert find_local(None, WAN_SOURCE) is None
+    assert find_local(f"{WAN_SOURCE.repository}@main", WAN_SOURCE).name == COMMIT
+
+
 def test_offline_says_where_it_looked(cache):
     assert find_local(None, WAN_SOURCE) is None
     with pytest.raises(OSError) as caught:
@@ -150,7 +176,8 @@ def test_offline_says_where_it_looked(cache):
 
 
 def test_half_a_download_in_the_cache(cache):
-    fill_cache(cache, WAN_SOURCE.repository, ("model_index.json", "vae/config.json"))
+    files = "model_index.json", "vae/config.json"
+    fill_cache(cache, WAN_SOURCE.repository, files, WAN_SOURCE.revision)
     assert find_local(None, WAN_SOURCE) is None
     with pytest.raises(OSError, match=r"it has no scheduler/\*, tokenizer/\*, text_en"):
         locate(None, WAN_SOURCE)

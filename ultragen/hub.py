@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from .presets import HubSource
+from .presets import MAIN, HubSource
 
 _REPOSITORY = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _MOVED = (301, 302, 303, 307, 308)
@@ -69,7 +69,9 @@ def locate(given: str | Path | None, source: HubSource, local_files_only: bool =
             f"There is no {text}: set {source.variable} to an existing file or folder, or to a "
             f"repository on the Hub such as {source.repository}."
         )
-    repository, revision = found["repository"], found["revision"] or source.revision
+    repository = found["repository"]
+    own = repository == source.repository
+    revision = found["revision"] or (source.revision if own else MAIN)
     try:
         folder = Path(
             snapshot_download(

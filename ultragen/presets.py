@@ -47,9 +47,8 @@ class HubSource:
     Attributes:
         name: What messages call the model.
         repository: On the Hub, `owner/name`; public, so that no token is needed.
-        revision: Commit, tag or branch. The hashes of the published commits could not be looked up
-            when this was written, so it is the branch; `owner/name@COMMIT` in the variable pins
-            one.
+        revision: Commit, tag or branch of this repository; of a mirror without one its branch
+            `main` is taken.
         variable: Environment variable that holds a local path, or `owner/name` or
             `owner/name@revision` of a mirror.
         files: Patterns of the files that are needed.
@@ -62,8 +61,12 @@ class HubSource:
     files: tuple[str, ...]
 
 
-WAN_REVISION = "main"
-ULTRAGEN_REVISION = "main"
+MAIN = "main"
+# The commit that published projects pin and whose files their manifests list.
+WAN_REVISION = "0fad780a534b6463e45facd96134c9f345acfa5b"
+# No commit of these weights is published anywhere but on their own page, which could not be read
+# when this was written: `owner/name@COMMIT` in the variable pins one.
+ULTRAGEN_REVISION = MAIN
 
 WAN_SOURCE = HubSource(
     name="the Wan base model",
