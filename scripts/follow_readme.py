@@ -35,11 +35,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ultragen.console import run  # noqa: E402
-from ultragen.presets import ULTRAGEN_SOURCE, WAN_SOURCE  # noqa: E402
+from ultragen.presets import MAIN, ULTRAGEN_SOURCE, WAN_SOURCE  # noqa: E402
 
 PAGE_NEEDS = ("gradio", "gradio_client", "spaces")
 START = 300.0  # seconds in which the page has to be there
-COMMIT = "0" * 40  # stands for one in the Hub's cache
+COMMIT = "0" * 40  # stands for the branch's newest, where none is pinned
 CHOICE = "from ultragen.choice import choose; c = choose(); print(c.name, '-', c.why)"
 
 
@@ -221,10 +221,11 @@ def preloaded(walk: Walk) -> None:
     home = walk.work / "preloaded"
     for source in (WAN_SOURCE, ULTRAGEN_SOURCE):
         stored = home / "hub" / f"models--{source.repository.replace('/', '--')}"
+        commit = COMMIT if source.revision == MAIN else source.revision
         (stored / "refs").mkdir(parents=True)
-        (stored / "refs" / source.revision).write_text(COMMIT, encoding="utf-8")
+        (stored / "refs" / MAIN).write_text(commit, encoding="utf-8")
         (stored / "snapshots").mkdir()
-        place, weights = stored / "snapshots" / COMMIT, Path(walk.weights[source.variable])
+        place, weights = stored / "snapshots" / commit, Path(walk.weights[source.variable])
         if weights.is_dir():
             place.symlink_to(weights.resolve(), target_is_directory=True)
         else:
