@@ -179,10 +179,11 @@ CUDA = Coefficients(  # a guess, until `measuring.measure` has run on a GPU
 )
 # The 1.3B model on an H100 80GB HBM3 with torch 2.11.0 and diffusers 0.42.1, bfloat16, random
 # weights. Native passes: nine of docs/benchmarks.md (1.53 to 41.8 s, with and without full layers,
-# K = 4 and 8), 2026-11-27 and 28; all lie within 3 %. Dense passes of 32,760 to 685,440 tokens lie within
-# 7 % of 30 layers × (2.6e-7 s a token + 1.07e-11 s a pair), 2026-11-23 to 27. Decoding is the
-# slower one of two whole runs (docs/hardware.md), 2026-11-25. The rest is what `measuring.measure`
-# found, 2026-11-27: there as well, with what it found for passes, and why that is not taken.
+# K = 4 and 8), 2026-11-27 and 28; all lie within 3 %. Dense passes of 32,760 to 685,440 tokens lie
+# within 7 % of 30 layers × (2.6e-7 s a token + 1.07e-11 s a pair), 2026-11-23 to 27. Decoding is
+# the slower one of two whole runs (docs/hardware.md), 2026-11-25. The rest is what
+# `measuring.measure` found, 2026-11-27: there as well, with what it found for passes, and why that
+# is not taken.
 WAN_CUDA = replace(
     CUDA,
     probe=7.6e-5,
