@@ -21,7 +21,14 @@ from ultragen.benchmark.bench import free_memory
 from ultragen.benchmark.machine import default_dtype
 from ultragen.benchmark.random_weights import Noise, builders
 from ultragen.checkpoint import cast_weights
-from ultragen.hardware import RESERVE, VALUES_PER_TOKEN, WAN_PARAMETERS, Memory, Weights
+from ultragen.hardware import (
+    RESERVE,
+    VALUES_PER_TOKEN,
+    WAN_PARAMETERS,
+    Memory,
+    Weights,
+    is_out_of_memory,
+)
 from ultragen.pipeline import UltraGenPipeline
 
 
@@ -52,7 +59,9 @@ def fits(call: Callable[[], None], size: int, held: int, device: str) -> bool:
     try:
         with card_of(size, held, device):
             call()
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return False
     return True
 

@@ -162,6 +162,10 @@ def test_another_commit_than_the_pinned_one_is_not_taken(cache):
     fill_cache(cache, WAN_SOURCE.repository, files)
     assert find_local(None, WAN_SOURCE) is None
     assert find_local(f"{WAN_SOURCE.repository}@main", WAN_SOURCE).name == COMMIT
+    with pytest.raises(OSError) as caught:
+        locate(None, WAN_SOURCE)
+    way_out = f"set ULTRAGEN_WAN={WAN_SOURCE.repository}@main to take the version that is there"
+    assert way_out in str(caught.value)
 
 
 def test_offline_says_where_it_looked(cache):

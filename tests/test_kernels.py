@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -460,6 +461,32 @@ def test_a_whole_model_with_whole_tiles_is_the_one_without(forced, monkeypatch):
     with torch.no_grad():
         compiled = model(**given, windows=2).sample
     torch.testing.assert_close(compiled, found, **close)
+
+
+def test_kernels_are_tried_with_gradients_whatever_the_caller_does(monkeypatch):
+    """The first call may come in inference mode: what is found then holds for the process."""
+
+    def try_on(device):
+        with torch.enable_grad():
+            torch.ones(1, requires_grad=True).sum().backward()
+
+    monkeypatch.setattr(kernels, "import_module", lambda *_: SimpleNamespace(try_on=try_on))
+    with torch.inference_mode():
+        assert kernels._runs("in inference mode", torch.device("cuda"))
+
+
+def test_a_processor_that_is_derived_from_ours_gets_windows_as_they_are(monkeypatch):
+    class Other(WindowAttnProcessor):
+        pass
+
+    monkeypatch.setattr("ultragen.attention.tile_of", lambda *_: 128)
+    attention = tiny_ultragen(num_layers=1).blocks[0].attn1
+    partition = even_partition(3, 5, 2)
+    at = WindowLayout((3, 5), partition, angles((2, 3, 5), 2))
+    grid = torch.empty(1, 2, 3, 5, 8)
+    assert attention.tile(grid, at) == 128
+    attention.set_processor(Other())
+    assert attention.tile(grid, at) == 1
 
 
 def test_tiles_are_filled_only_where_that_was_measured(monkeypatch):

@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import long_attention
 
+from ultragen.kernels import key_parts
 from ultragen.kernels.key_parts import attend_in_parts
 
 
@@ -29,6 +30,22 @@ def test_parts_give_what_the_whole_gives(size, scale):
     scores = query.double() @ key.double().mT / 128**0.5
     expected = scores.logsumexp(-1, keepdim=True).float()
     torch.testing.assert_close(sums, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_parts_are_even_and_compile_in_one_graph(monkeypatch):
+    """640 keys in parts of 512 at most are two parts of three and two tiles, not of four and one."""
+    asked, attend = [], key_parts.attend
+
+    def watched(query, key, value):
+        asked.append(key.shape[2])
+        return attend(query, key, value)
+
+    query, key, value = torch.randn(3, 1, 2, 640, 128)
+    compiled = torch.compile(attend_in_parts, fullgraph=True, backend="eager")
+    found = compiled(query, key, value, 512)
+    monkeypatch.setattr(key_parts, "attend", watched)
+    torch.testing.assert_close(attend_in_parts(query, key, value, 512)[0], found[0])
+    assert asked == [384, 256] * 2
 
 
 def test_lines(capsys):

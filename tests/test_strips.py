@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ultragen import wan_decoding
-from ultragen.strips import GIB, SHORTEST, Clip, Strips, choose_strips
+from ultragen.strips import GIB, Clip, Strips, choose_strips, shorter_strips, shortest_strips
 from ultragen.wan_decoding import decode_in_strips
 
 HD, UHD = Clip(1088, 1920, 21), Clip(2176, 3840, 8)
@@ -110,7 +110,35 @@ def test_what_is_chosen_fits(clip, share):
     if share >= 1:
         assert clip.memory(strips.number, strips.resident) <= memory
     else:
-        assert strips == Strips(max(1, clip.height // SHORTEST))
+        assert strips == shortest_strips(clip)
+
+
+@pytest.mark.parametrize("frames", [1, 21, 81, 151, 301])
+@pytest.mark.parametrize("size", [(128, 128), (544, 960), (1088, 1920), (2176, 3840)])
+def test_shorter_strips_end_with_the_least_memory(size, frames):
+    """Also for long clips, where many strips take more: each try takes less than the one before."""
+
+    def memory(strips):
+        return clip.memory(strips.number, strips.resident)
+
+    clip = Clip(*size, frames)
+    strips, tried = choose_strips(clip, inf), []
+    while strips not in tried:
+        tried.append(strips)
+        strips = shorter_strips(clip, strips)
+    counted = [memory(strips) for strips in tried]
+    assert counted == sorted(counted, reverse=True) and len(set(counted)) == len(counted)
+    assert counted[-1] == clip.least_memory
+    numbers = [n for n in range(1, clip.most_strips + 1) if clip.indexable(n)]
+    assert counted[-1] == min(clip.memory(n, r) for n in numbers for r in range(1, n + 1))
+
+
+def test_strips_that_fit_what_is_left():
+    first = choose_strips(UHD, inf)
+    left = 0.3 * UHD.memory(first.number, first.resident)
+    strips = shorter_strips(UHD, first, left)
+    assert UHD.memory(strips.number, strips.resident) <= left
+    assert shorter_strips(UHD, first, 0) == shortest_strips(UHD)
 
 
 def test_large_frames_are_cut_whatever_is_free():

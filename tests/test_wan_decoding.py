@@ -167,7 +167,11 @@ def test_decoded_piece_by_piece(vae):
     assert pieces_of(vae, latents(3)) == [1, 4, 4]
 
 
-def out_of_memory(monkeypatch, holds):
+NO_ENGINE = RuntimeError("GET was unable to find an engine to execute this computation")
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
+
+
+def out_of_memory(monkeypatch, holds, error):
     """A device that runs out of memory with its second piece, unless it holds the strips."""
     tried, decode = [], wan_decoding.decode_in_strips
 
@@ -175,7 +179,7 @@ def out_of_memory(monkeypatch, holds):
         tried.append(strips)
         for number, piece in enumerate(decode(vae, z, strips)):
             if number == 1 and not holds(strips):
-                raise torch.OutOfMemoryError("CUDA out of memory")
+                raise error
             yield piece
 
     monkeypatch.setattr(wan_decoding, "decode_in_strips", decode_in_strips)
@@ -183,21 +187,31 @@ def out_of_memory(monkeypatch, holds):
     return tried
 
 
-def test_less_memory_than_was_counted(precise, monkeypatch):
-    """The clip is that of the whole frame, each frame once."""
+@pytest.mark.parametrize("error", [OUT_OF_MEMORY, NO_ENGINE], ids=["memory", "no engine"])
+def test_less_memory_than_was_counted(precise, monkeypatch, error):
+    """The clip is that of the whole frame, each frame once; also where a convolution's work space
+    is what does not fit."""
     z = latents(3).double()
-    tried = out_of_memory(monkeypatch, lambda strips: strips.number >= 3)
-    pieces = list(decode_wan(precise, z))
+    tried = out_of_memory(monkeypatch, lambda strips: strips.number >= 3, error)
+    with pytest.warns(UserWarning, match=r"begins again in \d strips"):
+        pieces = list(decode_wan(precise, z))
     assert [piece.shape[2] for piece in pieces] == [1, 4, 4]
     torch.testing.assert_close(torch.cat(pieces, dim=2), plain(precise, z), rtol=0, atol=1e-5)
     assert tried[0] == Strips() and tried[-1].number >= 3 and len(set(tried)) == len(tried)
 
 
 def test_too_little_memory_for_the_shortest_strips(vae, monkeypatch):
-    tried = out_of_memory(monkeypatch, lambda strips: False)
-    with pytest.raises(torch.OutOfMemoryError):
+    tried = out_of_memory(monkeypatch, lambda strips: False, OUT_OF_MEMORY)
+    with pytest.raises(torch.OutOfMemoryError), pytest.warns(UserWarning):
         list(decode_wan(vae, latents(3)))
     assert tried[-1] == Strips(5) and len(set(tried)) == len(tried)
+
+
+def test_another_error_is_passed_on(vae, monkeypatch):
+    tried = out_of_memory(monkeypatch, lambda strips: False, RuntimeError("illegal address"))
+    with pytest.raises(RuntimeError, match="illegal address"):
+        list(decode_wan(vae, latents(3)))
+    assert len(tried) == 1
 
 
 def test_who_asks_for_tiles_gets_them(vae, monkeypatch):

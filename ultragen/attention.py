@@ -374,7 +374,7 @@ class UltraGenAttention(nn.Module, AttentionModuleMixin):
 
     def tile(self, grid: Tensor, at: WindowLayout) -> int:
         """Of what number the tokens of each window become a multiple, see `tile_of`."""
-        if not isinstance(self.processor, WindowAttnProcessor):  # it may know nothing of tiles
+        if type(self.processor) is not WindowAttnProcessor:  # it may know nothing of tiles
             return 1
         frames = grid.shape[1]
         windows = [frames * rows.size * columns.size for rows, columns in at.partition.groups]

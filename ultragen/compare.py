@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from .cost import STAGES, Job
+from .hardware import is_out_of_memory
 from .metadata import describe
 from .models import Models, load_models
 from .progress import Cancelled, Progress, RunState
@@ -239,11 +240,11 @@ def _upscale(
 @contextmanager
 def enough_memory(request: Request, models: Models) -> Iterator[None]:
     """Says what to change when the memory is not enough."""
-    import torch
-
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         smaller: list[str] = []
         if models.memory is not None:
             name = request.size.name

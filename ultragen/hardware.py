@@ -232,6 +232,19 @@ def free_memory(device: Any) -> float:
     return torch.cuda.mem_get_info(device)[0]
 
 
+NO_MEMORY = ("out of memory", "unable to find an engine")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out. Not all of torch's tell by their class: a
+    convolution whose work space does not fit says that it finds no engine."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_MEMORY)
+
+
 def gib(size: float) -> str:
     """Bytes for people."""
     return f"{size / GIB:.1f} GiB"

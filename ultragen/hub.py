@@ -129,7 +129,7 @@ def explained(
     if found is not None:
         reason = found.format(address=address, revision=revision)
     elif isinstance(error, LocalEntryNotFoundError):
-        reason = _unreachable(local_files_only)
+        reason = _unreachable(local_files_only) + _another_commit(repository, revision, source)
     elif isinstance(error, HfHubHTTPError):
         reason = _refused(error, address)
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -149,6 +149,17 @@ def _unreachable(local_files_only: bool) -> str:
             "HF_HUB_OFFLINE"
         )
     return "is not on this machine, and the Hub can't be reached: check the network"
+
+
+def _another_commit(repository: str, revision: str, source: HubSource) -> str:
+    """A way out for who has the repository at another commit than the one that is pinned."""
+    snapshots = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    if revision == MAIN or not any(snapshots.glob("snapshots/*")):
+        return ""
+    return (
+        f", or set {source.variable}={repository}@{MAIN} to take the version that is there "
+        f"instead of {revision[:7]}"
+    )
 
 
 def _refused(error: HfHubHTTPError, address: str) -> str:

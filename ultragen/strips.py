@@ -25,7 +25,9 @@ operations than the whole frame, 8 strips 26 % and 17 strips 59 % (counted).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
+from math import inf
 
 GIB = 2**30
 
@@ -100,7 +102,8 @@ class Clip:
     @property
     def least_memory(self) -> int:
         """Bytes without which the clip can't be decoded."""
-        return self.memory(self.most_strips, 1)
+        strips = shortest_strips(self)
+        return self.memory(strips.number, strips.resident)
 
     @property
     def usual_memory(self) -> int:
@@ -130,8 +133,18 @@ class Strips:
         return [range(*pair) for pair in pairwise(edges)]
 
 
+@cache
+def shortest_strips(clip: Clip) -> Strips:
+    """What takes the least memory. Of a long clip that is not as many strips as there can be: what
+    all but the resident ones start from, and their pictures, are kept for the whole clip."""
+    numbers = [n for n in range(1, clip.most_strips + 1) if clip.indexable(n)]
+    pairs = [(n, resident) for n in numbers for resident in range(1, n + 1)]
+    return Strips(*min(pairs or [(clip.most_strips, 1)], key=lambda pair: clip.memory(*pair)))
+
+
 def choose_strips(clip: Clip, memory: float) -> Strips:
-    """The fewest strips that memory holds, and of these as many resident ones as it holds.
+    """The fewest strips that memory holds, and of these as many resident ones as it holds; where
+    it holds none, those that take the least.
 
     Args:
         clip: What is decoded.
@@ -143,9 +156,12 @@ def choose_strips(clip: Clip, memory: float) -> Strips:
         for resident in range(number, 0, -1):
             if clip.memory(number, resident) <= memory:
                 return Strips(number, resident)
-    return Strips(clip.most_strips)
+    return shortest_strips(clip)
 
 
-def shorter_strips(clip: Clip, strips: Strips) -> Strips:
-    """What takes a quarter less memory, or the shortest strips, where these are too long."""
-    return choose_strips(clip, 0.75 * clip.memory(strips.number, strips.resident))
+def shorter_strips(clip: Clip, strips: Strips, memory: float = inf) -> Strips:
+    """What takes a quarter less memory, and no more than is there, where these are too long; these
+    themselves where nothing takes less."""
+    counted = clip.memory(strips.number, strips.resident)
+    shorter = choose_strips(clip, min(0.75 * counted, memory))
+    return shorter if clip.memory(shorter.number, shorter.resident) < counted else strips

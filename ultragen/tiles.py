@@ -23,7 +23,7 @@ CUDNN = (AttentionBackendName.NATIVE, AttentionBackendName._NATIVE_CUDNN)
 def suits(device: torch.device) -> bool:
     """Whether attention on a device is cuDNN's on a card where whole tiles were measured, and the
     kernels run that it takes."""
-    if torch.cuda.get_device_capability(device)[0] != HOPPER:
+    if torch.version.hip or torch.cuda.get_device_capability(device)[0] != HOPPER:
         return False
     names = ("windows", "rotary_norm", "whole_tiles")
     enabled = torch.backends.cuda.cudnn_sdp_enabled()

@@ -12,6 +12,7 @@ is written there, and nothing is padded or copied.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from itertools import islice, tee
 from typing import Any
@@ -23,7 +24,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .hardware import RESERVE, free_memory
+from .hardware import RESERVE, free_memory, is_out_of_memory
 from .kernels import kernel_works
 from .strips import Clip, Strips, choose_strips, shorter_strips
 
@@ -63,7 +64,7 @@ def decode_patiently(
     may have taken some meanwhile. Each piece is given once.
 
     Raises:
-        torch.OutOfMemoryError: The shortest strips do not fit either.
+        RuntimeError: The shortest strips do not fit either; torch's own, see `is_out_of_memory`.
     """
     given = 0
     while True:
@@ -73,13 +74,15 @@ def decode_patiently(
                 yield piece
                 given += 1
             return
-        except torch.OutOfMemoryError:
-            shorter = shorter_strips(clip, strips)
-            if shorter == strips:
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or shorter_strips(clip, strips) == strips:
                 raise
         # Here the traceback, which holds what was computed, is gone.
-        strips, pieces = shorter, iter(())
-        free_memory(z.device)
+        del pieces
+        strips = shorter_strips(clip, strips, free_memory(z.device) - RESERVE)
+        warnings.warn(
+            f"Decoding ran out of memory: it begins again in {strips.number} strips.", stacklevel=2
+        )
 
 
 def streams(vae: AutoencoderKLWan, z: Tensor) -> bool:

@@ -11,6 +11,7 @@ from time import perf_counter
 
 import torch
 
+from ..hardware import is_out_of_memory
 from .cases import DENSE, PLAIN, VAE_VARIANTS, VARIANTS, Case
 from .parts import device_clock
 from .results import CaseResult, Measurement, Report
@@ -168,7 +169,7 @@ def once(call: Callable[[], object], device: str) -> float:
 
 def what_failed(error: Exception) -> str:
     """One line on an error."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if is_out_of_memory(error):
         return f"too little memory{device_memory()}"
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

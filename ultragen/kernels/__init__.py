@@ -48,7 +48,8 @@ def _runs(name: str, device: torch.device) -> bool:
     elif device.type != "cuda" or find_spec("triton") is None:
         return False
     try:
-        import_module(f".{name}", __name__).try_on(device)
+        with torch.inference_mode(False):  # some are tried with gradients
+            import_module(f".{name}", __name__).try_on(device)
     except torch.OutOfMemoryError:  # says nothing of the kernels
         raise
     except Exception as error:  # Triton has no common class for what can go wrong

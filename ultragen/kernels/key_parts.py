@@ -8,9 +8,12 @@ that only a part of the results is kept in float32.
 
 from __future__ import annotations
 
+from math import ceil
+
 import torch
 from torch import Tensor
 
+TILE = 128  # keys
 PART = 131_072
 """Tokens of a part."""
 LONG = 2 * PART
@@ -30,7 +33,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def attend_in_parts(query: Tensor, key: Tensor, value: Tensor, part: int) -> tuple[Tensor, Tensor]:
-    """The same as `attend`, to so many keys at a time, for as many queries."""
+    """The same as `attend`, to so many keys at a time at most, for as many queries; all parts have
+    about the same size."""
+    count = ceil(key.shape[2] / part)
+    part = ceil(key.shape[2] / count / TILE) * TILE
     out = torch.empty_like(query)
     sums = query.new_empty((*query.shape[:3], 1), dtype=torch.float32)
     for rows, total_out, total in zip(
