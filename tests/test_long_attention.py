@@ -33,7 +33,7 @@ def test_parts_give_what_the_whole_gives(size, scale):
 
 
 def test_parts_are_even_and_compile_in_one_graph(monkeypatch):
-    """640 keys in parts of 512 at most are two parts of three and two tiles, not of four and one."""
+    """640 keys in parts of 512 at most are parts of three and two tiles, not of four and one."""
     asked, attend = [], key_parts.attend
 
     def watched(query, key, value):

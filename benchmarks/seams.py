@@ -1,0 +1,183 @@
+"""Seams: how far the sky jumps where windows meet, beside how far it jumps elsewhere.
+
+    python benchmarks/seams.py --clips 20
+    python benchmarks/seams.py --clips 20 --resolution 544p --frames 5 --json seams.json
+
+Every vertical border between two columns of tokens is looked at: the mean brightness of 8 columns
+of pixels on its right less that of 8 on its left, less the mean of the same 20 pixels to either
+side, in blocks of 16 rows; the median of its amount over the blocks of the upper third of a frame,
+which is sky. A clip's jumps are divided by their mean over all borders, so that 1 is what is usual.
+Real clips of the same captions have no windows, and tell how far the numbers vary by chance.
+
+`moved` is an experiment: in every second pass the windows of even layers are moved by half of their
+size and those of odd layers by five twelfths, so that no border stands where one stood before. The
+model was not trained so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+from ultragen import console
+from ultragen.evaluation.rows import Maker, Row
+from ultragen.layout import WindowRule
+from ultragen.models import load_models
+from ultragen.request import Request
+from ultragen.training.heldout import held_out_clips
+from ultragen.windows import Partition, axis_sizes
+
+CLIP = Row("clip", "Clip", "ultragen")
+TITLES = {"even": "As trained", "moved": "Moved in every second pass", "real": "Real clips"}
+MOVED = {False: 1 / 2, True: 5 / 12}  # of a window, in even and in odd layers
+SKY = 1 / 3  # of the rows
+NEAR, WIDE, BESIDE, BLOCK = 4, 8, 20, 16  # pixels
+MARGIN = 2  # tokens at the frame's edge, where nothing lies beside
+
+
+def jumps(frames: np.ndarray, token: int) -> np.ndarray:
+    """How far each border between two columns of tokens jumps: t h w 3, uint8 → one value a border,
+    the outermost `MARGIN` on either side left out."""
+    rows = int(SKY * frames.shape[1]) // BLOCK * BLOCK
+    sky = frames[:, :rows].astype(np.float64).mean(-1)
+
+    def step(at: int) -> np.ndarray:
+        right, left = sky[..., at + NEAR :][..., :WIDE], sky[..., : at - NEAR][..., -WIDE:]
+        return right.mean(-1) - left.mean(-1)
+
+    def jump(at: int) -> float:
+        over = step(at) - (step(at - BESIDE) + step(at + BESIDE)) / 2
+        return float(np.median(np.abs(over.reshape(-1, BLOCK).mean(1))))
+
+    borders = range(1 + MARGIN, frames.shape[2] // token - MARGIN)
+    return np.array([jump(token * border) for border in borders])
+
+
+def borders_of(partition: Partition) -> list[int]:
+    """Where the columns of windows meet, in tokens."""
+    return list(accumulate(partition.columns))[:-1]
+
+
+def moved(length: int, parts: int, share: float) -> tuple[int, ...]:
+    """Sizes of an axis' windows, moved by a share of one; the first one is cut in two."""
+    first, *others = axis_sizes(length, min(parts, length))
+    head = round(share * first)
+    return tuple(size for size in (head, *others, first - head) if size)
+
+
+@contextmanager
+def moving(transformer: Any) -> Iterator[None]:
+    """Moves the windows in every second pass of a transformer."""
+    passes = 0
+    usual = WindowRule.partition
+
+    def partition(rule: WindowRule, height: int, width: int, parts: int, odd: bool) -> Partition:
+        if passes % 2:
+            return usual(rule, height, width, parts, odd)
+        share, parts = MOVED[odd], parts + odd
+        return Partition(moved(height, parts, share), moved(width, parts, share))
+
+    def count(*_: Any) -> None:
+        nonlocal passes
+        passes += 1
+
+    hook = transformer.register_forward_pre_hook(count)
+    try:
+        with patch.object(WindowRule, "partition", partition):
+            yield
+    finally:
+        hook.remove()
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Jumps at each border, for each row the mean over its clips, and where windows meet."""
+    models = load_models(options.model)
+    request = Request(
+        "any", options.resolution, num_frames=options.frames, num_inference_steps=options.steps
+    )
+    maker = Maker(lambda name: models, request)
+    size, transformer = maker.request.size, models.native.transformer
+    token = models.preset.pixels_per_token
+    height, width = size.height // token, size.width // token
+    windows = transformer.resolve_windows("auto", height, width)
+    meet = {
+        kind: borders_of(transformer.rule.partition(height, width, windows, odd))
+        for kind, odd in (("even", False), ("odd", True))
+    }
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in TITLES}
+    for number, case in enumerate(held_out_clips(options.clips)):
+        for name, found in rows.items():
+            if name == "real":
+                frames = case.frames(size.height, size.width, options.frames, models.device)
+            else:
+                with moving(transformer) if name == "moved" else nullcontext():
+                    [(frames, _)] = maker.make(CLIP, [(number, case)])
+            found.append(jumps(frames, token))
+        print(f"{number + 1} of {options.clips}: {case.caption}", file=sys.stderr, flush=True)
+    usual = {name: np.mean(found, axis=1, keepdims=True) for name, found in rows.items()}
+    return {
+        "command": "python benchmarks/seams.py " + " ".join(options.given),
+        "resolution": options.resolution,
+        "frames": options.frames,
+        "clips": options.clips,
+        "windows": windows,
+        "meet": meet,
+        "first": 1 + MARGIN,
+        "jumps": {
+            name: (np.array(found) / usual[name]).mean(0).tolist() for name, found in rows.items()
+        },
+    }
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The table: a row's mean over the borders of even layers, odd layers and no layers, and the
+    largest one."""
+    lines = [
+        "| | even layers | odd layers | elsewhere | largest |",
+        "| --- | ---: | ---: | ---: | --- |",
+    ]
+    for name, values in found["jumps"].items():
+        border = dict(enumerate(values, found["first"]))
+        kinds = [
+            [border[b] for b in found["meet"][kind] if b in border] for kind in ("even", "odd")
+        ]
+        known = {b for borders in found["meet"].values() for b in borders}
+        kinds.append([value for b, value in border.items() if b not in known])
+        largest = max(border, key=lambda b: border[b])
+        cells = [f"{np.mean(kind):.2f}" if kind else "–" for kind in kinds]
+        cells.append(f"{border[largest]:.2f} at column {largest}")
+        lines.append(f"| {TITLES[name]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> int:
+    """Reads the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--clips", type=int, default=20)
+    parser.add_argument("--resolution", default="1080p")
+    parser.add_argument("--frames", type=int, default=1, help="Of each clip, 4n + 1.")
+    parser.add_argument("--steps", type=int, help="Of denoising; the model's own by default.")
+    parser.add_argument("--model", help="A pipeline's folder; the shipped one by default.")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    options.given, options.model = arguments, options.model or "embedded"
+    found = measure(options)
+    print(markdown(found))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(console.run(lambda: main(sys.argv[1:])))
