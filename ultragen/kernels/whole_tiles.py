@@ -7,6 +7,8 @@ there again, with a value of zero: it adds nothing to the sum of values, and to 
 what the first key itself adds. How much that is can be told from the query, the key and the
 logarithm of the sum, which the attention gives too, and it is taken out where the windows become a
 grid again. The first key, because its weight is part of the sum: what remains is never nothing.
+Where it has nearly all of the weight, that is one of 128 parts, whose error is 128 times that of
+the logarithm: 0.002 where it is 20, half of what rounding to bfloat16 does.
 """
 
 from __future__ import annotations
