@@ -9,9 +9,8 @@ side, in blocks of 16 rows; the median of its amount over the blocks of the uppe
 which is sky. A clip's jumps are divided by their mean over all borders, so that 1 is what is usual.
 Real clips of the same captions have no windows, and tell how far the numbers vary by chance.
 
-`moved` is an experiment: in every second pass the windows of even layers are moved by half of their
-size and those of odd layers by five twelfths, so that no border stands where one stood before. The
-model was not trained so.
+Rows differ in `window_motion`, see `UltraGenPipeline`. The shipped model was not trained with
+windows that move.
 """
 
 from __future__ import annotations
@@ -19,26 +18,25 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 
 from ultragen import console
 from ultragen.evaluation.rows import Maker, Row
-from ultragen.layout import WindowRule
 from ultragen.models import load_models
 from ultragen.request import Request
 from ultragen.training.heldout import held_out_clips
-from ultragen.windows import Partition, axis_sizes
+from ultragen.windows import Partition
 
 CLIP = Row("clip", "Clip", "ultragen")
-TITLES = {"even": "As trained", "moved": "Moved in every second pass", "real": "Real clips"}
-MOVED = {False: 1 / 2, True: 5 / 12}  # of a window, in even and in odd layers
+TITLES = {
+    "none": "Windows at rest",
+    "alternate": "Windows moved in every second step",
+    "real": "Real clips",
+}
 SKY = 1 / 3  # of the rows
 NEAR, WIDE, BESIDE, BLOCK = 4, 8, 20, 16  # pixels
 MARGIN = 2  # tokens at the frame's edge, where nothing lies beside
@@ -67,37 +65,6 @@ def borders_of(partition: Partition) -> list[int]:
     return list(accumulate(partition.columns))[:-1]
 
 
-def moved(length: int, parts: int, share: float) -> tuple[int, ...]:
-    """Sizes of an axis' windows, moved by a share of one; the first one is cut in two."""
-    first, *others = axis_sizes(length, min(parts, length))
-    head = round(share * first)
-    return tuple(size for size in (head, *others, first - head) if size)
-
-
-@contextmanager
-def moving(transformer: Any) -> Iterator[None]:
-    """Moves the windows in every second pass of a transformer."""
-    passes = 0
-    usual = WindowRule.partition
-
-    def partition(rule: WindowRule, height: int, width: int, parts: int, odd: bool) -> Partition:
-        if passes % 2:
-            return usual(rule, height, width, parts, odd)
-        share, parts = MOVED[odd], parts + odd
-        return Partition(moved(height, parts, share), moved(width, parts, share))
-
-    def count(*_: Any) -> None:
-        nonlocal passes
-        passes += 1
-
-    hook = transformer.register_forward_pre_hook(count)
-    try:
-        with patch.object(WindowRule, "partition", partition):
-            yield
-    finally:
-        hook.remove()
-
-
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Jumps at each border, for each row the mean over its clips, and where windows meet."""
     models = load_models(options.model)
@@ -119,8 +86,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             if name == "real":
                 frames = case.frames(size.height, size.width, options.frames, models.device)
             else:
-                with moving(transformer) if name == "moved" else nullcontext():
-                    [(frames, _)] = maker.make(CLIP, [(number, case)])
+                models.native.register_to_config(window_motion=name)
+                [(frames, _)] = maker.make(CLIP, [(number, case)])
             found.append(jumps(frames, token))
         print(f"{number + 1} of {options.clips}: {case.caption}", file=sys.stderr, flush=True)
     usual = {name: np.mean(found, axis=1, keepdims=True) for name, found in rows.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from ultragen.attention import UltraGenAttention, apply_rotary
 from ultragen.compression import Compression, interpolation, resize, resize_by_products
 from ultragen.layout import WindowRule, compressed_size, nearest_multiple, plan_layout
+from ultragen.windows import even_partition
 
 GRIDS = {
     "square": (2, 8, 8),
@@ -121,6 +123,26 @@ def small_attention(**config: Any) -> UltraGenAttention:
     attention = UltraGenAttention(**{**settings, **config}).double()
     randomise(attention)
     return attention
+
+
+@pytest.mark.parametrize(
+    "token_rows, token_columns, windows", [(17, 30, 2), (34, 60, 4), (68, 120, 8)]
+)
+def test_no_border_of_moved_windows_stands_where_another_does(token_rows, token_columns, windows):
+    """At the embedded model's sizes, between even and odd layers, at rest and moved."""
+    seen = {"rows": [], "columns": []}
+    for odd in (False, True):
+        for moved in (False, True):
+            cut = WindowRule().partition(token_rows, token_columns, windows, odd, moved)
+            assert cut.size == (token_rows, token_columns)
+            assert len(cut.rows) == len(cut.columns) == windows + odd + moved
+            for axis, borders in seen.items():
+                borders += list(accumulate(getattr(cut, axis)))[:-1]
+    assert all(len(borders) == len(set(borders)) for borders in seen.values())
+
+
+def test_a_single_window_does_not_move():
+    assert WindowRule().partition(9, 15, 1, False, True) == even_partition(9, 15, 1)
 
 
 def small_layout(grid: tuple[int, int, int], odd: bool, rule: WindowRule, timestep: Tensor):

@@ -247,8 +247,35 @@ def test_noise_levels_differ_within_a_batch(sigma):
     torch.testing.assert_close(both[:1], one)
 
 
+@pytest.mark.parametrize("guidance, passes", [(1.0, 1), (3.0, 2)])
+def test_windows_move_in_every_second_step(changeable, guidance, passes):
+    """In both passes of a guided step; the dense base model has none."""
+    pipe, seen = changeable, []
+    at_rest = latents_of(pipe, guidance_scale=guidance)
+    pipe.register_to_config(window_motion="alternate")
+
+    def look(module, args, kwargs):
+        seen.append(kwargs.get("moved"))
+
+    hook = pipe.transformer.register_forward_pre_hook(look, with_kwargs=True)
+    moving = latents_of(pipe, guidance_scale=guidance)
+    assert seen == [moved for moved in (False, True, False) for _ in range(passes)]
+    assert not torch.allclose(moving, at_rest, atol=1e-3)
+    pipe.register_to_config(window_motion="none")
+    assert torch.equal(latents_of(pipe, guidance_scale=guidance), at_rest)
+    assert seen[-1] is None
+    hook.remove()
+    base = pipe.base_pipeline()
+    assert latents_of(base, windows=None).isfinite().all()
+
+
 @pytest.mark.parametrize(
-    "setting, hint", [({"prediction": "noise"}, "prediction"), ({"solver_order": 3}, "1 or 2")]
+    "setting, hint",
+    [
+        ({"prediction": "noise"}, "prediction"),
+        ({"solver_order": 3}, "1 or 2"),
+        ({"window_motion": "swim"}, "'none', 'alternate'"),
+    ],
 )
 def test_unknown_settings_of_the_sampler_are_refused(pipe, setting, hint):
     with pytest.raises(ValueError, match=hint):
@@ -259,6 +286,8 @@ def test_the_sampler_s_settings_are_kept(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     for loaded in (UltraGenPipeline.from_pretrained(tmp_path), pipe.base_pipeline()):
         assert loaded.config.prediction == "preconditioned" and loaded.config.solver_order == 2
+    loaded = UltraGenPipeline.from_pretrained(tmp_path, window_motion="alternate")
+    assert loaded.config.window_motion == "alternate"
 
 
 @pytest.mark.parametrize("guidance, calls", [(0.0, 3), (1.0, 3), (1.01, 6), (5.0, 6)])

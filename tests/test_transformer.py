@@ -90,6 +90,20 @@ def test_local_windows_alone_are_the_dense_model_on_each_crop(grid, windows):
             torch.testing.assert_close(whole[pixels], alone, rtol=1e-4, atol=1e-5)
 
 
+def test_moved_windows_are_the_dense_model_on_each_of_them():
+    """By half of one: 4 × 6 tokens and K = 2 give 1, 2 and 1 rows, and 1, 3 and 2 columns."""
+    wan = tiny_wan(num_layers=1)
+    model = UltraGenTransformer3DModel.from_wan(wan, branches=(), **ULTRAGEN)
+    arguments = inputs((2, 4, 6))
+    whole = run(model, arguments, windows=2, moved=True)
+    latents = arguments["hidden_states"]
+    for rows in (slice(0, 2), slice(2, 6), slice(6, 8)):
+        for columns in (slice(0, 2), slice(2, 8), slice(8, 12)):
+            pixels = (..., rows, columns)
+            alone = run(wan, {**arguments, "hidden_states": latents[pixels].contiguous()})
+            torch.testing.assert_close(whole[pixels], alone, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("grid", [GRID, (1, 5, 7)], ids=["halves", "prime"])
 def test_a_fresh_conversion_keeps_a_uniform_clip(grid):
     """On latents that are the same everywhere every branch gives what full attention gives: pooled,

@@ -59,6 +59,15 @@ def test_shifted_parts_of_an_axis(length, data):
         assert abs(shifted[0] - shifted[-1]) <= 1
 
 
+@given(st.integers(1, 500), st.fractions(0, 1), st.data())
+def test_parts_moved_by_a_share(length, share, data):
+    number = data.draw(st.integers(1, length))
+    sizes, shifted = axis_sizes(length, number), shifted_axis_sizes(length, number, share)
+    assert sum(shifted) == length and min(shifted) >= 1
+    ahead = int(share * sizes[0])
+    assert shifted == tuple(s for s in (ahead, *sizes[1:], sizes[0] - ahead) if s)
+
+
 @pytest.mark.parametrize("length, number", [(5, 6), (5, 0), (5, -1), (1, 2)])
 def test_an_empty_part_is_refused(length, number):
     with pytest.raises(ValueError, match=f"{length} tokens into {number} .* from 1 to {length}"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
 from torch import Tensor
@@ -22,7 +23,12 @@ from .windows import (
 GLOBAL_FACTOR = 4
 HIERARCHICAL_FACTOR = 2
 
+MOVED = {False: Fraction(1, 2), True: Fraction(5, 12)}
+"""By what share of a window those of even and of odd layers move: at the embedded model's sizes no
+border between columns then stands where one of the other layers stands or stood."""
+
 Crossing = Literal["grow", "none", "shift"]
+WindowMotion = Literal["none", "alternate"]
 UnevenWindows = Literal["split", "resize"]
 Rotary = tuple[Tensor, Tensor]
 
@@ -86,11 +92,16 @@ class WindowRule:
         if self.uneven not in ("split", "resize"):
             raise ValueError(f"uneven must be split or resize, not {self.uneven!r}.")
 
-    def partition(self, height: int, width: int, parts: int, odd: bool) -> Partition:
-        """Windows of one layer on a grid of height × width tokens."""
+    def partition(
+        self, height: int, width: int, parts: int, odd: bool, moved: bool = False
+    ) -> Partition:
+        """Windows of one layer on a grid of height × width tokens; moved by a share of one, see
+        `MOVED`, where several have a border between them."""
         parts += odd and self.crossing == "grow"
         if self.uneven == "resize":
             height, width = nearest_multiple(height, parts), nearest_multiple(width, parts)
+        if moved and parts > 1:
+            return shifted_partition(height, width, parts, MOVED[odd])
         cut = shifted_partition if odd and self.crossing == "shift" else even_partition
         return cut(height, width, parts)
 
@@ -109,6 +120,7 @@ def plan_layout(
     rule: WindowRule,
     timestep: Tensor,
     rotary: Callable[[int, int, int], Rotary],
+    moved: bool = False,
 ) -> AttentionLayout:
     """Plans the windows of all layers of one parity.
 
@@ -119,6 +131,7 @@ def plan_layout(
         rule: How K and the parity make windows.
         timestep: Sinusoidal embedding of the diffusion timestep, b d.
         rotary: Gives cos and sin for a window of t × h × w tokens, (t h w) × half the head size.
+        moved: Whether windows are moved, see `WindowRule.partition`.
 
     Raises:
         ValueError: if K is odd or does not fit the grid.
@@ -137,8 +150,8 @@ def plan_layout(
     h4, w4 = compressed_size(height, width, GLOBAL_FACTOR)
     return AttentionLayout(
         grid=grid,
-        local=layout(rule.partition(height, width, windows, odd)),
-        hierarchical=layout(rule.partition(h2, w2, windows // 2, odd)),
+        local=layout(rule.partition(height, width, windows, odd, moved)),
+        hierarchical=layout(rule.partition(h2, w2, windows // 2, odd, moved)),
         global_=layout(even_partition(h4, w4, 1)),
         timestep=timestep,
     )

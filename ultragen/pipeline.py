@@ -34,6 +34,7 @@ from .inputs import (
     pair_prompts,
     starting_noise,
 )
+from .layout import WindowMotion
 from .sampling import FlowSampler
 from .transformer import UltraGenTransformer3DModel
 from .wan import load_wan
@@ -72,6 +73,9 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
             see `second_order`.
         distilled_steps: Steps that both transformers were distilled to, without guidance; None
             where they were not.
+        window_motion: `none` leaves UltraGen's windows where they are in all steps, as the paper
+            does; with `alternate` they stand between their usual places in every second one, so
+            that no border is seen in the picture.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -91,12 +95,17 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
         data_std: float = 0.5,
         solver_order: int = 1,
         distilled_steps: int | None = None,
+        window_motion: str = "none",
     ) -> None:
         super().__init__()
         if prediction not in get_args(Prediction):
             raise ValueError(f"prediction must be one of {get_args(Prediction)}: {prediction!r}.")
         if solver_order not in (1, 2):
             raise ValueError(f"solver_order must be 1 or 2, not {solver_order!r}.")
+        if window_motion not in get_args(WindowMotion):
+            raise ValueError(
+                f"window_motion must be one of {get_args(WindowMotion)}, not {window_motion!r}."
+            )
         self.register_modules(
             tokenizer=tokenizer,
             text_encoder=text_encoder,
@@ -111,6 +120,7 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
             data_std=data_std,
             solver_order=solver_order,
             distilled_steps=distilled_steps,
+            window_motion=window_motion,
         )
 
     def base_pipeline(self) -> UltraGenPipeline:

@@ -23,8 +23,8 @@ class GenerationError(RuntimeError):
 class FlowSampler(DiffusionPipeline):
     """What a flow-matching pipeline does between its inputs and its decoder.
 
-    It needs a `transformer`, a `scheduler`, and in its configuration `prediction`, `data_std` and
-    `solver_order`, see `UltraGenPipeline`.
+    It needs a `transformer`, a `scheduler`, and in its configuration `prediction`, `data_std`,
+    `solver_order` and `window_motion`, see `UltraGenPipeline`.
 
     Attributes:
         interrupt: Set during a run, ends the sampling after the step.
@@ -116,14 +116,16 @@ class FlowSampler(DiffusionPipeline):
         second = None
         if self.guidance_device is not None and max(scales) > 1:
             second = TransformerCopy(self.transformer, self.guidance_device)
+        moves = "windows" in extra and self.config.window_motion == "alternate"
         clean: list[Tensor] = []
         steps = len(timesteps)
         with self.progress_bar(total=steps) as progress_bar:
             for step, timestep in enumerate(timesteps):
                 self.current_timestep = self.scheduler.config.num_train_timesteps * levels[step]
                 where = {"step_index": step, "num_inference_steps": steps, "sigma": levels[step]}
+                inputs = {**extra, "moved": step % 2 == 1} if moves else extra
                 velocity = self.velocity(
-                    latents, timestep, embeds, scales[step], extra, second, where
+                    latents, timestep, embeds, scales[step], inputs, second, where
                 )
                 if self.config.solver_order == 2:
                     clean = [*clean[-1:], latents - levels[step] * velocity]

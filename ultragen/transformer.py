@@ -235,14 +235,14 @@ class UltraGenTransformer3DModel(WanTransformer3DModel):
         return cos[0, :, 0, ::2].contiguous(), sin[0, :, 0, ::2].contiguous()
 
     def _layouts(
-        self, latents: Tensor, timestep: Tensor, windows: int | Literal["auto"]
+        self, latents: Tensor, timestep: Tensor, windows: int | Literal["auto"], moved: bool
     ) -> dict[LayerKind, AttentionLayout | tuple[Tensor, Tensor]]:
         """What the self-attention of each kind of layer needs to know of the input."""
         grid = self.token_grid(*latents.shape[2:])
         count = self.resolve_windows(windows, *grid[1:])
         sinusoid = self.condition_embedder.timesteps_proj(timestep)
         layouts: dict[LayerKind, Any] = {
-            kind: plan_layout(grid, count, kind == "odd", self.rule, sinusoid, self._rotary)
+            kind: plan_layout(grid, count, kind == "odd", self.rule, sinusoid, self._rotary, moved)
             for kind in ("even", "odd")
             if kind in self.layer_kinds
         }
@@ -259,6 +259,7 @@ class UltraGenTransformer3DModel(WanTransformer3DModel):
         windows: int | Literal["auto"] = "auto",
         return_dict: bool = True,
         attention_kwargs: dict[str, Any] | None = None,
+        moved: bool = False,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
         """Predicts the flow-matching velocity, or what the pipeline's `prediction` says.
 
@@ -270,6 +271,7 @@ class UltraGenTransformer3DModel(WanTransformer3DModel):
                 number; `auto` keeps the window size that the model was trained with.
             return_dict: Whether to return an output object instead of a tuple.
             attention_kwargs: `scale` weighs LoRA adapters that were loaded.
+            moved: Whether windows stand between their usual places, see `WindowRule.partition`.
 
         Returns:
             The prediction, b c t h w.
@@ -277,7 +279,7 @@ class UltraGenTransformer3DModel(WanTransformer3DModel):
         Raises:
             ValueError: if the windows don't fit the grid.
         """
-        layouts = self._layouts(hidden_states, timestep, windows)
+        layouts = self._layouts(hidden_states, timestep, windows, moved)
         grid = self.token_grid(*hidden_states.shape[2:])
 
         tokens = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2).contiguous()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import groupby
 from math import sqrt
 
@@ -32,10 +33,14 @@ def axis_sizes(length: int, parts: int) -> tuple[int, ...]:
     return (size + 1,) * larger + (size,) * (parts - larger)
 
 
-def shifted_axis_sizes(length: int, parts: int) -> tuple[int, ...]:
-    """Sizes of `parts` parts after a shift by half a window, as Swin's masks leave them."""
+def shifted_axis_sizes(
+    length: int, parts: int, share: Fraction = Fraction(1, 2)
+) -> tuple[int, ...]:
+    """Sizes of `parts` parts after a shift by a share of a window, rounded down; half of one, as
+    Swin's masks leave them, unless another is given."""
     first, *others = axis_sizes(length, parts)
-    return tuple(size for size in (first // 2, *others, first - first // 2) if size)
+    ahead = int(share * first)
+    return tuple(size for size in (ahead, *others, first - ahead) if size)
 
 
 @dataclass(frozen=True)
@@ -99,10 +104,14 @@ def even_partition(height: int, width: int, parts: int) -> Partition:
     return Partition(axis_sizes(height, min(parts, height)), axis_sizes(width, min(parts, width)))
 
 
-def shifted_partition(height: int, width: int, parts: int) -> Partition:
-    """parts × parts windows moved by half a window (the Swin ablation); borders are not joined."""
+def shifted_partition(
+    height: int, width: int, parts: int, share: Fraction = Fraction(1, 2)
+) -> Partition:
+    """parts × parts windows moved by a share of one, half of it in the Swin ablation; borders are
+    not joined."""
     return Partition(
-        shifted_axis_sizes(height, min(parts, height)), shifted_axis_sizes(width, min(parts, width))
+        shifted_axis_sizes(height, min(parts, height), share),
+        shifted_axis_sizes(width, min(parts, width), share),
     )
 
 
