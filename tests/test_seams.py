@@ -29,6 +29,11 @@ def test_a_step_is_found_and_a_slope_is_not():
     assert np.delete(found, step).max() < 0.6
 
 
+def test_ranks():
+    found = seams.ranks(np.array([[3.0, 1.0, 2.0], [5.0, 5.0, 9.0]]))
+    np.testing.assert_allclose(found, [[1, 0, 0.5], [0.25, 0.25, 1]])
+
+
 def test_borders():
     assert seams.borders_of(even_partition(9, 10, 4)) == [3, 6, 8]
     assert seams.borders_of(even_partition(9, 10, 1)) == []
@@ -43,6 +48,6 @@ def test_the_table(tmp_path, capsys):
     assert [line.split("|")[1].strip() for line in lines[2:]] == list(seams.TITLES.values())
     found = json.loads(file.read_text())
     assert found["meet"] == {"even": [15], "odd": [10, 20]}
-    for values in found["jumps"].values():
-        assert len(values) == 30 - 1 - 2 * seams.MARGIN and np.mean(values) == pytest.approx(1)
-    assert found["jumps"]["none"] != found["jumps"]["alternate"]
+    for values in found["ranks"].values():
+        assert len(values) == 30 - 1 - 2 * seams.MARGIN and np.mean(values) == pytest.approx(0.5)
+    assert found["ranks"]["none"] != found["ranks"]["alternate"]
