@@ -18,8 +18,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
 
-from ultragen import hub
+from ultragen import console, hub
 from ultragen.hub import find_local, locate, origin
 from ultragen.presets import ULTRAGEN_SOURCE, WAN_SOURCE
 
@@ -116,6 +117,25 @@ def test_a_mirror_has_commits_of_its_own(given, revision, monkeypatch, tmp_path)
     calls = asked(monkeypatch, tmp_path)
     locate(given, WAN_SOURCE)
     assert calls[0]["revision"] == revision
+
+
+def test_downloads_show_how_far_they_are(monkeypatch, tmp_path):
+    """Also after the loaders' own bars have been switched off, as the page and the commands do."""
+    seen = []
+
+    def download(repository, **options):
+        seen.append(are_progress_bars_disabled())
+        return str(tmp_path)
+
+    (tmp_path / "ultragen_1080p.ckpt").touch()
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    console.quiet_libraries()
+    locate(None, ULTRAGEN_SOURCE)
+    assert seen == [False]
+    disable_progress_bars()
+    monkeypatch.setattr(hub.constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    locate(None, ULTRAGEN_SOURCE)  # who asks for none gets none
+    assert seen == [False, True]
 
 
 def test_only_the_parts_that_are_used_are_downloaded(monkeypatch, tmp_path):

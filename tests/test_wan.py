@@ -11,7 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers import (
+    AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
+    WanTransformer3DModel,
+)
 from released_reference import Sizes, released_forward, released_weights
 from safetensors.torch import load_file, save_file
 from test_checkpoint import Code, error
@@ -142,6 +146,16 @@ def test_a_converted_folder_stands_for_the_released_file(files, pipe, tmp_path):
     other = UltraGenPipeline.from_wan(files.base, tmp_path / "converted", torch.float32)
     other.set_progress_bar_config(disable=True)
     assert torch.equal(sample(other), sample(pipe))
+
+
+def test_diffusers_own_loading_of_wans_folder(files):
+    """Its scheduler is another one than the released weights are sampled with."""
+    transformer = load_released(files.ultragen)
+    with pytest.raises(ValueError, match="from_wan"):
+        UltraGenPipeline.from_pretrained(files.base, transformer=transformer)
+    euler = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    loaded = UltraGenPipeline.from_pretrained(files.base, transformer=transformer, scheduler=euler)
+    assert loaded.base_transformer is None and loaded.transformer is transformer
 
 
 def test_saved_and_loaded_as_one_folder(pipe, tmp_path):

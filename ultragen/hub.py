@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import enable_progress_bars
 
 from .presets import MAIN, HubSource
 
@@ -72,6 +73,8 @@ def locate(given: str | Path | None, source: HubSource, local_files_only: bool =
     repository = found["repository"]
     own = repository == source.repository
     revision = found["revision"] or (source.revision if own else MAIN)
+    if not local_files_only and constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+        enable_progress_bars()  # who silences transformers' bars silences those of downloads too
     try:
         folder = Path(
             snapshot_download(

@@ -80,7 +80,7 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _callback_tensor_inputs = ("latents", "prompt_embeds", "negative_prompt_embeds")
-    _optional_components = ("base_transformer",)
+    _optional_components = ["base_transformer"]  # noqa: RUF012 - diffusers adds a list to it
 
     def __init__(
         self,
@@ -102,6 +102,12 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
             raise ValueError(f"prediction must be one of {get_args(Prediction)}: {prediction!r}.")
         if solver_order not in (1, 2):
             raise ValueError(f"solver_order must be 1 or 2, not {solver_order!r}.")
+        if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):  # as in Wan's own folder
+            raise ValueError(
+                f"The scheduler must be a FlowMatchEulerDiscreteScheduler, not a "
+                f"{type(scheduler).__name__}: load Wan's folder by UltraGenPipeline.from_wan, or "
+                "pass another scheduler."
+            )
         if window_motion not in get_args(WindowMotion):
             raise ValueError(
                 f"window_motion must be one of {get_args(WindowMotion)}, not {window_motion!r}."
