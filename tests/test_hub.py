@@ -18,9 +18,14 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
+from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
+from transformers.utils.logging import disable_progress_bar
 
-from ultragen import console, hub
+from ultragen import hub
 from ultragen.hub import find_local, locate, origin
 from ultragen.presets import ULTRAGEN_SOURCE, WAN_SOURCE
 
@@ -129,13 +134,18 @@ def test_downloads_show_how_far_they_are(monkeypatch, tmp_path):
 
     (tmp_path / "ultragen_1080p.ckpt").touch()
     monkeypatch.setattr(hub, "snapshot_download", download)
-    console.quiet_libraries()
-    locate(None, ULTRAGEN_SOURCE)
-    assert seen == [False]
-    disable_progress_bars()
-    monkeypatch.setattr(hub.constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
-    locate(None, ULTRAGEN_SOURCE)  # who asks for none gets none
-    assert seen == [False, True]
+    disable_progress_bar()
+    assert are_progress_bars_disabled()
+    try:
+        locate(None, ULTRAGEN_SOURCE)
+        assert seen == [False]
+        disable_progress_bars()
+        monkeypatch.setattr(hub.constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+        locate(None, ULTRAGEN_SOURCE)  # who asks for none gets none
+        assert seen == [False, True]
+    finally:
+        monkeypatch.undo()
+        enable_progress_bars()
 
 
 def test_only_the_parts_that_are_used_are_downloaded(monkeypatch, tmp_path):

@@ -11,9 +11,8 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 from torch import Tensor
 
 from .kernels import kernel_works
-from .kernels.key_parts import LONG
+from .kernels.key_parts import LONG, TILE
 
-TILE = 128  # keys of a tile; as many queries fill theirs too
 LARGEST_ROOM = 0.03  # of a window's tokens, up to which it pays
 HEAD_DIM, HOPPER = 128, 9  # where it was measured
 CUDNN = (AttentionBackendName.NATIVE, AttentionBackendName._NATIVE_CUDNN)

@@ -13,7 +13,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
-TILE = 128  # keys
+TILE = 128  # keys of a tile; as many queries fill theirs too
 PART = 131_072
 """Tokens of a part."""
 LONG = 2 * PART
