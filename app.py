@@ -231,17 +231,22 @@ class Page:
         stages = self.models.estimator.estimate(job(asked, self.models))
         stop = self.runs.waiting_or_running(request.session_hash)
         began = time.monotonic()
-        progress = Progress("denoise", 0, asked.num_inference_steps or 0, 0.0, "Starting")
-        for item in self.runs.items(asked, self.gpu_part, stop):
-            elapsed = time.monotonic() - began
-            if isinstance(item, Finished):
-                yield self.succeeded(item.value, history)
-            elif isinstance(item, Failed):
-                yield self.failed(item, progress, elapsed)
-            else:
-                progress = item or progress
-                title = "Stopping after this step" if stop.is_set() else progress.message
-                yield {self.ui.status: views.running(progress, stages, elapsed, title)}
+        progress = Progress("text", 0, 1, 0.0, "Starting")
+        elapsed = 0.0
+        try:
+            for item in self.runs.items(asked, self.gpu_part, stop):
+                elapsed = time.monotonic() - began
+                if isinstance(item, Finished):
+                    yield self.succeeded(item.value, history)
+                elif isinstance(item, Failed):
+                    yield self.failed(item, progress, elapsed)
+                else:
+                    progress = item or progress
+                    title = "Stopping after this step" if stop.is_set() else progress.message
+                    yield {self.ui.status: views.running(progress, stages, elapsed, title)}
+        except gr.Error as error:  # ZeroGPU's own: no quota is left, or the run took too long
+            yield self.failed(Failed(unescape(error.message)), progress, elapsed)
+            raise
 
     def succeeded(self, result: Result, history: list[Result]) -> Updates:
         """The page after a run: its result, and one more in the history."""

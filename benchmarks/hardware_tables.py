@@ -167,27 +167,29 @@ def runs_table(parts: Mapping[str, Entry]) -> list[str]:
     rows = []
     for name, entry in parts["runs"]["entries"].items():
         denoise, seconds = entry["seconds"]["denoise"] * STEPS / entry["steps"], entry["seconds"]
-        together = denoise + seconds["decode"]
+        text = seconds["text"]
+        together = text + denoise + seconds["decode"]
         steps = f"{entry['steps']} steps"
         if entry["steps"] != STEPS:
             steps += f", times {STEPS / entry['steps']:g}"
         how = f"UltraGen, {steps}, {entry['placement']}"
-        stages = [entry["loading"], denoise, seconds["decode"], seconds["encode"]]
+        stages = [entry["loading"], text, denoise, seconds["decode"], seconds["encode"]]
         rows.append([size(entry), how, *map(number, stages), number(together), ""])
         dense = parts.get("dense", {"entries": {}})["entries"].get(name)
         if dense:
             rows.append(dense_row(dense, together))
-    head = ["Clip", "Model", "loading", "text and denoising", "decoding", "writing"]
+    head = ["Clip", "Model", "loading", "text", "denoising", "decoding", "writing"]
     return table([*head, "without loading and writing", "UltraGen is faster by"], rows, words=2)
 
 
 def dense_row(entry: Entry, ours: float) -> list[str]:
     """diffusers' dense Wan, from the seconds of a step."""
-    denoise = entry["text_seconds"] + STEPS * entry["step_seconds"]
-    together = denoise + entry["decode_seconds"]
+    text, denoise = entry["text_seconds"], STEPS * entry["step_seconds"]
+    together = text + denoise + entry["decode_seconds"]
     timed = f"{entry['steps_timed']} step{'s' if entry['steps_timed'] > 1 else ''}"
     stages = [
         number(entry["loading"]),
+        number(text),
         f"{number(denoise)} ({STEPS} × {entry['step_seconds']:.1f})",
         number(entry["decode_seconds"]) + (" (tiles)" if entry["tiled"] else ""),
         NOTHING,

@@ -1,16 +1,18 @@
 """Follows the README's section on the 1.3B model with random weights, as users without the Hub do.
 
-    python scripts/follow_readme.py WORK [--random FOLDER] [--steps 2] [--tiny]
+    python scripts/follow_readme.py WORK [--random FOLDER] [--steps N] [--tiny]
 
-Commands and Python come from README.md itself, and are printed as they are run. Only what a run
-would wait for is changed: fewer steps, and the page is started by `python app.py`, which is what
+Commands and Python come from README.md itself, and are printed as they are run. The first clip is
+made just as it says. Of what follows only that is changed which one would wait for: `--steps` of
+each clip, fewer frames from the page, and the page is started by `python app.py`, which is what
 `make demo` does once the environment is there. Besides, the files are put where a Space that
 preloads them finds them, and the model has to be chosen from there.
 
     WORK             a new folder, for clips and, unless FOLDER is given, 18 GB of weights
     --random FOLDER  what scripts/make_random_wan.py has written before
+    --steps N        of all clips but the first
 
-On an H100 it takes about 4 minutes with files that are there.
+On an H100 it takes about 7 minutes with 2 steps and files that are there.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter, sleep
@@ -39,6 +43,7 @@ from ultragen.presets import MAIN, ULTRAGEN_SOURCE, WAN_SOURCE  # noqa: E402
 
 PAGE_NEEDS = ("gradio", "gradio_client", "spaces")
 START = 300.0  # seconds in which the page has to be there
+LIBRARIES = ("torch", "diffusers", "transformers", "gradio", "gradio_client", "spaces")
 COMMIT = "0" * 40  # stands for the branch's newest, where none is pinned
 CHOICE = "from ultragen.choice import choose; c = choose(); print(c.name, '-', c.why)"
 
@@ -49,12 +54,12 @@ class Walk:
 
     Attributes:
         work: Folder to do it in.
-        steps: Denoising steps.
+        steps: Denoising steps of all clips but the first; None for those that README.md says.
         tiny: Whether everything is a toy that a CPU runs.
     """
 
     work: Path
-    steps: int
+    steps: int | None
     tiny: bool
 
     @property
@@ -92,12 +97,18 @@ class Walk:
             raise RuntimeError(f"{title} failed with code {ended.returncode}.")
         print(f"-- {title}: {perf_counter() - began:.0f} s", flush=True)
 
+    def sized(self, code: str) -> str:
+        """A clip's command, of toys for a small one."""
+        if not self.tiny:
+            return code
+        code = changed(code, "--resolution 1080p", "--resolution 544p")
+        return changed(code, "--frames 81", "--frames 1 --steps 1")
+
     def shorter(self, code: str) -> str:
-        """A clip's command with fewer steps, of toys a small one."""
-        if self.tiny:
-            code = changed(code, "--resolution 1080p", "--resolution 544p")
-        frames = "--frames 1" if self.tiny else "--frames 81"
-        return changed(code, "--frames 81", f"{frames} --steps {self.steps}")
+        """The same with fewer steps."""
+        if self.tiny or self.steps is None:
+            return self.sized(code)
+        return changed(code, "--frames 81", f"--frames 81 --steps {self.steps}")
 
 
 def changed(code: str, old: str, new: str) -> str:
@@ -134,7 +145,7 @@ def without_the_hub(walk: Walk, made: bool) -> None:
         script = f"{shlex.quote(str(ROOT))}/scripts/make_random_wan.py"
         first = changed(first, "scripts/make_random_wan.py", script)
         first += " --size tiny" if walk.tiny else " --jobs 4"
-    walk.shell("Without the Hub", f"{first}\n{walk.shorter(rest)}")
+    walk.shell("Without the Hub", f"{first}\n{walk.sized(rest)}")
 
 
 def command_line(walk: Walk, commands: str) -> None:
@@ -144,7 +155,8 @@ def command_line(walk: Walk, commands: str) -> None:
 
 def python(walk: Walk, code: str) -> None:
     """The snippet in Python."""
-    code = changed(code, "num_inference_steps=30", f"num_inference_steps={walk.steps}")
+    steps = walk.steps or 30
+    code = changed(code, "num_inference_steps=30", f"num_inference_steps={steps}")
     if walk.tiny:
         for old, new in (
             ('.to("cuda")', ""),
@@ -167,7 +179,7 @@ def page(walk: Walk, client: str) -> None:
     with served(walk) as url:
         client = changed(client, "http://127.0.0.1:7860", url)
         few = f"seed=0,\n    num_frames={1 if walk.tiny else 17},"
-        client = changed(client, "seed=0,", f"{few}\n    num_inference_steps={walk.steps},")
+        client = changed(client, "seed=0,", f"{few}\n    num_inference_steps={walk.steps or 30},")
         path = walk.work / "client.py"
         model = "print(metadata['model']['name'], metadata['machine'])"
         path.write_text(f"{client}\n{model}\n", encoding="utf-8")
@@ -212,25 +224,29 @@ def answers(url: str) -> bool:
         return False
 
 
-def preloaded(walk: Walk) -> None:
+def preloaded(walk: Walk, lines: str) -> None:
     """The files where `preload_from_hub` puts them: the model is chosen without any variable.
 
     Raises:
         RuntimeError: if another one is.
     """
     home = walk.work / "preloaded"
-    for source in (WAN_SOURCE, ULTRAGEN_SOURCE):
-        stored = home / "hub" / f"models--{source.repository.replace('/', '--')}"
-        commit = COMMIT if source.revision == MAIN else source.revision
-        (stored / "refs").mkdir(parents=True)
-        (stored / "refs" / MAIN).write_text(commit, encoding="utf-8")
-        (stored / "snapshots").mkdir()
-        place, weights = stored / "snapshots" / commit, Path(walk.weights[source.variable])
-        if weights.is_dir():
-            place.symlink_to(weights.resolve(), target_is_directory=True)
-        else:
-            place.mkdir()
-            (place / source.files[0]).symlink_to(weights.resolve())
+    wan, released = (walk.weights[source.variable] for source in (WAN_SOURCE, ULTRAGEN_SOURCE))
+    have = {WAN_SOURCE.repository: Path(wan), ULTRAGEN_SOURCE.repository: Path(released).parent}
+    print(f"\n{lines.strip()}", flush=True)
+    for line in re.findall(r"^  - (.+)$", lines, re.M):
+        repository, files, commit = (*line.split(), COMMIT)[:3]
+        stored = home / "hub" / f"models--{repository.replace('/', '--')}"
+        place = stored / "snapshots" / commit
+        if commit == COMMIT:
+            (stored / "refs").mkdir(parents=True)
+            (stored / "refs" / MAIN).write_text(commit, encoding="utf-8")
+        # Random weights have half of the bytes, in fewer shards.
+        patterns = {re.sub(r"-\d{5}-of-\d{5}", "*", name) for name in files.split(",")}
+        for file in {file for one in patterns for file in have[repository].glob(one)}:
+            link = place / file.relative_to(have[repository])
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file.resolve())
     code = f'python -c "{CHOICE}" | tee choice.txt'
     walk.shell("A Space with preloaded weights", code, HF_HOME=str(home))
     if not (walk.work / "choice.txt").read_text(encoding="utf-8").startswith("wan "):
@@ -250,9 +266,19 @@ def follow(walk: Walk, random: Path | None) -> None:
     without_the_hub(walk, random is not None)
     command_line(walk, generate)
     python(walk, blocks(text, "python")[0])
-    preloaded(walk)
+    preloaded(walk, blocks(section("Your own Space"), "yaml")[0])
     page(walk, blocks(section("API"), "python")[0])
-    print("\nThe README works here.", flush=True)
+    print(f"\nThe README works on {machine()}.", flush=True)
+
+
+def machine() -> str:
+    """Card, day and versions."""
+    import torch
+
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else "a CPU"
+    known = (name for name in LIBRARIES if find_spec(name))
+    versions = ", ".join(f"{name} {version(name)}" for name in known)
+    return f"{card}, {date.today()}, {versions}"
 
 
 def main(arguments: list[str]) -> int:
@@ -265,7 +291,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args(arguments)
-    steps = options.steps or (1 if options.tiny else 2)
+    steps = 1 if options.tiny else options.steps
     walk = Walk(options.work.resolve(), steps, options.tiny)
     return run(lambda: follow(walk, options.random))
 

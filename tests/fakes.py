@@ -57,10 +57,17 @@ class FakePipeline:
         words = (word.strip(".,!?'\"") for word in prompt.lower().split())
         return [word for word in dict.fromkeys(words) if word and word not in KNOWN]
 
+    def encode_prompts(self, prompt, negative_prompt, guided):
+        """What was typed stands in for embeddings."""
+        texts = {"prompt_embeds": prompt, "negative_prompt_embeds": [negative_prompt] * len(prompt)}
+        return texts if guided else {"prompt_embeds": prompt}
+
     def __call__(
-        self, prompt, height, width, num_frames, num_inference_steps, guidance_scale,
-        negative_prompt, generator, callback_on_step_end, output_type, windows=None,
+        self, prompt, height, width, num_frames, num_inference_steps, guidance_scale, generator,
+        callback_on_step_end, output_type, prompt_embeds, negative_prompt_embeds=None, windows=None,
     ):  # fmt: skip
+        assert prompt is None and (guidance_scale > 1) == (negative_prompt_embeds is not None)
+        [prompt] = prompt_embeds
         self.calls.append(
             {"prompt": prompt, "size": (height, width), "windows": windows,
              "seed": generator.initial_seed(), "steps": num_inference_steps,

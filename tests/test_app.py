@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import gradio as gr
 import httpx
 import pytest
 from fakes import fake_models, served
@@ -19,7 +20,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 import app
-from ultragen.compare import Progress, Request
+from ultragen.compare import Progress, Request, job
 from ultragen.presets import EMBEDDED, RESOLUTIONS
 from ultragen.video import probe_video
 from ultragen.web import views
@@ -206,6 +207,31 @@ def test_zero_gpu_visitors_are_told_who_can_run_it(page, monkeypatch):
 
 def visitor(name: str) -> SimpleNamespace:
     return SimpleNamespace(session_hash=name)
+
+
+def test_a_run_that_zero_gpu_stops_can_be_started_again_and_asks_for_more(tmp_path):
+    """Its own words reach the visitor, and the next estimate knows how far this run came."""
+    made = app.Page(fake_models(), tmp_path)
+    made.build()
+
+    def gpu_part(request):
+        yield Progress("denoise", 0, 10, 0.0, "step 0 of 10")
+        time.sleep(0.5)
+        yield Progress("denoise", 5, 10, 0.5, "step 5 of 10")
+        raise gr.Error("GPU task aborted")
+
+    made.gpu_part = gpu_part
+    estimator = made.models.estimator
+    request = Request("a calm lake").validate(EMBEDDED)
+    estimator.expect(0.1 / sum(estimator.estimate(job(request, made.models)).values()))
+    updates: list = []
+    with pytest.raises(gr.Error, match="GPU task aborted"):
+        for update in made.run(SimpleNamespace(session_hash="me"), *settings(), []):
+            updates.append(update)
+    assert "GPU task aborted" in updates[-1][made.ui.status]
+    assert updates[-1][made.ui.start]["interactive"]
+    after = sum(estimator.estimate(job(request, made.models)).values())
+    assert 0.9 < after < 2  # half of it took half a second
 
 
 def test_cancelling_stops_only_the_visitors_own_run(tmp_path):

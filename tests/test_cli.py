@@ -94,7 +94,7 @@ def test_generate(fake, tmp_path, capsys):
     assert "Native clip: denoising" in printed and str(out) in printed
     assert "Base clip" not in printed
     seconds = json.loads(out.with_suffix(".json").read_text())["seconds"]
-    assert set(seconds["measured"]) == {"denoise", "decode", "encode"}
+    assert set(seconds["measured"]) == {"text", "denoise", "decode", "encode"}
     assert seconds["loading"] >= 0
     assert seconds["total"] == pytest.approx(sum(seconds["measured"].values()))
 

@@ -107,14 +107,14 @@ def test_progress_names_every_stage_and_only_grows():
     reports = []
     clips = generate(REQUEST, fake_models(), reports.append)
     stages = list(dict.fromkeys(report.stage for report in reports))
-    assert stages == ["denoise", "decode", "base_denoise", "base_decode", "upscale"]
+    assert stages == ["text", "denoise", "decode", "base_denoise", "base_decode", "upscale"]
     fractions = [report.fraction for report in reports]
     assert fractions == sorted(fractions)
     assert fractions[0] == 0
     assert 0.5 < fractions[-1] <= 1
     denoising = [(r.step, r.steps) for r in reports if r.stage == "denoise"]
     assert denoising == [(0, 2), (1, 2), (2, 2)]
-    assert "step 1 of 2" in reports[1].message
+    assert "step 1 of 2" in reports[2].message
     assert clips.native.dtype == np.uint8
 
 
@@ -335,5 +335,5 @@ def test_the_measured_runs_are_enough_to_tell_the_coefficients(preset):
         runs.append((work, cost.estimate(work, true)))
     assert sum(sum(seconds.values()) for _, seconds in runs) < 240
     fitted = cost.fit(runs[1:], cost.CPU)
-    for name in ("start", "token", "pair", "base_token", "base_pair", "decode", "network"):
+    for name in ("text", "token", "pair", "base_token", "base_pair", "decode", "network"):
         assert getattr(fitted, name) == pytest.approx(getattr(true, name), rel=1e-3), name

@@ -70,8 +70,7 @@ def test_more_work_takes_longer(change):
 
 def test_guidance_doubles_the_denoising():
     once, twice = (cost.estimate(replace(JOB, passes=n), cost.CPU) for n in (1, 2))
-    start = cost.CPU.start
-    assert twice["denoise"] - start == pytest.approx(2 * (once["denoise"] - start))
+    assert twice["denoise"] == pytest.approx(2 * once["denoise"])
 
 
 def test_the_base_model_at_full_size_costs_far_more_than_windows_at_4k():
@@ -96,7 +95,7 @@ def test_coefficients_of_a_machine(given, expected):
 
 
 def test_fit_finds_the_coefficients_that_made_the_times():
-    true = replace(cost.CPU, start=0.3, token=2e-4, pair=5e-8, decode=7e-7, network=2e-7)
+    true = replace(cost.CPU, text=0.3, token=2e-4, pair=5e-8, decode=7e-7, network=2e-7)
     jobs = [
         replace(JOB, steps=1, base_native="on"),
         replace(JOB, steps=3),
@@ -105,7 +104,7 @@ def test_fit_finds_the_coefficients_that_made_the_times():
     ]
     fitted = cost.fit([(job, cost.estimate(job, true)) for job in jobs], cost.CPU)
     for name in (
-        "start",
+        "text",
         "token",
         "pair",
         "base_token",
@@ -123,7 +122,7 @@ def test_fit_is_never_negative_and_keeps_what_was_not_measured():
         (replace(JOB, height=1088, width=1920, windows=4, steps=1), {"denoise": 2.0}),
     ]
     fitted = cost.fit(noisy, cost.CPU)
-    assert min(fitted.start, fitted.token, fitted.pair, fitted.decode) >= 0
+    assert min(fitted.token, fitted.pair, fitted.decode) >= 0
     assert fitted.network == cost.CPU.network
     with pytest.raises(ValueError, match="at least one"):
         cost.fit([], cost.CPU)
@@ -139,12 +138,42 @@ def test_a_finished_run_moves_the_estimate_towards_what_it_took():
     assert sum(estimator.estimate(JOB).values()) == pytest.approx(factor * sum(before.values()))
 
 
+def test_a_run_that_was_stopped_tells_how_long_the_next_one_takes():
+    """Half of it was done after three times what the whole was expected to take."""
+    estimator = cost.Estimator(cost.CPU)
+    before = estimator.estimate(JOB)
+    total = sum(before.values())
+    estimator.observe_stopped(before, 3 * total, 0.5)
+    assert sum(estimator.estimate(JOB).values()) == pytest.approx(6 * total)
+    estimator.observe_stopped(before, 0.1 * total, 0.9)  # stopped for another reason
+    assert sum(estimator.estimate(JOB).values()) == pytest.approx(6 * total)
+    estimator.observe_stopped(before, 10 * total, 0.0)
+    assert sum(estimator.estimate(JOB).values()) == pytest.approx(60 * total)
+
+
+def test_a_slower_gpu_does_not_slow_the_processor_beside_it():
+    before = cost.estimate(JOB, cost.WAN_CUDA)
+    after = cost.estimate(JOB, cost.WAN_CUDA.scaled(4))
+    assert after["denoise"] == pytest.approx(4 * before["denoise"])
+    assert after["encode"] == before["encode"]
+    estimator = cost.Estimator(cost.WAN_CUDA)
+    estimator.observe(before, {**before, "encode": 100 * before["encode"]})
+    assert estimator.coefficients == cost.WAN_CUDA
+    slower = cost.Estimator(cost.CPU)
+    slower.expect(4)
+    assert slower.coefficients.encode == 4 * cost.CPU.encode
+
+
 def test_calibration_scales_by_the_probe(monkeypatch):
     monkeypatch.setattr(cost, "probe", lambda device, dtype: 2.5 * cost.CPU.probe)
     estimator = cost.Estimator(cost.CPU)
     estimator.calibrate()
     assert estimator.coefficients.token == pytest.approx(2.5 * cost.CPU.token)
     assert estimator.coefficients.device == "cpu"
+    asked: list[str] = []
+    monkeypatch.setattr(cost, "probe", lambda device, dtype: asked.append(dtype) or 1.0)
+    cost.Estimator(cost.WAN_CUDA).calibrate("float32")
+    assert asked == ["float32"]  # of a card without bfloat16
 
 
 def test_the_probe_takes_a_moment():

@@ -162,11 +162,13 @@ def test_cards_before_ampere_compute_in_float32(major, dtype, size, monkeypatch)
     assert (found.dtype, found.bytes_per_value) == (dtype, size)
 
 
-def test_on_zero_gpu_the_card_is_not_touched(monkeypatch):
+@pytest.mark.parametrize("size, lent", [(101_973_950_464, 48 * 10**9), (40 * GIB, 40 * GIB)])
+def test_on_zero_gpu_the_card_is_not_touched(size, lent, monkeypatch):
+    """What it tells before a run is the whole card, and `large` is half of it."""
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
-    card(monkeypatch, 12, 48 * GIB)
+    card(monkeypatch, 12, size)
     monkeypatch.setattr(torch.cuda, "mem_get_info", None)
-    assert find_hardware() == Hardware("cuda", "Card", 48 * GIB, True, True)
+    assert find_hardware() == Hardware("cuda", "Card", lent, True, True)
 
 
 QUESTIONS = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")

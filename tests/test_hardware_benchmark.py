@@ -79,7 +79,7 @@ def test_parts_that_read_files(tmp_path, doc):
     assert run("--tiny", "--json", found, "--only", *hardware.NEED_FILES, *options) == 0
     parts = read_results([found])["parts"]
     [run_entry] = parts["runs"]["entries"].values()
-    assert set(run_entry["seconds"]) == {"denoise", "decode", "encode"}
+    assert set(run_entry["seconds"]) == {"text", "denoise", "decode", "encode"}
     assert run_entry["whole"] > run_entry["loading"] > 0
     assert run_entry["file_bytes"] > 0
     assert set(parts["coefficients"]["entries"]) == {"wan", "embedded"}
@@ -199,7 +199,7 @@ def test_the_dense_model_is_counted_by_its_steps():
         "steps": 15,
         "placement": "whole",
         "loading": 20.0,
-        "seconds": {"denoise": 100.0, "decode": 20.0, "encode": 5.0},
+        "seconds": {"text": 1.5, "denoise": 100.0, "decode": 20.0, "encode": 5.0},
     }
     dense = {
         **clip,
@@ -211,8 +211,8 @@ def test_the_dense_model_is_counted_by_its_steps():
         "tiled": True,
     }
     _, _, first, second = hardware_tables.runs_table(measured(runs={"a": ours}, dense={"a": dense}))
-    assert "| UltraGen, 15 steps, times 2, whole | 20.0 | 200 | 20.0 | 5.0 | 220 |" in first
-    times = "601 (30 × 20.0) | 39.0 (tiles) | – | 640 | 2.91×"
+    assert "| UltraGen, 15 steps, times 2, whole | 20.0 | 1.5 | 200 | 20.0 | 5.0 | 222 |" in first
+    times = "1.0 | 600 (30 × 20.0) | 39.0 (tiles) | – | 640 | 2.89×"
     assert f"| diffusers' Wan, 2 steps timed, times 30 | 10.0 | {times} |" in second
 
 

@@ -53,6 +53,39 @@ def latents_of(pipe: UltraGenPipeline, **changes) -> torch.Tensor:
 # The same seed, the same clip
 
 
+@torch.no_grad()
+def test_texts_that_are_encoded_already_make_the_same_clip(pipe):
+    """The base model takes them too, which has the same text encoder."""
+    given = {**RUN, "prompt": None}
+    negative = "the sea"
+    for guided in (True, False):
+        embeds = pipe.encode_prompts(RUN["prompt"], negative, guided=guided)
+        assert ("negative_prompt_embeds" in embeds) == guided
+        scale = {"guidance_scale": 3.0 if guided else 1.0}
+        typed = {**RUN, **scale, "negative_prompt": negative}
+        for one, extra in ((pipe, {}), (pipe.base_pipeline(), {"windows": None})):
+            expected = latents_of(one, **{**typed, **extra})
+            assert torch.equal(latents_of(one, **{**given, **scale, **embeds, **extra}), expected)
+    only = {"prompt_embeds": pipe.encode_prompts(RUN["prompt"], guided=False)["prompt_embeds"]}
+    typed = {"guidance_scale": 3.0, "negative_prompt": negative}
+    expected = latents_of(pipe, **{**RUN, **typed})
+    assert torch.equal(latents_of(pipe, **{**given, **typed, **only}), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        ({"prompt_embeds": torch.zeros(1, 4, 8)}, "either prompt or prompt_embeds"),
+        ({"prompt": None, "prompt_embeds": torch.zeros(4, 8)}, "prompt_embeds must be b × n × "),
+        ({"negative_prompt_embeds": torch.zeros(1, 4, 1)}, "not 1 × 4 × 1"),
+        ({"prompt": None}, "describe a scene"),
+    ],
+)
+def test_encoded_texts_of_another_model_are_refused(pipe, change, hint):
+    with pytest.raises(ValueError, match=hint):
+        pipe(**{**RUN, **change})
+
+
 def test_the_same_seed_gives_the_same_clip(pipe):
     first, second, other = (pipe(**RUN, generator=seed(n)).frames for n in (1, 1, 2))
     assert first.shape == (1, 5, 96, 128, 3)

@@ -22,7 +22,7 @@ from .cost import STAGES, Job
 from .hardware import is_out_of_memory
 from .metadata import describe
 from .models import Models, load_models
-from .progress import Cancelled, Progress, RunState
+from .progress import Cancelled, Progress, RunState, wait_for_devices
 from .request import Request
 from .video import crop_rows, encode_video, side_by_side, unique_directory
 
@@ -143,23 +143,43 @@ def generate(
     windows = {"windows": resolve_windows(request, models)}
 
     with enough_memory(request, models):
-        native = make_clip(run, models.native, request, (size.height, size.width), "", windows)
-        small = make_clip(run, models.base, request, base, "base_", {})
+        text = encode_text(run, models.native, [request])
+        full_size = (size.height, size.width)
+        native = make_clip(run, models.native, request, text, full_size, "", windows)
+        small = make_clip(run, models.base, request, text, base, "base_", {})
         upscaled = _upscale(run, models.upscaler(request.upscaler), small, size.rows, size.width)
         full = None
         if request.base_native == "on":
-            full = make_clip(
-                run, models.base, request, (size.height, size.width), "base_native_", {}
-            )
+            full = make_clip(run, models.base, request, text, full_size, "base_native_", {})
     metadata = describe(request, models, run, windows["windows"])
     return Clips(native, upscaled, full, models.preset.fps, metadata)
 
 
+def encode_text(run: RunState, pipe: Any, requests: Sequence[Request]) -> dict[str, Any]:
+    """The prompts' embeddings, which both models share: they have one text encoder. Requests
+    differ in prompt and seed alone."""
+    request = requests[0]
+    run.tick("text", 0, 1, "text")
+    guided = (request.guidance_scale or 0) > 1
+    with run.stage("text"):
+        text = pipe.encode_prompts(
+            [one.prompt for one in requests], request.negative_prompt, guided=guided
+        )
+        wait_for_devices()
+    return text
+
+
 def make_clip(
-    run: RunState, pipe: Any, request: Request, size: tuple[int, int], prefix: str, windows: dict
+    run: RunState,
+    pipe: Any,
+    request: Request,
+    text: dict[str, Any],
+    size: tuple[int, int],
+    prefix: str,
+    windows: dict,
 ) -> np.ndarray:
     """Denoises and decodes one clip: frames t h w 3, uint8."""
-    [frames] = make_clips(run, pipe, [request], size, prefix, windows)
+    [frames] = make_clips(run, pipe, [request], text, size, prefix, windows)
     return frames
 
 
@@ -167,12 +187,13 @@ def make_clips(
     run: RunState,
     pipe: Any,
     requests: Sequence[Request],
+    text: dict[str, Any],
     size: tuple[int, int],
     prefix: str,
     windows: dict,
 ) -> list[np.ndarray]:
     """Denoises clips together and decodes one after the other: frames t h w 3 of each, uint8.
-    Their requests differ in prompt and seed alone."""
+    Their requests differ in prompt and seed alone, and `text` is what `encode_text` gave."""
     import torch
 
     denoise, decode = f"{prefix}denoise", f"{prefix}decode"
@@ -183,13 +204,11 @@ def make_clips(
         run.tick(denoise, step + 1, steps, "step")
         return kwargs
 
-    prompts = [request.prompt for request in requests]
     noise = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
     run.tick(denoise, 0, steps, "step")
     with run.stage(denoise):
         latents = pipe(
-            prompt=prompts if len(requests) > 1 else prompts[0],
-            negative_prompt=request.negative_prompt,
+            prompt=None,
             height=size[0],
             width=size[1],
             num_frames=request.num_frames,
@@ -198,6 +217,7 @@ def make_clips(
             generator=noise if len(requests) > 1 else noise[0],
             callback_on_step_end=after_step,
             output_type="latent",
+            **text,
             **windows,
         ).frames
     clips = [np.empty((request.frames, *size, 3), np.uint8) for _ in requests]

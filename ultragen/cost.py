@@ -19,6 +19,7 @@ import numpy as np
 from .windows import axis_sizes
 
 STAGES = {
+    "text": "Prompt: encoding",
     "denoise": "Native clip: denoising",
     "decode": "Native clip: decoding",
     "base_denoise": "Base clip: denoising",
@@ -33,7 +34,13 @@ STAGES = {
 ZEROGPU_TIERS = (("anonymous visitors", 80), ("free accounts", 200), ("PRO accounts", 1600))
 """Longest request in GPU seconds that an untouched daily quota starts, for a `large` GPU."""
 
-MULTIPLY = 1024  # rows of the probe's square matrices
+PROCESSOR = {"lanczos", "encode"}  # coefficients of what no GPU does
+MULTIPLY = {"cpu": 1024, "cuda": 8192}  # rows of the probe's square matrices
+ATTEND = (1, 12, 16384, 128)  # b h n d of the probe's attention, on GPUs alone
+ZERO_GPU = 4.0
+"""Times that ZeroGPU's `large` takes as long as the H100 whose coefficients are below: half of an
+RTX PRO 6000 Blackwell has 252 of an H100's 989 TFLOP/s in bfloat16 (NVIDIA's data sheets, dense).
+Counted, not measured: a Space's finished and stopped runs correct it."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ class Coefficients:
     Attributes:
         device: Kind of device, `cpu` or `cuda`.
         probe: Seconds of `probe` on the machine that was measured, to scale to another one.
-        start: For each clip, once: text encoding and the like.
+        text: For each run, once: encoding the prompts.
         token: For each token of one native forward pass.
         pair: For each query-key pair of one native forward pass (mean over the layers).
         base_token: For each token of one forward pass of the base model.
@@ -106,7 +113,7 @@ class Coefficients:
 
     device: str
     probe: float
-    start: float
+    text: float
     token: float
     pair: float
     base_token: float
@@ -118,15 +125,17 @@ class Coefficients:
     dtype: str = "float32"
 
     def scaled(self, factor: float) -> Coefficients:
-        """The same coefficients for a machine that takes `factor` times as long."""
-        names = [f.name for f in fields(self) if f.name not in ("device", "dtype")]
+        """The same coefficients for a device that takes `factor` times as long. What the processor
+        beside a GPU does stays as it is."""
+        kept = {"device", "dtype"} | (PROCESSOR if self.device == "cuda" else set())
+        names = [f.name for f in fields(self) if f.name not in kept]
         return replace(self, **{name: getattr(self, name) * factor for name in names})
 
 
 CPU = Coefficients(  # the embedded model on two cores, float32
     device="cpu",
     probe=0.0113,
-    start=0.05,
+    text=0.05,
     token=3.0e-4,
     pair=1.1e-7,
     base_token=2.1e-4,
@@ -139,7 +148,7 @@ CPU = Coefficients(  # the embedded model on two cores, float32
 CPU_BFLOAT16_AMX = Coefficients(  # the same with AMX: Intel Xeon, torch 2.13.0, 2026-11-26
     device="cpu",
     probe=0.00147,
-    start=0.094,
+    text=0.094,
     token=8.2e-5,
     pair=1.4e-8,
     base_token=9.9e-5,
@@ -153,7 +162,7 @@ CPU_BFLOAT16_AMX = Coefficients(  # the same with AMX: Intel Xeon, torch 2.13.0,
 CPU_BFLOAT16_AVX512 = Coefficients(  # without AMX: AMD EPYC, torch 2.13.0, 2026-11-27
     device="cpu",
     probe=0.00483,
-    start=0.18,
+    text=0.18,
     token=1.67e-4,
     pair=3.1e-8,
     base_token=2.04e-4,
@@ -166,8 +175,8 @@ CPU_BFLOAT16_AVX512 = Coefficients(  # without AMX: AMD EPYC, torch 2.13.0, 2026
 )
 CUDA = Coefficients(  # a guess, until `measuring.measure` has run on a GPU
     device="cuda",
-    probe=5e-5,
-    start=0.1,
+    probe=5e-3,
+    text=0.1,
     token=4e-6,
     pair=1e-10,
     base_token=4e-6,
@@ -176,6 +185,7 @@ CUDA = Coefficients(  # a guess, until `measuring.measure` has run on a GPU
     lanczos=3e-8,
     network=5e-8,
     encode=2.5e-8,
+    dtype="bfloat16",
 )
 # The 1.3B model on an H100 80GB HBM3 with torch 2.11.0 and diffusers 0.42.1, bfloat16, random
 # weights. Native passes: nine of docs/benchmarks.md (1.53 to 41.8 s, with and without full layers,
@@ -187,7 +197,7 @@ CUDA = Coefficients(  # a guess, until `measuring.measure` has run on a GPU
 WAN_CUDA = replace(
     CUDA,
     probe=7.6e-5,
-    start=1.45,
+    text=1.45,
     token=5.4e-6,
     pair=3.13e-10,
     base_token=7.8e-6,
@@ -201,7 +211,7 @@ WAN_CUDA = replace(
 # up. Decoding is a lower bound: what a far narrower autoencoder of the same layout took.
 WAN_CPU = replace(
     CPU,
-    start=10.0,
+    text=10.0,
     token=2.6e-2,
     pair=1.84e-6,
     base_token=2.6e-2,
@@ -266,12 +276,13 @@ def work(job: Job) -> dict[str, dict[str, float]]:
 
     def denoise(grid: tuple[int, int, int], pairs: float, prefix: str) -> dict[str, float]:
         tokens = grid[0] * grid[1] * grid[2]
-        return {"start": 1, f"{prefix}token": forwards * tokens, f"{prefix}pair": forwards * pairs}
+        return {f"{prefix}token": forwards * tokens, f"{prefix}pair": forwards * pairs}
 
     upscale: dict[str, float] = {"lanczos": job.pixels}
     if job.upscaler != "lanczos":  # the network comes first, Lanczos brings its result to size
         upscale["network"] = job.base_pixels
     stages: dict[str, dict[str, float]] = {
+        "text": {"text": 1},
         "denoise": denoise(grid, mean_pairs(job), ""),
         "decode": {"decode": job.pixels},
         "base_denoise": denoise(base_grid, full_pairs(base_grid), "base_"),
@@ -326,8 +337,9 @@ def fit(runs: Sequence[tuple[Job, Mapping[str, float]]], start: Coefficients) ->
         raise ValueError("There is nothing to fit: give at least one measured run.")
     found: dict[str, float] = {}
     for names in (
-        ("start", "token", "pair"),
-        ("start", "base_token", "base_pair"),
+        ("text",),
+        ("token", "pair"),
+        ("base_token", "base_pair"),
         ("decode",),
         ("network", "lanczos"),
         ("encode",),
@@ -363,14 +375,23 @@ def _nonnegative(rows: Sequence[tuple[list[float], float]]) -> list[float]:
 
 
 def probe(device: str, dtype: str = "float32") -> float:
-    """Seconds that this machine takes for one matrix product, the best of several."""
+    """Seconds that this machine takes for the work of which most of a model's is made, the best of
+    several: a matrix product, on a GPU a large one, and attention."""
     import torch
+    from torch.nn import functional
 
-    matrix = torch.ones(MULTIPLY, MULTIPLY, device=device, dtype=getattr(torch, dtype))
+    rows, kind = MULTIPLY[device], getattr(torch, dtype)
+    matrix = torch.ones(rows, rows, device=device, dtype=kind)
+    heads = torch.ones(ATTEND, device=device, dtype=kind) if device == "cuda" else None
     best = float("inf")
-    for _ in range(9):
+    for _ in range(9 if heads is None else 4):
         began = perf_counter()
-        float((matrix @ matrix)[0, 0])  # reading a value waits for the device
+        result = matrix @ matrix
+        if heads is not None:
+            result = result.flatten()[0] + functional.scaled_dot_product_attention(
+                heads, heads, heads
+            )
+        float(result.flatten()[0])  # reading a value waits for the device
         best = min(best, perf_counter() - began)
     return best
 
@@ -386,18 +407,46 @@ class Estimator:
     def coefficients(self) -> Coefficients:
         return self._coefficients
 
-    def calibrate(self) -> None:
-        """Scales by a matrix product on this machine; takes a fraction of a second."""
+    def calibrate(self, dtype: str | None = None) -> None:
+        """Scales by a short probe of this machine, a fraction of a second.
+
+        Args:
+            dtype: What is computed in; None takes what the coefficients were measured in.
+        """
         known = self._coefficients
-        factor = probe(known.device, known.dtype) / known.probe
+        factor = probe(known.device, dtype or known.dtype) / known.probe
         self._rescale(min(max(factor, 0.2), 20.0))
+
+    def expect(self, factor: float) -> None:
+        """Scales by what is known of this machine without a probe."""
+        self._rescale(factor)
 
     def observe(self, estimated: Mapping[str, float], measured: Mapping[str, float]) -> None:
         """Moves half of the way, in the logarithm, to what a finished run has taken."""
-        stages = [stage for stage in estimated if measured.get(stage, 0) > 0]
+        on_gpu = self._coefficients.device == "cuda"
+        stages = [
+            stage
+            for stage in estimated
+            if measured.get(stage, 0) > 0 and not (on_gpu and stage == "encode")
+        ]
         before, after = (sum(times[stage] for stage in stages) for times in (estimated, measured))
         if before > 0 and after > 0:
             self._rescale(exp(log(min(max(after / before, 0.1), 10.0)) / 2))
+
+    def observe_stopped(
+        self, estimated: Mapping[str, float], seconds: float, fraction: float
+    ) -> None:
+        """Learns from a run that was stopped because it took longer than it had asked for.
+
+        Args:
+            estimated: Seconds of its stages.
+            seconds: How long it ran.
+            fraction: How much of it was done then, by estimated time.
+        """
+        # A run that did not get through its first step tells little more than that it is slow.
+        expected = sum(estimated.values()) * max(fraction, 0.1)
+        if seconds > expected > 0:
+            self._rescale(min(seconds / expected, 10.0))
 
     def estimate(self, job: Job) -> dict[str, float]:
         """Seconds of each stage of a run on this machine."""

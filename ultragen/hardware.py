@@ -16,6 +16,7 @@ from .strips import GIB, Clip
 Placement = Literal["whole", "in turn"]
 
 AUTO_MEMORY = 20 * GIB  # a card of 24 GB, less what its driver keeps
+ZERO_GPU_MEMORY = 48 * 10**9  # of `large`, whatever the card it is half of says
 RESERVE = GIB  # of the libraries, and of what lies between tensors
 FEWER_FRAMES = (81, 49, 33, 17, 5)
 
@@ -79,8 +80,9 @@ def _find_hardware() -> Hardware:
         return Hardware("cpu", bfloat16=fast_bfloat16())
     zero_gpu = bool(os.environ.get("SPACES_ZERO_GPU"))
     card = torch.cuda.get_device_properties(0)
-    # There the GPU may not be touched before a run, which then has all of it.
-    memory = card.total_memory if zero_gpu else torch.cuda.mem_get_info(0)[0]
+    # There the GPU may not be touched before a run, which then has half of it.
+    lent = min(card.total_memory, ZERO_GPU_MEMORY) if zero_gpu else None
+    memory = lent or torch.cuda.mem_get_info(0)[0]
     return Hardware("cuda", card.name, memory, card.major >= 8, zero_gpu)
 
 

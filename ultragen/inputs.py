@@ -19,28 +19,56 @@ from .windows import check_windows
 # Settings. All of these raise a `ValueError` with the value that is wrong and those that are right.
 
 
-def check_prompts(prompt: str | list[str]) -> None:
+def check_prompts(prompt: object) -> None:
     """Checks that every prompt says something."""
     prompts = prompt if isinstance(prompt, list | tuple) else [prompt]
     if not prompts or not all(isinstance(p, str) and p.strip() for p in prompts):
         raise ValueError("The prompt is empty: describe a scene in a few words.")
 
 
-def pair_prompts(
-    prompt: str | list[str], negative_prompt: str | list[str] | None
-) -> tuple[list[str], list[str]]:
-    """Prompts and as many negative ones; a single negative prompt is for all."""
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    negatives = (
-        list(negative_prompt)
-        if isinstance(negative_prompt, list | tuple)
-        else [negative_prompt or ""] * len(prompts)
-    )
-    if len(negatives) != len(prompts):
+Texts = dict[str, list[str] | Tensor]
+
+
+def pair_texts(
+    prompt: str | list[str] | None,
+    negative_prompt: str | list[str] | None,
+    prompt_embeds: Tensor | None = None,
+    negative_prompt_embeds: Tensor | None = None,
+    width: int | None = None,
+) -> Texts:
+    """Prompts and as many negative ones, each typed or encoded already (b n d, with d = `width`),
+    by the name that they have encoded; a single negative prompt is for all."""
+    for name, typed, embeds in (
+        ("prompt", prompt, prompt_embeds),
+        ("negative_prompt", negative_prompt, negative_prompt_embeds),
+    ):
+        if embeds is None:
+            continue
+        if typed:
+            raise ValueError(f"Give either {name} or {name}_embeds, not both.")
+        if embeds.ndim != 3 or width not in (None, embeds.shape[-1]):
+            raise ValueError(
+                f"{name}_embeds must be b × n × {width or 'd'}, as `encode_prompts` gives them, "
+                f"not {' × '.join(map(str, embeds.shape))}."
+            )
+    positives: list[str] | Tensor
+    if prompt_embeds is None:
+        check_prompts(prompt)
+        positives = [prompt] if isinstance(prompt, str) else list(prompt or ())
+    else:
+        positives = prompt_embeds
+    negatives: list[str] | Tensor
+    if negative_prompt_embeds is not None:
+        negatives = negative_prompt_embeds
+    elif isinstance(negative_prompt, list | tuple):
+        negatives = list(negative_prompt)
+    else:
+        negatives = [negative_prompt or ""] * len(positives)
+    if len(negatives) != len(positives):
         raise ValueError(
-            f"{len(prompts)} prompts need as many negative prompts, not {len(negatives)}."
+            f"{len(positives)} prompts need as many negative prompts, not {len(negatives)}."
         )
-    return prompts, negatives
+    return {"prompt_embeds": positives, "negative_prompt_embeds": negatives}
 
 
 def check_whole(**settings: object) -> None:

@@ -78,5 +78,6 @@ def measure(
             if run:  # the first one pays for memory and kernels that later ones find ready
                 runs.append((job(request, models), seconds))
     known = coefficients(models.preset.name, models.device, models.dtype)
+    dtype = models.dtype if models.device == "cuda" else known.dtype
     fitted = fit(runs, known)
-    return replace(fitted, device=models.device, probe=probe(models.device, known.dtype))
+    return replace(fitted, device=models.device, probe=probe(models.device, dtype), dtype=dtype)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .choice import Choice, choose
-from .cost import COEFFICIENTS, Estimator, coefficients
+from .cost import COEFFICIENTS, ZERO_GPU, Estimator, coefficients
 from .hardware import Hardware, Memory, Placement, find_hardware, has_amx, weights_of
 from .hub import locate, origin
 from .model_files import check_model_files, fingerprint
@@ -133,8 +133,10 @@ def load_models(name: str | Path | None = None) -> Models:
     memory, placement = _place(native, base, choice, hardware)
     known = coefficients(choice.preset.name, hardware.device, hardware.dtype, has_amx())
     estimator = Estimator(known)
-    if hardware.device == "cpu":  # a GPU's coefficients are its own; finished runs correct them
-        estimator.calibrate()
+    if hardware.zero_gpu:  # its card can't be asked before a run
+        estimator.expect(ZERO_GPU)
+    else:
+        estimator.calibrate(hardware.dtype if hardware.device == "cuda" else None)
     return Models(
         native,
         base,

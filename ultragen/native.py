@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 # The steps of a comparison, of which this is the first half.
-from .compare import enough_memory, job, make_clip, resolve_windows
+from .compare import encode_text, enough_memory, job, make_clip, resolve_windows
 from .metadata import describe
 from .models import Models
 from .progress import Progress, RunState
@@ -44,15 +44,13 @@ def generate_native(
     request = replace(request, upscaler="lanczos", base_native="off").validate(models.preset)
     models.check_memory(request)
     stages = models.estimator.estimate(job(request, models))
-    run = RunState(
-        report, cancelled or Event(), {name: stages[name] for name in ("denoise", "decode")}
-    )
+    estimated = {name: stages[name] for name in ("text", "denoise", "decode")}
+    run = RunState(report, cancelled or Event(), estimated)
     windows = resolve_windows(request, models)
-    size = request.size
+    size = (request.size.height, request.size.width)
     with enough_memory(request, models):
-        frames = make_clip(
-            run, models.native, request, (size.height, size.width), "", {"windows": windows}
-        )
+        text = encode_text(run, models.native, [request])
+        frames = make_clip(run, models.native, request, text, size, "", {"windows": windows})
     metadata = describe(request, models, run, windows)
     metadata["labels"] = {"native": metadata["labels"]["native"]}
-    return NativeClip(crop_rows(frames, size.rows), models.preset.fps, metadata)
+    return NativeClip(crop_rows(frames, request.size.rows), models.preset.fps, metadata)

@@ -23,15 +23,15 @@ from .flow import Prediction
 from .fp8 import check_machine, quantize
 from .guidance import Guidance
 from .inputs import (
+    Texts,
     check_frames,
     check_model_windows,
-    check_prompts,
     check_sampling,
     check_size,
     check_whole,
     embed_prompts,
     find_unknown_words,
-    pair_prompts,
+    pair_texts,
     starting_noise,
 )
 from .layout import WindowMotion
@@ -219,7 +219,6 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
 
     def check_inputs(
         self,
-        prompt: str | list[str],
         height: int,
         width: int,
         num_frames: int,
@@ -232,7 +231,6 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
         Raises:
             ValueError: with the value that is wrong and those that are right.
         """
-        check_prompts(prompt)
         check_whole(
             height=height,
             width=width,
@@ -255,6 +253,32 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
             self.tokenizer, self.text_encoder, prompts, self.config.max_sequence_length, device
         )
         return embeddings.to(self.transformer.dtype)
+
+    @torch.no_grad()
+    def encode_prompts(
+        self,
+        prompt: str | list[str],
+        negative_prompt: str | list[str] | None = "",
+        guided: bool = True,
+    ) -> dict[str, Tensor]:
+        """What several calls can share, also those of `base_pipeline`: their arguments
+        `prompt_embeds` and, if they are guided, `negative_prompt_embeds`, each b n d.
+
+        Raises:
+            ValueError: if a prompt is empty, or there are more or fewer negative ones.
+        """
+        return self._encode(pair_texts(prompt, negative_prompt), guided)
+
+    def _encode(self, texts: Texts, guided: bool) -> dict[str, Tensor]:
+        """Embeddings of texts, some of which may be encoded already."""
+        device, dtype = self._execution_device, self.transformer.dtype
+        return {
+            name: text.to(device, dtype)
+            if torch.is_tensor(text)
+            else self.encode_prompt(text, device)
+            for name, text in texts.items()
+            if guided or name == "prompt_embeds"
+        }
 
     def prepare_latents(
         self,
@@ -286,7 +310,7 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | list[str],
+        prompt: str | list[str] | None,
         height: int,
         width: int,
         num_frames: int,
@@ -297,6 +321,8 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
         negative_prompt: str | list[str] | None = "",
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] = ("latents",),
         output_type: OutputType = "np",
@@ -304,7 +330,7 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
         """Generates one clip for each prompt.
 
         Args:
-            prompt: What to show.
+            prompt: What to show; None with `prompt_embeds`.
             height: Rows in pixels, a multiple of `pixels_per_token`.
             width: Columns in pixels, a multiple of `pixels_per_token`.
             num_frames: Frames, 4n + 1.
@@ -319,6 +345,8 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
             negative_prompt: What guidance leads away from.
             generator: Source of the noise; the same seed gives the same clip.
             latents: Noise to start from, b c t h w, instead of drawing it.
+            prompt_embeds: The encoded prompts, b n d, from `encode_prompts`.
+            negative_prompt_embeds: The same of the negative ones.
             callback_on_step_end: Called after each step with the pipeline, the step, the timestep
                 and the tensors asked for; may return changed ones. Setting `pipe.interrupt` in it
                 ends the sampling after that step.
@@ -337,14 +365,21 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
         if guidance_scale is None:
             guidance_scale = 1.0 if distilled else 5.0
         guidance = Guidance(guidance_scale, guidance_interval)
-        self.check_inputs(prompt, height, width, num_frames, windows, num_inference_steps, guidance)
+        texts = pair_texts(
+            prompt,
+            negative_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            self.transformer.config.text_dim,
+        )
+        self.check_inputs(height, width, num_frames, windows, num_inference_steps, guidance)
         if output_type not in get_args(OutputType):
             raise ValueError(f"output_type must be one of {get_args(OutputType)}: {output_type!r}.")
         names = callback_on_step_end_tensor_inputs
         if not set(names) <= set(self._callback_tensor_inputs):
             raise ValueError(f"A callback can get {self._callback_tensor_inputs}, not {names}.")
-        prompts, negatives = pair_prompts(prompt, negative_prompt)
-        latents = self.prepare_latents(len(prompts), num_frames, height, width, generator, latents)
+        batch = len(texts["prompt_embeds"])
+        latents = self.prepare_latents(batch, num_frames, height, width, generator, latents)
         self.interrupt = False
         device = self._execution_device
         token = self.pixels_per_token
@@ -353,9 +388,7 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
         )
         extra = {} if windows is None else {"windows": windows}
         try:
-            embeds = {"prompt_embeds": self.encode_prompt(prompts, device)}
-            if guidance_scale > 1:
-                embeds["negative_prompt_embeds"] = self.encode_prompt(negatives, device)
+            embeds = self._encode(texts, guidance_scale > 1)
             after_step = partial(self._after_step, callback_on_step_end, names)
             latents = self.denoise(latents, timesteps, sigmas, embeds, guidance, extra, after_step)
             if self.interrupt or output_type == "latent":

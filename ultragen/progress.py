@@ -61,3 +61,11 @@ class RunState:
         began = perf_counter()
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + perf_counter() - began
+
+
+def wait_for_devices() -> None:
+    """Lets a GPU finish what it was given, so that its seconds count where they belong."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

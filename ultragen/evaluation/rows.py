@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from ..compare import make_clips, resolve_windows
+from ..compare import encode_text, make_clips, resolve_windows
 from ..models import Models
 from ..progress import RunState
 from ..request import Request
@@ -191,11 +191,12 @@ class Maker:
     ) -> list[tuple[np.ndarray, float]]:
         models = self.models(row.model)
         run = RunState(lambda progress: None, Event(), {})
+        text = encode_text(run, models.native, requests)
         if row.source == "ultragen":
             windows = {"windows": resolve_windows(requests[0], models)}
-            clips = make_clips(run, models.native, requests, size, "", windows)
+            clips = make_clips(run, models.native, requests, text, size, "", windows)
         else:
             prefix = "base_" if row.upscaler else "base_native_"
-            clips = make_clips(run, models.base, requests, size, prefix, {})
+            clips = make_clips(run, models.base, requests, text, size, prefix, {})
         seconds = sum(run.seconds.values()) / len(requests)
         return [(frames, seconds) for frames in clips]

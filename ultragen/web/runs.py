@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
+from time import monotonic
 
-from ..compare import Clips, Models, Progress, Request, Result, generate, write
+from ..compare import Clips, Models, Progress, Request, Result, generate, job, write
 from ..worker import Failed, Finished, stream
 
 GpuPart = Callable[[Request], Iterator[Progress | Finished[Clips] | Failed | None]]
@@ -66,7 +67,7 @@ class Runs:
             stop: Stops the run once it is set.
         """
         clips = None
-        for item in _until(stop, gpu_part(request)):
+        for item in _until(stop, self._learning(request, gpu_part(request))):
             if isinstance(item, Finished):
                 clips = item.value
             else:
@@ -82,6 +83,25 @@ class Runs:
                 seconds = item.value.metadata["seconds"]
                 self.models.estimator.observe(seconds["estimated"], seconds["measured"])
             yield item
+
+    def _learning(self, request: Request, items: Iterator) -> Iterator:
+        """Passes items on; a run that ends by an exception, as ZeroGPU ends those which take longer
+        than they asked for, tells how long the next one has to ask for."""
+        last, began = None, 0.0
+        try:
+            for item in items:
+                if isinstance(item, Progress):  # the first one comes when the GPU is there
+                    began = began if last else monotonic()
+                    last = item
+                yield item
+        except Exception:
+            if last is not None:
+                estimator = self.models.estimator
+                estimated = estimator.estimate(job(request, self.models))
+                estimator.observe_stopped(estimated, monotonic() - began, last.fraction)
+            raise
+        finally:
+            items.close()  # type: ignore[attr-defined]
 
 
 def _until(stop: Event, items: Iterator) -> Iterator:

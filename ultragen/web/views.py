@@ -13,6 +13,7 @@ from ..windows import even_partition
 
 FOLDER = Path(__file__).parent
 KINDS = {
+    "text": ("k-text", "prompt"),
     "denoise": ("k-native", "native"),
     "decode": ("k-native", "native"),
     "base_denoise": ("k-base", "base"),
