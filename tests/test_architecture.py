@@ -16,7 +16,17 @@ ROOT = Path(ultragen.__file__).parent.parent
 
 # Each line may import the ones above it, and none of its own. A new module gets its place here.
 ORDER = (
-    {"presets", "windows", "video", "metrics", "strips", "guidance"},
+    {
+        "presets",
+        "windows",
+        "video",
+        "metrics",
+        "strips",
+        "guidance",
+        "json_files",
+        "pickles",
+        "strict_loading",
+    },
     {
         "layout",
         "request",

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 import torch
-from diffusers import FirstBlockCacheConfig, WanTransformer3DModel
+from diffusers import FirstBlockCacheConfig, TorchAoConfig, WanTransformer3DModel
+from diffusers.models import modeling_utils
 from diffusers.models.normalization import FP32LayerNorm
 from peft import LoraConfig
-from tiny import ULTRAGEN, inputs, randomise, tiny_ultragen, tiny_wan
+from safetensors.torch import load_file, save_file
+from tiny import ULTRAGEN, inputs, randomise, tiny_pipeline, tiny_ultragen, tiny_wan
 
 from ultragen import block as block_module
 from ultragen.kernels import plain_code
+from ultragen.pipeline import UltraGenPipeline
 from ultragen.transformer import UltraGenTransformer3DModel
 
 GRID = (2, 6, 10)
@@ -226,6 +233,96 @@ def test_saving_and_loading(tmp_path, shard):
     arguments = inputs(GRID)
     # Not bit for bit: kernels differ with the alignment of the weights in memory.
     torch.testing.assert_close(run(loaded, arguments), run(model, arguments), rtol=1e-4, atol=1e-5)
+
+
+def change_weights(folder: Path, changes: dict[str, torch.Tensor | None]) -> None:
+    """Puts other tensors into the one file of a saved model; None takes one out."""
+    path = folder / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path) | changes
+    kept = {key: value for key, value in weights.items() if value is not None}
+    save_file(kept, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("options", [{}, {"torch_dtype": torch.bfloat16}], ids=str)
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"proj_out.bias": None}, "missing (1): proj_out.bias. Take the weights that belong to"),
+        ({"other": torch.zeros(2)}, "unexpected (1): other."),
+        (
+            {"proj_out.bias": torch.zeros(3), "scale_shift_table": torch.zeros(2, 24)},
+            "misshapen (2): proj_out.bias is 3, not 16, scale_shift_table is 2 × 24, not 1 × 2 × ",
+        ),
+        (
+            {"proj_out.weight": None, "other": torch.zeros(2), "proj_out.bias": torch.zeros(3)},
+            "missing (1): proj_out.weight; unexpected (1): other; misshapen (1): proj_out.bias is",
+        ),
+    ],
+    ids=["missing", "unexpected", "misshapen", "all"],
+)
+def test_weights_that_do_not_fit_are_refused(tmp_path, changes, says, options):
+    tiny_ultragen().save_pretrained(tmp_path)
+    change_weights(tmp_path, changes)
+    with pytest.raises(
+        ValueError, match=re.escape(f"UltraGenTransformer3DModel: {says}")
+    ) as caught:
+        UltraGenTransformer3DModel.from_pretrained(tmp_path, **options)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_shard_without_some_of_its_weights_is_refused(tmp_path):
+    tiny_ultragen().save_pretrained(tmp_path, max_shard_size="20KB")
+    index = tmp_path / "diffusion_pytorch_model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    del content["weight_map"]["proj_out.bias"]
+    index.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"missing \(1\): proj_out\.bias"):
+        UltraGenTransformer3DModel.from_pretrained(tmp_path)
+
+
+def test_a_pipeline_whose_transformer_does_not_fit_is_refused(tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path)
+    change_weights(tmp_path / "transformer", {"proj_out.bias": None})
+    with pytest.raises(ValueError, match=r"missing \(1\): proj_out\.bias"):
+        UltraGenPipeline.from_pretrained(tmp_path)
+
+
+def test_the_loaders_options_are_diffusers(tmp_path, monkeypatch):
+    model = tiny_ultragen()
+    model.save_pretrained(tmp_path / "transformer", variant="fp16")
+    read = []
+    load = modeling_utils.load_state_dict
+    monkeypatch.setattr(
+        modeling_utils, "load_state_dict", lambda *a, **b: (read.append(a), load(*a, **b))[1]
+    )
+    loaded, report = UltraGenTransformer3DModel.from_pretrained(
+        tmp_path,
+        subfolder="transformer",
+        variant="fp16",
+        torch_dtype=torch.bfloat16,
+        low_cpu_mem_usage=True,
+        device_map="cpu",
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    assert len(read) == 1
+    assert set(report) == {"missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"}
+    assert not any(report.values()) and not loaded.training
+    assert loaded.proj_out.weight.dtype == torch.bfloat16
+    assert loaded.scale_shift_table.dtype == torch.float32
+    assert torch.equal(loaded.proj_out.weight, model.proj_out.weight.bfloat16())
+
+
+def test_weights_may_be_quantised_as_they_are_loaded(tmp_path):
+    quantization = pytest.importorskip("torchao.quantization")
+    tiny_ultragen().save_pretrained(tmp_path)
+    config = TorchAoConfig(quantization.Int8WeightOnlyConfig(version=2))
+    options = {"quantization_config": config, "torch_dtype": torch.bfloat16}
+    loaded = UltraGenTransformer3DModel.from_pretrained(tmp_path, **options)
+    assert type(loaded.blocks[0].attn1.to_q.weight).__name__ == "Int8Tensor"
+    change_weights(tmp_path, {"proj_out.bias": None})
+    with pytest.raises(ValueError, match=r"missing \(1\): proj_out\.bias"):
+        UltraGenTransformer3DModel.from_pretrained(tmp_path, **options)
 
 
 def test_the_saved_configuration_is_the_constructors(tmp_path):

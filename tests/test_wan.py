@@ -300,6 +300,22 @@ def original_layout(files: WanFiles) -> None:
     (files.base / "Wan2.1_VAE.pth").touch()
 
 
+def write(name: str, field: str, value: object) -> Callable[[WanFiles], None]:
+    """Damages one field of a JSON file, which is made if it is not there."""
+
+    def damage(files: WanFiles) -> None:
+        path = files.base / name
+        content = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(content | {field: value}))
+
+    return damage
+
+
+def a_shard_alone(files: WanFiles) -> None:
+    path = files.base / TEXT
+    path.rename(path.with_name("model-00001-of-00002.safetensors"))
+
+
 TEXT, VAE = "text_encoder/model.safetensors", "vae/diffusion_pytorch_model.safetensors"
 DENSE = "transformer/diffusion_pytorch_model.safetensors"
 
@@ -319,6 +335,26 @@ DENSE = "transformer/diffusion_pytorch_model.safetensors"
         (drop(TEXT, "encoder.final_layer_norm.weight"), ValueError, "final_layer_norm"),
         (drop(VAE, "decoder.conv_out.bias"), ValueError, "decoder.conv_out.bias"),
         (drop(DENSE, "proj_out.bias"), ValueError, "missing (1): proj_out.bias"),
+        (a_shard_alone, OSError, "and their index model.safetensors.index.json is missing"),
+        (write(f"{TEXT}.index.json", "weight_map", None), OSError, "weight_map is null, not dict"),
+        (write(f"{VAE}.index.json", "weight_map", ["a"]), OSError, 'weight_map is ["a"], not dict'),
+        (write(f"{DENSE}.index.json", "weight_map", {"a": 1}), OSError, 'weight_map is {"a": 1}'),
+        (write(f"{DENSE}.index.json", "metadata", {}), OSError, "is corrupt: no weight_map"),
+        (write("model_index.json", "vae", []), OSError, "vae is [], not tuple[str | None, str"),
+        (write("model_index.json", "vae", "x"), OSError, 'vae is "x", not tuple[str | None'),
+        (write("model_index.json", "_class_name", None), OSError, "_class_name is null, not str"),
+        (write("transformer/config.json", "num_layers", None), OSError, "num_layers is null, not"),
+        (
+            write("transformer/config.json", "num_layers", "2"),
+            OSError,
+            'num_layers is "2", not int',
+        ),
+        (write("vae/config.json", "z_dim", None), OSError, "vae can't be loaded"),
+        (
+            write("text_encoder/config.json", "num_layers", "2"),
+            OSError,
+            "text_encoder can't be loa",
+        ),
         (rename_class("WanImageToVideoPipeline"), ValueError, "looks like WanImageToVideoPipeline"),
         (rename_class("FluxPipeline"), ValueError, "looks like FluxPipeline, not text-to-video"),
         (original_layout, ValueError, "is Wan in its authors' own layout, not diffusers'"),
@@ -331,6 +367,12 @@ def test_a_damaged_or_foreign_base_is_named(copy, damage, kind, says):
         UltraGenPipeline.from_wan(copy.base, copy.ultragen, torch.float32)
     assert says in str(caught.value)
     assert str(copy.base) in str(caught.value)
+
+
+def test_a_vocabulary_may_have_any_word(copy):
+    write("tokenizer/added_tokens.json", "weight_map", 17)(copy)
+    (copy.base / "tokenizer" / "merges.json").write_text("[]")
+    UltraGenPipeline.from_wan(copy.base, copy.ultragen, torch.float32)
 
 
 def test_a_file_is_no_base_model(files):

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import torch
 from accelerate import init_empty_weights
@@ -14,16 +15,19 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .checkpoint_files import check_tensors, fill, read_json, read_weights, wrong_keys
+from .checkpoint_files import check_tensors, fill, read_weights
 from .checkpoint_keys import (
     CONDITIONED,
     RELEASED,
+    TOLD,
     branched_layers,
     depth,
     model_keys,
     plain_keys,
     read_config,
 )
+from .json_files import check_fields, corrupt, read_object
+from .strict_loading import wrong_keys
 from .transformer import UltraGenTransformer3DModel
 
 Source = str | Path | Mapping[str, Tensor]
@@ -64,23 +68,18 @@ def save_released(
         path: Where to write them too: safetensors, or by PyTorch for other suffixes.
 
     Raises:
-        ValueError: if the model has a setting that the authors' names can't tell.
+        ValueError: if the model has a part or a setting that the authors' names can't tell.
     """
-    other = {
-        key: model.config[key]
-        for key, value in RELEASED.items()
-        # What was loaded from JSON has lists in place of tuples.
-        if json.dumps(model.config[key]) != json.dumps(value)
-    }
-    if other:
-        raise ValueError(
-            f"The released layout can't tell {other}: save the model with `save_pretrained`."
-        )
     branched = [i for i, kind in enumerate(model.layer_kinds) if kind != "full"]
     names = model_keys(len(model.layer_kinds), branched)
     ours = model.state_dict()
     if wrong := wrong_keys(names.values(), ours):
         raise ValueError(f"The model has other parts than the released one; {wrong}.")
+    other = _untold(model) if branched else "full attention in all layers from dense Wan"
+    if other:
+        raise ValueError(
+            f"The released layout can't tell {other}: save the model with `save_pretrained`."
+        )
     weights = {key: ours[name] for key, name in names.items()}
     if path is not None:
         path = Path(path)
@@ -92,6 +91,20 @@ def save_released(
         finally:
             unfinished.unlink(missing_ok=True)
     return weights
+
+
+def _untold(model: UltraGenTransformer3DModel) -> dict[str, Any]:
+    """Settings of a model that `load_released` would not give back."""
+    default = {key: x.default for key, x in signature(type(model).__init__).parameters.items()}
+    loaded = default | RELEASED | {"out_channels": model.config.in_channels}
+    # How the gates began is in their weights.
+    return {
+        key: model.config[key]
+        for key in default
+        if key in model.config.keys() - TOLD - {"gate_init"}
+        # What was loaded from JSON has lists in place of tuples.
+        and json.dumps(model.config[key]) != json.dumps(loaded[key])
+    }
 
 
 def load_transformer(source: Source) -> WanTransformer3DModel:
@@ -110,7 +123,7 @@ def load_transformer(source: Source) -> WanTransformer3DModel:
         if (source / "model_index.json").is_file():
             source /= "transformer"
         if (source / "config.json").is_file():
-            config = read_json(source / "config.json")
+            config = read_object(source / "config.json")
             # The original Wan folders have such a file too, which says less than their names.
             if config.get("_class_name") != "WanModel":
                 return _load_folder(source, config)
@@ -154,8 +167,12 @@ def _load_folder(folder: Path, config: dict[str, Any]) -> WanTransformer3DModel:
     if config.get("image_dim") or config.get("added_kv_proj_dim"):
         raise ValueError(f"{folder} holds {CONDITIONED}.")
     weights = read_weights(folder)
-    with init_empty_weights():
-        model = kinds[name].from_config(config)
+    check_fields(config, get_type_hints(kinds[name].__init__), folder / "config.json")
+    try:
+        with init_empty_weights():
+            model = kinds[name].from_config(config)
+    except Exception as error:  # a constructor raises whatever its arithmetic leads to
+        raise corrupt(folder / "config.json", error) from error
     return fill(model, weights, {key: key for key in model.state_dict()}, str(folder))
 
 
@@ -172,7 +189,11 @@ def _name(source: Source) -> str:
 
 def _build(kind: type[Model], weights: dict[str, Tensor], where: str) -> Model:
     """The model that original names and shapes tell."""
-    names = model_keys(depth(weights), branched_layers(weights))
+    try:
+        layers = depth(weights)
+    except ValueError as error:
+        raise ValueError(f"{where} does not fit the model: {error}") from error
+    names = model_keys(layers, branched_layers(weights))
     try:
         with init_empty_weights():
             model = kind(**read_config({key: tuple(x.shape) for key, x in weights.items()}))

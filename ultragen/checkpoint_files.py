@@ -3,25 +3,29 @@ every tensor has to fit."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import reduce
-from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, TypeVar
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+from zipfile import ZipFile
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .model_files import SHARD, missing_index, weight_map
+from .pickles import foreign_objects
+from .strict_loading import listed, misshapen, wrong_keys
+
 Model = TypeVar("Model", bound=nn.Module)
 SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
 _WHOLE = "diffusion_pytorch_model.safetensors"  # what Wan and diffusers call an unsharded model
 _INDEX = ".index.json"
 _AGAIN = "download it again"
-_LISTED = 50  # keys in an error
+_PLAIN = "take the .safetensors file of this model, or ask its authors for a plain state dictionary"
+_PROTOCOLS = (2, 3)  # of pickles that PyTorch reads without running code
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -40,6 +44,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         path = find_weights(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no weights file {path}: check the path, or {_AGAIN}.")
+    if (shard := SHARD.fullmatch(path.name)) and int(shard["number"]) > 1:
+        raise ValueError(
+            f"{path} is one of the model's {int(shard['number'])} shards: choose their index, "
+            f"{shard['name']}{shard['suffix']}{_INDEX}, or their folder."
+        )
     return _read_shards(path) if path.name.endswith(_INDEX) else _read_file(path)
 
 
@@ -51,6 +60,11 @@ def find_weights(folder: Path) -> Path:
         ValueError: if there are several.
     """
     files = sorted(path for path in folder.iterdir() if path.is_file())
+    if index := missing_index(path.name for path in files):
+        raise FileNotFoundError(
+            f"{folder} holds shards of a model without their index, {index}: get that file too, or "
+            "download the model again."
+        )
     for wanted in (
         [path for path in files if path.name.endswith(_INDEX)],
         [path for path in files if path.name == _WHOLE],
@@ -69,27 +83,8 @@ def find_weights(folder: Path) -> Path:
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads an object from a JSON file.
-
-    Raises:
-        OSError: if the file is missing or damaged.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"There is no file {path}: {_AGAIN}.") from error
-    except ValueError as error:
-        raise OSError(f"{path} is damaged ({error}): {_AGAIN}.") from error
-    if not isinstance(content, dict):
-        raise OSError(f"{path} is damaged (no object): {_AGAIN}.")
-    return content
-
-
 def _read_shards(index: Path) -> dict[str, Tensor]:
-    files = read_json(index).get("weight_map")
-    if not isinstance(files, dict):
-        raise OSError(f"{index} is damaged (no weight_map): {_AGAIN}.")
+    files = weight_map(index)
     names = sorted({Path(name).name for name in files.values()})
     if missing := [name for name in names if not (index.parent / name).exists()]:
         raise FileNotFoundError(
@@ -135,7 +130,7 @@ def _not_weights(path: Path, start: bytes) -> Exception:
     if start.startswith(b"GGUF"):
         return ValueError(f"{path} holds quantised GGUF weights: take the .safetensors file.")
     if path.suffix in SUFFIXES:
-        return OSError(_damaged(path, "no known beginning"))
+        return _refusal(path, "no known beginning")
     return ValueError(f"{path} is no weights file: choose a {', '.join(SUFFIXES)} file.")
 
 
@@ -148,19 +143,50 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path, zipped: bool) -> object:
     """A PyTorch file; with `weights_only`, whatever would run code is refused."""
+    if zipped:
+        _check_archive(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a damaged file fails in more ways than torch documents
-        code = re.search(r"GLOBAL (\S+)", str(error))
-        if isinstance(error, UnpicklingError) and code:
-            raise ValueError(
-                f"{path} holds Python objects ({code.group(1)}) beside tensors; loading them could "
-                "run code, so it is refused. Take the .safetensors file of this model, or ask its "
-                "authors for a plain state dictionary."
-            ) from error
+        raise _refusal(path, error) from error
+
+
+def _check_archive(path: Path) -> None:
+    """Tells PyTorch's own zip archives from others."""
+    try:
+        with ZipFile(path) as archive:
+            members = archive.namelist()
+    except Exception as error:  # as above
         raise OSError(_damaged(path, error)) from error
+    names = {PurePosixPath(member).name for member in members}
+    if "constants.pkl" in names:
+        raise ValueError(
+            f"{path} is a TorchScript program, whose code could be run, and only weights are "
+            f"loaded: {_PLAIN}."
+        )
+    if "data.pkl" not in names:
+        raise ValueError(
+            f"{path} is a zip archive, but no PyTorch checkpoint (it holds "
+            f"{', '.join(members[:3]) or 'nothing'}): choose a {', '.join(SUFFIXES)} file."
+        )
+
+
+def _refusal(path: Path, error: object) -> Exception:
+    """Why PyTorch does not read a file: code, a protocol that it can't check, or damage."""
+    protocol, foreign = foreign_objects(path)
+    if foreign:
+        return ValueError(
+            f"{path} holds code ({', '.join(foreign[:4])}), and only weights are loaded: "
+            f"unpickling it could run code, so it is refused; {_PLAIN}."
+        )
+    if protocol is not None and protocol not in _PROTOCOLS:
+        return ValueError(
+            f"{path} is pickled with protocol {protocol}, which PyTorch can't read without running "
+            f"code: {_PLAIN}, saved by torch.save with the protocol that it takes by itself."
+        )
+    return OSError(_damaged(path, error))
 
 
 def _damaged(path: Path, error: object) -> str:
@@ -193,15 +219,6 @@ def check_tensors(content: object, where: str) -> dict[str, Tensor]:
     return dict(content)
 
 
-def wrong_keys(expected: Iterable[str], found: Iterable[str]) -> str:
-    """The names that are missing and those that are not expected; empty if there are none."""
-    expected, found = dict.fromkeys(expected), dict.fromkeys(found)
-    return _listed(
-        missing=[key for key in expected if key not in found],
-        unexpected=[key for key in found if key not in expected],
-    )
-
-
 def fill(
     model: Model, weights: Mapping[str, Tensor], names: Mapping[str, str], where: str
 ) -> Model:
@@ -217,28 +234,15 @@ def fill(
         ValueError: listing the keys that are missing, unexpected or misshapen.
     """
     shapes = {key: value.shape for key, value in model.state_dict().items()}
-    misshapen = [
-        f"{key} is {_by(weights[key].shape)}, not {_by(shapes[name])}"
+    other_shapes = [
+        misshapen(key, weights[key].shape, shapes[name])
         for key, name in names.items()
         if key in weights and weights[key].shape != shapes[name]
     ]
-    if wrong := "; ".join(filter(None, (wrong_keys(names, weights), _listed(misshapen=misshapen)))):
+    wrong = "; ".join(filter(None, (wrong_keys(names, weights), listed(misshapen=other_shapes))))
+    if wrong:
         raise ValueError(f"{where} does not fit the model: {wrong}.")
     dtype = reduce(torch.promote_types, {value.dtype for value in weights.values()})
     renamed = {name: weights[key].to(dtype).contiguous() for key, name in names.items()}
     model.load_state_dict(renamed, assign=True)
     return model.eval()
-
-
-def _listed(**kinds: list[str]) -> str:
-    """Each kind with its number and its keys, the first of them where there are many."""
-    return "; ".join(
-        f"{kind} ({len(keys)}): {', '.join(keys[:_LISTED])}"
-        + (f" and {len(keys) - _LISTED} more" if len(keys) > _LISTED else "")
-        for kind, keys in kinds.items()
-        if keys
-    )
-
-
-def _by(shape: Iterable[int]) -> str:
-    return " × ".join(map(str, shape))

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from math import prod
 from statistics import mode
 from typing import Any
+
+from .strict_loading import shape_text
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -114,6 +117,19 @@ _BRANCH_SIZES = {
     "gate_dim": ("self_attn.alpha_time_embedding.0.weight", 2, 0),
 }
 
+# What repackaging, parallel training and compilation put before all names.
+_PREFIX = re.compile(r"^((model|module|diffusion_model|_orig_mod)\.)+")
+
+# All settings that names and shapes tell.
+TOLD = {
+    *_SIZES,
+    *_BRANCH_SIZES,
+    "patch_size",
+    "num_attention_heads",
+    "num_layers",
+    "full_attention_layers",
+}
+
 # Names that only another kind of model has, and what it is.
 CONDITIONED = "Wan conditioned on images or video: take text-to-video"
 _OTHERS = (
@@ -130,13 +146,20 @@ _OTHERS = (
 
 
 def plain_keys(keys: Iterable[str], where: str) -> dict[str, str]:
-    """The names in a file → those of the original model, without the prefix that repackaged files
-    have.
+    """The names in a file → those of the original model, without prefixes.
 
     Raises:
-        ValueError: naming what the file looks like, if it is another model.
+        ValueError: naming what the file looks like, if it is another model; or if two names differ
+            in their prefix alone.
     """
-    plain = {key: re.sub(r"^(model\.)?diffusion_model\.", "", key) for key in keys}
+    plain = {key: _PREFIX.sub("", key) for key in keys}
+    first: dict[str, str] = {}
+    for key, name in plain.items():
+        if first.setdefault(name, key) != key:
+            raise ValueError(
+                f"{where} holds {name} twice, as {first[name]} and as {key}: take out the one that "
+                "does not belong to the model."
+            )
     for pattern, kind in _OTHERS:
         if any(re.search(pattern, key) for key in plain.values()):
             raise ValueError(f"{where} looks like {kind}.")
@@ -152,6 +175,9 @@ def read_config(shapes: Shapes) -> dict[str, Any]:
     Raises:
         ValueError: if a weight that tells a size is missing, or the sizes are another model's.
     """
+    for key, shape in shapes.items():
+        if 0 in shape:
+            raise ValueError(f"{key} is {shape_text(shape)}, and no axis may be empty.")
     branched, layers = branched_layers(shapes), depth(shapes)
     told = _SIZES | (_BRANCH_SIZES if branched else {})
     config: dict[str, Any] = {
@@ -196,8 +222,19 @@ def model_keys(layers: int, branched: Iterable[int]) -> dict[str, str]:
 
 
 def depth(keys: Iterable[str]) -> int:
-    """Number of layers."""
-    return max(_layers(keys), default=-1) + 1
+    """Number of layers.
+
+    Raises:
+        ValueError: if there is a layer without all those before it.
+    """
+    layers = _layers(keys)
+    for before, layer in pairwise([-1, *layers]):
+        if layer > before + 1:
+            raise ValueError(
+                f"it has {len(layers)} layers, among them blocks.{layer}, but no "
+                f"blocks.{before + 1}."
+            )
+    return len(layers)
 
 
 def branched_layers(keys: Iterable[str]) -> list[int]:
@@ -219,5 +256,7 @@ def _shape(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
     """Shape of a weight; where layers disagree, that of most of them."""
     found = [shape for key, shape in shapes.items() if _within(key) == name and len(shape) == axes]
     if not found:
-        raise ValueError(f"no {name} with {axes} axes, without which sizes are unknown.")
+        others = [shape for key, shape in shapes.items() if _within(key) == name]
+        but = f"with {axes} axes, but one that is {shape_text(others[0])}" if others else "at all"
+        raise ValueError(f"there is no {name} {but}, and it tells the model's sizes.")
     return mode(found)

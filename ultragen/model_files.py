@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .json_files import WAY_OUT, corrupt, fits, read_json, read_object
 from .presets import WAN_SOURCE
 
-_WAY_OUT = " Restore it with git, or download the model again."
+SHARD = re.compile(r"(?P<name>.+)-\d{5}-of-(?P<number>\d{5})(?P<suffix>\.\w+)")
+_PART = tuple[str | None, str | None]  # library and class
+_PARTS = ("tokenizer", "text_encoder", "vae", "scheduler", "transformer", "base_transformer")
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 _LARGE = 2**28  # bytes from which a fingerprint reads only both ends of a file
 _END = 2**20
@@ -23,16 +28,23 @@ def check_model_files(folder: Path) -> None:
     """
     index = read_index(folder)
     for component, kind in index.items():
-        if not isinstance(kind, list) or kind[0] is None:
+        if not fits(kind, _PART) or kind[0] is None:
             continue
         if not (folder / component).is_dir():
-            raise FileNotFoundError(f"The model's part {folder / component} is missing.{_WAY_OUT}")
+            raise FileNotFoundError(f"The model's part {folder / component} is missing.{WAY_OUT}")
+        if lacking := missing_index(path.name for path in (folder / component).iterdir()):
+            raise FileNotFoundError(
+                f"The model's part {folder / component} holds shards, and their index {lacking} is "
+                f"missing.{WAY_OUT}"
+            )
     for path in sorted(folder.rglob("*.json")):
-        content = _read_json(path)
-        for shard in sorted(set(content.get("weight_map", {}).values())):
+        read_json(path)
+        if ".index." not in f".{path.name}":
+            continue
+        for shard in sorted(set(weight_map(path).values())):
             if not (path.parent / shard).is_file():
                 raise FileNotFoundError(
-                    f"The weights file {path.parent / shard} is missing.{_WAY_OUT}"
+                    f"The weights file {path.parent / shard} is missing.{WAY_OUT}"
                 )
     for path in sorted(folder.rglob("*.safetensors")):
         _check_safetensors(path)
@@ -72,7 +84,7 @@ def check_weights(folder: Path) -> None:
     if not any(name.endswith(_WEIGHTS) for name in files):
         part = [name for name in files if name.endswith((".incomplete", ".part"))]
         what = f"holds half a download ({part[0]})" if part else "holds no weights"
-        raise FileNotFoundError(f"The model's part {folder} {what}.{_WAY_OUT}")
+        raise FileNotFoundError(f"The model's part {folder} {what}.{WAY_OUT}")
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -81,17 +93,31 @@ def read_index(folder: Path) -> dict[str, Any]:
     Raises:
         OSError: if the file is missing or corrupt.
     """
-    return _read_json(folder / "model_index.json")
+    parts = dict.fromkeys(_PARTS, _PART)
+    return read_object(folder / "model_index.json", {"_class_name": str, **parts})
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"The model's file {path} is missing.{_WAY_OUT}") from error
-    except ValueError as error:
-        raise OSError(f"The model's file {path} is corrupt: {error}.{_WAY_OUT}") from error
-    return content if isinstance(content, dict) else {}
+def weight_map(index: Path) -> dict[str, str]:
+    """Name of each tensor of a model in shards → the shard's file name.
+
+    Raises:
+        OSError: if the index is missing or corrupt.
+    """
+    content = read_object(index, {"weight_map": dict[str, str]})
+    if "weight_map" not in content:
+        raise corrupt(index, "no weight_map")
+    return content["weight_map"]
+
+
+def missing_index(names: Iterable[str]) -> str | None:
+    """The index that a folder with these files lacks: its weights are all shards, and none tells
+    which tensor lies where."""
+    names = list(names)
+    weights = [name for name in names if name.endswith(_WEIGHTS)]
+    shards = [found for name in weights if (found := SHARD.fullmatch(name))]
+    if len(shards) < max(len(weights), 1) or any(".index." in name for name in names):
+        return None
+    return f"{shards[0]['name']}{shards[0]['suffix']}.index.json"
 
 
 def _check_safetensors(path: Path) -> None:
@@ -107,15 +133,19 @@ def _check_safetensors(path: Path) -> None:
                 raise ValueError("no header")
             header = json.loads(file.read(length))
             end = max(
-                (entry["data_offsets"][1] for name, entry in header.items() if name[:2] != "__"),
+                (
+                    int(entry["data_offsets"][1])
+                    for name, entry in header.items()
+                    if name[:2] != "__"
+                ),
                 default=0,
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise OSError(f"The weights file {path} is corrupt.{_WAY_OUT}") from error
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise OSError(f"The weights file {path} is corrupt.{WAY_OUT}") from error
     if size != 8 + length + end:
         raise OSError(
             f"The weights file {path} is truncated: {size:,} of {8 + length + end:,} bytes."
-            f"{_WAY_OUT}"
+            f"{WAY_OUT}"
         )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .attention import UltraGenAttention
 from .block import PatchEmbedding, UltraGenBlock, cache_config, modulated_norm
 from .layout import AttentionLayout, Crossing, Rotary, UnevenWindows, WindowRule, plan_layout
+from .strict_loading import StrictLoading
 from .windows import auto_windows
 
 LayerKind = Literal["full", "even", "odd"]
@@ -49,7 +50,7 @@ class RoundedTimesteps(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], dim=-1).float()
 
 
-class UltraGenTransformer3DModel(WanTransformer3DModel):
+class UltraGenTransformer3DModel(StrictLoading, WanTransformer3DModel):
     """A Wan transformer whose self-attention has a local, a hierarchical and a global branch.
 
     Everything else is Wan's, with Wan's names, so that what diffusers offers for Wan (attention
