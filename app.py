@@ -452,7 +452,7 @@ def main() -> None:
     """
     try:
         blocks = build(load_models())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         sys.exit(f"The page can't start: {error}")
     port = os.environ.get("GRADIO_SERVER_PORT")  # a port that was asked for is used, or refused
     try:

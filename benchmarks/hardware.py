@@ -40,6 +40,7 @@ from hardware_tables import DOC, render
 
 from ultragen import console
 from ultragen.benchmark.bench import free_memory, what_failed
+from ultragen.hardware import let_segments_grow
 
 PARTS = ("tokens", "memory", "frames", "runs", "dense", "coefficients")
 NEED_FILES = ("runs", "dense", "coefficients")
@@ -106,6 +107,7 @@ def main(arguments: list[str]) -> int:
         print(f"Written: {options.markdown}")
         return 0
     console.quiet_libraries()
+    let_segments_grow()  # as the program does
     device = "cuda" if torch.cuda.is_available() else "cpu"
     results = Results(options.json, device, options.again)
     plan = TINY if options.tiny else TRUE

@@ -13,7 +13,13 @@ from hardware_results import Entry, read_results
 
 from ultragen.benchmark.outputs import write_whole
 from ultragen.cost import Coefficients
-from ultragen.hardware import GIB, VALUES_PER_TOKEN, WAN_PARAMETERS, Memory, Weights
+from ultragen.hardware import (
+    GIB,
+    GROWING_VALUES_PER_TOKEN,
+    WAN_PARAMETERS,
+    Memory,
+    Weights,
+)
 from ultragen.presets import WAN
 
 DOC = Path(__file__).parents[1] / "docs" / "hardware.md"
@@ -69,7 +75,8 @@ def memory_table(parts: Mapping[str, Entry]) -> list[str]:
     rows = []
     for entry in parts["memory"]["entries"].values():
         stages = entry["stages"].values()
-        rule = Memory(0, Weights(**entry["weights"])).peak(
+        sizes = Weights(**entry["weights"])
+        rule = Memory(0, sizes, values_per_token=GROWING_VALUES_PER_TOKEN).peak(
             entry["placement"], entry["height"], entry["width"], entry["frames"]
         )
         rows.append(
@@ -102,13 +109,14 @@ def tokens_table(parts: Mapping[str, Entry]) -> list[str]:
             f"{entry['tokens']:,}",
             gib(entry["peak_bytes"]),
             per_token(entry),
-            gib(2 * VALUES_PER_TOKEN * entry["tokens"]),
+            gib(2 * GROWING_VALUES_PER_TOKEN * entry["tokens"]),
         ]
         for entry in parts["tokens"]["entries"].values()
     ]
     lines = table(["Clip", "tokens", "GiB", "kB a token", "rule, GiB"], rows)
     if values := fitted_values(parts["tokens"]["entries"]):
-        lines += ["", f"Measured: {values:,} values a token; the rule counts {VALUES_PER_TOKEN:,}."]
+        rule = f"the rule counts {GROWING_VALUES_PER_TOKEN:,}"
+        lines += ["", f"Measured: {values:,} values a token; {rule}."]
     return lines
 
 
@@ -153,7 +161,9 @@ def frames_text(entry: Entry) -> str:
 
 def rule_frames(entry: Entry) -> int:
     """The most frames that the rule lets through; 0 for none."""
-    memory = Memory(entry["card_bytes"], WAN_PARAMETERS.scaled(2))
+    memory = Memory(
+        entry["card_bytes"], WAN_PARAMETERS.scaled(2), values_per_token=GROWING_VALUES_PER_TOKEN
+    )
     counts = [
         count
         for count in range(1, entry["most"] + 1, 4)

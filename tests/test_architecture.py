@@ -44,7 +44,7 @@ ORDER = (
     {"attention"},
     {"transformer", "autoencoder", "upscale", "classifier", "wan_decoding"},
     {"inputs", "decoding", "checkpoint_keys", "checkpoint_files"},
-    {"checkpoint", "features"},
+    {"checkpoint", "features", "part_files"},
     {"wan"},
     {"pipeline"},
     {"choice"},

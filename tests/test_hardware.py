@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from math import inf
 from types import SimpleNamespace
 
@@ -17,6 +18,8 @@ from ultragen.checkpoint_keys import RELEASED
 from ultragen.hardware import (
     AUTO_MEMORY,
     GIB,
+    GROWING_VALUES_PER_TOKEN,
+    VALUES_PER_TOKEN,
     WAN_PARAMETERS,
     Hardware,
     Memory,
@@ -65,6 +68,7 @@ def test_weights_are_counted_in_the_type_they_have():
         (80, "whole"),
         (47, "whole"),
         (39, "whole"),
+        (24, "in turn"),
         (23, "in turn"),
         (22, "in turn"),
         (14, "in turn"),
@@ -124,6 +128,10 @@ def test_what_does_not_fit_is_refused_with_what_does(
         name, _, count, _ = offer.split()
         assert (name, int(count)) != (resolution, frames)
         room.check(placement, name, int(count))
+        longer = int(count) + 4
+        if (name, longer) != (resolution, frames) and longer <= frames:
+            with pytest.raises(ValueError):  # the longest that fits is offered
+                room.check(placement, name, longer)
 
 
 def test_nothing_that_fits_leaves_the_embedded_model():
@@ -143,8 +151,13 @@ def test_the_cpu_has_all_memory_that_is_asked_for():
 
 # This machine's GPU
 
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+
 
 def card(monkeypatch, major: int, total: int = 24 * GIB, free: int = 22 * GIB) -> None:
+    for name in ALLOCATOR:  # set first, so that what the program sets is taken back
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     properties = SimpleNamespace(name="Card", major=major, minor=0, total_memory=total)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
@@ -158,8 +171,10 @@ def test_cards_before_ampere_compute_in_float32(major, dtype, size, monkeypatch)
     monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
     card(monkeypatch, major)
     found = find_hardware()
-    assert found == Hardware("cuda", "Card", 22 * GIB, major >= 8)
+    assert found == Hardware("cuda", "Card", 22 * GIB, major >= 8, growing=True)
     assert (found.dtype, found.bytes_per_value) == (dtype, size)
+    values = GROWING_VALUES_PER_TOKEN if major >= 8 else VALUES_PER_TOKEN
+    assert found.values_per_token == values
 
 
 @pytest.mark.parametrize("size, lent", [(101_973_950_464, 48 * 10**9), (40 * GIB, 40 * GIB)])
@@ -169,6 +184,38 @@ def test_on_zero_gpu_the_card_is_not_touched(size, lent, monkeypatch):
     card(monkeypatch, 12, size)
     monkeypatch.setattr(torch.cuda, "mem_get_info", None)
     assert find_hardware() == Hardware("cuda", "Card", lent, True, True)
+
+
+def test_the_allocators_segments_grow_unless_someone_set_it_up(monkeypatch):
+    card(monkeypatch, 9)
+    assert find_hardware().growing
+    assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    assert find_hardware().growing  # the second time too
+    for name in ALLOCATOR:
+        for chosen in ("max_split_size_mb:512", "expandable_segments:True,max_split_size_mb:512"):
+            card(monkeypatch, 9)
+            monkeypatch.setenv(name, chosen)
+            assert find_hardware().growing == ("expandable" in chosen)
+            assert os.environ[name] == chosen
+
+
+def test_an_allocator_that_is_in_use_is_left_alone(monkeypatch):
+    card(monkeypatch, 9)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert not find_hardware().growing
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in os.environ
+
+
+def test_growing_segments_leave_room_for_longer_clips():
+    """Measured on a card of 24 GB: 65 frames at 4K, and 45 without (docs/hardware.md)."""
+    room = {
+        values: Memory(22 * GIB, BF16, 2, values)
+        for values in (VALUES_PER_TOKEN, GROWING_VALUES_PER_TOKEN)
+    }
+    for values, frames in ((VALUES_PER_TOKEN, 45), (GROWING_VALUES_PER_TOKEN, 57)):
+        room[values].check("in turn", "4k", frames)
+        with pytest.raises(ValueError, match=f"choose 4k with {frames} frames or 2k with "):
+            room[values].check("in turn", "4k", frames + 4)
 
 
 QUESTIONS = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")

@@ -20,7 +20,7 @@ import hardware_tables
 from hardware_results import Results, read_results
 
 from ultragen.benchmark.random_weights import BLOCK, SIZES, Noise, builders
-from ultragen.hardware import GIB, VALUES_PER_TOKEN, WAN_PARAMETERS
+from ultragen.hardware import GIB, GROWING_VALUES_PER_TOKEN, WAN_PARAMETERS
 
 ONCE = ("tokens", "memory", "frames")
 
@@ -183,7 +183,7 @@ def test_the_tables_show_rule_beside_measurement():
     clip = {"resolution": "1080p", "height": 1088, "width": 1920, "frames": 81}
     tokens = {**clip, "tokens": 171_360, "peak_bytes": 8 * GIB, "reserved_bytes": 9 * GIB}
     lines = hardware_tables.tokens_table(measured(tokens={"a": tokens}))
-    rule = 2 * VALUES_PER_TOKEN * 171_360 / GIB
+    rule = 2 * GROWING_VALUES_PER_TOKEN * 171_360 / GIB
     assert lines[2] == f"| 1088×1920, 81 frames | 171,360 | 8.0 | 50.1 | {rule:.1f} |"
 
     card = {"card": "24 GB", "card_bytes": 22 * GIB, "most": 121, "placement": "in turn"}

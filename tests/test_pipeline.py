@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from math import exp, inf, log, nan, sqrt
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler
 from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from tiny import tiny_pipeline, tiny_wan
 
 from ultragen.coordinates import add_coordinates, with_coordinates
@@ -665,3 +668,46 @@ def test_a_lora_of_the_original_names_is_loaded(changeable):
     adapted = changeable.transformer.blocks[1].attn1.to_q.lora_A["default_0"].weight
     assert torch.equal(adapted, a)
     assert (latents_of(changeable) - plain).abs().max() > 1e-2
+
+
+# Folders
+
+
+@pytest.fixture(scope="module")
+def saved(built, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    built.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "vae", "transformer", "base_transformer"])
+@pytest.mark.parametrize("damage", ["missing", "unexpected", "misshapen"])
+def test_a_part_that_lacks_a_weight_is_refused(part, damage, saved, tmp_path):
+    """Loaders alone would make one up, or stumble over it much later."""
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    [path] = (tmp_path / part).glob("*.safetensors")
+    weights = load_file(path)
+    name = next(key for key in sorted(weights) if weights[key].ndim > 1)
+    if damage == "missing":
+        del weights[name]
+    elif damage == "unexpected":
+        name = "stranger.weight"
+        weights[name] = torch.zeros(1)
+    else:
+        weights[name] = weights[name][:-1].contiguous()
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"{part} does not fit its config.json: {damage}") as error:
+        UltraGenPipeline.from_pretrained(tmp_path)
+    assert name in str(error.value)
+    given = {part: getattr(UltraGenPipeline.from_pretrained(saved), part)}
+    assert UltraGenPipeline.from_pretrained(tmp_path, **given)  # it is not taken from there
+
+
+def test_memory_that_runs_out_says_what_takes_less(changeable, monkeypatch):
+    def full(*arguments, **options):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr(changeable.transformer, "forward", full)
+    says = r"for 5 frames of 96 × 128: .* pipe\.enable_model_cpu_offload\(\)"
+    with pytest.raises(torch.OutOfMemoryError, match=says):
+        changeable(**RUN)

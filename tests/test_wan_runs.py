@@ -129,9 +129,22 @@ def test_a_gpu_holds_all_parts_or_one(gigabytes, dtype, lent, placement, monkeyp
     assert moved == (["cuda"] if placement == "whole" else ["in turn"] * 2)
     assert loaded.base.transformer is not loaded.native.transformer
     assert {loaded.native.transformer.dtype, loaded.native.vae.dtype} == {dtype}
-    assert loaded.memory == Memory(card.memory, weights, dtype.itemsize)
+    assert loaded.memory == Memory(card.memory, weights, dtype.itemsize, card.values_per_token)
     assert loaded.estimator.coefficients == WAN_CUDA.scaled(costs.ZERO_GPU if lent else 2.5)
     assert probed == ([] if lent else [("cuda", str(dtype).removeprefix("torch."))])
+
+
+def test_a_gpu_that_someone_else_fills_says_so(monkeypatch, files):
+    for name, value in files.environment.items():
+        monkeypatch.setenv(name, value)
+
+    def full(self, device):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
+
+    monkeypatch.setattr(models, "find_hardware", lambda: Hardware("cuda", "Card", 80 * GIB, True))
+    monkeypatch.setattr(UltraGenPipeline, "to", full)
+    with pytest.raises(RuntimeError, match=r"The memory of Card ran out while .*=embedded"):
+        load_models()
 
 
 def test_weights_that_turn_out_too_large_are_refused(monkeypatch, files):

@@ -107,12 +107,13 @@ def _untold(model: UltraGenTransformer3DModel) -> dict[str, Any]:
     }
 
 
-def load_transformer(source: Source) -> WanTransformer3DModel:
+def load_transformer(source: Source, device: str = "cpu") -> WanTransformer3DModel:
     """Loads UltraGen or a dense Wan text-to-video transformer of any size, whichever it is.
 
     Args:
         source: A file, shards or a state dictionary with original names; or a folder in diffusers'
             layout, our own among them, of the transformer or of the whole pipeline.
+        device: Where files are read to, as in `read_weights`: on `meta` they are only checked.
 
     Raises:
         OSError: if a file is missing, incomplete or damaged.
@@ -126,16 +127,16 @@ def load_transformer(source: Source) -> WanTransformer3DModel:
             config = read_object(source / "config.json")
             # The original Wan folders have such a file too, which says less than their names.
             if config.get("_class_name") != "WanModel":
-                return _load_folder(source, config)
-    weights, where = _open(source)
+                return _load_folder(source, config, device)
+    weights, where = _open(source, device)
     if branched_layers(weights):
         return _build(UltraGenTransformer3DModel, weights, where)
     return _build(WanTransformer3DModel, weights, where)
 
 
-def load_ultragen(source: Source) -> UltraGenTransformer3DModel:
+def load_ultragen(source: Source, device: str = "cpu") -> UltraGenTransformer3DModel:
     """Loads UltraGen: the released weights or a folder of our own; else as `load_transformer`."""
-    model = load_transformer(source)
+    model = load_transformer(source, device)
     if not isinstance(model, UltraGenTransformer3DModel):
         raise ValueError(f"{_name(source)} is {_DENSE}.")
     return model
@@ -158,7 +159,7 @@ def cast_weights(model: nn.Module, dtype: torch.dtype) -> Any:
     return model
 
 
-def _load_folder(folder: Path, config: dict[str, Any]) -> WanTransformer3DModel:
+def _load_folder(folder: Path, config: dict[str, Any], device: str) -> WanTransformer3DModel:
     """diffusers' layout; its own loader fills weights that are missing with noise."""
     kinds = {kind.__name__: kind for kind in (UltraGenTransformer3DModel, WanTransformer3DModel)}
     name = config.get("_class_name", config.get("architectures"))
@@ -166,7 +167,7 @@ def _load_folder(folder: Path, config: dict[str, Any]) -> WanTransformer3DModel:
         raise ValueError(f"{folder} holds {name}, not one of {', '.join(kinds)}.")
     if config.get("image_dim") or config.get("added_kv_proj_dim"):
         raise ValueError(f"{folder} holds {CONDITIONED}.")
-    weights = read_weights(folder)
+    weights = read_weights(folder, device)
     check_fields(config, get_type_hints(kinds[name].__init__), folder / "config.json")
     try:
         with init_empty_weights():
@@ -176,10 +177,14 @@ def _load_folder(folder: Path, config: dict[str, Any]) -> WanTransformer3DModel:
     return fill(model, weights, {key: key for key in model.state_dict()}, str(folder))
 
 
-def _open(source: Source) -> tuple[dict[str, Tensor], str]:
+def _open(source: Source, device: str = "cpu") -> tuple[dict[str, Tensor], str]:
     """Weights with original names, and what to call them in errors."""
     where = _name(source)
-    weights = check_tensors(source, where) if isinstance(source, Mapping) else read_weights(source)
+    weights = (
+        check_tensors(source, where)
+        if isinstance(source, Mapping)
+        else read_weights(source, device)
+    )
     return {plain: weights[key] for key, plain in plain_keys(weights, where).items()}, where
 
 

@@ -28,12 +28,14 @@ _PLAIN = "take the .safetensors file of this model, or ask its authors for a pla
 _PROTOCOLS = (2, 3)  # of pickles that PyTorch reads without running code
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Reads tensors by name onto the CPU.
+def read_weights(path: str | Path, device: str = "cpu") -> dict[str, Tensor]:
+    """Reads tensors by name.
 
     Args:
         path: A `.safetensors` file, a PyTorch state dictionary, the index of a sharded model, or a
             folder that holds one of them.
+        device: Where the tensors go. For `meta`, only names, types and shapes are read, and with
+            them whether the files are whole; PyTorch's legacy format alone is read through.
 
     Raises:
         OSError: if a file is missing, incomplete or damaged.
@@ -49,7 +51,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             f"{path} is one of the model's {int(shard['number'])} shards: choose their index, "
             f"{shard['name']}{shard['suffix']}{_INDEX}, or their folder."
         )
-    return _read_shards(path) if path.name.endswith(_INDEX) else _read_file(path)
+    read = _read_shards if path.name.endswith(_INDEX) else _read_file
+    return read(path, device)
 
 
 def find_weights(folder: Path) -> Path:
@@ -83,7 +86,7 @@ def find_weights(folder: Path) -> Path:
     )
 
 
-def _read_shards(index: Path) -> dict[str, Tensor]:
+def _read_shards(index: Path, device: str) -> dict[str, Tensor]:
     files = weight_map(index)
     names = sorted({Path(name).name for name in files.values()})
     if missing := [name for name in names if not (index.parent / name).exists()]:
@@ -93,7 +96,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         )
     weights: dict[str, Tensor] = {}
     for name in names:
-        weights |= _read_file(index.parent / name)
+        weights |= _read_file(index.parent / name, device)
     if absent := sorted(files.keys() - weights.keys()):
         raise OSError(
             f"{index.parent} does not hold {len(absent)} of the tensors that {index.name} names, "
@@ -102,7 +105,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
+def _read_file(path: Path, device: str) -> dict[str, Tensor]:
     """The beginning of a file tells its format; names are not to be trusted."""
     with path.open("rb") as file:
         start = file.read(16)
@@ -110,9 +113,9 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     if not start:
         raise OSError(f"{path} is empty: {_AGAIN}.")
     if start[5:9] == b"\0\0\0{":  # the header's length in 8 bytes, the upper ones zero
-        content = _read_safetensors(path)
+        content = _read_safetensors(path, device)
     elif start.startswith((b"PK", b"\x80")):
-        content = _read_torch(path, zipped=start.startswith(b"PK"))
+        content = _read_torch(path, device, zipped=start.startswith(b"PK"))
     else:
         raise _not_weights(path, start)
     return check_tensors(content, str(path))
@@ -134,19 +137,19 @@ def _not_weights(path: Path, start: bytes) -> Exception:
     return ValueError(f"{path} is no weights file: choose a {', '.join(SUFFIXES)} file.")
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
+def _read_safetensors(path: Path, device: str) -> dict[str, Tensor]:
+    try:  # maps the file, whose values are read when they are used
+        return {key: value.to(device) for key, value in load_file(path).items()}
     except SafetensorError as error:
         raise OSError(_damaged(path, error)) from error
 
 
-def _read_torch(path: Path, zipped: bool) -> object:
+def _read_torch(path: Path, device: str, zipped: bool) -> object:
     """A PyTorch file; with `weights_only`, whatever would run code is refused."""
     if zipped:
         _check_archive(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        return torch.load(path, map_location=device, weights_only=True, mmap=zipped)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a damaged file fails in more ways than torch documents

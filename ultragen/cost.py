@@ -173,36 +173,38 @@ CPU_BFLOAT16_AVX512 = Coefficients(  # without AMX: AMD EPYC, torch 2.13.0, 2026
     encode=3.3e-8,
     dtype="bfloat16",
 )
-CUDA = Coefficients(  # a guess, until `measuring.measure` has run on a GPU
+# The embedded model on an H100 80GB HBM3, torch 2.11.0, 2026-11-28 (`measuring.measure`). Passes
+# are so short that launching kernels is what takes time: pairs cost nothing yet.
+CUDA = Coefficients(
     device="cuda",
-    probe=5e-3,
-    text=0.1,
-    token=4e-6,
-    pair=1e-10,
-    base_token=4e-6,
-    base_pair=1e-10,
-    decode=5e-9,
-    lanczos=3e-8,
-    network=5e-8,
-    encode=2.5e-8,
+    probe=3.58e-3,
+    text=0.018,
+    token=2.1e-5,
+    pair=0.0,
+    base_token=8.4e-6,
+    base_pair=0.0,
+    decode=9.7e-9,
+    lanczos=3.4e-8,
+    network=3.0e-7,
+    encode=2.0e-8,
     dtype="bfloat16",
 )
 # The 1.3B model on an H100 80GB HBM3 with torch 2.11.0 and diffusers 0.42.1, bfloat16, random
 # weights. Native passes: nine of docs/benchmarks.md (1.53 to 41.8 s, with and without full layers,
 # K = 4 and 8), 2026-11-27 and 28; all lie within 3 %. Dense passes of 32,760 to 685,440 tokens lie
-# within 7 % of 30 layers × (2.6e-7 s a token + 1.07e-11 s a pair), 2026-11-23 to 27. Decoding is
-# the slower one of two whole runs (docs/hardware.md), 2026-11-25. The rest is what
-# `measuring.measure` found, 2026-11-27: there as well, with what it found for passes, and why that
-# is not taken.
+# within 7 % of 30 layers × (2.6e-7 s a token + 1.07e-11 s a pair), 2026-11-23 to 27. Text and
+# decoding are the slower ones of two whole runs (docs/hardware.md), the probe the median of three,
+# 2026-11-28. The rest is what `measuring.measure` found, 2026-11-27: there as well, with what it
+# found for passes, and why that is not taken.
 WAN_CUDA = replace(
     CUDA,
-    probe=7.6e-5,
-    text=1.45,
+    probe=3.69e-3,
+    text=0.86,
     token=5.4e-6,
     pair=3.13e-10,
     base_token=7.8e-6,
     base_pair=3.2e-10,
-    decode=4.9e-8,
+    decode=6.0e-8,
     lanczos=2.1e-8,
     network=3.2e-7,
     encode=3.3e-8,

@@ -7,6 +7,7 @@ may be off: a run that still meets the memory's end says what to change.
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import astuple, dataclass, replace
 from typing import Any, Literal
 
@@ -17,13 +18,16 @@ Placement = Literal["whole", "in turn"]
 
 AUTO_MEMORY = 20 * GIB  # a card of 24 GB, less what its driver keeps
 ZERO_GPU_MEMORY = 48 * 10**9  # of `large`, whatever the card it is half of says
+MARGIN = 2 * GIB
 RESERVE = GIB  # of the libraries, and of what lies between tensors
-FEWER_FRAMES = (81, 49, 33, 17, 5)
 
 # The widest point of a layer is its feed-forward network: its hidden state before and after the
 # activation, beside the stream, its norm in float32 and the result. With the fused kernels it is
-# less, 17,921 (measured, docs/hardware.md); what the allocator keeps beside it is a fifth more.
+# less, 17,921 (measured, docs/hardware.md); what the allocator keeps beside it is a fifth more, and
+# next to nothing where its segments can grow.
 VALUES_PER_TOKEN = 2 * 8960 + 4 * 1536
+GROWING_VALUES_PER_TOKEN = 18_432
+GROWING = "expandable_segments:True"
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Hardware:
         memory: Bytes that are free on the GPU.
         bfloat16: Whether to compute in it: GPUs before Ampere and most CPUs are slower then.
         zero_gpu: Whether the GPU is only lent for each run.
+        growing: Whether the allocator's segments can grow, see `let_segments_grow`.
     """
 
     device: Literal["cuda", "cpu"]
@@ -43,6 +48,7 @@ class Hardware:
     memory: int = 0
     bfloat16: bool = False
     zero_gpu: bool = False
+    growing: bool = False
 
     @property
     def dtype(self) -> str:
@@ -53,6 +59,12 @@ class Hardware:
     @property
     def bytes_per_value(self) -> int:
         return 2 if self.bfloat16 else 4
+
+    @property
+    def values_per_token(self) -> int:
+        """What a forward pass of the 1.3B model takes beside its weights; the fused kernels, which
+        take less, compute in bfloat16 alone."""
+        return GROWING_VALUES_PER_TOKEN if self.growing and self.bfloat16 else VALUES_PER_TOKEN
 
 
 DTYPES = ("auto", "float32", "bfloat16")
@@ -79,11 +91,30 @@ def _find_hardware() -> Hardware:
     if not torch.cuda.is_available():
         return Hardware("cpu", bfloat16=fast_bfloat16())
     zero_gpu = bool(os.environ.get("SPACES_ZERO_GPU"))
+    growing = not zero_gpu and let_segments_grow()
     card = torch.cuda.get_device_properties(0)
     # There the GPU may not be touched before a run, which then has half of it.
     lent = min(card.total_memory, ZERO_GPU_MEMORY) if zero_gpu else None
     memory = lent or torch.cuda.mem_get_info(0)[0]
-    return Hardware("cuda", card.name, memory, card.major >= 8, zero_gpu)
+    return Hardware("cuda", card.name, memory, card.major >= 8, zero_gpu, growing)
+
+
+def let_segments_grow() -> bool:
+    """Lets torch's allocator grow its segments, so that it keeps less beside the tensors: 4K clips
+    on a card of 24 GB are half as long again. What the environment says of the allocator holds.
+
+    Returns:
+        Whether they grow: not where CUDA is in use already.
+    """
+    import torch
+
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        if name in os.environ:
+            return GROWING in os.environ[name]
+    if torch.cuda.is_initialized() or sys.platform != "linux":
+        return False
+    os.environ["PYTORCH_CUDA_ALLOC_CONF"] = GROWING
+    return True
 
 
 def has_amx() -> bool:
@@ -148,16 +179,18 @@ class Memory:
         free: Bytes without the model.
         weights: Bytes of its parts.
         bytes_per_value: Of the type that is computed in.
+        values_per_token: What a forward pass takes beside its weights.
     """
 
     free: int
     weights: Weights
     bytes_per_value: int = 2
+    values_per_token: int = VALUES_PER_TOKEN
 
     def peak(self, placement: Placement, height: int, width: int, frames: int) -> int:
         """Bytes that a clip can't be made without; decoding takes more where more are free."""
         tokens = (frames + 3) // 4 * (height // 16) * (width // 16)
-        layers = tokens * VALUES_PER_TOKEN * self.bytes_per_value
+        layers = tokens * self.values_per_token * self.bytes_per_value
         decoding = Clip(height, width, (frames + 3) // 4, self.bytes_per_value).least_memory
         sizes = self.weights
         if placement == "whole":
@@ -179,7 +212,8 @@ class Memory:
             ValueError: if not even that is enough.
         """
         size = RESOLUTIONS[WAN.resolution]
-        if self.peak("whole", size.height, size.width, WAN.num_frames) <= self.free:
+        needed = self.peak("whole", size.height, size.width, WAN.num_frames)
+        if needed + MARGIN <= self.free:  # a card that it just fits would end longer clips
             return "whole"
         if self.smallest <= self.free:
             return "in turn"
@@ -208,7 +242,7 @@ class Memory:
         """The longest clip of this size that fits, and the largest smaller one."""
         names = list(RESOLUTIONS)
         below = [name for name in reversed(names) if names.index(name) < names.index(resolution)]
-        fewer = [count for count in FEWER_FRAMES if count < frames]
+        fewer = range(frames - 4, 4, -4)
         found = []
         for options in (
             [(resolution, count) for count in fewer],

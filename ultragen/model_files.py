@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,19 @@ _LARGE = 2**28  # bytes from which a fingerprint reads only both ends of a file
 _END = 2**20
 
 
-def check_model_files(folder: Path) -> None:
+def check_model_files(folder: Path, without: Collection[str] = ()) -> None:
     """Checks that every file the model's indexes name is there and whole.
+
+    Args:
+        folder: Of a pipeline.
+        without: Parts that need not be there.
 
     Raises:
         OSError: naming the first file that is missing, truncated or corrupt.
     """
     index = read_index(folder)
     for component, kind in index.items():
-        if not fits(kind, _PART) or kind[0] is None:
+        if component in without or not fits(kind, _PART) or kind[0] is None:
             continue
         if not (folder / component).is_dir():
             raise FileNotFoundError(f"The model's part {folder / component} is missing.{WAY_OUT}")
@@ -54,8 +58,25 @@ def check_base(folder: Path) -> None:
     """Checks that a folder is text-to-video Wan in diffusers' layout, with all of its files.
 
     Raises:
-        ValueError: if it is another model, naming what it looks like.
+        ValueError: as in `check_kind`.
         OSError: if a file is missing, truncated or corrupt.
+    """
+    check_kind(folder)
+    check_model_files(folder)
+    for part in ("text_encoder", "transformer", "vae"):
+        check_weights(folder / part)
+    # Without either, transformers would make up a vocabulary.
+    tokenizer = [folder / "tokenizer" / name for name in ("tokenizer.json", "spiece.model")]
+    if not any(path.is_file() for path in tokenizer):
+        raise FileNotFoundError(f"{tokenizer[0]} is missing: download the model again.")
+
+
+def check_kind(folder: Path) -> None:
+    """Checks what a folder says it is, which must be text-to-video Wan in diffusers' layout.
+
+    Raises:
+        ValueError: if it is another model, naming what it looks like.
+        OSError: if its index is missing or corrupt.
     """
     wanted = f"take {WAN_SOURCE.repository}, or a copy of it, in {WAN_SOURCE.variable}"
     if folder.is_file():
@@ -65,13 +86,6 @@ def check_base(folder: Path) -> None:
     kind = read_index(folder).get("_class_name")
     if kind != "WanPipeline":
         raise ValueError(f"{folder} looks like {kind}, not text-to-video Wan: {wanted}.")
-    check_model_files(folder)
-    for part in ("text_encoder", "transformer", "vae"):
-        check_weights(folder / part)
-    # Without either, transformers would make up a vocabulary.
-    tokenizer = [folder / "tokenizer" / name for name in ("tokenizer.json", "spiece.model")]
-    if not any(path.is_file() for path in tokenizer):
-        raise FileNotFoundError(f"{tokenizer[0]} is missing: download the model again.")
 
 
 def check_weights(folder: Path) -> None:
@@ -85,6 +99,11 @@ def check_weights(folder: Path) -> None:
         part = [name for name in files if name.endswith((".incomplete", ".part"))]
         what = f"holds half a download ({part[0]})" if part else "holds no weights"
         raise FileNotFoundError(f"The model's part {folder} {what}.{WAY_OUT}")
+
+
+def first_weights(folder: Path) -> str | None:
+    """Name of a weights file right in a folder, not in a part's; None if there is none."""
+    return min((path.name for path in folder.iterdir() if path.suffix in _WEIGHTS), default=None)
 
 
 def read_index(folder: Path) -> dict[str, Any]:

@@ -8,9 +8,17 @@ from typing import Any
 
 from .choice import Choice, choose
 from .cost import COEFFICIENTS, ZERO_GPU, Estimator, coefficients
-from .hardware import Hardware, Memory, Placement, find_hardware, has_amx, weights_of
+from .hardware import (
+    Hardware,
+    Memory,
+    Placement,
+    find_hardware,
+    has_amx,
+    is_out_of_memory,
+    weights_of,
+)
 from .hub import locate, origin
-from .model_files import check_model_files, fingerprint
+from .model_files import fingerprint
 from .presets import EMBEDDED_MODEL, ULTRAGEN_SOURCE, WAN, WAN_SOURCE, ModelPreset
 from .request import Request
 
@@ -116,10 +124,9 @@ def load_models(name: str | Path | None = None) -> Models:
     Raises:
         ValueError: for an unknown name, or a model that this machine can't run.
         OSError: for a file that can't be had, or is truncated or corrupt, naming it.
+        RuntimeError: if the GPU's memory runs out on the way.
     """
     choice = choose(name)
-    if choice.name != "wan":
-        check_model_files(choice.folder)
     import diffusers
     import transformers
 
@@ -186,6 +193,8 @@ def _load(choice: Choice, hardware: Hardware) -> tuple[Any, tuple[Path, ...]]:
         return UltraGenPipeline.from_wan(*sources, dtype=dtype), sources
     try:
         return UltraGenPipeline.from_pretrained(choice.folder, dtype=dtype), (choice.folder,)
+    except (OSError, ValueError):  # of `check_pipeline`, which name what is wrong
+        raise
     except Exception as error:  # loaders raise many kinds, most of which don't name the model
         raise OSError(f"The model in {choice.folder} can't be loaded: {error}") from error
 
@@ -197,7 +206,25 @@ def _place(
     if hardware.device == "cpu" or choice.preset.name != WAN.name:
         native.to(hardware.device)  # the base model is one of its parts
         return None, "whole"
-    memory = Memory(hardware.memory, weights_of(native), hardware.bytes_per_value)
+    try:
+        return _place_parts(native, base, hardware)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RuntimeError(
+            f"The memory of {hardware.name} ran out while the model was brought there: another "
+            "program may have taken some of it. Stop that one, or take the embedded model, "
+            "ULTRAGEN_MODEL=embedded."
+        ) from error
+
+
+def _place_parts(native: Any, base: Any, hardware: Hardware) -> tuple[Memory, Placement]:
+    memory = Memory(
+        hardware.memory,
+        weights_of(native),
+        hardware.bytes_per_value,
+        hardware.values_per_token,
+    )
     placement = memory.place()
     if placement == "in turn":
         take_turns(native, base, hardware.device)

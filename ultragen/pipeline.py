@@ -22,6 +22,7 @@ from .decoding import OutputType, decode_pieces, join_pieces
 from .flow import Prediction
 from .fp8 import check_machine, quantize
 from .guidance import Guidance
+from .hardware import is_out_of_memory
 from .inputs import (
     Texts,
     check_frames,
@@ -35,6 +36,7 @@ from .inputs import (
     starting_noise,
 )
 from .layout import WindowMotion
+from .part_files import check_pipeline
 from .sampling import FlowSampler
 from .transformer import UltraGenTransformer3DModel
 from .wan import load_wan
@@ -177,6 +179,26 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
                 "the pipeline with dtype=torch.bfloat16, or leave FP8 off."
             )
         quantize(self.transformer)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, **options: Any
+    ) -> UltraGenPipeline:
+        """Loads a saved pipeline as diffusers does, which alone would fill gaps in a folder's
+        weights with noise and go on. For the published files see `from_wan`.
+
+        Args:
+            pretrained_model_name_or_path: A folder, or a repository on the Hub.
+            options: Of diffusers' `DiffusionPipeline.from_pretrained`.
+
+        Raises:
+            OSError: if a file of a folder is missing, truncated or corrupt.
+            ValueError: listing the weights that are missing, unexpected or misshapen there.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if (folder / "model_index.json").is_file():
+            check_pipeline(folder, options)
+        return super().from_pretrained(pretrained_model_name_or_path, **options)
 
     @classmethod
     def from_wan(
@@ -356,6 +378,7 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
         Raises:
             ValueError: if a setting is out of range.
             GenerationError: if the result is not finite or black.
+            torch.OutOfMemoryError: if the memory runs out, with what takes less.
         """
         if windows is None and isinstance(self.transformer, UltraGenTransformer3DModel):
             windows = "auto"
@@ -394,6 +417,14 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
             if self.interrupt or output_type == "latent":
                 return UltraGenPipelineOutput(frames=latents)
             return UltraGenPipelineOutput(frames=self.decode(latents, output_type))
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise torch.OutOfMemoryError(
+                    f"The memory ran out for {num_frames} frames of {height} × {width}: take fewer "
+                    "frames or a smaller size, one prompt at a time, or let the parts come to the "
+                    "GPU in turn, pipe.enable_model_cpu_offload()."
+                ) from error
+            raise
         finally:
             # However the run ends, the next one must not meet its caches, and offloaded weights go
             # back.
