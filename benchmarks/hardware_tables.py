@@ -12,7 +12,7 @@ from typing import Any
 from hardware_results import Entry, read_results
 
 from ultragen.benchmark.outputs import write_whole
-from ultragen.cost import Coefficients
+from ultragen.coefficients import Coefficients
 from ultragen.hardware import (
     GIB,
     GROWING_VALUES_PER_TOKEN,
@@ -26,7 +26,7 @@ DOC = Path(__file__).parents[1] / "docs" / "hardware.md"
 NOTHING = "–"
 NOT_YET = "Not measured yet."
 STEPS = WAN.num_inference_steps
-NAMES = {"wan": "WAN_CUDA", "embedded": "CUDA"}  # of the coefficients in `ultragen.cost`
+NAMES = {"wan": "WAN_CUDA", "embedded": "CUDA"}  # of the coefficients in `ultragen.coefficients`
 
 
 def render(paths: Sequence[Path], doc: Path) -> None:
@@ -215,7 +215,7 @@ def coefficients_table(parts: Mapping[str, Entry]) -> list[str]:
 
 
 def coefficients_code(name: str, entry: Entry) -> str:
-    """Coefficients as `ultragen.cost` holds them."""
+    """Coefficients as `ultragen.coefficients` holds them."""
     lines = [
         f"    {field.name}={entry[field.name]!r},"
         if isinstance(entry[field.name], str)

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from ultragen.cost import CPU, Estimator
+from ultragen.coefficients import CPU
+from ultragen.estimator import Estimator
 from ultragen.models import Models
 from ultragen.presets import EMBEDDED
 from ultragen.windows import auto_windows
@@ -42,6 +43,7 @@ class FakePipeline:
     def __init__(self, delay: float = 0.0, damage: str = "none", detail: float = 1.0) -> None:
         self.delay, self.damage, self.detail = delay, damage, detail
         self.transformer = FakeTransformer()
+        self.config = SimpleNamespace(window_motion="none")
         self.calls: list[dict] = []
         self.guidance_device: str | None = None
         self.fp8 = False

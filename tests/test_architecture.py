@@ -18,6 +18,7 @@ ROOT = Path(ultragen.__file__).parent.parent
 ORDER = (
     {
         "presets",
+        "coefficients",
         "windows",
         "video",
         "metrics",
@@ -39,7 +40,7 @@ ORDER = (
         "kernels",
         "linear",
     },
-    {"tiles"},
+    {"tiles", "estimator"},
     {"hardware", "compression", "sampling", "block", "fp8", "progress"},
     {"attention"},
     {"transformer", "autoencoder", "upscale", "classifier", "wan_decoding"},

@@ -8,9 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from wan_files import WanFiles, make_wan
 
 from ultragen import choice
+from ultragen.checkpoint import load_released, load_ultragen
 from ultragen.choice import choose
 from ultragen.hardware import GIB, Hardware
 from ultragen.presets import EMBEDDED, EMBEDDED_MODEL, ULTRAGEN_SOURCE, WAN, WAN_SOURCE
@@ -102,6 +105,107 @@ def test_auto_does_not_start_on_half_a_download(machine, files, tmp_path, monkey
     found = choose()
     assert found.name == "embedded"
     assert "vae holds no weights" in found.why
+
+
+def half(files: WanFiles, folder: Path) -> Path:
+    content = files.ultragen.read_bytes()
+    (folder / "half.ckpt").write_bytes(content[: len(content) // 2])
+    return folder / "half.ckpt"
+
+
+def half_in_safetensors(files: WanFiles, folder: Path) -> Path:
+    save_file(torch.load(files.ultragen), folder / "x.safetensors")
+    content = (folder / "x.safetensors").read_bytes()
+    (folder / "x.safetensors").write_bytes(content[: len(content) // 2])
+    return folder / "x.safetensors"
+
+
+def half_converted(files: WanFiles, folder: Path) -> Path:
+    load_released(files.ultragen).save_pretrained(folder, max_shard_size="200KB")
+    next(folder.glob("*-00001-of-*.safetensors")).unlink()
+    return folder
+
+
+def another(files: WanFiles, folder: Path) -> Path:
+    save_file({"double_blocks.0.img_attn.qkv.weight": torch.zeros(2)}, folder / "x.safetensors")
+    return folder / "x.safetensors"
+
+
+def some_keys(files: WanFiles, folder: Path) -> Path:
+    weights = torch.load(files.ultragen)
+    for key in [key for key in weights if "cross_attn" in key]:
+        del weights[key]
+    torch.save(weights, folder / "x.ckpt")
+    return folder
+
+
+WRONG = [
+    (half, "half.ckpt is incomplete or damaged"),
+    (half_in_safetensors, "x.safetensors is incomplete or damaged"),
+    (half_converted, "is half a download: 1 of"),
+    (another, "x.safetensors looks like Flux"),
+    (some_keys, "does not fit the model: missing (30): blocks.0.cross_attn"),
+    (lambda files, folder: folder, "holds no weights"),
+    (lambda files, folder: files.base / "transformer", "is dense Wan without UltraGen's branches"),
+]
+
+
+@pytest.mark.parametrize(("make", "says"), WRONG, ids=[says for _, says in WRONG])
+def test_auto_does_not_start_on_wrong_weights(make, says, machine, files, tmp_path, monkeypatch):
+    machine(H100)
+    monkeypatch.setenv("ULTRAGEN_WEIGHTS", str(make(files, tmp_path)))
+    found = choose("auto")
+    assert found.name == "embedded"
+    assert says in found.why and "shipped with the code" in found.why
+    assert len(found.why) < 600
+    # Who asks for it sees the error, but a Space comes up.
+    assert choose("wan").name == "wan"
+    monkeypatch.setenv("SPACE_ID", "me/ultragen")
+    found = choose("wan")
+    assert found.name == "embedded" and says in found.why
+
+
+def converted(files: WanFiles, folder: Path) -> Path:
+    load_released(files.ultragen).save_pretrained(folder)
+    return folder
+
+
+def in_shards(files: WanFiles, folder: Path) -> Path:
+    load_released(files.ultragen).save_pretrained(folder, max_shard_size="200KB")
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    return folder
+
+
+def with_prefixes(files: WanFiles, folder: Path) -> Path:
+    weights = {f"model.module.{key}": value for key, value in torch.load(files.ultragen).items()}
+    torch.save(weights, folder / "x.pt", _use_new_zipfile_serialization=False)
+    return folder / "x.pt"
+
+
+def in_safetensors(files: WanFiles, folder: Path) -> Path:
+    save_file(torch.load(files.ultragen), folder / "x.safetensors")
+    return folder
+
+
+def in_a_folder(files: WanFiles, folder: Path) -> Path:
+    shutil.copy(files.ultragen, folder)
+    return folder
+
+
+KINDS = [converted, in_shards, with_prefixes, in_safetensors, in_a_folder]
+
+
+@pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
+def test_auto_takes_weights_of_every_kind(make, machine, files, tmp_path, monkeypatch):
+    machine(H100)
+    path = make(files, tmp_path)
+    monkeypatch.setenv("ULTRAGEN_WEIGHTS", str(path))
+    assert choose("auto").name == "wan"
+    # No value is read for that.
+    looked_at, loaded = load_ultragen(path, device="meta"), load_ultragen(path)
+    assert {x.device.type for x in looked_at.parameters()} == {"meta"}
+    assert looked_at.config == loaded.config
+    assert looked_at.dtype == loaded.dtype
 
 
 @pytest.mark.parametrize("hardware", [H100, L4, A4000, V100], ids=lambda h: h.name)
@@ -206,6 +310,24 @@ def test_what_belongs_into_another_variable(files):
     with pytest.raises(ValueError) as caught:
         choose(files.base)
     assert f"ULTRAGEN_WAN={files.base} and ULTRAGEN_MODEL=wan" in str(caught.value)
+
+
+@pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
+def test_weights_alone_belong_into_another_variable(make, files, tmp_path):
+    folder = make(files, tmp_path)
+    folder = folder if folder.is_dir() else folder.parent
+    with pytest.raises(ValueError) as caught:
+        choose(folder)
+    assert f"set ULTRAGEN_WEIGHTS={folder} and ULTRAGEN_MODEL=wan" in str(caught.value)
+    assert "no pipeline, which has a model_index.json" in str(caught.value)
+
+
+def test_a_folder_may_be_named_from_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = pipeline_folder(tmp_path / "model", _class_name="UltraGenPipeline")
+    monkeypatch.setenv("ULTRAGEN_MODEL", "~/model")
+    found = choose()
+    assert (found.folder, found.name) == (folder, str(folder))
 
 
 def test_a_folder_that_is_no_model(tmp_path):

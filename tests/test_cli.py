@@ -204,7 +204,7 @@ def test_sheets_go_on_where_they_stopped(fake, tmp_path, capsys):
 
 def test_measure_prints_coefficients(fake, monkeypatch, capsys):
     from ultragen import measuring
-    from ultragen.cost import CPU
+    from ultragen.coefficients import CPU
 
     monkeypatch.setattr(measuring, "measure", lambda models, report: CPU)
     assert ultragen("measure") == 0

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from fakes import fake_models
 
+from ultragen import coefficients, cost, estimator, measuring
 from ultragen import compare as comparison
-from ultragen import cost, measuring
 from ultragen.choice import choose
 from ultragen.compare import Cancelled, Request, compare, generate, job, write
 from ultragen.cost import STAGES, Job
@@ -75,7 +75,8 @@ def test_metadata_tells_everything_and_reproduces_the_run(result, tmp_path):
     files, models = result
     metadata = json.loads(files.metadata_path.read_text())
     assert metadata == files.metadata
-    assert metadata["windows"] == {"asked": "auto", "even_layers": 2, "odd_layers": 3}
+    windows = {"asked": "auto", "even_layers": 2, "odd_layers": 3, "motion": "none"}
+    assert metadata["windows"] == windows
     assert metadata["sizes"]["tokens"] == [2, 17, 30]
     assert metadata["model"]["fingerprint"] == models.fingerprint
     assert set(metadata["seconds"]["measured"]) == set(STAGES)
@@ -312,7 +313,7 @@ def test_on_a_gpu_the_second_run_of_a_size_counts(device, times, monkeypatch):
 def test_the_measured_runs_are_enough_to_tell_the_coefficients(preset):
     """Made-up coefficients come back from what the runs would take by them; and on the GPU that
     they are for, the 1.3B model's runs take less than four minutes."""
-    true = cost.coefficients(preset.name, "cuda")
+    true = coefficients.coefficients(preset.name, "cuda")
     runs = []
     for settings in MEASURED[preset.name]:
         request = Request("a lake", guidance_scale=1.0, **settings).validate(preset)
@@ -334,6 +335,6 @@ def test_the_measured_runs_are_enough_to_tell_the_coefficients(preset):
         )
         runs.append((work, cost.estimate(work, true)))
     assert sum(sum(seconds.values()) for _, seconds in runs) < 240
-    fitted = cost.fit(runs[1:], cost.CPU)
+    fitted = estimator.fit(runs[1:], coefficients.CPU)
     for name in ("text", "token", "pair", "base_token", "base_pair", "decode", "network"):
         assert getattr(fitted, name) == pytest.approx(getattr(true, name), rel=1e-3), name

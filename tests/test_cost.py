@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from ultragen import cost
+from ultragen import coefficients, cost
+from ultragen.estimator import Estimator, fit, probe
 from ultragen.windows import even_partition
 
 JOB = cost.Job(
@@ -47,11 +48,11 @@ def test_native_pairs_approach_the_papers_share_on_a_large_grid():
 
 
 def test_every_stage_that_runs_costs_something():
-    stages = cost.estimate(replace(JOB, base_native="on"), cost.CPU)
+    stages = cost.estimate(replace(JOB, base_native="on"), coefficients.CPU)
     assert list(stages) == [name for name in cost.STAGES if name in stages]
     assert set(stages) == set(cost.STAGES)
     assert all(seconds > 0 for seconds in stages.values())
-    assert "base_native_denoise" not in cost.estimate(JOB, cost.CPU)
+    assert "base_native_denoise" not in cost.estimate(JOB, coefficients.CPU)
 
 
 @pytest.mark.parametrize(
@@ -64,45 +65,45 @@ def test_every_stage_that_runs_costs_something():
     ],
 )
 def test_more_work_takes_longer(change):
-    less, more = (cost.estimate(job, cost.CPU) for job in (JOB, replace(JOB, **change)))
+    less, more = (cost.estimate(job, coefficients.CPU) for job in (JOB, replace(JOB, **change)))
     assert sum(more.values()) > sum(less.values()) * 1.2
 
 
 def test_guidance_doubles_the_denoising():
-    once, twice = (cost.estimate(replace(JOB, passes=n), cost.CPU) for n in (1, 2))
+    once, twice = (cost.estimate(replace(JOB, passes=n), coefficients.CPU) for n in (1, 2))
     assert twice["denoise"] == pytest.approx(2 * once["denoise"])
 
 
 def test_the_base_model_at_full_size_costs_far_more_than_windows_at_4k():
     job = replace(JOB, height=2176, width=3840, windows=8, base_native="on")
-    stages = cost.estimate(job, cost.CPU)
+    stages = cost.estimate(job, coefficients.CPU)
     assert stages["base_native_denoise"] > 5 * stages["denoise"]
 
 
 @pytest.mark.parametrize(
     "given, expected",
     [
-        (("embedded", "cpu"), cost.CPU),
-        (("embedded", "cpu", "float32", True), cost.CPU),
-        (("embedded", "cpu", "bfloat16", True), cost.CPU_BFLOAT16_AMX),
-        (("embedded", "cpu", "bfloat16", False), cost.CPU_BFLOAT16_AVX512),
-        (("embedded", "cuda", "bfloat16", True), cost.CUDA),
-        (("wan", "cpu", "bfloat16", True), cost.WAN_CPU),
+        (("embedded", "cpu"), coefficients.CPU),
+        (("embedded", "cpu", "float32", True), coefficients.CPU),
+        (("embedded", "cpu", "bfloat16", True), coefficients.CPU_BFLOAT16_AMX),
+        (("embedded", "cpu", "bfloat16", False), coefficients.CPU_BFLOAT16_AVX512),
+        (("embedded", "cuda", "bfloat16", True), coefficients.CUDA),
+        (("wan", "cpu", "bfloat16", True), coefficients.WAN_CPU),
     ],
 )
 def test_coefficients_of_a_machine(given, expected):
-    assert cost.coefficients(*given) == expected
+    assert coefficients.coefficients(*given) == expected
 
 
 def test_fit_finds_the_coefficients_that_made_the_times():
-    true = replace(cost.CPU, text=0.3, token=2e-4, pair=5e-8, decode=7e-7, network=2e-7)
+    true = replace(coefficients.CPU, text=0.3, token=2e-4, pair=5e-8, decode=7e-7, network=2e-7)
     jobs = [
         replace(JOB, steps=1, base_native="on"),
         replace(JOB, steps=3),
         replace(JOB, height=1088, width=1920, windows=4, steps=1, upscaler="lanczos"),
         replace(JOB, height=736, width=1280, steps=1, base_native="on"),
     ]
-    fitted = cost.fit([(job, cost.estimate(job, true)) for job in jobs], cost.CPU)
+    fitted = fit([(job, cost.estimate(job, true)) for job in jobs], coefficients.CPU)
     for name in (
         "text",
         "token",
@@ -121,15 +122,15 @@ def test_fit_is_never_negative_and_keeps_what_was_not_measured():
         (replace(JOB, steps=1), {"denoise": 3.0, "decode": 1.0}),
         (replace(JOB, height=1088, width=1920, windows=4, steps=1), {"denoise": 2.0}),
     ]
-    fitted = cost.fit(noisy, cost.CPU)
+    fitted = fit(noisy, coefficients.CPU)
     assert min(fitted.token, fitted.pair, fitted.decode) >= 0
-    assert fitted.network == cost.CPU.network
+    assert fitted.network == coefficients.CPU.network
     with pytest.raises(ValueError, match="at least one"):
-        cost.fit([], cost.CPU)
+        fit([], coefficients.CPU)
 
 
 def test_a_finished_run_moves_the_estimate_towards_what_it_took():
-    estimator = cost.Estimator(cost.CPU)
+    estimator = Estimator(coefficients.CPU)
     before = estimator.estimate(JOB)
     estimator.observe(before, {stage: 3 * seconds for stage, seconds in before.items()})
     factor = sum(estimator.estimate(JOB).values()) / sum(before.values())
@@ -140,7 +141,7 @@ def test_a_finished_run_moves_the_estimate_towards_what_it_took():
 
 def test_a_run_that_was_stopped_tells_how_long_the_next_one_takes():
     """Half of it was done after three times what the whole was expected to take."""
-    estimator = cost.Estimator(cost.CPU)
+    estimator = Estimator(coefficients.CPU)
     before = estimator.estimate(JOB)
     total = sum(before.values())
     estimator.observe_stopped(before, 3 * total, 0.5)
@@ -152,32 +153,36 @@ def test_a_run_that_was_stopped_tells_how_long_the_next_one_takes():
 
 
 def test_a_slower_gpu_does_not_slow_the_processor_beside_it():
-    before = cost.estimate(JOB, cost.WAN_CUDA)
-    after = cost.estimate(JOB, cost.WAN_CUDA.scaled(4))
+    before = cost.estimate(JOB, coefficients.WAN_CUDA)
+    after = cost.estimate(JOB, coefficients.WAN_CUDA.scaled(4))
     assert after["denoise"] == pytest.approx(4 * before["denoise"])
     assert after["encode"] == before["encode"]
-    estimator = cost.Estimator(cost.WAN_CUDA)
+    estimator = Estimator(coefficients.WAN_CUDA)
     estimator.observe(before, {**before, "encode": 100 * before["encode"]})
-    assert estimator.coefficients == cost.WAN_CUDA
-    slower = cost.Estimator(cost.CPU)
+    assert estimator.coefficients == coefficients.WAN_CUDA
+    slower = Estimator(coefficients.CPU)
     slower.expect(4)
-    assert slower.coefficients.encode == 4 * cost.CPU.encode
+    assert slower.coefficients.encode == 4 * coefficients.CPU.encode
 
 
 def test_calibration_scales_by_the_probe(monkeypatch):
-    monkeypatch.setattr(cost, "probe", lambda device, dtype: 2.5 * cost.CPU.probe)
-    estimator = cost.Estimator(cost.CPU)
+    monkeypatch.setattr(
+        "ultragen.estimator.probe", lambda device, dtype: 2.5 * coefficients.CPU.probe
+    )
+    estimator = Estimator(coefficients.CPU)
     estimator.calibrate()
-    assert estimator.coefficients.token == pytest.approx(2.5 * cost.CPU.token)
+    assert estimator.coefficients.token == pytest.approx(2.5 * coefficients.CPU.token)
     assert estimator.coefficients.device == "cpu"
     asked: list[str] = []
-    monkeypatch.setattr(cost, "probe", lambda device, dtype: asked.append(dtype) or 1.0)
-    cost.Estimator(cost.WAN_CUDA).calibrate("float32")
+    monkeypatch.setattr(
+        "ultragen.estimator.probe", lambda device, dtype: asked.append(dtype) or 1.0
+    )
+    Estimator(coefficients.WAN_CUDA).calibrate("float32")
     assert asked == ["float32"]  # of a card without bfloat16
 
 
 def test_the_probe_takes_a_moment():
-    assert 0 < cost.probe("cpu") < 2
+    assert 0 < probe("cpu") < 2
 
 
 def test_gpu_duration_leaves_a_margin_and_excludes_encoding():

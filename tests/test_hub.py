@@ -4,11 +4,15 @@ what the Hub answers is made up, its cache and its offline mode are huggingface_
 from __future__ import annotations
 
 import errno
+import json
+import shutil
 from pathlib import Path
 from string import hexdigits
+from types import SimpleNamespace
 
+import httpx2
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import (
     DisabledRepoError,
     GatedRepoError,
@@ -20,14 +24,19 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import (
     are_progress_bars_disabled,
+    close_session,
     disable_progress_bars,
     enable_progress_bars,
+    set_client_factory,
 )
+from huggingface_hub.utils._http import default_client_factory
 from transformers.utils.logging import disable_progress_bar
+from wan_files import WanFiles, make_wan
 
 from ultragen import hub
-from ultragen.hub import find_local, locate, origin
+from ultragen.hub import find_local, locate, origin, preview
 from ultragen.presets import ULTRAGEN_SOURCE, WAN_SOURCE
+from ultragen.wan import locate_wan
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -281,3 +290,222 @@ def test_no_network_says_so(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     error = hub.explained(LocalEntryNotFoundError("x"), "a/b", "main", WAN_SOURCE)
     assert "is not on this machine, and the Hub can't be reached: check the network" in str(error)
+
+
+@pytest.fixture
+def online(monkeypatch):
+    """As with a network, which nothing here uses."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+
+@pytest.mark.usefixtures("online")
+@pytest.mark.parametrize(
+    ("source", "half"),
+    [(WAN_SOURCE, False), (ULTRAGEN_SOURCE, False), (ULTRAGEN_SOURCE, True)],
+    ids=["base", "weights", "half a download"],
+)
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [
+        (429, "the Hub answered 429, too many requests): wait some minutes, or run `hf auth"),
+        (502, "the Hub answered 502, it has trouble of its own): try again later"),
+    ],
+)
+def test_what_the_hub_answered_is_told(source, status, says, half, cache, monkeypatch):
+    """huggingface_hub itself looks into its cache then, and tells only what it finds there."""
+
+    def refuse(*arguments, **options):
+        raise http(HfHubHTTPError, status)
+
+    for name in ("repo_info", "list_repo_tree"):
+        monkeypatch.setattr(HfApi, name, refuse)
+    if half:
+        folder = fill_cache(cache, source.repository, ("README.md",))
+        listing = {"format_version": 1, "files": {source.files[0]: {"size": 1, "blob_id": "0"}}}
+        (folder.parents[1] / "trees").mkdir()
+        (folder.parents[1] / "trees" / f"{COMMIT}.json").write_text(json.dumps(listing))
+    with pytest.raises(OSError) as caught:
+        locate(None, source)
+    assert says in str(caught.value)
+    assert "network" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("online")
+@pytest.mark.parametrize("ask", [locate, preview])
+@pytest.mark.parametrize("source", [WAN_SOURCE, ULTRAGEN_SOURCE], ids=lambda source: source.name)
+def test_a_login_page_between_here_and_the_hub(source, ask):
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        if request.url.host == "login":
+            return httpx2.Response(200, html="<html>Welcome to our network</html>")
+        return httpx2.Response(302, headers={"location": "http://login/"})
+
+    transport = httpx2.MockTransport(answer)
+    set_client_factory(lambda: httpx2.Client(transport=transport, follow_redirects=True))
+    try:
+        with pytest.raises(OSError) as caught:
+            ask(None, source)
+    finally:
+        set_client_factory(default_client_factory)
+        close_session()
+    assert "not the Hub, but perhaps a proxy or a login page: open https://" in str(caught.value)
+    assert "check HTTPS_PROXY" in str(caught.value)
+
+
+@pytest.mark.usefixtures("online")
+def test_an_unreachable_hub_is_told_with_the_reason(cache, monkeypatch):
+    def fail(*arguments, **options):
+        raise httpx2.ConnectError("Name or service not known")
+
+    for name in ("repo_info", "model_info", "list_repo_tree"):
+        monkeypatch.setattr(HfApi, name, fail)
+    with pytest.raises(OSError, match=r"reached \(Name or service not known\): check the network"):
+        locate(None, ULTRAGEN_SOURCE)
+    fill_cache(cache, WAN_SOURCE.repository, ("model_index.json",))
+    way_out = f"set ULTRAGEN_WAN={WAN_SOURCE.repository}@main to take the version that is there"
+    for ask in (locate, preview):
+        with pytest.raises(OSError) as caught:
+            ask(None, WAN_SOURCE)
+        assert "(Name or service not known): check the network" in str(caught.value)
+        assert way_out in str(caught.value)
+
+
+# Before a download
+
+
+class Offers:
+    """A Hub with some repositories; notes what is downloaded of them."""
+
+    def __init__(self, monkeypatch, folder: Path) -> None:
+        self.folder = folder
+        self.downloads: list[tuple[str, list[str]]] = []
+        self.gated, self.asked = False, 0
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(hub, "HfApi", lambda: self)
+        monkeypatch.setattr(hub, "snapshot_download", self.download)
+
+    def model_info(self, repository, revision, files_metadata):
+        self.asked += 1
+        folder = self.folder / repository
+        if not folder.exists():
+            raise http(RepositoryNotFoundError, 404)
+        files = [
+            SimpleNamespace(rfilename=path.relative_to(folder).as_posix(), size=1)
+            for path in folder.rglob("*")
+            if path.is_file()
+        ]
+        return SimpleNamespace(siblings=files, gated=self.gated, sha=COMMIT)
+
+    def auth_check(self, repository):
+        raise http(GatedRepoError)
+
+    def download(self, repository, revision, allow_patterns, local_files_only=False):
+        if local_files_only:
+            raise LocalEntryNotFoundError("not there")
+        self.downloads.append((repository, allow_patterns))
+        return str(self.folder / repository)
+
+
+BASE = tuple(name.replace("*", "file") for name in WAN_SOURCE.files)
+RELEASED = ("README.md", "ultragen_1080p.ckpt")
+
+
+@pytest.fixture
+def offers(monkeypatch, tmp_path) -> Offers:
+    """Both models, and another one in the base model's layout."""
+    for repository, kind, names in (
+        (WAN_SOURCE.repository, "WanPipeline", BASE),
+        (ULTRAGEN_SOURCE.repository, None, RELEASED),
+        ("someone/flux", "FluxPipeline", BASE),
+    ):
+        for name in names:
+            path = tmp_path / "hub" / repository / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"_class_name": kind}))
+    return Offers(monkeypatch, tmp_path / "hub")
+
+
+def test_both_models_are_looked_up_before_either_is_downloaded(offers):
+    base, weights = locate_wan()
+    assert base == offers.folder / WAN_SOURCE.repository
+    assert weights == offers.folder / ULTRAGEN_SOURCE.repository / "ultragen_1080p.ckpt"
+    assert offers.asked == 2
+    assert offers.downloads == [
+        (WAN_SOURCE.repository, ["model_index.json"]),
+        (WAN_SOURCE.repository, list(WAN_SOURCE.files)),
+        (ULTRAGEN_SOURCE.repository, list(ULTRAGEN_SOURCE.files)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("ULTRAGEN_WEIGHTS", "nobody/nothing", "nobody/nothing, is not on the Hub, has moved, or"),
+        ("ULTRAGEN_WEIGHTS", "someone/flux", "it has no ultragen_1080p.ckpt. Take JTUplayer/Ultra"),
+        ("ULTRAGEN_WEIGHTS", "/no/such.ckpt", "There is no /no/such.ckpt: set ULTRAGEN_WEIGHTS to"),
+        ("ULTRAGEN_WAN", "nobody/nothing", "nobody/nothing, is not on the Hub, has moved, or is"),
+        (
+            "ULTRAGEN_WAN",
+            "JTUplayer/Ultragen",
+            "it has no model_index.json, scheduler/*, token",
+        ),
+        (
+            "ULTRAGEN_WAN",
+            "someone/flux",
+            "looks like FluxPipeline, not text-to-video Wan: take",
+        ),
+    ],
+)
+def test_a_wrong_repository_shows_before_a_download(offers, variable, value, says, monkeypatch):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises((OSError, ValueError)) as caught:
+        locate_wan()
+    assert says in str(caught.value)
+    assert {tuple(patterns) for _, patterns in offers.downloads} <= {("model_index.json",)}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> WanFiles:
+    return make_wan(tmp_path_factory.mktemp("wan"))
+
+
+def test_wrong_weights_of_ones_own_show_before_a_download(offers, files, tmp_path):
+    shutil.copy(files.ultragen, tmp_path / "half.ckpt")
+    with (tmp_path / "half.ckpt").open("r+b") as file:
+        file.truncate(files.ultragen.stat().st_size // 2)
+    with pytest.raises(OSError, match=r"half\.ckpt is incomplete or damaged"):
+        locate_wan(None, tmp_path / "half.ckpt")
+    assert offers.downloads == [(WAN_SOURCE.repository, ["model_index.json"])]
+    assert locate_wan(None, files.ultragen)[1] == files.ultragen
+
+
+def test_who_has_the_files_or_no_network_asks_nothing(offers, files, cache, monkeypatch):
+    assert locate_wan(files.base, files.ultragen) == (files.base, files.ultragen)
+    with pytest.raises(OSError, match="downloads are switched off"):
+        locate_wan(local_files_only=True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert preview(None, WAN_SOURCE) is None
+    assert (offers.asked, offers.downloads) == (0, [])
+
+
+def test_downloaded_models_are_taken_without_a_network(cache):
+    """With huggingface_hub itself, as in the tests of its cache above."""
+    base = fill_cache(cache, WAN_SOURCE.repository, BASE, WAN_SOURCE.revision)
+    released = fill_cache(cache, ULTRAGEN_SOURCE.repository, RELEASED)
+    assert locate_wan() == (base, released / "ultragen_1080p.ckpt")
+
+
+def test_gated_mirrors_and_full_disks_show_before_a_download(offers, cache, monkeypatch):
+    monkeypatch.setattr(hub, "disk_usage", lambda folder: SimpleNamespace(free=len(BASE) - 1))
+    with pytest.raises(OSError, match=r"The Wan base model, .*, does not fit on the disk of"):
+        preview(None, WAN_SOURCE)
+    # What half a download has taken is not needed again.
+    snapshot = fill_cache(cache, WAN_SOURCE.repository, ("vae/file",))
+    assert preview(None, WAN_SOURCE) == offers.folder / WAN_SOURCE.repository
+    (snapshot / "vae" / "file").unlink()
+    blobs = snapshot.parents[1] / "blobs"
+    blobs.mkdir()
+    (blobs / "0.incomplete").write_bytes(b"0")
+    assert preview(None, WAN_SOURCE) == offers.folder / WAN_SOURCE.repository
+    offers.gated = True
+    with pytest.raises(OSError, match="is gated: accept its terms on"):
+        preview(None, ULTRAGEN_SOURCE)

@@ -94,7 +94,7 @@ def test_every_command_is_shown():
 )
 def test_commands(words, monkeypatch, capsys):
     from ultragen import measuring
-    from ultragen.cost import CPU
+    from ultragen.coefficients import CPU
     from ultragen.training import preview
 
     monkeypatch.setattr(choice, "find_hardware", lambda: Hardware("cuda", "GPU", 80 * GIB, True))

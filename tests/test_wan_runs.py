@@ -17,8 +17,10 @@ from wan_files import WanFiles, make_wan
 import app
 from ultragen import cli, compare, console, models, request
 from ultragen import cost as costs
+from ultragen.coefficients import WAN_CUDA, ZERO_GPU
 from ultragen.compare import job
-from ultragen.cost import WAN_CUDA, Estimator, estimate, gpu_duration
+from ultragen.cost import estimate, gpu_duration
+from ultragen.estimator import Estimator
 from ultragen.hardware import GIB, WAN_PARAMETERS, Hardware, Memory, find_hardware
 from ultragen.models import Models, load_models
 from ultragen.pipeline import UltraGenPipeline
@@ -112,7 +114,9 @@ def test_a_gpu_holds_all_parts_or_one(gigabytes, dtype, lent, placement, monkeyp
     """The calls that move the parts; the GPU itself is not there. One that is lent for each run
     alone is not asked how fast it is."""
     probed: list[tuple[str, str]] = []
-    monkeypatch.setattr(costs, "probe", lambda *asked: probed.append(asked) or 2.5 * WAN_CUDA.probe)
+    monkeypatch.setattr(
+        "ultragen.estimator.probe", lambda *asked: probed.append(asked) or 2.5 * WAN_CUDA.probe
+    )
     for name, value in files.environment.items():
         monkeypatch.setenv(name, value)
     card = Hardware("cuda", "Card", gigabytes * GIB, dtype is torch.bfloat16, lent)
@@ -130,8 +134,18 @@ def test_a_gpu_holds_all_parts_or_one(gigabytes, dtype, lent, placement, monkeyp
     assert loaded.base.transformer is not loaded.native.transformer
     assert {loaded.native.transformer.dtype, loaded.native.vae.dtype} == {dtype}
     assert loaded.memory == Memory(card.memory, weights, dtype.itemsize, card.values_per_token)
-    assert loaded.estimator.coefficients == WAN_CUDA.scaled(costs.ZERO_GPU if lent else 2.5)
+    assert loaded.estimator.coefficients == WAN_CUDA.scaled(ZERO_GPU if lent else 2.5)
     assert probed == ([] if lent else [("cuda", str(dtype).removeprefix("torch."))])
+
+
+def test_a_gpu_without_room_for_the_probe_is_taken_for_the_one_that_was_measured(monkeypatch):
+    def full(*asked):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("ultragen.estimator.probe", full)
+    estimator = Estimator(WAN_CUDA)
+    models._fit_to_machine(estimator, Hardware("cuda", "Card", 80 * GIB, True))
+    assert estimator.coefficients == WAN_CUDA
 
 
 def test_a_gpu_that_someone_else_fills_says_so(monkeypatch, files):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import shorten
 
-from .cost import Job, coefficients, estimate
+from .coefficients import coefficients
+from .cost import Job, estimate
 from .hardware import AUTO_MEMORY, WAN_PARAMETERS, Hardware, Memory, find_hardware, gib
 from .hub import find_local
-from .model_files import check_base, read_index, weight_bytes
+from .model_files import check_base, first_weights, read_index, weight_bytes
 from .presets import (
     EMBEDDED,
     EMBEDDED_MODEL,
@@ -21,6 +23,7 @@ from .presets import (
 )
 
 SMALL_WEIGHTS = 2 * 10**9  # bytes of what a CPU can run in bearable time
+REASON = 500  # characters that a page shows of what is wrong with files
 NEEDS_GPU = (
     "The 1.3B model needs its weights and a CUDA GPU with 24 GB or more that computes bfloat16; "
     "ULTRAGEN_MODEL=wan downloads what is missing."
@@ -83,16 +86,22 @@ def _choose(asked: str) -> Choice:
         return Choice(asked, EMBEDDED, "It was asked for, and needs no download.", NEEDS_GPU)
     if asked == "wan":
         return _choose_wan()
-    return _choose_folder(Path(asked))
+    return _choose_folder(Path(asked).expanduser())
 
 
 def _choose_wan() -> Choice:
-    if not _small(*_local()):
+    base, ultragen = _local()
+    on_space = bool(os.environ.get("SPACE_ID"))
+    if not _small(base, ultragen):
         hardware = find_hardware()
         # A duplicated Space has the variables of the original and a CPU, and has to come up.
-        if os.environ.get("SPACE_ID") and (reason := why_not(hardware)):
+        if on_space and (reason := why_not(hardware)):
             return _embedded(reason)
         check_can_run(hardware)
+    # Authors may replace the weights that a Space fetches when it is built. What lacks of the base
+    # model is no reason: the download completes it.
+    if on_space and (reason := _wrong(None, ultragen)):
+        return _embedded(reason)
     return Choice("wan", WAN, "It was asked for by ULTRAGEN_MODEL=wan.", NEEDS_NOTHING)
 
 
@@ -127,19 +136,30 @@ def _local() -> list[Path | None]:
 
 
 def _incomplete() -> str:
-    """What of the 1.3B model is missing on this machine; empty if nothing is."""
+    """What of the 1.3B model is missing on this machine, or wrong; empty if nothing is."""
     found = _local()
     absent = [
         source.name + (f" ({place})" if (place := os.environ.get(source.variable)) else "")
         for source, path in zip((WAN_SOURCE, ULTRAGEN_SOURCE), found, strict=True)
         if path is None
     ]
-    if absent or found[0] is None:
-        return f"Not on this machine: {' and '.join(absent)}."
+    return f"Not on this machine: {' and '.join(absent)}." if absent else _wrong(*found)
+
+
+def _wrong(base: Path | None, ultragen: Path | None) -> str:
+    """Why files that are here are not the 1.3B model's, or not whole; empty if nothing is wrong.
+
+    Of the weights only names and shapes are read.
+    """
+    from .checkpoint import load_ultragen  # takes seconds, and often nothing is here
+
     try:
-        check_base(found[0])
+        if base is not None:
+            check_base(base)
+        if ultragen is not None:
+            load_ultragen(ultragen, device="meta")
     except (OSError, ValueError) as error:
-        return str(error)
+        return shorten(str(error), REASON, placeholder=" …")  # it may list a model's keys
     return ""
 
 
@@ -209,6 +229,11 @@ def _choose_folder(path: Path) -> Choice:
     if not path.is_dir():
         raise ValueError(
             f"There is no model '{path}': choose auto, embedded, wan, or an existing folder."
+        )
+    if not (path / "model_index.json").is_file() and (weights := first_weights(path)):
+        raise ValueError(
+            f"{path} holds weights ({weights}), but no pipeline, which has a model_index.json: for "
+            f"UltraGen weights set {ULTRAGEN_SOURCE.variable}={path} and ULTRAGEN_MODEL=wan."
         )
     index = read_index(path)
     if index.get("_class_name") == "WanPipeline":

@@ -42,11 +42,11 @@ def join_pieces(pieces: Iterable[Tensor], output_type: OutputType) -> np.ndarray
     Raises:
         GenerationError: if the frames are black.
     """
+    # Each piece leaves the device, as bytes where these are asked for, before the next one comes.
     if output_type == "pt":
-        frames = torch.cat(list(pieces), dim=2)
+        frames = torch.cat([piece.cpu() for piece in pieces], dim=2)
         frames = rearrange(frames, "b c t h w -> b t c h w")
     else:
-        # Each piece leaves the device, as bytes where these are asked for, before the next comes.
         parts = [
             rearrange(
                 piece.mul(255).round().byte() if output_type == "uint8" else piece,

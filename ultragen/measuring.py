@@ -7,8 +7,9 @@ from dataclasses import replace
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from .coefficients import Coefficients, coefficients
 from .compare import compare, job
-from .cost import Coefficients, coefficients, fit, probe
+from .estimator import fit, probe
 from .models import Models
 from .request import Request
 

@@ -38,7 +38,12 @@ def describe(request: Request, models: Models, run: RunState, windows: int) -> d
             "base": [preset.base_height, preset.base_width],
             "tokens": [(request.frames + 3) // 4, *request.token_grid(preset)],
         },
-        "windows": {"asked": request.windows, "even_layers": windows, "odd_layers": windows + 1},
+        "windows": {
+            "asked": request.windows,
+            "even_layers": windows,
+            "odd_layers": windows + 1,
+            "motion": models.native.config.window_motion,
+        },
         "fps": preset.fps,
         "labels": {
             "native": f"UltraGen, native {size.width}×{size.rows}",

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from .choice import Choice, choose
-from .cost import COEFFICIENTS, ZERO_GPU, Estimator, coefficients
+from .coefficients import COEFFICIENTS, ZERO_GPU, coefficients
+from .estimator import Estimator
 from .hardware import (
     Hardware,
     Memory,
@@ -17,9 +18,9 @@ from .hardware import (
     is_out_of_memory,
     weights_of,
 )
-from .hub import locate, origin
+from .hub import origin
 from .model_files import fingerprint
-from .presets import EMBEDDED_MODEL, ULTRAGEN_SOURCE, WAN, WAN_SOURCE, ModelPreset
+from .presets import EMBEDDED_MODEL, WAN, ModelPreset
 from .request import Request
 
 
@@ -140,10 +141,7 @@ def load_models(name: str | Path | None = None) -> Models:
     memory, placement = _place(native, base, choice, hardware)
     known = coefficients(choice.preset.name, hardware.device, hardware.dtype, has_amx())
     estimator = Estimator(known)
-    if hardware.zero_gpu:  # its card can't be asked before a run
-        estimator.expect(ZERO_GPU)
-    else:
-        estimator.calibrate(hardware.dtype if hardware.device == "cuda" else None)
+    _fit_to_machine(estimator, hardware)
     return Models(
         native,
         base,
@@ -157,6 +155,17 @@ def load_models(name: str | Path | None = None) -> Models:
         placement=placement,
         origins=tuple(origin(path) for path in sources),
     )
+
+
+def _fit_to_machine(estimator: Estimator, hardware: Hardware) -> None:
+    if hardware.zero_gpu:  # its card can't be asked before a run
+        estimator.expect(ZERO_GPU)
+        return
+    try:
+        estimator.calibrate(hardware.dtype if hardware.device == "cuda" else None)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):  # finished runs tell the same, later
+            raise
 
 
 def check_fp8(name: str | Path | None = None) -> None:
@@ -186,10 +195,11 @@ def _load(choice: Choice, hardware: Hardware) -> tuple[Any, tuple[Path, ...]]:
     import torch
 
     from .pipeline import UltraGenPipeline
+    from .wan import locate_wan
 
     dtype = getattr(torch, hardware.dtype)
     if choice.name == "wan":  # its errors name what is wrong
-        sources = (locate(None, WAN_SOURCE), locate(None, ULTRAGEN_SOURCE))
+        sources = locate_wan()
         return UltraGenPipeline.from_wan(*sources, dtype=dtype), sources
     try:
         return UltraGenPipeline.from_pretrained(choice.folder, dtype=dtype), (choice.folder,)

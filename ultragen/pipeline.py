@@ -50,7 +50,7 @@ class UltraGenPipelineOutput(BaseOutput):
 
     Attributes:
         frames: By output type: `np` float array b t h w 3 in [0, 1]; `uint8` the same in 0..255;
-            `pt` float tensor b t 3 h w in [0, 1]; `latent` latents b c t h w.
+            `pt` float tensor b t 3 h w in [0, 1] on the CPU; `latent` latents b c t h w.
     """
 
     frames: np.ndarray | Tensor

@@ -11,8 +11,8 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from .checkpoint import cast_weights, load_dense, load_ultragen
-from .hub import locate
-from .model_files import check_base
+from .hub import find_local, locate, preview
+from .model_files import check_base, check_kind
 from .presets import ULTRAGEN_SOURCE, WAN, WAN_SOURCE
 
 SHIFT = 5.0  # of the released schedule: σ_i = 1 − i/30, then sσ / (1 + (s − 1)σ)
@@ -25,8 +25,7 @@ def load_wan(
     local_files_only: bool,
 ) -> dict[str, Any]:
     """All arguments of the pipeline; its own as in `UltraGenPipeline.from_wan`."""
-    folder = locate(base, WAN_SOURCE, local_files_only)
-    released = locate(ultragen, ULTRAGEN_SOURCE, local_files_only)
+    folder, released = locate_wan(base, ultragen, local_files_only)
     check_base(folder)
     transformer = load_ultragen(released)
     dense = load_dense(folder / "transformer")
@@ -41,6 +40,29 @@ def load_wan(
     }
     check_fit(parts)
     return {**parts, "max_sequence_length": WAN.max_sequence_length}
+
+
+def locate_wan(
+    base: str | Path | None = None,
+    ultragen: str | Path | None = None,
+    local_files_only: bool = False,
+) -> tuple[Path, Path]:
+    """The base model's folder and UltraGen's weights, downloaded where they are not there yet.
+
+    What is wrong with either shows before the other is downloaded.
+
+    Raises:
+        OSError: as in `locate`.
+        ValueError: if either is another model.
+    """
+    wanted = (base, WAN_SOURCE), (ultragen, ULTRAGEN_SOURCE)
+    if not local_files_only and not all(find_local(*each) for each in wanted):
+        if index := preview(base, WAN_SOURCE):
+            check_kind(index)
+        if weights := preview(ultragen, ULTRAGEN_SOURCE):
+            load_ultragen(weights, device="meta")
+    folder, released = (locate(*each, local_files_only) for each in wanted)
+    return folder, released
 
 
 def check_fit(parts: dict[str, Any]) -> None:
