@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import re
@@ -160,10 +161,17 @@ def test_the_snippet_of_the_larger_model(monkeypatch, tmp_path):
 def test_the_preloaded_files_are_those_that_are_looked_for():
     [code] = blocks(README, "yaml")
     lines = [line.split() for line in yaml.safe_load(code)["preload_from_hub"]]
-    assert lines == [
-        [WAN_SOURCE.repository],
-        [ULTRAGEN_SOURCE.repository, *ULTRAGEN_SOURCE.files],
-    ]
+    (repository, names, commit), ultragen = lines
+    assert (repository, commit) == (WAN_SOURCE.repository, WAN_SOURCE.revision)
+    files = names.split(",")
+    assert len(files) == len(set(files)) == 19
+    matched = [set(fnmatch.filter(files, pattern)) for pattern in WAN_SOURCE.files]
+    assert all(matched) and set.union(*matched) == set(files)
+    shards = [name for name in files if "-of-" in name]
+    for first in (name for name in shards if "-00001-of-" in name):
+        stem, number = first.split("-00001-of-")[0], int(first[-17:-12])
+        assert len([name for name in shards if name.startswith(stem)]) == number
+    assert ultragen == [ULTRAGEN_SOURCE.repository, *ULTRAGEN_SOURCE.files]
     matter = yaml.safe_load(README.split("---\n")[1])
     assert {line[0] for line in lines} == set(matter["models"])
 
