@@ -708,6 +708,6 @@ def test_memory_that_runs_out_says_what_takes_less(changeable, monkeypatch):
         raise RuntimeError("CUDA out of memory. Tried to allocate 20 GiB")
 
     monkeypatch.setattr(changeable.transformer, "forward", full)
-    says = r"for 5 frames of 96 × 128: .* pipe\.enable_model_cpu_offload\(\)"
+    says = r"for 5 frames of 96 × 128: .* pipe\.enable_model_cpu_offload\(\)\. .* 20 GiB"
     with pytest.raises(torch.OutOfMemoryError, match=says):
         changeable(**RUN)

@@ -422,7 +422,7 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
                 raise torch.OutOfMemoryError(
                     f"The memory ran out for {num_frames} frames of {height} × {width}: take fewer "
                     "frames or a smaller size, one prompt at a time, or let the parts come to the "
-                    "GPU in turn, pipe.enable_model_cpu_offload()."
+                    f"GPU in turn, pipe.enable_model_cpu_offload(). {error}"
                 ) from error
             raise
         finally:
