@@ -131,7 +131,8 @@ class NetworkUpscaler(Upscaler):
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> NetworkUpscaler:
-        self.network.to(device=device, dtype=dtype)
+        # diffusers' own warns of what it would keep in float32, also where that is nothing.
+        nn.Module.to(self.network, device=device, dtype=dtype)
         return self
 
     @torch.inference_mode()
