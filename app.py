@@ -26,9 +26,10 @@ from gradio.utils import get_upload_folder
 from gradio_client.utils import python_type_to_json_schema
 
 from ultragen.compare import Models, Progress, Request, Result, job, load_models
+from ultragen.cost import ZEROGPU_TIERS
 from ultragen.presets import RESOLUTIONS
 from ultragen.request import MAX_PROMPT, MAX_SEED, UPSCALERS
-from ultragen.tiers import Offer, offers, seconds_asked
+from ultragen.tiers import offers, seconds_asked
 from ultragen.web import views
 from ultragen.web.layout import Layout, theme
 from ultragen.web.runs import CANCELLED, Runs
@@ -59,8 +60,6 @@ class Page:
         self.runs = Runs(models, output_dir)
         self.examples = load_examples(EXAMPLES)
 
-        self.offers = offers(models) if on_zero_gpu() else []
-
         # Half a card holds all that is offered; the whole one costs visitors twice the quota.
         @spaces.GPU(duration=lambda request: seconds_asked(request, models), size="large")
         def gpu_part(request: Request) -> Iterator:
@@ -71,7 +70,8 @@ class Page:
     def build(self) -> gr.Blocks:
         """The page with everything wired."""
         with gr.Blocks(title="UltraGen", delete_cache=(DAY // 4, DAY)) as blocks:
-            self.ui = Layout(self.models.preset, self.describe_model(), self.examples, self.offers)
+            visitors = [visitor for visitor, _ in ZEROGPU_TIERS] if on_zero_gpu() else []
+            self.ui = Layout(self.models.preset, self.describe_model(), self.examples, visitors)
             self.wire(blocks)
             self.build_api()
         return blocks.queue(max_size=20, default_concurrency_limit=1)
@@ -99,7 +99,7 @@ class Page:
     def wire(self, blocks: gr.Blocks) -> None:
         """Connects the components with what they cause."""
         ui = self.ui
-        looks = [ui.estimate, ui.drawing, ui.costs]
+        looks = [ui.estimate, ui.drawing, ui.costs, *ui.offers.values()]
         costly = [ui.resolution, ui.windows, ui.num_frames, ui.steps, ui.guidance, ui.upscaler]
         gr.on(
             [blocks.load, *(component.change for component in [*costly, ui.base_native])],
@@ -117,9 +117,9 @@ class Page:
             trigger_mode="always_last",
             **QUIET,
         )
-        for offer, button in zip(self.offers, ui.offers, strict=True):
+        for visitor, button in ui.offers.items():
             button.click(
-                partial(self.take_offer, offer),
+                partial(self.take_offer, visitor),
                 None,
                 [ui.resolution, ui.num_frames, ui.steps],
                 **QUIET,
@@ -171,12 +171,30 @@ class Page:
                 grid, work.windows, str(request.windows), work.full_share
             ),
             self.ui.costs: views.resolution_costs(self.seconds_by_resolution(request)),
+            **self.offer_labels(),
         }
 
-    def take_offer(self, offer: Offer) -> tuple[str | None, int, int | None]:
+    def offer_labels(self) -> Updates:
+        """What the best settings for each kind of visitor take, as far as that is known by now."""
+        found = {offer.visitor: offer for offer in offers(self.models)} if self.ui.offers else {}
+        return {
+            button: gr.update(
+                value=f"Best for {visitor} ({found[visitor].seconds} s)"
+                if visitor in found
+                else "",
+                visible=visitor in found,
+            )
+            for visitor, button in self.ui.offers.items()
+        }
+
+    def take_offer(self, visitor: str) -> Updates:
         """Resolution, frames and steps that fit a visitor's quota."""
-        request = offer.request
-        return request.resolution, request.frames, request.num_inference_steps
+        fitting = [offer.request for offer in offers(self.models) if offer.visitor == visitor]
+        if not fitting:  # runs that ended since have shown that they take longer
+            raise problem("Nothing fits that quota any more: reload the page.")
+        [request], ui = fitting, self.ui
+        values = (request.resolution, request.frames, request.num_inference_steps)
+        return dict(zip((ui.resolution, ui.num_frames, ui.steps), values, strict=True))
 
     def seconds_by_resolution(self, request: Request) -> list[float]:
         """What every resolution takes here, with windows of the trained size."""
@@ -245,8 +263,12 @@ class Page:
                     title = "Stopping after this step" if stop.is_set() else progress.message
                     yield {self.ui.status: views.running(progress, stages, elapsed, title)}
         except gr.Error as error:  # ZeroGPU's own: no quota is left, or the run took too long
-            yield self.failed(Failed(unescape(error.message)), progress, elapsed)
+            yield self.failed(Failed(unescape(str(error.message))), progress, elapsed)
             raise
+        except Exception as error:  # of what lends GPUs, too
+            message = str(error) or type(error).__name__
+            yield self.failed(Failed(message), progress, elapsed)
+            raise problem(message) from error
 
     def succeeded(self, result: Result, history: list[Result]) -> Updates:
         """The page after a run: its result, and one more in the history."""

@@ -59,10 +59,9 @@ class FakePipeline:
         words = (word.strip(".,!?'\"") for word in prompt.lower().split())
         return [word for word in dict.fromkeys(words) if word and word not in KNOWN]
 
-    def encode_prompts(self, prompt, negative_prompt, guided):
+    def encode_prompt(self, prompt, negative_prompt, do_classifier_free_guidance):
         """What was typed stands in for embeddings."""
-        texts = {"prompt_embeds": prompt, "negative_prompt_embeds": [negative_prompt] * len(prompt)}
-        return texts if guided else {"prompt_embeds": prompt}
+        return prompt, [negative_prompt] * len(prompt) if do_classifier_free_guidance else None
 
     def __call__(
         self, prompt, height, width, num_frames, num_inference_steps, guidance_scale, generator,

@@ -140,16 +140,16 @@ def test_a_finished_run_moves_the_estimate_towards_what_it_took():
 
 
 def test_a_run_that_was_stopped_tells_how_long_the_next_one_takes():
-    """Half of it was done after three times what the whole was expected to take."""
+    """Half of it was done after one and a half times what the whole was expected to take."""
     estimator = Estimator(coefficients.CPU)
     before = estimator.estimate(JOB)
     total = sum(before.values())
-    estimator.observe_stopped(before, 3 * total, 0.5)
-    assert sum(estimator.estimate(JOB).values()) == pytest.approx(6 * total)
+    estimator.observe_stopped(before, 1.5 * total, 0.5)
+    assert sum(estimator.estimate(JOB).values()) == pytest.approx(3 * total)
     estimator.observe_stopped(before, 0.1 * total, 0.9)  # stopped for another reason
-    assert sum(estimator.estimate(JOB).values()) == pytest.approx(6 * total)
+    assert sum(estimator.estimate(JOB).values()) == pytest.approx(3 * total)
     estimator.observe_stopped(before, 10 * total, 0.0)
-    assert sum(estimator.estimate(JOB).values()) == pytest.approx(60 * total)
+    assert sum(estimator.estimate(JOB).values()) == pytest.approx(9 * total)
 
 
 def test_a_slower_gpu_does_not_slow_the_processor_beside_it():

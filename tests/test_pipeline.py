@@ -62,14 +62,15 @@ def test_texts_that_are_encoded_already_make_the_same_clip(pipe):
     given = {**RUN, "prompt": None}
     negative = "the sea"
     for guided in (True, False):
-        embeds = pipe.encode_prompts(RUN["prompt"], negative, guided=guided)
-        assert ("negative_prompt_embeds" in embeds) == guided
+        positive, negatives = pipe.encode_prompt(RUN["prompt"], negative, guided)
+        assert (negatives is not None) == guided
+        embeds = {"prompt_embeds": positive, "negative_prompt_embeds": negatives}
         scale = {"guidance_scale": 3.0 if guided else 1.0}
         typed = {**RUN, **scale, "negative_prompt": negative}
         for one, extra in ((pipe, {}), (pipe.base_pipeline(), {"windows": None})):
             expected = latents_of(one, **{**typed, **extra})
             assert torch.equal(latents_of(one, **{**given, **scale, **embeds, **extra}), expected)
-    only = {"prompt_embeds": pipe.encode_prompts(RUN["prompt"], guided=False)["prompt_embeds"]}
+    only = {"prompt_embeds": pipe.encode_prompt(RUN["prompt"])[0]}
     typed = {"guidance_scale": 3.0, "negative_prompt": negative}
     expected = latents_of(pipe, **{**RUN, **typed})
     assert torch.equal(latents_of(pipe, **{**given, **typed, **only}), expected)
@@ -336,9 +337,7 @@ def test_guidance_costs_a_second_pass_only_above_one(pipe, guidance, calls):
 
 
 def test_padding_is_zero_and_long_prompts_are_cut(pipe):
-    [short, empty, long] = pipe.encode_prompt(
-        ["a calm lake", "", "lake " * 500], torch.device("cpu")
-    )
+    [short, long], [empty, _] = pipe.encode_prompt(["a calm lake", "lake " * 500], "")
     assert short[:4].abs().amax(-1).min() > 0 and not short[4:].any()
     assert empty[:1].any() and not empty[1:].any()
     assert long.shape == (TINY_SIZE.text_length, TINY_SIZE.text_dim)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+import gradio as gr
 import pytest
 import torch
 from fakes import served
@@ -442,11 +443,26 @@ def test_visitors_of_zero_gpu_are_offered_settings(wan, tmp_path, monkeypatch):
     monkeypatch.setattr(app.Page, "describe_model", lambda self: "")
     page = app.Page(made, tmp_path)
     page.build()
-    assert len(page.ui.offers) == 3
-    assert page.ui.offers[0].value.startswith("Best for anonymous visitors (")
-    for offer in page.offers:
-        resolution, frames, steps = page.take_offer(offer)
-        assert (resolution, frames, steps) in WAN.ladder
+    assert list(page.ui.offers) == list(dict(costs.ZEROGPU_TIERS))
+
+    def shown() -> list[int]:
+        """Seconds on the buttons, after what they stand for was looked at."""
+        updates, seconds = page.refresh(*settings()), []
+        for visitor, button in page.ui.offers.items():
+            assert updates[button]["visible"]
+            seconds.append(int(updates[button]["value"].split("(")[1].split(" s)")[0]))
+            assert tuple(page.take_offer(visitor).values()) in WAN.ladder
+            assert seconds[-1] <= dict(costs.ZEROGPU_TIERS)[visitor]
+        return seconds
+
+    before = shown()
+    made.estimator.expect(3.0)  # as runs that take longer would teach it
+    assert shown() != before
+    made.estimator.expect(1000.0)
+    updates = page.refresh(*settings())
+    assert not any(updates[button]["visible"] for button in page.ui.offers.values())
+    with pytest.raises(gr.Error, match="Nothing fits that quota"):
+        page.take_offer("free accounts")
 
 
 def test_the_api_runs_it(small, tmp_path):

@@ -162,11 +162,10 @@ def encode_text(run: RunState, pipe: Any, requests: Sequence[Request]) -> dict[s
     run.tick("text", 0, 1, "text")
     guided = (request.guidance_scale or 0) > 1
     with run.stage("text"):
-        text = pipe.encode_prompts(
-            [one.prompt for one in requests], request.negative_prompt, guided=guided
-        )
+        prompts = [one.prompt for one in requests]
+        positive, negative = pipe.encode_prompt(prompts, request.negative_prompt, guided)
         wait_for_devices()
-    return text
+    return {"prompt_embeds": positive, "negative_prompt_embeds": negative}
 
 
 def make_clip(

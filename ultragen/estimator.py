@@ -110,7 +110,7 @@ class Estimator:
         """
         known = self._coefficients
         factor = probe(known.device, dtype or known.dtype) / known.probe
-        self._rescale(min(max(factor, 0.2), 20.0))
+        self._rescale(min(max(factor, 0.2), 20.0 if known.device == "cpu" else 200.0))
 
     def expect(self, factor: float) -> None:
         """Scales by what is known of this machine without a probe."""
@@ -138,10 +138,10 @@ class Estimator:
             seconds: How long it ran.
             fraction: How much of it was done then, by estimated time.
         """
-        # A run that did not get through its first step tells little more than that it is slow.
-        expected = sum(estimated.values()) * max(fraction, 0.1)
-        if seconds > expected > 0:
-            self._rescale(min(seconds / expected, 10.0))
+        # A run that did not get through its first steps tells little more than that it is slow.
+        expected = sum(estimated.values()) * fraction
+        if seconds > expected:
+            self._rescale(min(seconds / expected, 3.0) if expected else 3.0)
 
     def estimate(self, job: Job) -> dict[str, float]:
         """Seconds of each stage of a run on this machine."""

@@ -48,7 +48,7 @@ def pair_texts(
             raise ValueError(f"Give either {name} or {name}_embeds, not both.")
         if embeds.ndim != 3 or width not in (None, embeds.shape[-1]):
             raise ValueError(
-                f"{name}_embeds must be b × n × {width or 'd'}, as `encode_prompts` gives them, "
+                f"{name}_embeds must be b × n × {width or 'd'}, as `encode_prompt` gives them, "
                 f"not {' × '.join(map(str, embeds.shape))}."
             )
     positives: list[str] | Tensor

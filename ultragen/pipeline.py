@@ -269,7 +269,7 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
         """Words of a prompt that the tokenizer maps to its unknown token, in order, once each."""
         return find_unknown_words(self.tokenizer, prompt)
 
-    def encode_prompt(self, prompts: list[str], device: torch.device) -> Tensor:
+    def _embed(self, prompts: list[str], device: torch.device) -> Tensor:
         """Prompts → text embeddings b n d; padding is zero, as Wan was trained."""
         embeddings = embed_prompts(
             self.tokenizer, self.text_encoder, prompts, self.config.max_sequence_length, device
@@ -277,27 +277,27 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
         return embeddings.to(self.transformer.dtype)
 
     @torch.no_grad()
-    def encode_prompts(
+    def encode_prompt(
         self,
         prompt: str | list[str],
         negative_prompt: str | list[str] | None = "",
-        guided: bool = True,
-    ) -> dict[str, Tensor]:
-        """What several calls can share, also those of `base_pipeline`: their arguments
-        `prompt_embeds` and, if they are guided, `negative_prompt_embeds`, each b n d.
+        do_classifier_free_guidance: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
+        """What several calls can share, also those of `base_pipeline`: their `prompt_embeds` and,
+        if they are guided, `negative_prompt_embeds`, each b n d.
 
         Raises:
             ValueError: if a prompt is empty, or there are more or fewer negative ones.
         """
-        return self._encode(pair_texts(prompt, negative_prompt), guided)
+        texts = pair_texts(prompt, negative_prompt)
+        embeds = self._encode(texts, do_classifier_free_guidance)
+        return embeds["prompt_embeds"], embeds.get("negative_prompt_embeds")
 
     def _encode(self, texts: Texts, guided: bool) -> dict[str, Tensor]:
         """Embeddings of texts, some of which may be encoded already."""
         device, dtype = self._execution_device, self.transformer.dtype
         return {
-            name: text.to(device, dtype)
-            if torch.is_tensor(text)
-            else self.encode_prompt(text, device)
+            name: text.to(device, dtype) if torch.is_tensor(text) else self._embed(text, device)
             for name, text in texts.items()
             if guided or name == "prompt_embeds"
         }
@@ -367,7 +367,7 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
             negative_prompt: What guidance leads away from.
             generator: Source of the noise; the same seed gives the same clip.
             latents: Noise to start from, b c t h w, instead of drawing it.
-            prompt_embeds: The encoded prompts, b n d, from `encode_prompts`.
+            prompt_embeds: The encoded prompts, b n d, from `encode_prompt`.
             negative_prompt_embeds: The same of the negative ones.
             callback_on_step_end: Called after each step with the pipeline, the step, the timestep
                 and the tensors asked for; may return changed ones. Setting `pipe.interrupt` in it

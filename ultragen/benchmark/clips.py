@@ -146,7 +146,7 @@ def time_stages(
     """Seconds of the text encoder alone, of the latents from a text, and of the file from them."""
     clock = device_clock(device)
     marks = [clock.mark()]
-    pipe.encode_prompt([PROMPT, preset.negative_prompt], torch.device(device))
+    pipe.encode_prompt(PROMPT, preset.negative_prompt)
     marks.append(clock.mark())
     latents: Any = pipe(
         PROMPT,

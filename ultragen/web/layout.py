@@ -11,7 +11,6 @@ import gradio as gr
 from ..compare import Result
 from ..presets import RESOLUTIONS, WINDOWS, ModelPreset
 from ..request import MAX_GUIDANCE, MAX_STEPS
-from ..tiers import Offer
 from . import views
 
 PROMPTS = (
@@ -31,7 +30,7 @@ class Layout:
         preset: Settings that suit the model.
         model: What runs here and why, as HTML.
         examples: Finished examples to offer.
-        offers: Settings that fit visitors' quotas, where there are quotas.
+        visitors: Kinds of them, where they have quotas: each gets a button for what fits.
     """
 
     def __init__(
@@ -39,12 +38,12 @@ class Layout:
         preset: ModelPreset,
         model: str,
         examples: list[Result],
-        offers: Sequence[Offer] = (),
+        visitors: Sequence[str] = (),
     ) -> None:
         gr.HTML(views.header(model), apply_default_css=False)
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=340, elem_classes="ug-column"):
-                self.main_settings(preset, offers)
+                self.main_settings(preset, visitors)
                 self.more_settings(preset)
             with gr.Column(scale=8, min_width=340, elem_classes="ug-column"):
                 self.results()
@@ -81,7 +80,7 @@ class Layout:
             self.metadata,
         ]
 
-    def main_settings(self, preset: ModelPreset, offers: Sequence[Offer]) -> None:
+    def main_settings(self, preset: ModelPreset, visitors: Sequence[str]) -> None:
         """What everybody sets, and the button."""
         self.prompt = gr.Textbox(
             PROMPTS[0],
@@ -100,11 +99,11 @@ class Layout:
             label="Resolution, and what it takes here",
             elem_id="resolution",
         )
-        with gr.Row(visible=bool(offers)):
-            self.offers = [
-                gr.Button(f"Best for {offer.visitor} ({offer.seconds} s)", size="sm")
-                for offer in offers
-            ]
+        with gr.Row(visible=bool(visitors)):
+            # What is best is said, and may change, as the page learns what runs take.
+            self.offers = {
+                visitor: gr.Button(f"Best for {visitor}", size="sm") for visitor in visitors
+            }
         self.costs = gr.HTML(apply_default_css=False, elem_id="costs")
         self.estimate = gr.HTML(apply_default_css=False, elem_id="estimate")
         with gr.Row():

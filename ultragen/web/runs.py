@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from threading import Event
 from time import monotonic
 
 from ..compare import Clips, Models, Progress, Request, Result, generate, job, write
+from ..cost import gpu_seconds
 from ..worker import Failed, Finished, stream
 
 GpuPart = Callable[[Request], Iterator[Progress | Finished[Clips] | Failed | None]]
 Items = Iterator[Progress | Finished[Result] | Failed | None]
 
 CANCELLED = Failed("Cancelled.")
+ABORTED = "aborted"  # in what ZeroGPU says of a run that it has stopped
 
 
 class Runs:
@@ -67,9 +69,12 @@ class Runs:
             stop: Stops the run once it is set.
         """
         clips = None
-        for item in _until(stop, self._learning(request, gpu_part(request))):
+        # ZeroGPU keeps its worker, whose copy of the estimator never learns.
+        estimated = self.models.estimator.estimate(job(request, self.models))
+        for item in _until(stop, self._learning(estimated, gpu_part(request))):
             if isinstance(item, Finished):
                 clips = item.value
+                clips.metadata["seconds"]["estimated"] = estimated
             else:
                 yield item
         if clips is None:
@@ -80,13 +85,13 @@ class Runs:
 
         for item in _until(stop, stream(write_files)):
             if isinstance(item, Finished):
-                seconds = item.value.metadata["seconds"]
-                self.models.estimator.observe(seconds["estimated"], seconds["measured"])
+                measured = item.value.metadata["seconds"]["measured"]
+                self.models.estimator.observe(estimated, measured)
             yield item
 
-    def _learning(self, request: Request, items: Iterator) -> Iterator:
-        """Passes items on; a run that ends by an exception, as ZeroGPU ends those which take longer
-        than they asked for, tells how long the next one has to ask for."""
+    def _learning(self, estimated: Mapping[str, float], items: Iterator) -> Iterator:
+        """Passes items on; a run that ZeroGPU aborts, as it does with those which take longer than
+        they asked for, tells how long the next one has to ask for."""
         last, began = None, 0.0
         try:
             for item in items:
@@ -94,11 +99,10 @@ class Runs:
                     began = began if last else monotonic()
                     last = item
                 yield item
-        except Exception:
-            if last is not None:
-                estimator = self.models.estimator
-                estimated = estimator.estimate(job(request, self.models))
-                estimator.observe_stopped(estimated, monotonic() - began, last.fraction)
+        except Exception as error:
+            seconds = monotonic() - began
+            if last is not None and ABORTED in str(error) and seconds >= gpu_seconds(estimated):
+                self.models.estimator.observe_stopped(estimated, seconds, last.fraction)
             raise
         finally:
             items.close()  # type: ignore[attr-defined]
