@@ -107,8 +107,9 @@ def main(arguments: list[str]) -> int:
         print(f"Written: {options.markdown}")
         return 0
     console.quiet_libraries()
-    let_segments_grow()  # as the program does
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        let_segments_grow()  # as the program does
     results = Results(options.json, device, options.again)
     plan = TINY if options.tiny else TRUE
     plan = replace(plan, steps=options.steps or plan.steps)

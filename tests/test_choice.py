@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from transformers import UMT5Config, UMT5EncoderModel
 from wan_files import WanFiles, make_wan
 
 from ultragen import choice
@@ -163,6 +165,46 @@ def test_auto_does_not_start_on_wrong_weights(make, says, machine, files, tmp_pa
     monkeypatch.setenv("SPACE_ID", "me/ultragen")
     found = choose("wan")
     assert found.name == "embedded" and says in found.why
+
+
+def lacks_a_weight(folder: Path, part: str) -> None:
+    [path] = (folder / part).glob("*.safetensors")
+    weights = load_file(path)
+    del weights[max(weights)]
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def of_another_width(folder: Path) -> None:
+    """A text encoder that is whole, but another model's."""
+    config = UMT5Config.from_pretrained(folder / "text_encoder")
+    config.d_model += config.num_heads
+    UMT5EncoderModel(config).save_pretrained(folder / "text_encoder")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (partial(lacks_a_weight, part="vae"), "vae does not fit its config.json: missing (1): "),
+        (partial(lacks_a_weight, part="text_encoder"), "text_encoder does not fit its config.js"),
+        (of_another_width, "The transformer was trained with {'text features': "),
+    ],
+)
+def test_auto_does_not_start_on_a_wrong_base_model(
+    damage, says, machine, files, tmp_path, monkeypatch
+):
+    machine(H100)
+    shutil.copytree(files.base, tmp_path / "wan")
+    damage(tmp_path / "wan")
+    monkeypatch.setenv("ULTRAGEN_WAN", str(tmp_path / "wan"))
+    found = choose("auto")
+    assert found.name == "embedded" and says in found.why
+    assert choose("wan").name == "wan"
+    monkeypatch.setenv("SPACE_ID", "me/ultragen")
+    assert choose("wan").name == "embedded"
+    # What the download will bring is not missing.
+    shutil.rmtree(tmp_path / "wan" / "vae")
+    assert choose("wan").name == "wan"
+    assert choose("auto").name == "embedded"
 
 
 def converted(files: WanFiles, folder: Path) -> Path:

@@ -34,7 +34,7 @@ from transformers.utils.logging import disable_progress_bar
 from wan_files import WanFiles, make_wan
 
 from ultragen import hub
-from ultragen.hub import find_local, locate, origin, preview
+from ultragen.hub import Preview, find_local, locate, origin, preview
 from ultragen.presets import ULTRAGEN_SOURCE, WAN_SOURCE
 from ultragen.wan import locate_wan
 
@@ -483,7 +483,7 @@ def test_who_has_the_files_or_no_network_asks_nothing(offers, files, cache, monk
     with pytest.raises(OSError, match="downloads are switched off"):
         locate_wan(local_files_only=True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert preview(None, WAN_SOURCE) is None
+    assert preview(None, WAN_SOURCE) == Preview(None)
     assert (offers.asked, offers.downloads) == (0, [])
 
 
@@ -495,17 +495,23 @@ def test_downloaded_models_are_taken_without_a_network(cache):
 
 
 def test_gated_mirrors_and_full_disks_show_before_a_download(offers, cache, monkeypatch):
-    monkeypatch.setattr(hub, "disk_usage", lambda folder: SimpleNamespace(free=len(BASE) - 1))
-    with pytest.raises(OSError, match=r"The Wan base model, .*, does not fit on the disk of"):
-        preview(None, WAN_SOURCE)
+    bytes_of_both = len(BASE) + 1  # each file has one, and of UltraGen's one is taken
+    monkeypatch.setattr(hub, "disk_usage", lambda folder: SimpleNamespace(free=bytes_of_both - 1))
+    with pytest.raises(OSError, match=r"What is missing of the model, .*, does not fit on the d"):
+        locate_wan()
+    assert {tuple(patterns) for _, patterns in offers.downloads} == {("model_index.json",)}
+    monkeypatch.setattr(hub, "disk_usage", lambda folder: SimpleNamespace(free=bytes_of_both))
+    locate_wan()
+    folder = offers.folder / WAN_SOURCE.repository
+    assert preview(None, WAN_SOURCE) == Preview(folder, len(BASE))
     # What half a download has taken is not needed again.
     snapshot = fill_cache(cache, WAN_SOURCE.repository, ("vae/file",))
-    assert preview(None, WAN_SOURCE) == offers.folder / WAN_SOURCE.repository
+    assert preview(None, WAN_SOURCE) == Preview(folder, len(BASE) - 1)
     (snapshot / "vae" / "file").unlink()
     blobs = snapshot.parents[1] / "blobs"
     blobs.mkdir()
     (blobs / "0.incomplete").write_bytes(b"0")
-    assert preview(None, WAN_SOURCE) == offers.folder / WAN_SOURCE.repository
+    assert preview(None, WAN_SOURCE) == Preview(folder, len(BASE) - 1)
     offers.gated = True
     with pytest.raises(OSError, match="is gated: accept its terms on"):
         preview(None, ULTRAGEN_SOURCE)

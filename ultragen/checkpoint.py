@@ -4,6 +4,7 @@ file, diffusers' folders."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
@@ -168,6 +169,8 @@ def _load_folder(folder: Path, config: dict[str, Any], device: str) -> WanTransf
     if config.get("image_dim") or config.get("added_kv_proj_dim"):
         raise ValueError(f"{folder} holds {CONDITIONED}.")
     weights = read_weights(folder, device)
+    for pattern in getattr(kinds[name], "_keys_to_ignore_on_load_unexpected", None) or ():
+        weights = {key: value for key, value in weights.items() if not re.search(pattern, key)}
     check_fields(config, get_type_hints(kinds[name].__init__), folder / "config.json")
     try:
         with init_empty_weights():

@@ -11,7 +11,7 @@ from .coefficients import coefficients
 from .cost import Job, estimate
 from .hardware import AUTO_MEMORY, WAN_PARAMETERS, Hardware, Memory, find_hardware, gib
 from .hub import find_local
-from .model_files import check_base, first_weights, read_index, weight_bytes
+from .model_files import first_weights, read_index, weight_bytes
 from .presets import (
     EMBEDDED,
     EMBEDDED_MODEL,
@@ -98,9 +98,9 @@ def _choose_wan() -> Choice:
         if on_space and (reason := why_not(hardware)):
             return _embedded(reason)
         check_can_run(hardware)
-    # Authors may replace the weights that a Space fetches when it is built. What lacks of the base
-    # model is no reason: the download completes it.
-    if on_space and (reason := _wrong(None, ultragen)):
+    # Authors may replace what a Space fetches when it is built. What lacks of the base model is no
+    # reason: the download completes it.
+    if on_space and (reason := _wrong(base, ultragen, completed=True)):
         return _embedded(reason)
     return Choice("wan", WAN, "It was asked for by ULTRAGEN_MODEL=wan.", NEEDS_NOTHING)
 
@@ -143,21 +143,27 @@ def _incomplete() -> str:
         for source, path in zip((WAN_SOURCE, ULTRAGEN_SOURCE), found, strict=True)
         if path is None
     ]
-    return f"Not on this machine: {' and '.join(absent)}." if absent else _wrong(*found)
+    if absent:
+        return f"Not on this machine: {' and '.join(absent)}."
+    base, ultragen = found
+    return _wrong(base, ultragen)
 
 
-def _wrong(base: Path | None, ultragen: Path | None) -> str:
-    """Why files that are here are not the 1.3B model's, or not whole; empty if nothing is wrong.
-
-    Of the weights only names and shapes are read.
+def _wrong(base: Path | None, ultragen: Path | None, completed: bool = False) -> str:
+    """Why files that are here are not the 1.3B model's, or not whole; empty if nothing is wrong, or
+    if files of the base model are missing that will be there. Of weights names and shapes are read.
     """
-    from .checkpoint import load_ultragen  # takes seconds, and often nothing is here
+    if base is None and ultragen is None:
+        return ""
+    from .wan import check_wan  # takes seconds, and often nothing is here
 
     try:
-        if base is not None:
-            check_base(base)
-        if ultragen is not None:
-            load_ultragen(ultragen, device="meta")
+        check_wan(None, ultragen)
+        try:
+            check_wan(base, ultragen)
+        except FileNotFoundError:
+            if not completed:
+                raise
     except (OSError, ValueError) as error:
         return shorten(str(error), REASON, placeholder=" …")  # it may list a model's keys
     return ""

@@ -267,11 +267,11 @@ def enough_memory(request: Request, models: Models) -> Iterator[None]:
         smaller: list[str] = []
         if models.memory is not None:
             name = request.size.name
-            smaller = models.memory.smaller(models.placement, name, request.frames)
+            smaller = models.memory.clearly_smaller(models.placement, name, request.frames)
         instead = " or ".join(smaller) or "a smaller resolution or fewer frames"
         raise RuntimeError(
-            f"There is not enough memory for this size: choose {instead}, or switch the base model "
-            "at full size off."
+            f"There is not enough memory for this size: choose {instead}, switch the base model at "
+            "full size off, or stop what else takes memory there."
         ) from error
 
 

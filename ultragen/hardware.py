@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import astuple, dataclass, replace
+from platform import release
 from typing import Any, Literal
 
 from .presets import RESOLUTIONS, WAN
@@ -26,8 +27,8 @@ RESERVE = GIB  # of the libraries, and of what lies between tensors
 # less, 17,921 (measured, docs/hardware.md); what the allocator keeps beside it is a fifth more, and
 # next to nothing where its segments can grow.
 VALUES_PER_TOKEN = 2 * 8960 + 4 * 1536
-GROWING_VALUES_PER_TOKEN = 18_432
-GROWING = "expandable_segments:True"
+GROWING_VALUES_PER_TOKEN = 18_200
+GROWING, FIXED = "expandable_segments:True", "expandable_segments:False"
 
 
 @dataclass(frozen=True)
@@ -100,21 +101,37 @@ def _find_hardware() -> Hardware:
 
 
 def let_segments_grow() -> bool:
-    """Lets torch's allocator grow its segments, so that it keeps less beside the tensors: 4K clips
-    on a card of 24 GB are half as long again. What the environment says of the allocator holds.
+    """Lets torch's allocator grow its segments: it keeps less beside the tensors then, and longer
+    clips fit (docs/hardware.md). What the environment says of the allocator holds.
 
     Returns:
-        Whether they grow: not where CUDA is in use already.
+        Whether they grow: not where CUDA is in use already, nor where its driver can't do it.
     """
     import torch
 
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
         if name in os.environ:
             return GROWING in os.environ[name]
-    if torch.cuda.is_initialized() or sys.platform != "linux":
+    # Drivers for Windows' Linux were known to fail at it later than at the first allocation.
+    if torch.cuda.is_initialized() or sys.platform != "linux" or "microsoft" in release().lower():
         return False
     os.environ["PYTORCH_CUDA_ALLOC_CONF"] = GROWING
+    try:
+        torch.empty(2**21, device="cuda")
+    except RuntimeError:  # virtual GPUs, small boards
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = FIXED
+        _set_allocator(FIXED)
+        return False
     return True
+
+
+def _set_allocator(settings: str) -> None:
+    """What the environment says comes too late once the allocator has been asked for memory."""
+    import torch
+
+    own = "_accelerator_setAllocatorSettings"  # of newer releases, which warn of the other one
+    set_it = getattr(torch._C, own, None) or torch.cuda.memory._set_allocator_settings
+    set_it(settings)
 
 
 def has_amx() -> bool:
@@ -236,6 +253,16 @@ class Memory:
         raise ValueError(
             f"{resolution} with {frames} frames needs about {gib(needed)} of GPU memory, and "
             f"{gib(self.free)} are there: choose {smaller}."
+        )
+
+    def clearly_smaller(self, placement: Placement, resolution: str, frames: int) -> list[str]:
+        """What to try after a clip that should have fitted did not: clips that take a fifth less of
+        what is not weights."""
+        size = RESOLUTIONS[resolution]
+        peak = self.peak(placement, size.height, size.width, frames)
+        least = self.peak(placement, 16, 16, 1)
+        return replace(self, free=int(least + 0.8 * (peak - least))).smaller(
+            placement, resolution, frames
         )
 
     def smaller(self, placement: Placement, resolution: str, frames: int) -> list[str]:

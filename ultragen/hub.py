@@ -6,6 +6,7 @@ import errno
 import os
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from fnmatch import filter as matching
 from json import JSONDecodeError
 from pathlib import Path
@@ -90,7 +91,21 @@ def locate(given: str | Path | None, source: HubSource, local_files_only: bool =
     return folder / source.files[0] if len(source.files) == 1 else folder
 
 
-def preview(given: str | Path | None, source: HubSource) -> Path | None:
+@dataclass(frozen=True)
+class Preview:
+    """A model before it is downloaded.
+
+    Attributes:
+        path: What of it is on this machine now: its file or folder, or a folder with its
+            `model_index.json` alone; None if it is nothing.
+        missing: Bytes that have to be downloaded, as far as the Hub tells.
+    """
+
+    path: Path | None
+    missing: int = 0
+
+
+def preview(given: str | Path | None, source: HubSource) -> Preview:
     """Checks that a model can be had, before this one or another is downloaded for an hour.
 
     The Hub is asked which files there are, and for the one that says what model it is; it is not
@@ -100,33 +115,30 @@ def preview(given: str | Path | None, source: HubSource) -> Path | None:
         given: As in `locate`.
         source: What is looked for.
 
-    Returns:
-        What of the model is on this machine now: its file or folder, or a folder with its
-        `model_index.json` alone; None if it is nothing.
-
     Raises:
         OSError: as in `locate`.
     """
     place = _resolve(given, source)
     if isinstance(place, Path):
-        return place
+        return Preview(place)
     if (found := find_local(given, source)) or constants.HF_HUB_OFFLINE:
-        return found
+        return Preview(found)
     repository, revision = place
     try:
         info = HfApi().model_info(repository, revision=revision, files_metadata=True)
         if info.gated:
             HfApi().auth_check(repository)
-        _check_space(info, repository, source)
+        if info.siblings:  # mirrors may not list them
+            _check_files((file.rfilename for file in info.siblings), repository, source)
+        missing = _missing(info, repository, source)
+        index = None
+        if _INDEX in source.files:
+            index = snapshot_download(repository, revision=revision, allow_patterns=[_INDEX])
+    except FileNotFoundError:
+        raise
     except Exception as error:  # as above
         raise explained(error, repository, revision, source) from error
-    _check_files((file.rfilename for file in info.siblings or ()), repository, source)
-    if _INDEX not in source.files:
-        return None
-    try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=[_INDEX]))
-    except Exception as error:  # as above
-        raise explained(error, repository, revision, source) from error
+    return Preview(Path(index) if index else None, missing)
 
 
 def find_local(given: str | Path | None, source: HubSource) -> Path | None:
@@ -173,9 +185,28 @@ def _check_files(names: Iterable[str], repository: str, source: HubSource) -> No
         )
 
 
-def _check_space(info: ModelInfo, repository: str, source: HubSource) -> None:
-    """What is missing has to fit on the disk, beside what half a download has already taken."""
+def check_space(missing: int) -> None:
+    """Checks that downloads fit on the disk.
+
+    Args:
+        missing: Their bytes.
+
+    Raises:
+        OSError: if they don't.
+    """
     cache = Path(constants.HF_HUB_CACHE)
+    there = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
+    free = disk_usage(there).free
+    if missing > free:
+        raise OSError(
+            f"What is missing of the model, {missing / 1e9:.1f} GB, does not fit on the disk of "
+            f"{cache}, where {free / 1e9:.1f} GB are free: free space, or set HF_HOME to a folder "
+            "on another disk."
+        )
+
+
+def _missing(info: ModelInfo, repository: str, source: HubSource) -> int:
+    """Bytes that are not here yet, neither whole nor in half a download."""
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     missing = sum(
         sizes[name]
@@ -184,9 +215,7 @@ def _check_space(info: ModelInfo, repository: str, source: HubSource) -> None:
         if not isinstance(try_to_load_from_cache(repository, name, revision=info.sha), str)
     )
     begun = _stored(repository).glob("blobs/*.incomplete")
-    there = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
-    if missing - sum(path.stat().st_size for path in begun) > disk_usage(there).free:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return max(0, missing - sum(path.stat().st_size for path in begun))
 
 
 def _stored(repository: str) -> Path:

@@ -159,7 +159,7 @@ def _check_safetensors(path: Path) -> None:
                 ),
                 default=0,
             )
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise OSError(f"The weights file {path} is corrupt.{WAY_OUT}") from error
     if size != 8 + length + end:
         raise OSError(

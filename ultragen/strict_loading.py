@@ -25,7 +25,9 @@ class StrictLoading(ModelMixin):
             options: Of diffusers' `ModelMixin.from_pretrained`.
 
         Raises:
-            ValueError: listing the keys that are missing, unexpected or misshapen.
+            ValueError: listing the keys that are missing, unexpected or misshapen; with
+                `device_map`, which brings weights to their place first, diffusers may be the one
+                to refuse missing ones.
         """
         source = pretrained_model_name_or_path
         quantised = any(

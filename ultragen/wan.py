@@ -11,8 +11,9 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from .checkpoint import cast_weights, load_dense, load_ultragen
-from .hub import find_local, locate, preview
+from .hub import check_space, find_local, locate, preview
 from .model_files import check_base, check_kind
+from .part_files import check_pipeline
 from .presets import ULTRAGEN_SOURCE, WAN, WAN_SOURCE
 
 SHIFT = 5.0  # of the released schedule: σ_i = 1 − i/30, then sσ / (1 + (s − 1)σ)
@@ -57,16 +58,38 @@ def locate_wan(
     """
     wanted = (base, WAN_SOURCE), (ultragen, ULTRAGEN_SOURCE)
     if not local_files_only and not all(find_local(*each) for each in wanted):
-        if index := preview(base, WAN_SOURCE):
-            check_kind(index)
-        if weights := preview(ultragen, ULTRAGEN_SOURCE):
-            load_ultragen(weights, device="meta")
+        wan, released_ones = (preview(*each) for each in wanted)
+        if wan.path is not None:
+            check_kind(wan.path)
+        if released_ones.path is not None:
+            load_ultragen(released_ones.path, device="meta")
+        check_space(wan.missing + released_ones.missing)
     folder, released = (locate(*each, local_files_only) for each in wanted)
     return folder, released
 
 
+def check_wan(base: Path | None, ultragen: Path | None) -> None:
+    """Checks what is on this machine of the 1.3B model, without reading its weights: names, shapes
+    and settings, and whether both fit each other.
+
+    Raises:
+        OSError: if a file is missing, incomplete or damaged.
+        ValueError: if a file is of another model, or the two don't fit each other.
+    """
+    parts: dict[str, Any] = {}
+    if ultragen is not None:
+        parts["transformer"] = load_ultragen(ultragen, device="meta")
+    if base is not None:
+        check_base(base)
+        found = check_pipeline(base)
+        parts |= {"base_transformer" if key == "transformer" else key: found[key] for key in found}
+    if {"text_encoder", "vae", "transformer", "base_transformer"} <= parts.keys():
+        check_fit(parts)
+
+
 def check_fit(parts: dict[str, Any]) -> None:
-    """Checks that the text encoder and the autoencoder are those of both transformers.
+    """Checks that the text encoder and the autoencoder are those of both transformers, and the
+    tokenizer, where it is there, the text encoder's.
 
     Raises:
         ValueError: with the sizes that differ.
@@ -75,7 +98,7 @@ def check_fit(parts: dict[str, Any]) -> None:
         "text features": parts["text_encoder"].config.d_model,
         "latent channels": parts["vae"].config.z_dim,
     }
-    known, words = parts["text_encoder"].config.vocab_size, len(parts["tokenizer"])
+    known, words = parts["text_encoder"].config.vocab_size, len(parts.get("tokenizer", ()))
     if words > known:
         raise ValueError(f"The tokenizer has {words} pieces, and the text encoder knows {known}.")
     for name in ("transformer", "base_transformer"):
