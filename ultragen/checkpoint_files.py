@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
+from warnings import catch_warnings, simplefilter
 from zipfile import ZipFile
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from .model_files import SHARD, missing_index, weight_map
 from .pickles import foreign_objects
-from .strict_loading import listed, misshapen, wrong_keys
+from .strict_loading import differences
 
 Model = TypeVar("Model", bound=nn.Module)
 SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
@@ -149,7 +150,9 @@ def _read_torch(path: Path, device: str, zipped: bool) -> object:
     if zipped:
         _check_archive(path)
     try:
-        return torch.load(path, map_location=device, weights_only=True, mmap=zipped)
+        with catch_warnings():  # of protocols, for which there is a message below
+            simplefilter("ignore")
+            return torch.load(path, map_location=device, weights_only=True, mmap=zipped)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a damaged file fails in more ways than torch documents
@@ -237,13 +240,8 @@ def fill(
         ValueError: listing the keys that are missing, unexpected or misshapen.
     """
     shapes = {key: value.shape for key, value in model.state_dict().items()}
-    other_shapes = [
-        misshapen(key, weights[key].shape, shapes[name])
-        for key, name in names.items()
-        if key in weights and weights[key].shape != shapes[name]
-    ]
-    wrong = "; ".join(filter(None, (wrong_keys(names, weights), listed(misshapen=other_shapes))))
-    if wrong:
+    expected = {key: shapes[name] for key, name in names.items()}
+    if wrong := differences(expected, {key: value.shape for key, value in weights.items()}):
         raise ValueError(f"{where} does not fit the model: {wrong}.")
     dtype = reduce(torch.promote_types, {value.dtype for value in weights.values()})
     renamed = {name: weights[key].to(dtype).contiguous() for key, name in names.items()}

@@ -19,7 +19,7 @@ from .autoencoder import CompactAutoencoder
 from .clauses import ClauseTextEncoder
 from .json_files import WAY_OUT, corrupt, read_object
 from .model_files import check_model_files, read_index
-from .strict_loading import listed, misshapen, wrong_keys
+from .strict_loading import differences
 from .transformer import UltraGenTransformer3DModel
 
 _KINDS: dict[str, Any] = {
@@ -78,13 +78,7 @@ def _check_part(kind: Any, folder: Path) -> Any:
     if _TIED & found.keys():
         others = _TIED - found.keys()
         expected = {key: shape for key, shape in expected.items() if key not in others}
-    other = [
-        misshapen(key, found[key], shape)
-        for key, shape in expected.items()
-        if key in found and found[key] != shape
-    ]
-    wrong = "; ".join(filter(None, (wrong_keys(expected, found), listed(misshapen=other))))
-    if wrong:
+    if wrong := differences(expected, found):
         raise ValueError(f"{folder} does not fit its config.json: {wrong}.{WAY_OUT}")
     return model
 

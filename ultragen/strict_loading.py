@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from diffusers import ModelMixin
@@ -62,6 +62,16 @@ def wrong_keys(expected: Iterable[str], found: Iterable[str]) -> str:
         missing=[key for key in expected if key not in found],
         unexpected=[key for key in found if key not in expected],
     )
+
+
+def differences(expected: Mapping[str, Iterable[int]], found: Mapping[str, Iterable[int]]) -> str:
+    """The weights, name → shape, that are missing, not expected or misshapen; empty if none is."""
+    other = [
+        misshapen(key, found[key], shape)
+        for key, shape in expected.items()
+        if key in found and tuple(found[key]) != tuple(shape)
+    ]
+    return "; ".join(filter(None, (wrong_keys(expected, found), listed(misshapen=other))))
 
 
 def listed(**kinds: list[str]) -> str:
