@@ -5,46 +5,50 @@ from __future__ import annotations
 import spaces  # first: it has to see CUDA before anything else does
 
 # isort: split
-import inspect
-import json
 import os
 import random
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import fields
 from functools import partial
-from html import escape, unescape
+from html import unescape
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Event
-from typing import Any, Literal, get_type_hints
+from typing import Any
 
 import gradio as gr
-from gradio.components.api_component import Api
 from gradio.utils import get_upload_folder
-from gradio_client.utils import python_type_to_json_schema
 
 from ultragen.compare import Models, Progress, Request, Result, job, load_models
 from ultragen.cost import ZEROGPU_TIERS
-from ultragen.presets import RESOLUTIONS
-from ultragen.request import MAX_PROMPT, MAX_SEED, UPSCALERS
-from ultragen.tiers import offers, seconds_asked
+from ultragen.request import MAX_SEED
+from ultragen.tiers import seconds_asked
 from ultragen.web import views
+from ultragen.web.api import build_api
 from ultragen.web.layout import Layout, theme
+from ultragen.web.results import load_examples, show, show_example
 from ultragen.web.runs import CANCELLED, Runs
+from ultragen.web.settings import (
+    SETTINGS,
+    Updates,
+    describe_model,
+    name_unknown_words,
+    on_zero_gpu,
+    problem,
+    refresh,
+    take_offer,
+    validated,
+)
 from ultragen.worker import Failed, Finished
 
 EXAMPLES = Path(__file__).parent / "docs" / "examples"
 DAY = 24 * 3600
-SETTINGS = [field.name for field in fields(Request)]
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "run", "concurrency_limit": 1}
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 SCROLL_TO_STATUS = (
     "() => { if (innerWidth < 800)"
     " document.getElementById('status').scrollIntoView({behavior: 'smooth'}); }"
 )
-Updates = dict[Any, Any]
 
 
 class Page:
@@ -71,39 +75,22 @@ class Page:
         """The page with everything wired."""
         with gr.Blocks(title="UltraGen", delete_cache=(DAY // 4, DAY)) as blocks:
             visitors = [visitor for visitor, _ in ZEROGPU_TIERS] if on_zero_gpu() else []
-            self.ui = Layout(self.models.preset, self.describe_model(), self.examples, visitors)
+            described = describe_model(self.models)
+            self.ui = Layout(self.models.preset, described, self.examples, visitors)
             self.wire(blocks)
-            self.build_api()
+            build_api(self.runs, self.gpu_part, **ONE_AT_A_TIME)
         return blocks.queue(max_size=20, default_concurrency_limit=1)
-
-    def describe_model(self) -> str:
-        """Which model runs here, why, and what the other one needs."""
-        size = sum(p.numel() for p in self.models.native.transformer.parameters()) / 1e6
-        choice = self.models.choice
-        why = f"{choice.why} {choice.other}" if choice else ""
-        turns = (
-            " Its parts come to the GPU in turn, which takes longer."
-            if self.models.placement == "in turn"
-            else ""
-        )
-        return (
-            f"<b>{self.models.preset.name.capitalize()} model</b>, {size:.0f} million parameters, "
-            f"on {self.machine()}.{turns} {escape(why)}"
-        )
-
-    def machine(self) -> str:
-        return "this machine's GPU" if self.models.device == "cuda" else "this machine's CPU"
 
     # Wiring
 
     def wire(self, blocks: gr.Blocks) -> None:
         """Connects the components with what they cause."""
-        ui = self.ui
+        ui, models = self.ui, self.models
         looks = [ui.estimate, ui.drawing, ui.costs, *ui.offers.values()]
         costly = [ui.resolution, ui.windows, ui.num_frames, ui.steps, ui.guidance, ui.upscaler]
         gr.on(
             [blocks.load, *(component.change for component in [*costly, ui.base_native])],
-            self.refresh,
+            partial(refresh, ui, models),
             ui.settings,
             looks,
             trigger_mode="always_last",
@@ -111,7 +98,7 @@ class Page:
         )
         gr.on(
             [blocks.load, ui.prompt.change],
-            self.name_unknown_words,
+            partial(name_unknown_words, models),
             ui.prompt,
             ui.words,
             trigger_mode="always_last",
@@ -119,7 +106,7 @@ class Page:
         )
         for visitor, button in ui.offers.items():
             button.click(
-                partial(self.take_offer, visitor),
+                partial(take_offer, ui, models, visitor),
                 None,
                 [ui.resolution, ui.num_frames, ui.steps],
                 **QUIET,
@@ -145,7 +132,7 @@ class Page:
             show_progress="hidden",
             api_visibility="private",
             **ONE_AT_A_TIME,
-        ).then(self.refresh, ui.settings, looks, **QUIET)
+        ).then(partial(refresh, ui, models), ui.settings, looks, **QUIET)
         ui.stop.click(self.cancel, None, ui.status, **QUIET)
         blocks.unload(self.leave)
 
@@ -154,81 +141,10 @@ class Page:
 
     # Before a run
 
-    def refresh(self, *values: Any) -> Updates:
-        """What the settings cost, and their windows on the frame."""
-        settings = dict(zip(SETTINGS, values, strict=True)) | {"prompt": "-"}
-        try:
-            request = Request(**settings).validate(self.models.preset)
-            self.models.check_memory(request)
-        except ValueError as error:
-            return {self.ui.estimate: views.notice("bad", "Please change a setting", str(error))}
-        work = job(request, self.models)
-        stages = self.models.estimator.estimate(work)
-        grid = work.grid(work.height, work.width)
-        return {
-            self.ui.estimate: views.estimate(stages, self.machine(), on_zero_gpu()),
-            self.ui.drawing: views.windows(
-                grid, work.windows, str(request.windows), work.full_share
-            ),
-            self.ui.costs: views.resolution_costs(self.seconds_by_resolution(request)),
-            **self.offer_labels(),
-        }
-
-    def offer_labels(self) -> Updates:
-        """What the best settings for each kind of visitor take, as far as that is known by now."""
-        found = {offer.visitor: offer for offer in offers(self.models)} if self.ui.offers else {}
-        return {
-            button: gr.update(
-                value=f"Best for {visitor} ({found[visitor].seconds} s)"
-                if visitor in found
-                else "",
-                visible=visitor in found,
-            )
-            for visitor, button in self.ui.offers.items()
-        }
-
-    def take_offer(self, visitor: str) -> Updates:
-        """Resolution, frames and steps that fit a visitor's quota."""
-        fitting = [offer.request for offer in offers(self.models) if offer.visitor == visitor]
-        if not fitting:  # runs that ended since have shown that they take longer
-            raise problem("Nothing fits that quota any more: reload the page.")
-        [request], ui = fitting, self.ui
-        values = (request.resolution, request.frames, request.num_inference_steps)
-        return dict(zip((ui.resolution, ui.num_frames, ui.steps), values, strict=True))
-
-    def seconds_by_resolution(self, request: Request) -> list[float]:
-        """What every resolution takes here, with windows of the trained size."""
-        others = [
-            Request(**request.to_dict() | {"resolution": name, "windows": "auto"})
-            for name in RESOLUTIONS
-        ]
-        estimator = self.models.estimator
-        return [sum(estimator.estimate(job(other, self.models)).values()) for other in others]
-
-    def name_unknown_words(self, prompt: str) -> str:
-        """The words of the prompt that the model does not know."""
-        return views.unknown_words(self.models.unknown_words(prompt[:MAX_PROMPT]))
-
-    def validated(self, settings: dict[str, Any]) -> Request:
-        """A request that can run.
-
-        Raises:
-            gr.Error: with what to change.
-        """
-        upscaler = settings["upscaler"]
-        if upscaler not in UPSCALERS:  # files are for people at the machine, not for visitors
-            raise problem(f"upscaler {upscaler!r:.60} is unknown: choose {' or '.join(UPSCALERS)}.")
-        try:
-            request = Request(**settings).validate(self.models.preset)
-            self.models.check_memory(request)
-        except ValueError as error:
-            raise problem(str(error)) from error
-        return request
-
     def prepare(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """Checks the settings at once, before the run waits for its turn."""
         try:
-            self.validated(dict(zip(SETTINGS, values, strict=True)))
+            validated(self.models, dict(zip(SETTINGS, values, strict=True)))
         except gr.Error as error:
             text = unescape(error.message)
             yield {self.ui.status: views.notice("bad", "Please change a setting", text)}
@@ -245,7 +161,7 @@ class Page:
     def run(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """Makes both clips, and tells how far it is."""
         *settings, history = values
-        asked = self.validated(dict(zip(SETTINGS, settings, strict=True)))
+        asked = validated(self.models, dict(zip(SETTINGS, settings, strict=True)))
         stages = self.models.estimator.estimate(job(asked, self.models))
         stop = self.runs.waiting_or_running(request.session_hash)
         began = time.monotonic()
@@ -275,7 +191,7 @@ class Page:
         history = [result, *history][:12]
         posters = [(str(past.poster), views.caption(past.metadata)) for past in history]
         return {
-            **self.show(result),
+            **show(self.ui, result),
             self.ui.start: gr.update(interactive=True),
             self.ui.stop: gr.update(visible=False),
             self.ui.history: history,
@@ -307,140 +223,13 @@ class Page:
 
     # Results
 
-    def show(self, result: Result) -> Updates:
-        """Everything that shows one run."""
-        ui, metadata = self.ui, result.metadata
-        clips = {"native": result.native, "upscaled": result.upscaled}
-        if result.base_native:
-            clips["base_native"] = result.base_native
-        files = {name: gr.FileData(path=str(path)).model_dump() for name, path in clips.items()}
-        facts = {"fps": metadata["fps"], "frames": metadata["request"]["num_frames"]}
-        downloads = [*clips.values(), result.side_by_side, result.metadata_path]
-        full = str(result.base_native) if result.base_native else None
-        return {
-            ui.status: views.finished(metadata),
-            ui.comparison: files | facts | {"labels": metadata["labels"]},
-            ui.native: str(result.native),
-            ui.upscaled: str(result.upscaled),
-            ui.side_by_side: str(result.side_by_side),
-            ui.full: gr.update(value=full, visible=full is not None),
-            ui.files: [str(path) for path in downloads],
-            ui.metadata: metadata,
-        }
-
     def show_recent(self, history: list[Result], event: gr.SelectData) -> Updates:
         """An earlier run of this visit."""
-        return self.show(history[event.index])
+        return show(self.ui, history[event.index])
 
     def show_example(self, event: gr.SelectData) -> Updates:
         """A finished example, with its settings."""
-        example = self.examples[event.index]
-        settings = example.metadata["request"]
-        values = [settings[name] for name in SETTINGS]
-        values[SETTINGS.index("windows")] = str(settings["windows"])
-        return self.show(example) | dict(zip(self.ui.settings, values, strict=True))
-
-    # API
-
-    def build_api(self) -> None:
-        """The one public endpoint."""
-        outputs = [
-            gr.Video(label="native", visible=False),
-            gr.Video(label="upscaled", visible=False),
-            gr.Video(label="side_by_side", visible=False),
-            gr.JSON(label="metadata", visible=False),
-        ]
-        gr.Button("generate", visible=False).click(
-            self.generate,
-            api_inputs(self.generate),
-            outputs,
-            api_name="generate",
-            show_progress="hidden",
-            **ONE_AT_A_TIME,
-        )
-
-    def generate(
-        self,
-        prompt: str,
-        resolution: Literal["544p", "720p", "1080p", "2k", "4k"] | None = None,
-        windows: str = "auto",
-        num_frames: int | None = None,
-        seed: int = 0,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        negative_prompt: str | None = None,
-        upscaler: Literal["network", "lanczos"] = "network",
-        base_native: Literal["off", "on"] = "off",
-        progress: gr.Progress = gr.Progress(),
-    ) -> tuple[str, str, str, dict]:
-        """Generates a landscape clip natively at the full size, and the base model's clip of the
-        same prompt and seed, upscaled, to compare with.
-
-        Args:
-            prompt: What the clip shows, in English.
-            resolution: Size of the clips; null takes the model's.
-            windows: Attention windows on each axis: "auto", or an even number such as "2" or "4".
-            num_frames: Frames, 4n + 1; null takes the model's.
-            seed: Of the noise: the same seed gives the same clip.
-            num_inference_steps: Denoising steps, 1 to 100; null takes the model's.
-            guidance_scale: Classifier-free guidance, 1 (off) to 20; null takes the model's.
-            negative_prompt: What guidance leads away from; null takes the model's.
-            upscaler: Upscaler of the base model's clip.
-            base_native: "on" also runs the base model at the full size, for its timings.
-
-        Returns:
-            The native clip, the upscaled clip, both side by side, and the metadata that
-            reproduces the run.
-        """
-        given = locals()
-        asked = self.validated({name: given[name] for name in SETTINGS})
-        for item in self.runs.items(asked, self.gpu_part, Event()):
-            if isinstance(item, Progress):
-                progress(item.fraction, desc=item.message)
-            elif isinstance(item, Failed):
-                raise problem(item.message)
-            elif isinstance(item, Finished):
-                result = item.value
-                files = (str(result.native), str(result.upscaled), str(result.side_by_side))
-                return *files, result.metadata
-        raise problem("The run ended without a result: try again.")
-
-
-def on_zero_gpu() -> bool:
-    """Whether visitors pay for GPU seconds with a quota."""
-    return bool(os.environ.get("SPACES_ZERO_GPU"))
-
-
-def problem(message: str) -> gr.Error:
-    """An error that the page and the API show as it is; what was typed is shown as text."""
-    return gr.Error(escape(message, quote=False), title="Please note", print_exception=False)
-
-
-def api_inputs(function: Any) -> list[Api]:
-    """Inputs that hand a function's arguments over as they come, so that its own checks answer."""
-    hints = get_type_hints(function)
-    return [
-        Api(
-            None if parameter.default is parameter.empty else parameter.default,
-            python_type_to_json_schema(hints[name]),
-            name,
-        )
-        for name, parameter in inspect.signature(function).parameters.items()
-        if name in SETTINGS
-    ]
-
-
-def load_examples(folder: Path) -> list[Result]:
-    """The finished examples in a folder; those that are not complete are left out."""
-    examples = []
-    for path in sorted(folder.glob("*/metadata.json")):
-        metadata = json.loads(path.read_text(encoding="utf-8"))
-        files = {name: path.parent / file for name, file in metadata["files"].items()}
-        poster = path.parent / "poster.jpg"
-        if all(file.is_file() for file in [*files.values(), poster]):
-            clips = (files["native"], files["upscaled"], files["side_by_side"])
-            examples.append(Result(*clips, files.get("base_native"), poster, path, metadata))
-    return examples
+        return show_example(self.ui, self.examples[event.index])
 
 
 def build(models: Models, output_dir: Path | None = None) -> gr.Blocks:

@@ -27,6 +27,7 @@ from ultragen.presets import EMBEDDED, RESOLUTIONS
 from ultragen.video import probe_video
 from ultragen.web import views
 from ultragen.web.runs import Runs
+from ultragen.web.settings import name_unknown_words, refresh, seconds_by_resolution
 from ultragen.worker import Finished
 
 ROOT = Path(app.__file__).parent
@@ -172,10 +173,10 @@ def test_the_api_is_a_tool_for_agents(url):
 
 
 def test_refresh_tells_the_cost_of_every_resolution(page):
-    updates = page.refresh(*settings())
+    updates = refresh(page.ui, page.models, *settings())
     assert updates[page.ui.costs].count("≈") == len(RESOLUTIONS)
-    seconds = page.seconds_by_resolution(
-        Request(**dict(zip(app.SETTINGS, settings(), strict=True)))
+    seconds = seconds_by_resolution(
+        page.models, Request(**dict(zip(app.SETTINGS, settings(), strict=True)))
     )
     assert seconds == sorted(seconds)
     assert len(set(seconds)) == len(RESOLUTIONS)
@@ -188,14 +189,14 @@ def test_refresh_tells_the_cost_of_every_resolution(page):
 def test_refresh_says_which_setting_is_wrong(page):
     values = settings()
     values[app.SETTINGS.index("num_frames")] = 18
-    assert "17 or 21" in page.refresh(*values)[page.ui.estimate]
+    assert "17 or 21" in refresh(page.ui, page.models, *values)[page.ui.estimate]
 
 
 def test_what_visitors_typed_is_escaped(page):
-    shown = page.name_unknown_words("<img/src=x/onerror=alert(1)> a calm lake")
+    shown = name_unknown_words(page.models, "<img/src=x/onerror=alert(1)> a calm lake")
     assert "<img" not in shown
     assert "&lt;img" in shown
-    assert page.name_unknown_words("a calm lake") == ""
+    assert name_unknown_words(page.models, "a calm lake") == ""
     card = views.notice("bad", "<b>", "<script>")
     assert "<b>" not in card
     assert "<script>" not in card
@@ -203,9 +204,11 @@ def test_what_visitors_typed_is_escaped(page):
 
 def test_zero_gpu_visitors_are_told_who_can_run_it(page, monkeypatch):
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
-    few = page.refresh(*settings(num_inference_steps=1))[page.ui.estimate]
+    few = refresh(page.ui, page.models, *settings(num_inference_steps=1))[page.ui.estimate]
     assert "anonymous visitors" in few
-    many = page.refresh(*settings(resolution="4k", num_inference_steps=100))[page.ui.estimate]
+    many = refresh(page.ui, page.models, *settings(resolution="4k", num_inference_steps=100))[
+        page.ui.estimate
+    ]
     assert "exceeds every daily quota" in many
 
 

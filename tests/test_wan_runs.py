@@ -29,6 +29,7 @@ from ultragen.presets import EMBEDDED, EMBEDDED_MODEL, RESOLUTIONS, WAN, WINDOWS
 from ultragen.request import Request
 from ultragen.tiers import offers
 from ultragen.video import probe_video
+from ultragen.web.settings import describe_model, name_unknown_words, refresh, take_offer
 
 PROMPT = "a calm zorgon lake 🏔️"
 
@@ -394,17 +395,17 @@ def settings(**changes) -> list:
 
 
 def test_the_page_says_which_model_runs_and_why(page):
-    text = page.describe_model()
+    text = describe_model(page.models)
     for part in ("<b>Wan model</b>", "on this machine's CPU", "ULTRAGEN_MODEL=wan", "=embedded"):
         assert part in text
     assert (page.ui.resolution.value, page.ui.num_frames.value) == ("1080p", 81)
     assert (page.ui.num_frames.maximum, page.ui.steps.value) == (121, 30)
     assert page.ui.negative.value == WAN.negative_prompt
-    assert page.name_unknown_words("a zorgon") == ""
+    assert name_unknown_words(page.models, "a zorgon") == ""
 
 
 def test_the_page_draws_the_windows_of_the_released_layout(page):
-    updates = page.refresh(*settings())
+    updates = refresh(page.ui, page.models, *settings())
     drawing = updates[page.ui.drawing]
     assert "4 × 4 windows in even layers, 17 × 30" not in drawing  # columns come first
     assert "4 × 4 windows in even layers, 30 × 17 tokens each" in drawing
@@ -417,8 +418,11 @@ def test_the_page_refuses_what_the_gpu_can_not_hold(small, tmp_path, monkeypatch
     short = replace(small, memory=Memory(22 * GIB, WAN_PARAMETERS.scaled(2)), placement="in turn")
     page = app.Page(short, tmp_path)
     page.build()
-    assert "come to the GPU in turn" in page.describe_model()
-    assert "4k with 81 frames needs" in page.refresh(*settings(resolution="4k"))[page.ui.estimate]
+    assert "come to the GPU in turn" in describe_model(page.models)
+    assert (
+        "4k with 81 frames needs"
+        in refresh(page.ui, page.models, *settings(resolution="4k"))[page.ui.estimate]
+    )
     with served(short, tmp_path) as address:
         client = Client(address, verbose=False)
         with pytest.raises(AppError, match=r"4k with 81 frames needs about .* choose"):
@@ -440,18 +444,18 @@ def test_a_run_asks_zero_gpu_for_half_a_card_and_the_seconds_it_takes(wan, tmp_p
 def test_visitors_of_zero_gpu_are_offered_settings(wan, tmp_path, monkeypatch):
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
     made = on_h100(wan)
-    monkeypatch.setattr(app.Page, "describe_model", lambda self: "")
+    monkeypatch.setattr(app, "describe_model", lambda models: "")
     page = app.Page(made, tmp_path)
     page.build()
     assert list(page.ui.offers) == list(dict(costs.ZEROGPU_TIERS))
 
     def shown() -> list[int]:
         """Seconds on the buttons, after what they stand for was looked at."""
-        updates, seconds = page.refresh(*settings()), []
+        updates, seconds = refresh(page.ui, page.models, *settings()), []
         for visitor, button in page.ui.offers.items():
             assert updates[button]["visible"]
             seconds.append(int(updates[button]["value"].split("(")[1].split(" s)")[0]))
-            assert tuple(page.take_offer(visitor).values()) in WAN.ladder
+            assert tuple(take_offer(page.ui, page.models, visitor).values()) in WAN.ladder
             assert seconds[-1] <= dict(costs.ZEROGPU_TIERS)[visitor]
         return seconds
 
@@ -459,10 +463,10 @@ def test_visitors_of_zero_gpu_are_offered_settings(wan, tmp_path, monkeypatch):
     made.estimator.expect(3.0)  # as runs that take longer would teach it
     assert shown() != before
     made.estimator.expect(1000.0)
-    updates = page.refresh(*settings())
+    updates = refresh(page.ui, page.models, *settings())
     assert not any(updates[button]["visible"] for button in page.ui.offers.values())
     with pytest.raises(gr.Error, match="Nothing fits that quota"):
-        page.take_offer("free accounts")
+        take_offer(page.ui, page.models, "free accounts")
 
 
 def test_the_api_runs_it(small, tmp_path):

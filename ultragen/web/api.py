@@ -1,0 +1,100 @@
+"""The page's one public endpoint, for scripts and agents."""
+
+from __future__ import annotations
+
+import inspect
+from threading import Event
+from typing import Any, Literal, get_type_hints
+
+import gradio as gr
+from gradio.components.api_component import Api
+from gradio_client.utils import python_type_to_json_schema
+
+from ..compare import Progress
+from ..worker import Failed, Finished
+from .runs import GpuPart, Runs
+from .settings import SETTINGS, problem, validated
+
+
+def build_api(runs: Runs, gpu_part: GpuPart, **limits: Any) -> None:
+    """Adds the endpoint to the page that is being built.
+
+    Args:
+        runs: What starts runs.
+        gpu_part: Of a run.
+        limits: Of what may run at once, as Gradio's events take them.
+    """
+
+    def generate(
+        prompt: str,
+        resolution: Literal["544p", "720p", "1080p", "2k", "4k"] | None = None,
+        windows: str = "auto",
+        num_frames: int | None = None,
+        seed: int = 0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        negative_prompt: str | None = None,
+        upscaler: Literal["network", "lanczos"] = "network",
+        base_native: Literal["off", "on"] = "off",
+        progress: gr.Progress = gr.Progress(),
+    ) -> tuple[str, str, str, dict]:
+        """Generates a landscape clip natively at the full size, and the base model's clip of the
+        same prompt and seed, upscaled, to compare with.
+
+        Args:
+            prompt: What the clip shows, in English.
+            resolution: Size of the clips; null takes the model's.
+            windows: Attention windows on each axis: "auto", or an even number such as "2" or "4".
+            num_frames: Frames, 4n + 1; null takes the model's.
+            seed: Of the noise: the same seed gives the same clip.
+            num_inference_steps: Denoising steps, 1 to 100; null takes the model's.
+            guidance_scale: Classifier-free guidance, 1 (off) to 20; null takes the model's.
+            negative_prompt: What guidance leads away from; null takes the model's.
+            upscaler: Upscaler of the base model's clip.
+            base_native: "on" also runs the base model at the full size, for its timings.
+
+        Returns:
+            The native clip, the upscaled clip, both side by side, and the metadata that
+            reproduces the run.
+        """
+        given = locals()
+        asked = validated(runs.models, {name: given[name] for name in SETTINGS})
+        for item in runs.items(asked, gpu_part, Event()):
+            if isinstance(item, Progress):
+                progress(item.fraction, desc=item.message)
+            elif isinstance(item, Failed):
+                raise problem(item.message)
+            elif isinstance(item, Finished):
+                result = item.value
+                files = (str(result.native), str(result.upscaled), str(result.side_by_side))
+                return *files, result.metadata
+        raise problem("The run ended without a result: try again.")
+
+    outputs = [
+        gr.Video(label="native", visible=False),
+        gr.Video(label="upscaled", visible=False),
+        gr.Video(label="side_by_side", visible=False),
+        gr.JSON(label="metadata", visible=False),
+    ]
+    gr.Button("generate", visible=False).click(
+        generate,
+        api_inputs(generate),
+        outputs,
+        api_name="generate",
+        show_progress="hidden",
+        **limits,
+    )
+
+
+def api_inputs(function: Any) -> list[Api]:
+    """Inputs that hand a function's arguments over as they come, so that its own checks answer."""
+    hints = get_type_hints(function)
+    return [
+        Api(
+            None if parameter.default is parameter.empty else parameter.default,
+            python_type_to_json_schema(hints[name]),
+            name,
+        )
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name in SETTINGS
+    ]

@@ -1,0 +1,56 @@
+"""What the page shows of runs and of finished examples."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gradio as gr
+
+from ..compare import Result
+from . import views
+from .layout import Layout
+from .settings import SETTINGS, Updates
+
+
+def load_examples(folder: Path) -> list[Result]:
+    """The finished examples in a folder; those that are not complete are left out."""
+    examples = []
+    for path in sorted(folder.glob("*/metadata.json")):
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+        files = {name: path.parent / file for name, file in metadata["files"].items()}
+        poster = path.parent / "poster.jpg"
+        if all(file.is_file() for file in [*files.values(), poster]):
+            clips = (files["native"], files["upscaled"], files["side_by_side"])
+            examples.append(Result(*clips, files.get("base_native"), poster, path, metadata))
+    return examples
+
+
+def show(ui: Layout, result: Result) -> Updates:
+    """Everything that shows one run."""
+    metadata = result.metadata
+    clips = {"native": result.native, "upscaled": result.upscaled}
+    if result.base_native:
+        clips["base_native"] = result.base_native
+    files = {name: gr.FileData(path=str(path)).model_dump() for name, path in clips.items()}
+    facts = {"fps": metadata["fps"], "frames": metadata["request"]["num_frames"]}
+    downloads = [*clips.values(), result.side_by_side, result.metadata_path]
+    full = str(result.base_native) if result.base_native else None
+    return {
+        ui.status: views.finished(metadata),
+        ui.comparison: files | facts | {"labels": metadata["labels"]},
+        ui.native: str(result.native),
+        ui.upscaled: str(result.upscaled),
+        ui.side_by_side: str(result.side_by_side),
+        ui.full: gr.update(value=full, visible=full is not None),
+        ui.files: [str(path) for path in downloads],
+        ui.metadata: metadata,
+    }
+
+
+def show_example(ui: Layout, example: Result) -> Updates:
+    """A finished example, with its settings."""
+    settings = example.metadata["request"]
+    values = [settings[name] for name in SETTINGS]
+    values[SETTINGS.index("windows")] = str(settings["windows"])
+    return show(ui, example) | dict(zip(ui.settings, values, strict=True))

@@ -1,0 +1,130 @@
+"""What the page says before a run: whether its settings can be used, and what they cost."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from ..compare import Models, Request, job
+from ..presets import RESOLUTIONS
+from ..request import MAX_PROMPT, UPSCALERS
+from ..tiers import offers
+from . import views
+from .layout import Layout
+
+SETTINGS = [field.name for field in fields(Request)]
+Updates = dict[Any, Any]
+
+
+def on_zero_gpu() -> bool:
+    """Whether visitors pay for GPU seconds with a quota."""
+    return bool(os.environ.get("SPACES_ZERO_GPU"))
+
+
+def problem(message: str) -> gr.Error:
+    """An error that the page and the API show as it is; what was typed is shown as text."""
+    return gr.Error(escape(message, quote=False), title="Please note", print_exception=False)
+
+
+def machine(models: Models) -> str:
+    """What computes, for people."""
+    return "this machine's GPU" if models.device == "cuda" else "this machine's CPU"
+
+
+def describe_model(models: Models) -> str:
+    """Which model runs here, why, and what the other one needs."""
+    size = sum(p.numel() for p in models.native.transformer.parameters()) / 1e6
+    choice = models.choice
+    why = f"{choice.why} {choice.other}" if choice else ""
+    turns = (
+        " Its parts come to the GPU in turn, which takes longer."
+        if models.placement == "in turn"
+        else ""
+    )
+    return (
+        f"<b>{models.preset.name.capitalize()} model</b>, {size:.0f} million parameters, "
+        f"on {machine(models)}.{turns} {escape(why)}"
+    )
+
+
+def validated(models: Models, settings: dict[str, Any]) -> Request:
+    """A request that can run.
+
+    Raises:
+        gr.Error: with what to change.
+    """
+    upscaler = settings["upscaler"]
+    if upscaler not in UPSCALERS:  # files are for people at the machine, not for visitors
+        raise problem(f"upscaler {upscaler!r:.60} is unknown: choose {' or '.join(UPSCALERS)}.")
+    try:
+        request = Request(**settings).validate(models.preset)
+        models.check_memory(request)
+    except ValueError as error:
+        raise problem(str(error)) from error
+    return request
+
+
+def refresh(ui: Layout, models: Models, *values: Any) -> Updates:
+    """What the settings cost, and their windows on the frame."""
+    settings = dict(zip(SETTINGS, values, strict=True)) | {"prompt": "-"}
+    try:
+        request = Request(**settings).validate(models.preset)
+        models.check_memory(request)
+    except ValueError as error:
+        return {ui.estimate: views.notice("bad", "Please change a setting", str(error))}
+    work = job(request, models)
+    stages = models.estimator.estimate(work)
+    grid = work.grid(work.height, work.width)
+    return {
+        ui.estimate: views.estimate(stages, machine(models), on_zero_gpu()),
+        ui.drawing: views.windows(grid, work.windows, str(request.windows), work.full_share),
+        ui.costs: views.resolution_costs(seconds_by_resolution(models, request)),
+        **offer_labels(ui, models),
+    }
+
+
+def seconds_by_resolution(models: Models, request: Request) -> list[float]:
+    """What every resolution takes here, with windows of the trained size."""
+    others = [
+        Request(**request.to_dict() | {"resolution": name, "windows": "auto"})
+        for name in RESOLUTIONS
+    ]
+    estimate = models.estimator.estimate
+    return [sum(estimate(job(other, models)).values()) for other in others]
+
+
+def offer_labels(ui: Layout, models: Models) -> Updates:
+    """What the best settings for each kind of visitor take, as far as that is known by now."""
+    seconds = {offer.visitor: offer.seconds for offer in offers(models)} if ui.offers else {}
+    return {
+        button: gr.update(
+            value=f"Best for {visitor} ({seconds.get(visitor)} s)", visible=visitor in seconds
+        )
+        for visitor, button in ui.offers.items()
+    }
+
+
+def take_offer(ui: Layout, models: Models, visitor: str) -> Updates:
+    """Resolution, frames and steps that fit a visitor's quota.
+
+    Raises:
+        gr.Error: if runs that ended since have shown that nothing does.
+    """
+    fitting = [offer.request for offer in offers(models) if offer.visitor == visitor]
+    if not fitting:
+        raise problem("Nothing fits that quota any more: reload the page.")
+    [request] = fitting
+    return {
+        ui.resolution: request.resolution,
+        ui.num_frames: request.frames,
+        ui.steps: request.num_inference_steps,
+    }
+
+
+def name_unknown_words(models: Models, prompt: str) -> str:
+    """The words of the prompt that the model does not know."""
+    return views.unknown_words(models.unknown_words(prompt[:MAX_PROMPT]))
