@@ -78,10 +78,12 @@ def test_a_path_is_taken_as_it_is(tmp_path, monkeypatch):
 
 
 def asked(monkeypatch, folder: Path) -> list[dict]:
-    """Lets downloads succeed; returns what was asked of them."""
+    """Lets downloads succeed; returns what was asked of them. Nothing is here before."""
     calls: list[dict] = []
 
     def download(repository, **options):
+        if options["local_files_only"]:
+            raise LocalEntryNotFoundError("not there")
         calls.append({"repository": repository, **options})
         return str(folder)
 
@@ -138,6 +140,8 @@ def test_downloads_show_how_far_they_are(monkeypatch, tmp_path):
     seen = []
 
     def download(repository, **options):
+        if options["local_files_only"]:
+            raise LocalEntryNotFoundError("not there")
         seen.append(are_progress_bars_disabled())
         return str(tmp_path)
 
@@ -205,6 +209,33 @@ def test_another_commit_than_the_pinned_one_is_not_taken(cache):
         locate(None, WAN_SOURCE)
     way_out = f"set ULTRAGEN_WAN={WAN_SOURCE.repository}@main to take the version that is there"
     assert way_out in str(caught.value)
+
+
+def test_what_was_first_downloaded_of_a_branch_stays(cache, monkeypatch):
+    """Clips of one machine are made with one version, whatever is pushed to the branch."""
+    snapshot = fill_cache(cache, ULTRAGEN_SOURCE.repository, ULTRAGEN_SOURCE.files)
+    newer = cache / "newer"
+    newer.mkdir()
+    (newer / "ultragen_1080p.ckpt").touch()
+    own, downloads = hub.snapshot_download, []
+
+    def download(repository, **options):
+        if options["local_files_only"]:
+            return own(repository, **options)
+        downloads.append((repository, options["revision"]))
+        return str(newer)
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    assert locate(None, ULTRAGEN_SOURCE) == snapshot / "ultragen_1080p.ckpt"
+    assert downloads == []
+    named = f"{ULTRAGEN_SOURCE.repository}@main"
+    assert locate(named, ULTRAGEN_SOURCE) == newer / "ultragen_1080p.ckpt"
+    assert downloads == [(ULTRAGEN_SOURCE.repository, "main")]
+    # Of folders, a part may be here, and a download completes it.
+    fill_cache(cache, WAN_SOURCE.repository, BASE, WAN_SOURCE.revision)
+    with pytest.raises(FileNotFoundError):
+        locate(None, WAN_SOURCE)
+    assert downloads[1:] == [(WAN_SOURCE.repository, WAN_SOURCE.revision)]
 
 
 def test_offline_says_where_it_looked(cache):

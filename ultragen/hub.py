@@ -50,15 +50,15 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
 
 def named(given: str | Path | None, source: HubSource) -> str:
     """What names the files: the argument, else the environment variable, else the Hub's own."""
-    default = f"{source.repository}@{source.revision}"
-    return str(given or os.environ.get(source.variable) or default)
+    return str(given or os.environ.get(source.variable) or source.repository)
 
 
 def locate(given: str | Path | None, source: HubSource, local_files_only: bool = False) -> Path:
     """The local file or folder of a model, downloaded where it is not there yet.
 
     A download that was broken off goes on where it stopped; huggingface_hub shows how far it is.
-    Neither a login nor a token is needed for a public repository.
+    Neither a login nor a token is needed for a public repository. A single file of a branch that
+    nobody named stays as it was first downloaded; `owner/name@main` takes the newest.
 
     Args:
         given: A path, `owner/name` or `owner/name@revision`; None takes the source's variable, or
@@ -73,6 +73,10 @@ def locate(given: str | Path | None, source: HubSource, local_files_only: bool =
     if isinstance(place, Path):
         return place
     repository, revision = place
+    unnamed = "@" not in named(given, source)
+    first = len(source.files) == 1 and unnamed and not local_files_only  # a folder may lack a part
+    if first and (found := find_local(given, source)):
+        return found
     if not local_files_only and constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
         enable_progress_bars()  # who silences transformers' bars silences those of downloads too
     try:
