@@ -525,6 +525,22 @@ def test_downloaded_models_are_taken_without_a_network(cache):
     assert locate_wan() == (base, released / "ultragen_1080p.ckpt")
 
 
+def test_a_mirror_that_tells_nothing_is_downloaded_from(offers, monkeypatch):
+    def nothing(*question, **options):
+        raise http(HfHubHTTPError, 404)
+
+    monkeypatch.setattr(offers, "model_info", nothing)
+    assert preview(None, WAN_SOURCE) == Preview(None)
+    locate_wan()
+    assert [patterns for _, patterns in offers.downloads] == [
+        list(WAN_SOURCE.files),
+        list(ULTRAGEN_SOURCE.files),
+    ]
+    monkeypatch.setattr(offers, "model_info", lambda *question, **options: silent)
+    silent = SimpleNamespace(siblings=None, gated=False, sha=COMMIT)
+    assert preview(None, ULTRAGEN_SOURCE) == Preview(None)
+
+
 def test_gated_mirrors_and_full_disks_show_before_a_download(offers, cache, monkeypatch):
     bytes_of_both = len(BASE) + 1  # each file has one, and of UltraGen's one is taken
     monkeypatch.setattr(hub, "disk_usage", lambda folder: SimpleNamespace(free=bytes_of_both - 1))

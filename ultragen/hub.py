@@ -30,6 +30,7 @@ from .presets import MAIN, HubSource
 
 _REPOSITORY = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _INDEX = "model_index.json"
+_NO_ANSWER = (404, 405, 501)  # without the Hub's own word for what is missing
 _MOVED = (301, 302, 303, 307, 308)
 _NOT_THE_HUB = (FileMetadataError, JSONDecodeError, UnicodeDecodeError)
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
@@ -141,6 +142,8 @@ def preview(given: str | Path | None, source: HubSource) -> Preview:
     except FileNotFoundError:
         raise
     except Exception as error:  # as above
+        if type(error) is HfHubHTTPError and error.response.status_code in _NO_ANSWER:
+            return Preview(None)  # a mirror may have the files, and no more
         raise explained(error, repository, revision, source) from error
     return Preview(Path(index) if index else None, missing)
 
