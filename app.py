@@ -19,13 +19,14 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from ultragen.compare import Models, Progress, Request, Result, job, load_models
-from ultragen.cost import ZEROGPU_TIERS
-from ultragen.request import MAX_SEED
-from ultragen.tiers import seconds_asked
+from ultragen.estimates.cost import ZEROGPU_TIERS
+from ultragen.runs.compare import Models, Progress, Request, Result, job, load_models
+from ultragen.runs.request import MAX_SEED
+from ultragen.runs.worker import Failed, Finished
+from ultragen.runs.zerogpu import seconds_asked
 from ultragen.web import views
 from ultragen.web.api import build_api
-from ultragen.web.layout import Layout, theme
+from ultragen.web.components import Layout, theme
 from ultragen.web.results import load_examples, show, show_example
 from ultragen.web.runs import CANCELLED, Runs
 from ultragen.web.settings import (
@@ -39,7 +40,6 @@ from ultragen.web.settings import (
     take_offer,
     validated,
 )
-from ultragen.worker import Failed, Finished
 
 EXAMPLES = Path(__file__).parent / "docs" / "examples"
 DAY = 24 * 3600

@@ -19,10 +19,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ultragen.autoencoder import CompactAutoencoder
+from ultragen.model.autoencoder import CompactAutoencoder
 from ultragen.presets import EMBEDDED_MODEL
-from ultragen.training.losses import psnr
-from ultragen.training.scenes import render, sample_scene
+from ultragen.training.stages.losses import psnr
+from ultragen.world.renderer import render
+from ultragen.world.scene import sample_scene
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from ultragen.hardware import fast_bfloat16, has_amx
-from ultragen.kernels import plain_code
-from ultragen.training.captions import vocabulary
-from ultragen.training.models import EMBEDDED_SIZE, TINY_SIZE, build_pipeline
-from ultragen.transformer import UltraGenTransformer3DModel
+from ultragen.model.transformer import UltraGenTransformer3DModel
+from ultragen.ops.dispatch import use
+from ultragen.training.build import EMBEDDED_SIZE, TINY_SIZE, build_pipeline
+from ultragen.world.captions import vocabulary
 
 WAYS = [(dtype, fused) for dtype in (torch.float32, torch.bfloat16) for fused in (False, True)]
 
@@ -42,7 +42,7 @@ def run(
 ) -> tuple[Tensor, float]:
     """The output and the seconds of a pass."""
     cast = {name: x.to(transformer.dtype) for name, x in given.items()}
-    with nullcontext() if fused else plain_code():
+    with nullcontext() if fused else use("plain"):
         began = perf_counter()
         out = transformer(**cast, windows="auto").sample
         return out, perf_counter() - began

@@ -72,7 +72,7 @@ def variants(device: str) -> dict[str, Variant]:
         "27 shifts": shifts,
     }
     if device == "cuda":
-        from ultragen.kernels.depthwise import depthwise_conv3d
+        from ultragen.ops.triton_depthwise import depthwise_conv3d
 
         found["Triton"] = depthwise_conv3d
         found["27 shifts, compiled"] = torch.compile(shifts, dynamic=False)

@@ -33,10 +33,10 @@ from ultragen.benchmark.bench import free_memory, once
 from ultragen.benchmark.cases import CASES, VARIANTS, Case, Family, Variant, arguments, build
 from ultragen.benchmark.machine import card_name, default_dtype
 from ultragen.benchmark.parts import PartMeter, device_clock
-from ultragen.fp8 import LAYERS, check_machine, quantize
+from ultragen.model.fp8 import LAYERS, check_machine, quantize
+from ultragen.model.transformer import UltraGenTransformer3DModel
 from ultragen.presets import EMBEDDED, EMBEDDED_MODEL
-from ultragen.transformer import UltraGenTransformer3DModel
-from ultragen.web.layout import PROMPTS
+from ultragen.web.components import PROMPTS
 
 GROUPS = {
     "FP8": LAYERS,

@@ -21,14 +21,15 @@ from diffusers.models.normalization import FP32LayerNorm
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor, nn
 
-from ultragen.attention import UltraGenAttention, cut, join
 from ultragen.benchmark.machine import sustained
-from ultragen.block import PatchEmbedding, UltraGenBlock, modulated_norm
-from ultragen.compression import interpolation
-from ultragen.kernels import plain_code
-from ultragen.kernels.axes import Axis, plan_axis
-from ultragen.layout import AttentionLayout, WindowRule, plan_layout
-from ultragen.windows import split_windows
+from ultragen.model.attention import UltraGenAttention, cut, join
+from ultragen.model.block import PatchEmbedding, UltraGenBlock
+from ultragen.model.window_plan import AttentionLayout, WindowRule, plan_layout
+from ultragen.ops.axes import Axis, plan_axis
+from ultragen.ops.dispatch import use
+from ultragen.ops.interpolation import interpolation
+from ultragen.ops.modulation import modulated_norm
+from ultragen.ops.window_order import split_windows
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def attention_work(
             lambda at=layout.local: attention.norm_q(grid, at, attention.heads),
             2 * size(grid),
         )
-        windows = split_windows(grid, partition)
+        windows = split_windows(grid, partition.rectangles)
         yield Comparison(
             f"values into windows ({name} layer)",
             lambda p=partition: cut(grid, p),
@@ -98,7 +99,7 @@ def upsampled_axes(grid: Tensor, small: Tensor, factor: int, partners: bool) -> 
     or take one each."""
     axes = []
     for full, length, group in zip(grid.shape[2:4], small.shape[2:4], (1, 2), strict=True):
-        matrix = interpolation(length, length * factor, False, grid.device, torch.float64)[:full]
+        matrix = interpolation(length, length * factor, grid.device, torch.float64)[:full]
         axes.append(plan_axis(matrix, group, partners))
     return axes
 
@@ -106,20 +107,20 @@ def upsampled_axes(grid: Tensor, small: Tensor, factor: int, partners: bool) -> 
 def print_other_programs(attention: UltraGenAttention, grid: Tensor, timestep: Tensor) -> None:
     """Decompression by programs that take one pair of tokens each, and by programs of other numbers
     of features, for comparison."""
-    from ultragen.kernels import compression
+    from ultragen.ops import triton_decompress
 
-    usual = compression.CHANNELS, compression.WARPS
+    usual = triton_decompress.CHANNELS, triton_decompress.WARPS
     for name, branch in attention.branches.items():
         small, layer = branch.compression(grid), branch.decompression
         of_layer = layer.weight, layer.bias, branch.gate(timestep.type_as(grid))
         for partners, features, warps in ((False, *usual), *((True, *x) for x in PROGRAMS)):
             axes = upsampled_axes(grid, small, branch.factor, partners)
-            work = partial(compression.decompress_and_fuse, grid, small, *of_layer, *axes)
-            compression.CHANNELS, compression.WARPS = features, warps
+            work = partial(triton_decompress.decompress_and_fuse, grid, small, *of_layer, *axes)
+            triton_decompress.CHANNELS, triton_decompress.WARPS = features, warps
             try:
                 milliseconds = 1e3 * sustained(work, "cuda", 0.2)
             finally:
-                compression.CHANNELS, compression.WARPS = usual
+                triton_decompress.CHANNELS, triton_decompress.WARPS = usual
             pairs = "" if partners else ", a pair a program"
             what = f"decompression ({name}), {features} features, {warps} warps{pairs}"
             print(f"{what:72}{milliseconds:9.3f}", flush=True)
@@ -181,7 +182,7 @@ def end_work(tokens: Tensor, latents: Tensor) -> Iterable[Comparison]:
     factor, offset = torch.randn(2, 1, 1, d, device=tokens.device)
     yield Comparison(
         "last norm, shift and scale",
-        lambda: modulated_norm(norm, tokens, factor, offset),
+        lambda: modulated_norm(norm, tokens, factor - 1, offset),
         2 * size(tokens),
     )
 
@@ -190,7 +191,7 @@ def compare(work: Comparison, device: str, copy_rate: float) -> None:
     """Prints one line."""
     found = tensors(work.work())
     milliseconds = 1e3 * sustained(work.work, device, 0.2)
-    with plain_code():
+    with use("plain"):
         expected = tensors(work.work())
         plain = 1e3 * sustained(work.work, device, 0.2)
     error = max(

@@ -38,8 +38,8 @@ from hardware_results import Results
 from hardware_runs import measure_coefficients, measure_dense, measure_runs
 from hardware_tables import DOC, render
 
-from ultragen import console
 from ultragen.benchmark.bench import free_memory, what_failed
+from ultragen.cli import console
 from ultragen.hardware import let_segments_grow
 
 PARTS = ("tokens", "memory", "frames", "runs", "dense", "coefficients")

@@ -19,17 +19,11 @@ from hardware_tables import fitted_values
 
 from ultragen.benchmark.bench import free_memory
 from ultragen.benchmark.machine import default_dtype
-from ultragen.benchmark.random_weights import Noise, builders
-from ultragen.checkpoint import cast_weights
-from ultragen.hardware import (
-    RESERVE,
-    VALUES_PER_TOKEN,
-    WAN_PARAMETERS,
-    Memory,
-    Weights,
-    is_out_of_memory,
-)
+from ultragen.estimates.memory import RESERVE, VALUES_PER_TOKEN, WAN_PARAMETERS, Memory, Weights
+from ultragen.hardware import is_out_of_memory
 from ultragen.pipeline import UltraGenPipeline
+from ultragen.weights.random import Noise, builders
+from ultragen.weights.released import cast_weights
 
 
 @contextmanager

@@ -13,13 +13,13 @@ from hardware_results import Entry, Results
 
 from ultragen.benchmark.bench import free_memory
 from ultragen.benchmark.machine import default_dtype
-from ultragen.benchmark.random_weights import Noise, Sizes, builders, make_tokenizer
-from ultragen.checkpoint import cast_weights
-from ultragen.hardware import Placement, weights_of
-from ultragen.models import take_turns
+from ultragen.estimates.memory import Placement, weights_of
 from ultragen.pipeline import UltraGenPipeline
 from ultragen.presets import WAN
-from ultragen.wan import SHIFT
+from ultragen.runs.loading import take_turns
+from ultragen.weights.random import Noise, Sizes, builders, make_tokenizer
+from ultragen.weights.released import cast_weights
+from ultragen.weights.wan import SHIFT
 
 PLACEMENTS: tuple[Placement, ...] = ("whole", "in turn")
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ultragen.benchmark.random_weights import SIZES, Sizes
 from ultragen.hardware import GIB
 from ultragen.presets import RESOLUTIONS, ULTRAGEN_SOURCE, WAN, WAN_SOURCE
+from ultragen.weights.random import SIZES, Sizes
 
 PROMPT = "a calm lake under snowy mountains at sunset"
 PIECES = 3  # of a clip, after which decoding takes no more memory: its caches are full

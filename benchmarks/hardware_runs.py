@@ -21,13 +21,13 @@ from hardware_plan import PROMPT, Clip, Files, Plan
 from hardware_results import Entry, Results
 from hardware_tables import coefficients_code
 
-from ultragen import measuring
-from ultragen.autoencoder import denormalize
 from ultragen.benchmark.bench import free_memory
 from ultragen.benchmark.machine import default_dtype
-from ultragen.models import load_models
+from ultragen.model.autoencoder import denormalize
 from ultragen.presets import WAN
-from ultragen.wan import load_text_encoder
+from ultragen.runs import calibrate
+from ultragen.runs.loading import load_models
+from ultragen.weights.wan import load_text_encoder
 
 ROOT = Path(__file__).parents[1]
 
@@ -159,7 +159,7 @@ def measure_coefficients(plan: Plan, results: Results, files: Files) -> None:
         def say(line: str, name: str = name) -> None:
             print(f"coefficients, {name}, {line}", flush=True)
 
-        found = measuring.measure(models, say, plan.measured)
+        found = calibrate.measure(models, say, plan.measured)
         took = perf_counter() - began
         entry = {**asdict(found), "loading": loading, "measured_in_s": took}
         results.add("coefficients", name, entry)

@@ -12,14 +12,9 @@ from typing import Any
 from hardware_results import Entry, read_results
 
 from ultragen.benchmark.outputs import write_whole
-from ultragen.coefficients import Coefficients
-from ultragen.hardware import (
-    GIB,
-    GROWING_VALUES_PER_TOKEN,
-    WAN_PARAMETERS,
-    Memory,
-    Weights,
-)
+from ultragen.estimates.coefficients import Coefficients
+from ultragen.estimates.memory import GROWING_VALUES_PER_TOKEN, WAN_PARAMETERS, Memory, Weights
+from ultragen.hardware import GIB
 from ultragen.presets import WAN
 
 DOC = Path(__file__).parents[1] / "docs" / "hardware.md"

@@ -2,7 +2,7 @@
 
     python benchmarks/long_attention.py [--tokens 171392 261120 685440] [--parts 131072 262144]
 
-`ultragen/kernels/key_parts.py` says how parts become one result. All ways are run in turn, so that
+`ultragen/ops/key_parts.py` says how parts become one result. All ways are run in turn, so that
 a card that becomes hot or slow does so for all. Prints TFLOP/s, medians of some runs, and how far
 the result of the parts is from the whole one.
 """
@@ -17,9 +17,9 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from ultragen import console
 from ultragen.benchmark.bench import once
-from ultragen.kernels.key_parts import attend, attend_in_parts
+from ultragen.cli import console
+from ultragen.ops.key_parts import attend, attend_in_parts
 
 WIDTH = 128  # of a head, as Wan has it
 

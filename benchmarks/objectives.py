@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer
 
-from ultragen import flow
-from ultragen.autoencoder import CompactAutoencoder
+from ultragen.model.autoencoder import CompactAutoencoder
 from ultragen.presets import EMBEDDED_MODEL
+from ultragen.sampling import flow
 from ultragen.training.data import SceneStream, caption_variants, tokenize
 from ultragen.training.muon import RATE, MuonAdamW, hidden_matrices
-from ultragen.training.scenes import render
-from ultragen.training.text import build_text_encoder
-from ultragen.training.transformer import TextToLatents
+from ultragen.training.stages.transformer_stage import TextToLatents
+from ultragen.training.vocabulary import build_text_encoder
+from ultragen.world.renderer import render
 
 LEVELS = (0.2, 0.4, 0.6, 0.8, 0.95)
 HELD_OUT = 48

@@ -25,16 +25,16 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from ultragen import console
+from ultragen.cli import console
 from ultragen.evaluation.instruments import Instruments, load_instruments, measure
+from ultragen.evaluation.metrics import fit_gaussian
 from ultragen.evaluation.rows import REFERENCE as OTHER_SCENES
 from ultragen.evaluation.rows import Maker, Row
 from ultragen.evaluation.scores import RowScores, markdown_table, score_row
-from ultragen.kernels import plain_code
-from ultragen.metrics import fit_gaussian
-from ultragen.models import load_models
-from ultragen.request import Request
-from ultragen.training.heldout import REFERENCE, HeldOutClip, held_out_clips
+from ultragen.ops.dispatch import use
+from ultragen.runs.loading import load_models
+from ultragen.runs.request import Request
+from ultragen.world.heldout import REFERENCE, HeldOutClip, held_out_clips
 
 CLIP = Row("clip", "Clip", "ultragen")
 TITLES = {"before": "Before", "after": "After", "real": "Real clips"}
@@ -44,7 +44,7 @@ TITLES = {"before": "Before", "after": "After", "real": "Real clips"}
 def way(name: str) -> Iterator[None]:
     """What is computed in, and with which code."""
     dtype = {"ULTRAGEN_DTYPE": "float32" if name == "before" else "auto"}
-    with patch.dict(os.environ, dtype), plain_code() if name == "before" else nullcontext():
+    with patch.dict(os.environ, dtype), use("plain") if name == "before" else nullcontext():
         yield
 
 

@@ -25,12 +25,12 @@ from typing import Any
 
 import numpy as np
 
-from ultragen import console
+from ultragen.cli import console
 from ultragen.evaluation.rows import Maker, Row
-from ultragen.models import load_models
-from ultragen.request import Request
-from ultragen.training.heldout import held_out_clips
-from ultragen.windows import Partition
+from ultragen.model.windows import Partition
+from ultragen.runs.loading import load_models
+from ultragen.runs.request import Request
+from ultragen.world.heldout import held_out_clips
 
 CLIP = Row("clip", "Clip", "ultragen")
 TITLES = {

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoTokenizer
 
-from ultragen import console
-from ultragen.clauses import ClauseTextEncoder
+from ultragen.cli import console
+from ultragen.model.text_encoder import ClauseTextEncoder
 from ultragen.presets import EMBEDDED_MODEL
-from ultragen.training.captions import caption
-from ultragen.training.data import HELD_OUT_SEEDS, tokenize
-from ultragen.training.heldout import EVALUATED, named_attributes
-from ultragen.training.world import ALLOWED, sample_scene
+from ultragen.training.data import tokenize
+from ultragen.world.captions import caption
+from ultragen.world.heldout import EVALUATED, named_attributes
+from ultragen.world.scene import ALLOWED, HELD_OUT_SEEDS, sample_scene
 
 NAMES = tuple(ALLOWED)
 UNNAMED = -100  # what cross-entropy leaves out

@@ -17,15 +17,15 @@ from tempfile import TemporaryDirectory
 import torch
 
 from ultragen.benchmark.bench import free_memory
-from ultragen.training.captions import vocabulary
-from ultragen.training.clips import ClipSize
+from ultragen.training.build import build_base_transformer, build_pipeline
+from ultragen.training.clip_sizes import ClipSize
 from ultragen.training.data import Pool
-from ultragen.training.flow_matching import FlowMatchingStage
 from ultragen.training.loop import Trainer
-from ultragen.training.models import build_base_transformer, build_pipeline
-from ultragen.training.options import StageOptions
 from ultragen.training.stage import TrainingConfig
+from ultragen.training.stage_options import StageOptions
+from ultragen.training.stages.flow_matching import FlowMatchingStage
 from ultragen.training.tiny import TINY
+from ultragen.world.captions import vocabulary
 
 
 class RandomClips(FlowMatchingStage):
@@ -60,7 +60,7 @@ def measure(
     stage.recordable = not arguments.eager
     if arguments.uncompiled and name == "ultragen":
         for block in pipeline.transformer.blocks:
-            block.compiled = False
+            del block.enter, block.leave
     with TemporaryDirectory() as folder:
         trainer = Trainer(stage, TrainingConfig(out=Path(folder), log_steps=10**9))
         stage.setup(trainer.accelerator.device, 0, 1)

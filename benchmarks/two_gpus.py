@@ -26,9 +26,9 @@ from torch import Tensor
 
 from ultragen.benchmark.cases import CASES, VARIANTS, Case, Family, Variant, arguments, build
 from ultragen.benchmark.machine import card_name, default_dtype
-from ultragen.guidance import Guidance
 from ultragen.pipeline import UltraGenPipeline
 from ultragen.presets import WAN
+from ultragen.sampling.guidance import Guidance
 
 SIZES = ("2176x3840x29", "1088x1920x81")
 LAYOUTS = ("auto", "released")

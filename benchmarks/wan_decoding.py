@@ -23,8 +23,8 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 from torch.nn import functional as F
 
-from ultragen.strips import Clip, Strips
-from ultragen.wan_decoding import activate, decode_in_strips, decode_wan
+from ultragen.sampling.wan_decoding import activate, decode_in_strips, decode_wan
+from ultragen.sampling.wan_strips import Clip, Strips
 
 Row = dict[str, Any]
 CUDA = torch.cuda.is_available()

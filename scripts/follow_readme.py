@@ -38,7 +38,7 @@ from urllib.request import urlopen
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ultragen.console import run  # noqa: E402
+from ultragen.cli.console import run  # noqa: E402
 from ultragen.presets import MAIN, ULTRAGEN_SOURCE, WAN_SOURCE  # noqa: E402
 
 PAGE_NEEDS = ("gradio", "gradio_client", "spaces")

@@ -14,9 +14,9 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 
-from ultragen.compare import Request, compare, load_models
+from ultragen.runs.compare import Request, compare, load_models
 from ultragen.video import contact_sheet, read_video
-from ultragen.web.layout import PROMPTS
+from ultragen.web.components import PROMPTS
 
 ROOT = Path(__file__).parent.parent
 WIDTH = 720

@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ultragen.compare import Request, compare, load_models
-from ultragen.web.layout import PROMPTS
+from ultragen.runs.compare import Request, compare, load_models
+from ultragen.web.components import PROMPTS
 
 ROOT = Path(__file__).parent.parent
 

@@ -24,9 +24,9 @@ from time import perf_counter
 
 from diffusers import UniPCMultistepScheduler
 
-from ultragen.benchmark.random_weights import SIZES, Noise, builders, make_tokenizer
-from ultragen.checkpoint import save_released
-from ultragen.console import check_free, quiet_libraries, run, whole_results
+from ultragen.cli.console import check_free, quiet_libraries, run, whole_results
+from ultragen.weights.random import SIZES, Noise, builders, make_tokenizer
+from ultragen.weights.released import save_released
 
 NAMES = ("wan", "ultragen_1080p.ckpt")
 PARTS = ("text_encoder", "transformer", "base_transformer", "vae")  # the largest first

@@ -15,9 +15,10 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ultragen.training.captions import caption  # noqa: E402
-from ultragen.training.scenes import render, sample_scene  # noqa: E402
 from ultragen.video import contact_sheet  # noqa: E402
+from ultragen.world.captions import caption  # noqa: E402
+from ultragen.world.renderer import render  # noqa: E402
+from ultragen.world.scene import sample_scene  # noqa: E402
 
 SEEDS = (4, 2, 7, 9, 10, 15, 16, 22, 23, 8, 14, 1)
 SIZE = (400, 225)  # of a picture, which is drawn at twice the size

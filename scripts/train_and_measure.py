@@ -33,7 +33,7 @@ from time import perf_counter
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ultragen.console import run  # noqa: E402
+from ultragen.cli.console import run  # noqa: E402
 from ultragen.presets import EMBEDDED_MODEL  # noqa: E402
 
 SHARED = ("vae", "text_encoder", "tokenizer", "upscaler", "classifier", "base_transformer")

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 from fakes import fake_models, served
+from paths import ROOT
 
 import app
 from ultragen.presets import EMBEDDED_MODEL
 from ultragen.video import probe_video
-
-ROOT = Path(app.__file__).parent
 
 
 def run(*command: object, folder: Path) -> str:
@@ -95,11 +94,8 @@ def test_many_prompts_give_the_same_clips_for_any_number_of_processes(tmp_path):
 
 
 def test_make_examples_writes_what_the_page_shows(tmp_path, monkeypatch):
-    sys.path.insert(0, str(ROOT / "scripts"))
-    try:
-        import make_examples
-    finally:
-        sys.path.pop(0)
+    import make_examples
+
     monkeypatch.setattr(make_examples, "load_models", fake_models)
     monkeypatch.setattr(make_examples, "PROMPTS", make_examples.PROMPTS[:1])
     make_examples.main(["--out", str(tmp_path / "docs")])

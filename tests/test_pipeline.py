@@ -17,12 +17,12 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from tiny import tiny_pipeline, tiny_wan
 
-from ultragen.coordinates import add_coordinates, with_coordinates
-from ultragen.flow import to_velocity
+from ultragen.model.coordinates import add_coordinates, with_coordinates
+from ultragen.model.transformer import UltraGenTransformer3DModel
 from ultragen.pipeline import UltraGenPipeline
-from ultragen.sampling import GenerationError
-from ultragen.training.models import TINY_SIZE
-from ultragen.transformer import UltraGenTransformer3DModel
+from ultragen.sampling.flow import to_velocity
+from ultragen.sampling.sampler import GenerationError
+from ultragen.training.build import TINY_SIZE
 
 SIZE = {"height": 96, "width": 128, "num_frames": 5}
 RUN = {**SIZE, "prompt": "a calm lake", "windows": 2, "num_inference_steps": 3}

@@ -17,21 +17,22 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from commands import ultragen
 from fakes import fake_models, served
+from paths import ROOT
 from released_reference import Sizes, released_weights
 from wan_files import make_wan
 
 import app
-from ultragen import choice, cli, console, models
 from ultragen.hardware import GIB, Hardware
 from ultragen.presets import ULTRAGEN_SOURCE, WAN_SOURCE
-from ultragen.training.captions import vocabulary
-from ultragen.training.heldout import HeldOutClip
-from ultragen.training.models import TINY_SIZE, build_classifier
-from ultragen.training.scenes import ALLOWED
+from ultragen.runs import choice, loading
+from ultragen.training.build import TINY_SIZE, build_classifier
 from ultragen.video import probe_video
+from ultragen.world.captions import vocabulary
+from ultragen.world.heldout import HeldOutClip
+from ultragen.world.scene import ALLOWED
 
-ROOT = Path(app.__file__).parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
 LOCAL = "http://127.0.0.1:7860"
@@ -65,7 +66,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 def run(words: list[str]) -> int:
-    return console.run(lambda: cli.app(words, prog_name="ultragen", standalone_mode=False))
+    return ultragen(*words)
 
 
 @pytest.fixture(autouse=True)
@@ -94,13 +95,13 @@ def test_every_command_is_shown():
     ids=" ".join,
 )
 def test_commands(words, monkeypatch, capsys):
-    from ultragen import measuring
-    from ultragen.coefficients import CPU
-    from ultragen.training import preview
+    from ultragen.estimates.coefficients import CPU
+    from ultragen.runs import calibrate
+    from ultragen.world import preview
 
     monkeypatch.setattr(choice, "find_hardware", lambda: Hardware("cuda", "GPU", 80 * GIB, True))
-    monkeypatch.setattr(models, "load_models", lambda name=None: fake_models())
-    monkeypatch.setattr(measuring, "measure", lambda models, report: CPU)
+    monkeypatch.setattr(loading, "load_models", lambda name=None: fake_models())
+    monkeypatch.setattr(calibrate, "measure", lambda models, report: CPU)
     monkeypatch.setattr(HeldOutClip, "frames", frames_once)
     measure = preview.benchmark
     monkeypatch.setattr(preview, "benchmark", partial(measure, 0.0, (32, 48, 1)))

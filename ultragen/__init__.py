@@ -8,10 +8,12 @@ __version__ = "0.1.0"
 
 # Resolved at first use: `import ultragen` must not take the seconds that torch takes.
 _HOMES = {
-    "CompactAutoencoder": "ultragen.autoencoder",
+    "EMBEDDED_MODEL": "ultragen.presets",
+    "CompactAutoencoder": "ultragen.model.autoencoder",
     "UltraGenPipeline": "ultragen.pipeline",
-    "UltraGenTransformer3DModel": "ultragen.transformer",
-    "UpscalerNetwork": "ultragen.upscale",
+    "UltraGenTransformer3DModel": "ultragen.model.transformer",
+    "UpscalerNetwork": "ultragen.model.upscaler",
+    "encode_video": "ultragen.video",
 }
 
 __all__ = ["__version__", *_HOMES]

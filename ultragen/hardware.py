@@ -8,26 +8,16 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from platform import release
 from typing import Any, Literal
 
-from .presets import RESOLUTIONS, WAN
-from .strips import GIB, Clip
-
-Placement = Literal["whole", "in turn"]
+GIB = 2**30
+RESERVE = GIB  # of the libraries, and of what lies between tensors
 
 AUTO_MEMORY = 20 * GIB  # a card of 24 GB, less what its driver keeps
 ZERO_GPU_MEMORY = 48 * 10**9  # of `large`, whatever the card it is half of says
-MARGIN = 2 * GIB
-RESERVE = GIB  # of the libraries, and of what lies between tensors
 
-# The widest point of a layer is its feed-forward network: its hidden state before and after the
-# activation, beside the stream, its norm in float32 and the result. With the fused kernels it is
-# less, 17,921 (measured, docs/hardware.md); what the allocator keeps beside it is a fifth more, and
-# next to nothing where its segments can grow.
-VALUES_PER_TOKEN = 2 * 8960 + 4 * 1536
-GROWING_VALUES_PER_TOKEN = 18_200
 GROWING, FIXED = "expandable_segments:True", "expandable_segments:False"
 
 
@@ -60,12 +50,6 @@ class Hardware:
     @property
     def bytes_per_value(self) -> int:
         return 2 if self.bfloat16 else 4
-
-    @property
-    def values_per_token(self) -> int:
-        """What a forward pass of the 1.3B model takes beside its weights; the fused kernels, which
-        take less, compute in bfloat16 alone."""
-        return GROWING_VALUES_PER_TOKEN if self.growing and self.bfloat16 else VALUES_PER_TOKEN
 
 
 DTYPES = ("auto", "float32", "bfloat16")
@@ -152,137 +136,6 @@ def _cpu_has(question: str) -> bool:
     # Asked rather than timed: the same machine shall always make the same clip. The functions are
     # not public, and the public one is younger than the oldest torch that we run on.
     return getattr(torch.cpu, question, lambda: False)()
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Sizes of a pipeline's parts, in parameters or bytes."""
-
-    text_encoder: int
-    transformer: int
-    base_transformer: int
-    vae: int
-
-    @property
-    def together(self) -> int:
-        return sum(astuple(self))
-
-    def scaled(self, factor: int) -> Weights:
-        return Weights(*(factor * size for size in astuple(self)))
-
-
-WAN_PARAMETERS = Weights(5_680_910_336, 1_696_002_112, 1_418_996_800, 126_892_531)
-
-
-def weights_of(pipe: Any) -> Weights:
-    """Bytes of a pipeline's parts."""
-
-    def size(part: Any) -> int:
-        return sum(p.numel() * p.element_size() for p in part.parameters()) if part else 0
-
-    return Weights(
-        size(pipe.text_encoder),
-        size(pipe.transformer),
-        size(pipe.base_transformer),
-        size(pipe.vae),
-    )
-
-
-@dataclass(frozen=True)
-class Memory:
-    """A GPU's memory with the 1.3B model in it.
-
-    Attributes:
-        free: Bytes without the model.
-        weights: Bytes of its parts.
-        bytes_per_value: Of the type that is computed in.
-        values_per_token: What a forward pass takes beside its weights.
-    """
-
-    free: int
-    weights: Weights
-    bytes_per_value: int = 2
-    values_per_token: int = VALUES_PER_TOKEN
-
-    def peak(self, placement: Placement, height: int, width: int, frames: int) -> int:
-        """Bytes that a clip can't be made without; decoding takes more where more are free."""
-        tokens = (frames + 3) // 4 * (height // 16) * (width // 16)
-        layers = tokens * self.values_per_token * self.bytes_per_value
-        decoding = Clip(height, width, (frames + 3) // 4, self.bytes_per_value).least_memory
-        sizes = self.weights
-        if placement == "whole":
-            return RESERVE + sizes.together + max(layers, decoding)
-        transformer = max(sizes.transformer, sizes.base_transformer)
-        return RESERVE + max(sizes.text_encoder, transformer + layers, sizes.vae + decoding)
-
-    @property
-    def smallest(self) -> int:
-        """Bytes without which not even the smallest clip can be made."""
-        size = RESOLUTIONS["544p"]
-        return self.peak("in turn", size.height, size.width, 5)
-
-    def place(self) -> Placement:
-        """All parts on the GPU where the model's own clip fits beside them, else one at a time,
-        in the order in which they are needed.
-
-        Raises:
-            ValueError: if not even that is enough.
-        """
-        size = RESOLUTIONS[WAN.resolution]
-        needed = self.peak("whole", size.height, size.width, WAN.num_frames)
-        if needed + MARGIN <= self.free:  # a card that it just fits would end longer clips
-            return "whole"
-        if self.smallest <= self.free:
-            return "in turn"
-        raise ValueError(
-            f"The model needs {gib(self.smallest)} of GPU memory at least, and {gib(self.free)} "
-            "are free: take a larger GPU, or the embedded model, ULTRAGEN_MODEL=embedded."
-        )
-
-    def check(self, placement: Placement, resolution: str, frames: int) -> None:
-        """Checks that a clip fits.
-
-        Raises:
-            ValueError: if it does not, with smaller ones that do.
-        """
-        size = RESOLUTIONS[resolution]
-        needed = self.peak(placement, size.height, size.width, frames)
-        if needed <= self.free:
-            return
-        smaller = " or ".join(self.smaller(placement, resolution, frames)) or "the embedded model"
-        raise ValueError(
-            f"{resolution} with {frames} frames needs about {gib(needed)} of GPU memory, and "
-            f"{gib(self.free)} are there: choose {smaller}."
-        )
-
-    def clearly_smaller(self, placement: Placement, resolution: str, frames: int) -> list[str]:
-        """What to try after a clip that should have fitted did not: clips that take a fifth less of
-        what is not weights."""
-        size = RESOLUTIONS[resolution]
-        peak = self.peak(placement, size.height, size.width, frames)
-        least = self.peak(placement, 16, 16, 1)
-        return replace(self, free=int(least + 0.8 * (peak - least))).smaller(
-            placement, resolution, frames
-        )
-
-    def smaller(self, placement: Placement, resolution: str, frames: int) -> list[str]:
-        """The longest clip of this size that fits, and the largest smaller one."""
-        names = list(RESOLUTIONS)
-        below = [name for name in reversed(names) if names.index(name) < names.index(resolution)]
-        fewer = range(frames - 4, 4, -4)
-        found = []
-        for options in (
-            [(resolution, count) for count in fewer],
-            [(name, count) for name in below for count in (frames, *fewer)],
-        ):
-            fits = (
-                f"{name} with {count} frames"
-                for name, count in options
-                if self.peak(placement, RESOLUTIONS[name].height, RESOLUTIONS[name].width, count)
-                <= self.free
-            )
-            found += [next(fits, "")]
-        return [text for text in found if text]
 
 
 def free_memory(device: Any) -> float:

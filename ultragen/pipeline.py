@@ -16,14 +16,21 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
-from . import clauses  # noqa: F401 - diffusers loads from modules that are imported alone
-from .autoencoder import CompactAutoencoder
-from .decoding import OutputType, decode_pieces, join_pieces
-from .flow import Prediction
-from .fp8 import check_machine, quantize
-from .guidance import Guidance
+# diffusers finds the modules that `model_index.json` names among those that are imported already.
+# Pipelines that were saved before the package had rooms name these.
+import ultragen.autoencoder
+import ultragen.clauses
+import ultragen.transformer  # noqa: F401
+
 from .hardware import is_out_of_memory
-from .inputs import (
+from .model.autoencoder import CompactAutoencoder
+from .model.fp8 import check_machine, quantize
+from .model.transformer import UltraGenTransformer3DModel
+from .model.window_plan import WindowMotion
+from .sampling.decoding import OutputType, decode_pieces, join_pieces
+from .sampling.flow import Prediction
+from .sampling.guidance import Guidance
+from .sampling.inputs import (
     Texts,
     check_frames,
     check_model_windows,
@@ -35,11 +42,9 @@ from .inputs import (
     pair_texts,
     starting_noise,
 )
-from .layout import WindowMotion
-from .part_files import check_pipeline
-from .sampling import FlowSampler
-from .transformer import UltraGenTransformer3DModel
-from .wan import load_wan
+from .sampling.sampler import FlowSampler
+from .weights.folders import check_pipeline
+from .weights.wan import load_wan
 
 StepCallback = Callable[["UltraGenPipeline", int, Tensor, dict[str, Any]], dict[str, Any] | None]
 

@@ -14,7 +14,7 @@ import torch
 from ..hardware import is_out_of_memory
 from .cases import DENSE, PLAIN, VAE_VARIANTS, VARIANTS, Case
 from .parts import device_clock
-from .results import CaseResult, Measurement, Report
+from .records import CaseResult, Measurement, Report
 
 PARTS_STEP = "parts"
 SKIPPABLE = (

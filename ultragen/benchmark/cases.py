@@ -12,9 +12,10 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
-from ..checkpoint import cast_weights
+from ..model import wan_1_3b
+from ..model.transformer import UltraGenTransformer3DModel
 from ..presets import EMBEDDED_MODEL
-from ..transformer import UltraGenTransformer3DModel
+from ..weights.released import cast_weights
 
 DENSE = "dense"
 PLAIN, TILED, OURS = VAE_VARIANTS = ("plain", "tiled", "ours")
@@ -23,17 +24,7 @@ Family = Literal["wan", "embedded", "tiny"]
 Kind = Literal["forward", "vae", "run"]
 
 WIDTHS: dict[Family, dict[str, Any]] = {
-    "wan": {  # Wan2.1-T2V-1.3B
-        "patch_size": (1, 2, 2),
-        "num_attention_heads": 12,
-        "attention_head_dim": 128,
-        "in_channels": 16,
-        "out_channels": 16,
-        "text_dim": 4096,
-        "freq_dim": 256,
-        "ffn_dim": 8960,
-        "num_layers": 30,
-    },
+    "wan": wan_1_3b.TRANSFORMER,
     "tiny": {
         "patch_size": (1, 2, 2),
         "num_attention_heads": 2,
@@ -49,8 +40,8 @@ WIDTHS: dict[Family, dict[str, Any]] = {
         "window_size": (4.0, 6.0),
     },
 }
-TEXT_TOKENS: dict[Family, int] = {"wan": 512, "embedded": 64, "tiny": 8}
-LATENT_SCALE: dict[Family, int] = {"wan": 8, "embedded": 16, "tiny": 8}
+TEXT_TOKENS: dict[Family, int] = {"wan": wan_1_3b.TEXT_TOKENS, "embedded": 64, "tiny": 8}
+LATENT_SCALE: dict[Family, int] = {"wan": wan_1_3b.PIXELS_PER_LATENT, "embedded": 16, "tiny": 8}
 """Rows, and columns, of pixels that one latent covers."""
 
 
@@ -71,11 +62,8 @@ class Variant:
 
 def released(full_attention_layers: tuple[int, ...]) -> Variant:
     """The layout of the published checkpoint, whose first and last layers are dense."""
-    config = {
-        "full_attention_layers": full_attention_layers,
-        "uneven": "resize",
-        "global_keys_from": "query",
-    }
+    layout = {name: wan_1_3b.RELEASED[name] for name in ("uneven", "global_keys_from")}
+    config = {"full_attention_layers": full_attention_layers, **layout}
     return Variant("released", 4, config)
 
 
@@ -84,7 +72,7 @@ AUTO = Variant("auto", "auto")
 DENSE_VARIANT = Variant(DENSE, None)
 # The dense model comes last: where time runs out, it is the one to go without.
 VARIANTS: dict[Family, tuple[Variant, ...]] = {
-    "wan": (PAPER, AUTO, released((0, 1, 2, 27, 28, 29)), DENSE_VARIANT),
+    "wan": (PAPER, AUTO, released(wan_1_3b.FULL_ATTENTION_LAYERS), DENSE_VARIANT),
     "embedded": (PAPER, AUTO, DENSE_VARIANT),
     "tiny": (PAPER, AUTO, released((0, 3)), DENSE_VARIANT),
 }

@@ -13,7 +13,7 @@ from .bench import PARTS_STEP, Bench
 from .cases import VARIANTS, Case, Variant, arguments, build
 from .machine import default_dtype
 from .parts import PartMeter, count_operations, device_clock
-from .results import Measurement, Part
+from .records import Measurement, Part
 
 PASSES = 3  # with marks inside, of which the median one is shown
 

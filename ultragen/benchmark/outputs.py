@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .results import Report
+from .records import Report
 from .tables import Table, markdown
 
 

@@ -49,7 +49,7 @@ MODULES = (
     (r"blocks\.\d+", "modulation and norms"),
     (r"blocks\.\d+\.attn1\.(to_q|to_k|to_v|to_out\.0)", "projections"),
     (r"blocks\.\d+\.attn1\.norm_[qk]", "query and key norms"),
-    (r"blocks\.\d+\.attn1\.branches\.\w+\.lora_[qkv]", "low-rank updates"),
+    (r"blocks\.\d+\.attn1\.branches\.\w+\.lora_[qkv]\.lora_[AB]", "low-rank updates"),
     (r"blocks\.\d+\.attn1\.branches\.\w+\.compression", "compression"),
     (r"blocks\.\d+\.attn1\.branches\.\w+\.decompression", "decompression"),
     (r"blocks\.\d+\.attn2", "cross-attention projections"),
@@ -59,20 +59,19 @@ MODULES = (
 
 FUNCTIONS = {
     "diffusers.models.attention_dispatch.dispatch_attention_fn": ATTENTION,
-    "ultragen.kernels.whole_tiles.attention": ATTENTION,
-    "ultragen.kernels.whole_tiles.merge": "window order",
+    "ultragen.ops.triton_whole_tiles.attention": ATTENTION,
+    "ultragen.ops.triton_whole_tiles.merge": "window order",
     "diffusers.models.transformers.transformer_wan.WanAttnProcessor.__call__.<locals>."
     "apply_rotary_emb": "rotary positions",
-    "ultragen.attention.apply_rotary": "rotary positions",
-    "ultragen.compression.resize": "resizing",
-    "ultragen.attention.CompressedBranch.decompress": "decompression",
-    "ultragen.attention.WindowAttnProcessor._attend": "window order",
-    "ultragen.attention.updated": "projections",
-    "ultragen.attention.cut": "window order",
-    "ultragen.attention.join": "window order",
-    "ultragen.windows.split_windows": "window order",
-    "ultragen.kernels.compression.decompress_and_fuse": "decompression",
-    "ultragen.kernels.rotary_norm.rotary_norm": "query and key norms",
+    "ultragen.ops.rotary_norm.apply_rotary": "rotary positions",
+    "ultragen.ops.interpolation.resize": "resizing",
+    "ultragen.ops.decompress.decompress": "decompression",
+    "ultragen.model.attention.WindowAttnProcessor._attend": "window order",
+    "ultragen.ops.linear.updated_linear": "projections",
+    "ultragen.ops.window_order.split_windows": "window order",
+    "ultragen.ops.window_order.merge_windows": "window order",
+    "ultragen.ops.triton_decompress.decompress_and_fuse": "decompression",
+    "ultragen.ops.triton_rotary_norm.rotary_norm": "query and key norms",
 }
 """Functions, and the parts that they are; the attention belongs to the branch that calls it."""
 
@@ -190,7 +189,7 @@ class PartMeter:
         def stop(*_: object) -> None:
             self._pop()
 
-        # Linear layers whose arithmetic is done elsewhere stay so, see `linear.is_bare`.
+        # Linear layers whose arithmetic is done elsewhere stay so, see `ops.layer_checks`.
         start.passive = stop.passive = True  # type: ignore[attr-defined]
         for handle in (
             module.register_forward_pre_hook(start),

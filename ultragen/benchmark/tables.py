@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from .parts import PARTS
-from .results import CaseResult, Change, Measurement, Report
+from .records import CaseResult, Change, Measurement, Report
 
 NOTHING = "–"
 PIPE_WIDTH = 160  # columns where there is no terminal to ask

@@ -9,16 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..classifier import AttributeClassifier, load_classifier, spread
-from ..features import (
-    Device,
-    classifier_frames,
-    digest,
-    load_clip,
-    load_perceptual,
-    load_tube_network,
-)
-from ..metrics import (
+from ..model.classifier import AttributeClassifier, load_classifier, spread
+from .metrics import (
     DetailError,
     FrameFeatures,
     FrameNetwork,
@@ -29,6 +21,14 @@ from ..metrics import (
     clip_score,
     temporal_consistency,
     to_tensor,
+)
+from .networks import (
+    Device,
+    classifier_frames,
+    digest,
+    load_clip,
+    load_perceptual,
+    load_tube_network,
 )
 from .rows import Case
 from .scores import ClipScores

@@ -11,10 +11,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from ..compare import encode_text, make_clips, resolve_windows
-from ..models import Models
-from ..progress import RunState
-from ..request import Request
+from ..runs.compare import encode_text, make_clips, resolve_windows
+from ..runs.loading import Models
+from ..runs.progress import RunState
+from ..runs.request import Request
 from ..video import crop_rows
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..metrics import Gaussian, SampleDistance
+from .metrics import Gaussian, SampleDistance
 
 RESAMPLES = 100
 LEVEL = 0.95

@@ -11,15 +11,15 @@ import torch
 from diffusers import WanTransformer3DModel
 from transformers import AutoTokenizer
 
-from ..autoencoder import CompactAutoencoder
-from ..classifier import AttributeClassifier
-from ..clauses import ClauseTextEncoder
+from ..model.autoencoder import CompactAutoencoder
+from ..model.classifier import AttributeClassifier
+from ..model.text_encoder import ClauseTextEncoder
+from ..model.transformer import UltraGenTransformer3DModel
+from ..model.upscaler import UpscalerNetwork
 from ..pipeline import UltraGenPipeline
-from ..transformer import UltraGenTransformer3DModel
-from ..upscale import UpscalerNetwork
-from .distill import DISTILLED
-from .models import ModelSize, build_scheduler
-from .options import StageOptions
+from .build import ModelSize, build_scheduler
+from .stage_options import StageOptions
+from .stages.distillation import DISTILLED
 
 SHARD_SIZE = "8MB"
 

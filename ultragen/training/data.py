@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..autoencoder import CompactAutoencoder, normalize
-from .captions import WEATHERS, caption
-from .scenes import Scene, render, sample_scene
+from ..model.autoencoder import CompactAutoencoder, normalize
+from ..world.captions import WEATHERS, caption
+from ..world.renderer import render
+from ..world.scene import HELD_OUT_SEEDS, Scene, sample_scene
 
-# Scenes with these seeds are never trained on: previews, tests and measurements use them.
-HELD_OUT_SEEDS = range(1_000_000)
 FAIR = ("clear", "scattered")
 
 

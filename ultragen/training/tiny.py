@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .clips import ClipSize
-from .models import TINY_SIZE
-from .options import StageOptions
+from .build import TINY_SIZE
+from .clip_sizes import ClipSize
+from .stage_options import StageOptions
 
 TINY = StageOptions(
     size=TINY_SIZE,

@@ -10,8 +10,8 @@ import gradio as gr
 from gradio.components.api_component import Api
 from gradio_client.utils import python_type_to_json_schema
 
-from ..compare import Progress
-from ..worker import Failed, Finished
+from ..runs.compare import Progress
+from ..runs.worker import Failed, Finished
 from .runs import GpuPart, Runs
 from .settings import SETTINGS, problem, validated
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import gradio as gr
 
-from ..compare import Result
+from ..runs.compare import Result
 from . import views
-from .layout import Layout
+from .components import Layout
 from .settings import SETTINGS, Updates
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from threading import Event
 from time import monotonic
 
-from ..compare import Clips, Models, Progress, Request, Result, generate, job, write
-from ..cost import gpu_seconds
-from ..worker import Failed, Finished, stream
+from ..estimates.cost import gpu_seconds
+from ..runs.compare import Clips, Models, Progress, Request, Result, generate, job, write
+from ..runs.worker import Failed, Finished, stream
 
 GpuPart = Callable[[Request], Iterator[Progress | Finished[Clips] | Failed | None]]
 Items = Iterator[Progress | Finished[Result] | Failed | None]

@@ -9,12 +9,12 @@ from typing import Any
 
 import gradio as gr
 
-from ..compare import Models, Request, job
 from ..presets import RESOLUTIONS
-from ..request import MAX_PROMPT, UPSCALERS
-from ..tiers import offers
+from ..runs.compare import Models, Request, job
+from ..runs.request import MAX_PROMPT, UPSCALERS
+from ..runs.zerogpu import offers
 from . import views
-from .layout import Layout
+from .components import Layout
 
 SETTINGS = [field.name for field in fields(Request)]
 Updates = dict[Any, Any]

@@ -7,9 +7,9 @@ from html import escape
 from itertools import accumulate
 from pathlib import Path
 
-from ..cost import STAGES, fitting_tiers, full_pairs, gpu_duration, native_pairs
-from ..progress import Progress
-from ..windows import even_partition
+from ..estimates.cost import STAGES, fitting_tiers, full_pairs, gpu_duration, native_pairs
+from ..model.windows import even_partition
+from ..runs.progress import Progress
 
 FOLDER = Path(__file__).parent
 KINDS = {

@@ -1,0 +1,139 @@
+"""Bad input: a message with the values and the way out."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ultragen.presets import EMBEDDED, RESOLUTIONS, WAN
+from ultragen.runs.request import MAX_SEED, Request
+
+PROMPT = "a calm lake"
+
+
+def check(**settings) -> Request:
+    return Request(**{"prompt": PROMPT, **settings}).validate(EMBEDDED)
+
+
+def test_defaults_are_the_models():
+    request = check()
+    assert request.num_inference_steps == EMBEDDED.num_inference_steps
+    assert request.guidance_scale == EMBEDDED.guidance_scale
+    assert request.negative_prompt == EMBEDDED.negative_prompt
+    assert request.windows == "auto"
+    assert request.validate(EMBEDDED) == request
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"prompt": ""}, ["empty", "describe"]),
+        ({"prompt": " \n\t "}, ["empty"]),
+        ({"prompt": "\u200b\u200d"}, ["empty"]),
+        ({"prompt": None}, ["prompt", "text"]),
+        ({"prompt": 7}, ["prompt", "7"]),
+        ({"prompt": "x" * 10_000}, ["10,000", "2,000", "8,000"]),
+        ({"prompt": "a\x00b"}, ["U+0000", "position 2"]),
+        ({"prompt": "a \x1b[31m lake"}, ["U+001B"]),
+        ({"prompt": "\ud800"}, ["U+D800"]),
+        ({"negative_prompt": "y" * 2001}, ["negative_prompt", "2,001"]),
+        ({"negative_prompt": ["a"]}, ["negative_prompt", "text"]),
+        ({"resolution": "999p"}, ["999p", "544p, 720p, 1080p, 2k, 4k"]),
+        ({"resolution": 544}, ["544", "720p"]),
+        ({"num_frames": 18}, ["18", "17 or 21", "33"]),
+        ({"num_frames": 32}, ["29 or 33"]),
+        ({"num_frames": 0}, ["0", "1"]),
+        ({"num_frames": -3}, ["-3", "1"]),
+        ({"num_frames": 37}, ["37", "33"]),
+        ({"num_frames": 17.5}, ["17.5", "whole"]),
+        ({"num_frames": "17"}, ["'17'", "whole"]),
+        ({"num_frames": True}, ["True", "whole"]),
+        ({"windows": 3}, ["3", "2", "4"]),
+        ({"windows": "5"}, ["5", "4", "6"]),
+        ({"windows": 0}, ["0", "2"]),
+        ({"windows": 64}, ["17 × 30", "16"]),
+        ({"windows": "many"}, ["many", "auto"]),
+        ({"windows": None}, ["None", "auto"]),
+        ({"windows": 2.5}, ["2.5", "auto"]),
+        ({"num_inference_steps": 0}, ["0", "1", "100"]),
+        ({"num_inference_steps": 10_000}, ["10000", "100"]),
+        ({"num_inference_steps": "ten"}, ["'ten'"]),
+        ({"guidance_scale": float("nan")}, ["nan", "1", "20"]),
+        ({"guidance_scale": float("inf")}, ["inf"]),
+        ({"guidance_scale": -1}, ["-1"]),
+        ({"guidance_scale": 1e9}, ["1000000000", "20"]),
+        ({"guidance_scale": "3"}, ["'3'"]),
+        ({"seed": -1}, ["-1", "0"]),
+        ({"seed": MAX_SEED + 1}, ["seed", str(MAX_SEED)]),
+        ({"seed": 10**400}, ["seed", "..."]),
+        ({"seed": "seven"}, ["'seven'", "whole"]),
+        ({"seed": 3.7}, ["3.7"]),
+        ({"seed": float("nan")}, ["nan"]),
+        ({"upscaler": "magic"}, ["magic", "network, lanczos"]),
+        ({"upscaler": "/nowhere/x.pth"}, ["/nowhere/x.pth"]),
+        ({"upscaler": None}, ["None"]),
+        ({"base_native": True}, ["True", "off, on"]),
+    ],
+)
+def test_what_cannot_be_used_is_refused_with_the_way_out(settings, words):
+    with pytest.raises(ValueError) as error:
+        check(**settings)
+    for word in words:
+        assert word in str(error.value)
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "value"),
+    [
+        ({"prompt": "  a\tcalm\n lake "}, "prompt", "a calm lake"),
+        ({"prompt": "<script>alert(1)</script> 🏔️ & lake"}, "prompt",
+         "<script>alert(1)</script> 🏔️ & lake"),
+        ({"prompt": "👩‍🌾"}, "prompt", "👩‍🌾"),
+        ({"prompt": "x" * 2000}, "prompt", "x" * 2000),
+        ({"negative_prompt": ""}, "negative_prompt", ""),
+        ({"resolution": "4K"}, "resolution", "4k"),
+        ({"resolution": None}, "resolution", "544p"),
+        ({"num_frames": None}, "num_frames", 17),
+        ({"num_frames": 17.0}, "num_frames", 17),
+        ({"num_frames": 1}, "num_frames", 1),
+        ({"windows": "4"}, "windows", 4),
+        ({"windows": "AUTO"}, "windows", "auto"),
+        ({"windows": 16}, "windows", 16),
+        ({"guidance_scale": 1}, "guidance_scale", 1.0),
+        ({"seed": MAX_SEED}, "seed", MAX_SEED),
+        ({"base_native": "on"}, "base_native", "on"),
+    ],
+)  # fmt: skip
+def test_what_can_be_used_is_kept(settings, name, value):
+    assert getattr(check(**settings), name) == value
+
+
+def test_the_grid_of_the_larger_model_is_finer():
+    assert Request(PROMPT, windows=32).validate(WAN).windows == 32
+
+
+def test_the_defaults_of_the_larger_model_are_its_own():
+    request = Request(PROMPT).validate(WAN)
+    assert (request.resolution, request.num_frames) == ("1080p", 81)
+    assert (request.num_inference_steps, request.guidance_scale) == (30, 5.0)
+    assert request.negative_prompt == WAN.negative_prompt
+    assert request.token_grid(WAN) == (68, 120)
+    assert (request.size, request.frames) == (RESOLUTIONS["1080p"], 81)
+    assert Request(PROMPT, num_frames=121).validate(WAN).frames == 121
+    with pytest.raises(ValueError, match="from 1 to 121, not 125"):
+        Request(PROMPT, num_frames=125).validate(WAN)
+
+
+def test_metadata_gives_the_request_back():
+    request = check(prompt="ein See 🏔️", windows=4, seed=5, guidance_scale=2.5)
+    metadata = {"request": request.to_dict(), "other": 1}
+    assert Request.from_metadata(metadata) == request
+    assert Request.from_metadata(json.dumps(metadata)) == request
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"request": {"prompt": "x"}}', '{"request": 3}'])
+def test_other_json_is_no_metadata(text):
+    with pytest.raises(ValueError, match="metadata"):
+        Request.from_metadata(text)

@@ -1,0 +1,115 @@
+"""Pipelines that were saved before the package had rooms load, and so do those saved since."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from diffusers import DiffusionPipeline
+from diffusers.pipelines import pipeline_loading_utils
+from diffusers.pipelines.pipeline_loading_utils import _fetch_class_library_tuple
+from paths import ROOT
+from tiny import tiny_pipeline
+
+from ultragen.model.autoencoder import CompactAutoencoder
+from ultragen.model.classifier import AttributeClassifier
+from ultragen.model.text_encoder import ClauseTextEncoder
+from ultragen.model.transformer import UltraGenTransformer3DModel
+from ultragen.model.upscaler import UpscalerNetwork
+
+# What `model_index.json` held in versions before the rooms.
+OLD = {
+    "text_encoder": "ultragen.clauses",
+    "transformer": "ultragen.transformer",
+    "vae": "ultragen.autoencoder",
+}
+SAVABLE = (
+    AttributeClassifier,
+    ClauseTextEncoder,
+    CompactAutoencoder,
+    UltraGenTransformer3DModel,
+    UpscalerNetwork,
+)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "pipeline"
+    tiny_pipeline().save_pretrained(folder)
+    return folder
+
+
+def load_in_a_fresh_process(folder: Path) -> str:
+    """The classes that a process finds which knows nothing but the pipeline's own class."""
+    code = (
+        "import sys; from ultragen import UltraGenPipeline;"
+        "pipe = UltraGenPipeline.from_pretrained(sys.argv[1]);"
+        "print(*(type(p).__name__ for p in (pipe.text_encoder, pipe.transformer, pipe.vae)))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    return ended.stdout.split("\n")[-2]
+
+
+FOUND = "ClauseTextEncoder UltraGenTransformer3DModel CompactAutoencoder"
+
+
+def test_a_pipeline_of_today_names_the_rooms_and_loads(saved):
+    index = json.loads((saved / "model_index.json").read_text())
+    assert {name: index[name][0] for name in OLD} == {
+        "text_encoder": "ultragen.model.text_encoder",
+        "transformer": "ultragen.model.transformer",
+        "vae": "ultragen.model.autoencoder",
+    }
+    assert load_in_a_fresh_process(saved) == FOUND
+
+
+def test_a_pipeline_from_before_the_rooms_loads(saved):
+    path = saved / "model_index.json"
+    index = json.loads(path.read_text())
+    try:
+        old = {name: [module, index[name][1]] for name, module in OLD.items()}
+        path.write_text(json.dumps({**index, **old}))
+        assert load_in_a_fresh_process(saved) == FOUND
+    finally:
+        path.write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("kind", SAVABLE, ids=lambda kind: kind.__name__)
+def test_what_diffusers_writes_is_the_class_s_own_module(kind):
+    """Not the name of a folder of `diffusers.pipelines` that one of our folders shares."""
+    module = type("Part", (), {"__module__": kind.__module__})()
+    library, _ = _fetch_class_library_tuple(module)
+    assert library == kind.__module__
+    assert getattr(import_module(library), kind.__name__) is kind
+
+
+def test_no_room_is_called_like_a_pipeline_of_diffusers():
+    from diffusers import pipelines
+
+    folders = [path.name for path in (ROOT / "ultragen").rglob("*") if path.is_dir()]
+    assert [name for name in folders if hasattr(pipelines, name)] == []
+
+
+@pytest.mark.parametrize("module", [*OLD.values(), "ultragen.model.transformer"])
+def test_what_diffusers_reads_beside_a_class_is_there(module):
+    """The library's own class, which tells how a component is loaded."""
+    kinds = pipeline_loading_utils.ALL_IMPORTABLE_CLASSES
+    assert any(hasattr(import_module(module), name) for name in kinds)
+
+
+def test_diffusers_alone_does_not_import_a_package_that_a_folder_names(saved):
+    """Which is why `UltraGenPipeline.from_pretrained` is the way (diffusers 0.42.1)."""
+    code = (
+        "import sys; from diffusers import DiffusionPipeline;"
+        "DiffusionPipeline.from_pretrained(sys.argv[1])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(saved)], cwd=ROOT, capture_output=True)
+    assert ended.returncode != 0
+    assert issubclass(import_module("ultragen.pipeline").UltraGenPipeline, DiffusionPipeline)

@@ -1,0 +1,426 @@
+"""The page's API and what the page says, against a launched app with a stand-in model."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+from types import SimpleNamespace
+
+import gradio as gr
+import httpx
+import pytest
+from fakes import fake_models, served
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+from paths import ROOT
+
+import app
+from ultragen.presets import EMBEDDED, RESOLUTIONS
+from ultragen.runs.compare import Progress, Request, generate, job
+from ultragen.runs.worker import Finished
+from ultragen.video import probe_video
+from ultragen.web import views
+from ultragen.web.runs import Runs
+from ultragen.web.settings import name_unknown_words, refresh, seconds_by_resolution
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    with served(fake_models(), tmp_path_factory.mktemp("runs")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def client(url, tmp_path_factory):
+    return Client(url, verbose=False, download_files=tmp_path_factory.mktemp("downloads"))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The page without a server."""
+    made = app.Page(fake_models(), tmp_path_factory.mktemp("runs"))
+    made.build()
+    return made
+
+
+def settings(**changes) -> list:
+    return list(
+        Request(**{"prompt": "a calm lake", **changes}).validate(EMBEDDED).to_dict().values()
+    )
+
+
+# API
+
+
+def test_the_api_is_one_endpoint_with_defaults_for_all_but_the_prompt(client):
+    api = client.view_api(return_format="dict", print_info=False)
+    assert list(api["named_endpoints"]) == ["/generate"]
+    endpoint = api["named_endpoints"]["/generate"]
+    defaults = {
+        p["parameter_name"]: (p["parameter_has_default"], p["parameter_default"])
+        for p in endpoint["parameters"]
+    }
+    assert defaults == {
+        "prompt": (False, None),
+        "resolution": (True, None),
+        "windows": (True, "auto"),
+        "num_frames": (True, None),
+        "seed": (True, 0),
+        "num_inference_steps": (True, None),
+        "guidance_scale": (True, None),
+        "negative_prompt": (True, None),
+        "upscaler": (True, "network"),
+        "base_native": (True, "off"),
+    }
+    returned = [value["label"] for value in endpoint["returns"]]
+    assert returned == ["native", "upscaled", "side_by_side", "metadata"]
+
+
+def test_generate_returns_three_files_and_the_metadata(client):
+    native, upscaled, side_by_side, metadata = client.predict(
+        prompt="a calm lake", num_frames=5, seed=7, api_name="/generate"
+    )
+    for path, width in ((native, 960), (upscaled, 960), (side_by_side, 1920)):
+        info = probe_video(Path(path))
+        assert (info.width, info.height, info.num_frames) == (width, 544, 5)
+    assert Request.from_metadata(metadata).seed == 7
+    assert metadata["seconds"]["total"] > 0
+
+
+def test_runs_through_plain_http_do_not_touch_each_others_files(url):
+    clips = {}
+    for seed in (1, 2):
+        given = {"prompt": "a calm lake", "num_frames": 1, "num_inference_steps": 1, "seed": seed}
+        call = f"{url}/gradio_api/call/v2/generate"
+        event = httpx.post(call, json=given).json()["event_id"]
+        answer = httpx.get(f"{call}/{event}", timeout=60).text
+        assert "event: complete" in answer, answer
+        last = [line for line in answer.splitlines() if line.startswith("data:")][-1]
+        native = json.loads(last.removeprefix("data:"))[0]
+        clips[native["url"]] = httpx.get(native["url"]).content
+    assert len(clips) == 2
+    for address, content in clips.items():
+        assert content[4:8] == b"ftyp"
+        assert httpx.get(address).content == content
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"prompt": "  "}, "empty"),
+        ({"prompt": "x" * 10_000}, "10,000"),
+        ({"prompt": None}, "text"),
+        ({"prompt": "a\x00b"}, r"U\+0000"),
+        ({"resolution": "8k"}, "544p, 720p, 1080p, 2k, 4k"),
+        ({"windows": "3"}, "even"),
+        ({"windows": 64}, "17 × 30"),
+        ({"num_frames": 18}, "17 or 21"),
+        ({"num_frames": "many"}, "whole number"),
+        ({"num_inference_steps": 0}, "from 1 to 100"),
+        ({"num_inference_steps": 10_000}, "from 1 to 100"),
+        ({"guidance_scale": 1e9}, r"from 1 \(off\) to 20"),
+        ({"guidance_scale": -1}, r"from 1 \(off\) to 20"),
+        ({"guidance_scale": [3]}, "number"),
+        ({"seed": -1}, "from 0"),
+        ({"seed": "seven"}, "whole number"),
+        ({"seed": 10**30}, "from 0"),
+        ({"upscaler": "/etc/passwd"}, "network or lanczos"),
+        ({"base_native": "maybe"}, "off, on"),
+        ({"resolution": "<img src=x>"}, "&lt;img"),
+    ],
+)
+def test_bad_input_through_the_api_gets_a_message_with_the_way_out(client, arguments, words):
+    with pytest.raises(AppError, match=words):
+        client.predict(**{"prompt": "a calm lake", **arguments}, api_name="/generate")
+
+
+def test_html_and_emoji_are_a_prompt_like_any_other(client):
+    prompt = "<script>alert('x')</script> a calm lake 🏔️"
+    *_, metadata = client.predict(
+        prompt=prompt, num_frames=1, num_inference_steps=1, api_name="/generate"
+    )
+    assert metadata["request"]["prompt"] == prompt
+
+
+def test_a_failing_run_gives_its_reason(tmp_path):
+    with served(fake_models(damage="black"), tmp_path) as address:
+        client = Client(address, verbose=False)
+        with pytest.raises(AppError, match="every frame is black"):
+            client.predict(prompt="a calm lake", num_frames=1, api_name="/generate")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_api_is_a_tool_for_agents(url):
+    pytest.importorskip("mcp")
+    tools = httpx.get(f"{url}/gradio_api/mcp/schema").json()
+    assert [tool["name"].endswith("generate") for tool in tools] == [True]
+    assert "natively" in tools[0]["description"]
+    described = tools[0]["inputSchema"]["properties"]
+    assert "description" in described["prompt"]
+    assert set(described) == set(app.SETTINGS)
+
+
+# The page
+
+
+def test_refresh_tells_the_cost_of_every_resolution(page):
+    updates = refresh(page.ui, page.models, *settings())
+    assert updates[page.ui.costs].count("≈") == len(RESOLUTIONS)
+    seconds = seconds_by_resolution(
+        page.models, Request(**dict(zip(app.SETTINGS, settings(), strict=True)))
+    )
+    assert seconds == sorted(seconds)
+    assert len(set(seconds)) == len(RESOLUTIONS)
+    assert "About" in updates[page.ui.estimate]
+    drawing = updates[page.ui.drawing]
+    assert "2 × 2 windows in even layers" in drawing
+    assert "3 × 3 windows in odd layers" in drawing
+
+
+def test_refresh_says_which_setting_is_wrong(page):
+    values = settings()
+    values[app.SETTINGS.index("num_frames")] = 18
+    assert "17 or 21" in refresh(page.ui, page.models, *values)[page.ui.estimate]
+
+
+def test_what_visitors_typed_is_escaped(page):
+    shown = name_unknown_words(page.models, "<img/src=x/onerror=alert(1)> a calm lake")
+    assert "<img" not in shown
+    assert "&lt;img" in shown
+    assert name_unknown_words(page.models, "a calm lake") == ""
+    card = views.notice("bad", "<b>", "<script>")
+    assert "<b>" not in card
+    assert "<script>" not in card
+
+
+def test_zero_gpu_visitors_are_told_who_can_run_it(page, monkeypatch):
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    few = refresh(page.ui, page.models, *settings(num_inference_steps=1))[page.ui.estimate]
+    assert "anonymous visitors" in few
+    many = refresh(page.ui, page.models, *settings(resolution="4k", num_inference_steps=100))[
+        page.ui.estimate
+    ]
+    assert "exceeds every daily quota" in many
+
+
+def visitor(name: str) -> SimpleNamespace:
+    return SimpleNamespace(session_hash=name)
+
+
+def test_a_run_that_zero_gpu_stops_can_be_started_again_and_asks_for_more(tmp_path):
+    """Its own words reach the visitor, and the next estimate knows how far this run came."""
+    made = app.Page(fake_models(), tmp_path)
+    made.build()
+
+    def gpu_part(request):
+        yield Progress("denoise", 0, 10, 0.0, "step 0 of 10")
+        time.sleep(0.5)
+        yield Progress("denoise", 5, 10, 0.5, "step 5 of 10")
+        raise gr.Error("GPU task aborted")
+
+    made.gpu_part = gpu_part
+    estimator = made.models.estimator
+    request = Request("a calm lake").validate(EMBEDDED)
+    estimator.expect(0.5 / sum(estimator.estimate(job(request, made.models)).values()))
+    updates: list = []
+    with pytest.raises(gr.Error, match="GPU task aborted"):
+        for update in made.run(SimpleNamespace(session_hash="me"), *settings(), []):
+            updates.append(update)
+    assert "GPU task aborted" in updates[-1][made.ui.status]
+    assert updates[-1][made.ui.start]["interactive"]
+    after = sum(estimator.estimate(job(request, made.models)).values())
+    assert 0.9 < after < 1.4  # half of it took half a second
+
+
+class HTMLString(str):
+    """As `spaces` sends: a page's HTML, which says as text what it is."""
+
+    def __str__(self) -> str:
+        return "No GPU: sign in"
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (gr.Error(HTMLString("<a href='x'>No GPU</a>")), "No GPU: sign in"),
+        (RuntimeError("ZeroGPU API /schedule error: 502"), "ZeroGPU API /schedule error: 502"),
+        (AssertionError(), "AssertionError"),
+    ],
+)
+def test_whatever_goes_wrong_with_a_lent_gpu_is_said_and_leaves_the_page_usable(
+    error, shown, tmp_path
+):
+    made = app.Page(fake_models(), tmp_path)
+    made.build()
+
+    def gpu_part(request):
+        yield None
+        raise error
+
+    made.gpu_part = gpu_part
+    before = made.models.estimator.coefficients
+    updates: list = []
+    with pytest.raises(gr.Error):
+        for update in made.run(SimpleNamespace(session_hash="me"), *settings(), []):
+            updates.append(update)
+    assert shown in updates[-1][made.ui.status] and "&lt;" not in updates[-1][made.ui.status]
+    assert updates[-1][made.ui.start]["interactive"]
+    assert made.models.estimator.coefficients == before  # nothing to learn from that
+
+
+def test_a_worker_that_is_kept_does_not_hold_up_learning(tmp_path, monkeypatch):
+    """It goes on with a copy of the estimator that was made when it began."""
+    runs = Runs(fake_models(), tmp_path)
+    request = Request("a calm lake", num_frames=5, num_inference_steps=1).validate(EMBEDDED)
+    work = job(request, runs.models)
+    stale = runs.models.estimator.estimate(work)
+    made: list[dict[str, float]] = []
+    true = {stage: 2 * seconds for stage, seconds in stale.items()}
+    clips = generate(request, runs.models)
+
+    def gpu_part(request):
+        seconds = {"estimated": dict(stale), "measured": dict(true)}
+        yield Finished(replace(clips, metadata={**clips.metadata, "seconds": seconds}))
+
+    def write(clips, *arguments):
+        made.append(clips.metadata["seconds"]["estimated"])
+        return SimpleNamespace(metadata={"seconds": {**clips.metadata["seconds"]}})
+
+    monkeypatch.setattr("ultragen.web.runs.write", write)
+    for _ in range(8):
+        list(runs.items(request, gpu_part, Event()))
+    found = sum(runs.models.estimator.estimate(work).values())
+    assert found == pytest.approx(sum(true.values()), rel=0.05)
+    assert sum(made[-1].values()) == pytest.approx(found, rel=0.05)  # and that is what is told
+
+
+def test_cancelling_stops_only_the_visitors_own_run(tmp_path):
+    models = fake_models(delay=0.05)
+    page = app.Page(models, tmp_path)
+    page.build()
+    values = settings(num_frames=1, num_inference_steps=40)
+    run = page.run(visitor("me"), *values, [])
+    next(run)
+    assert "Nothing to cancel" in page.cancel(visitor("someone else"))
+    assert "Stopping" in page.cancel(visitor("me"))
+    last = list(run)[-1]
+    assert "Cancelled" in last[page.ui.status]
+    assert models.native.steps_done < 10
+    assert list(tmp_path.iterdir()) == []
+    assert "Nothing to cancel" in page.cancel(visitor("me"))
+
+
+def test_a_run_cancelled_while_it_waits_never_starts(tmp_path):
+    models = fake_models(delay=0.05)
+    page = app.Page(models, tmp_path)
+    page.build()
+    values = settings(num_frames=1, num_inference_steps=40)
+    list(page.prepare(visitor("me"), *values))
+    page.cancel(visitor("me"))
+    updates = list(page.run(visitor("me"), *values, []))
+    assert "Cancelled" in updates[-1][page.ui.status]
+    assert models.native.steps_done <= 1
+
+
+def test_leaving_stops_the_run(tmp_path):
+    models = fake_models(delay=0.05)
+    page = app.Page(models, tmp_path)
+    page.build()
+    run = page.run(visitor("me"), *settings(num_frames=1, num_inference_steps=40), [])
+    next(run)
+    page.leave(visitor("me"))
+    list(run)
+    time.sleep(0.2)
+    assert models.native.steps_done < 10
+
+
+def test_a_closed_run_stops_its_worker(tmp_path):
+    models = fake_models(delay=0.05)
+    page = app.Page(models, tmp_path)
+    page.build()
+    run = page.run(visitor("me"), *settings(num_frames=1, num_inference_steps=40), [])
+    next(run)
+    run.close()
+    done = models.native.steps_done
+    time.sleep(0.2)
+    assert models.native.steps_done == done < 10
+
+
+def test_examples_are_shown_with_their_settings(tmp_path, monkeypatch):
+    from ultragen.runs.compare import compare
+
+    compare(
+        Request("a calm lake", num_frames=1, num_inference_steps=1, windows=4, seed=9),
+        fake_models(),
+        tmp_path / "examples",
+    )
+    (tmp_path / "examples" / "broken").mkdir()
+    (tmp_path / "examples" / "broken" / "metadata.json").write_text('{"files": {"native": "x"}}')
+    monkeypatch.setattr(app, "EXAMPLES", tmp_path / "examples")
+    page = app.Page(fake_models(), tmp_path)
+    page.build()
+    assert len(page.examples) == 1
+    updates = page.show_example(SimpleNamespace(index=0))
+    assert updates[page.ui.seed] == 9
+    assert updates[page.ui.windows] == "4"
+    assert updates[page.ui.comparison]["native"]["path"].endswith("native.mp4")
+
+
+# Starting
+
+
+def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.slow
+def test_a_missing_model_is_one_clear_line(tmp_path):
+    ended = start("app.py", ULTRAGEN_MODEL=str(tmp_path))
+    assert ended.returncode != 0
+    assert "model_index.json is missing" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.slow
+def test_a_taken_port_is_one_clear_line():
+    code = "import app, fakes; app.load_models = fakes.fake_models; app.main()"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        ended = start("-c", code, GRADIO_SERVER_PORT=port)
+    assert ended.returncode != 0
+    assert f"Port {port} can't be had" in ended.stderr
+    assert "GRADIO_SERVER_PORT=" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_theme_can_be_compared_with_gradios_own():
+    """Gradio does so at every start, and fails on fonts that are plain names."""
+    import gradio as gr
+
+    assert app.theme().to_dict() != gr.themes.Soft().to_dict()
+    assert "fonts.googleapis" not in app.theme()._get_theme_css()
+
+
+def test_what_crosses_to_a_gpu_worker_can_be_pickled(page):
+    request = Request("a calm lake", num_frames=1, num_inference_steps=1)
+    request = pickle.loads(pickle.dumps(request.validate(EMBEDDED)))
+    items = [pickle.loads(pickle.dumps(item)) for item in page.gpu_part(request)]
+    assert isinstance(items[0], Progress)
+    assert items[-1].value.native.shape == (1, 544, 960, 3)

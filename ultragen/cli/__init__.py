@@ -1,0 +1,5 @@
+"""The command line: `python -m ultragen COMMAND`."""
+
+from .entry import main
+
+__all__ = ["main"]

@@ -1,0 +1,179 @@
+"""Commands that make clips."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated
+
+import typer
+
+from . import console
+from .options import (
+    Fp8,
+    Frames,
+    Guidance,
+    GuidanceDevice,
+    Model,
+    Negative,
+    Overwrite,
+    Prompt,
+    ResolutionOption,
+    Seed,
+    Steps,
+    Windows,
+    app,
+    load,
+    load_for,
+    make_request,
+    print_seconds,
+)
+
+RESULTS = ("native.mp4", "upscaled.mp4", "side_by_side.mp4", "metadata.json")
+
+
+@app.command()
+def generate(
+    prompt: Prompt,
+    resolution: ResolutionOption = None,
+    windows: Windows = "auto",
+    frames: Frames = None,
+    seed: Seed = 0,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    guidance_device: GuidanceDevice = None,
+    fp8: Fp8 = False,
+    negative_prompt: Negative = None,
+    out: Annotated[Path, typer.Option(help="The MP4 file; settings go beside it.")] = Path(
+        "clip.mp4"
+    ),
+    model: Model = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make the native clip: OUT.mp4, and OUT.json with what makes it again."""
+    if out.suffix.lower() != ".mp4":
+        raise ValueError(f"--out {out} must end in .mp4.")
+    sidecar = out.with_suffix(".json")
+    request = make_request(
+        model,
+        prompt=prompt,
+        resolution=resolution,
+        windows=windows,
+        num_frames=frames,
+        seed=seed,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        negative_prompt=negative_prompt,
+    )
+    console.check_free(out.parent, (out.name, sidecar.name), overwrite)
+    began = perf_counter()
+    models = load_for(request, model, guidance_device, fp8)
+    loading = perf_counter() - began
+    from ..runs.native import generate_native
+    from ..video import encode_video
+
+    with console.whole_results(out.parent) as folder:
+        with console.progress_bar() as show:
+            clip = generate_native(request, models, lambda p: show(p.fraction, p.message))
+        began = perf_counter()
+        encode_video(clip.frames, folder / out.name, clip.fps)
+        seconds = clip.metadata["seconds"]
+        seconds["measured"]["encode"] = perf_counter() - began
+        seconds |= {"loading": loading, "total": sum(seconds["measured"].values())}
+        text = json.dumps(clip.metadata, indent=2, ensure_ascii=False)
+        (folder / sidecar.name).write_text(text + "\n", encoding="utf-8")
+    print_seconds(clip.metadata)
+    print(f"Written: {out}, {sidecar}")
+
+
+@app.command()
+def compare(
+    prompt: Prompt,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")],
+    resolution: ResolutionOption = None,
+    windows: Windows = "auto",
+    frames: Frames = None,
+    seed: Seed = 0,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    guidance_device: GuidanceDevice = None,
+    fp8: Fp8 = False,
+    negative_prompt: Negative = None,
+    upscaler: Annotated[
+        str, typer.Option(help="lanczos, network, or a weights file that spandrel reads.")
+    ] = "network",
+    base_native: Annotated[
+        bool, typer.Option("--base-native", help="Run the base model at the full size too.")
+    ] = False,
+    model: Model = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make the native clip and the upscaled one of the same prompt and seed."""
+    request = make_request(
+        model,
+        prompt=prompt,
+        resolution=resolution,
+        windows=windows,
+        num_frames=frames,
+        seed=seed,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        negative_prompt=negative_prompt,
+        upscaler=upscaler,
+        base_native="on" if base_native else "off",
+    )
+    console.check_free(out, RESULTS, overwrite)
+    models = load_for(request, model, guidance_device, fp8)
+    from ..runs import compare as comparison
+
+    with console.whole_results(out) as folder:
+        with console.progress_bar() as show:
+            result = comparison.compare(
+                request, models, folder, lambda p: show(p.fraction, p.message)
+            )
+        # The run has a folder of its own; here the user has named one.
+        for path in result.native.parent.iterdir():
+            path.replace(folder / path.name)
+        result.native.parent.rmdir()
+    print_seconds(result.metadata)
+    files = (*result.metadata["files"].values(), "metadata.json")
+    print(f"Written to {out}: {', '.join(files)}")
+
+
+@app.command()
+def measure(model: Model = None) -> None:
+    """Measure what a unit of work costs here, as the estimates before a run need it."""
+    from dataclasses import asdict
+
+    from ..runs import calibrate
+
+    coefficients = calibrate.measure(
+        load(model), lambda line: print(line, file=sys.stderr, flush=True)
+    )
+    print(json.dumps(asdict(coefficients), indent=2))
+
+
+@app.command()
+def sheets(
+    out: Annotated[Path, typer.Option(help="Folder of the sheets.")] = Path("docs"),
+    count_544p: Annotated[int, typer.Option("--count-544p", min=0, max=12)] = 12,
+    count_1080p: Annotated[int, typer.Option("--count-1080p", min=0, max=12)] = 4,
+    seed: Seed = 0,
+    pieces: Annotated[
+        Path, typer.Option(help="Finished pictures; a stopped run goes on from them.")
+    ] = Path("outputs/sheets"),
+    model: Model = None,
+) -> None:
+    """Make contact sheets of what the model draws: 544p and 1080p."""
+
+    from ..runs.sheets import SHEETS, make_sheet
+
+    models = load(model)
+    for sheet, count in zip(SHEETS, (count_544p, count_1080p), strict=True):
+        if count:
+            with console.progress_bar() as show:
+                path = make_sheet(replace(sheet, count=count), models, out, pieces, seed, show)
+            print(f"Written: {path}", flush=True)

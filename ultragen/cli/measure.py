@@ -1,0 +1,164 @@
+"""Commands that measure models and machines."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import console
+from .options import (
+    Frames,
+    Guidance,
+    Model,
+    Overwrite,
+    ResolutionOption,
+    Steps,
+    app,
+    load,
+    make_request,
+)
+
+
+@app.command()
+def benchmark(
+    case: Annotated[
+        list[str] | None,
+        typer.Option(help="Case or group, may be repeated; forward, embedded, vae, run, all, …"),
+    ] = None,
+    skip: Annotated[
+        list[str] | None, typer.Option(help="dense or another variant, or parts; may be repeated.")
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(min=1, help="Seconds; what does not fit is left out and named.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs, of which the median counts.")] = 5,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File of all results.")] = None,
+    markdown_file: Annotated[
+        Path | None, typer.Option("--markdown", help="File of the tables.")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="An earlier --json file; what got worse is exit code 1.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0.0, help="Share by which a ratio may grow.")
+    ] = 0.05,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure speed and memory against the dense model and this machine's limits."""
+    console.quiet_libraries()
+    from ..benchmark import tables
+    from ..benchmark.bench import Budget
+    from ..benchmark.outputs import Outputs
+    from ..benchmark.records import Report, compare_reports
+    from ..benchmark.suite import run_benchmark
+
+    earlier = Report.load(against) if against else None
+    outputs = Outputs(json_file, markdown_file)
+    outputs.check(overwrite)
+    report = run_benchmark(
+        case or (),
+        Budget(budget or float("inf"), repeats, frozenset(skip or ())),
+        " ".join(["python -m ultragen", *sys.argv[1:]]),
+        outputs.save,
+        lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    tables.print_report(report)
+    if earlier is None:
+        return
+    changes = compare_reports(earlier, report)
+    table = tables.changes_table(changes, tolerance)
+    tables.print_table(table)
+    outputs.save(report, table)
+    if worse := [change for change in changes if change.is_worse(tolerance)]:
+        raise RuntimeError(
+            f"{len(worse)} of {len(changes)} ratios got worse by more than {tolerance:.0%}."
+        )
+
+
+@app.command()
+def evaluate(
+    table: Annotated[
+        str, typer.Option("--set", help="The rows: table1 or distillation.")
+    ] = "table1",
+    clips: Annotated[int, typer.Option(min=1, help="A row; more can be added later.")] = 8,
+    resolution: ResolutionOption = None,
+    frames: Frames = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first clip's noise.")] = 0,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    features: Annotated[
+        list[str] | None,
+        typer.Option(help="Network of HD-FVD: classifier, imagenet or i3d=FILE; may be repeated."),
+    ] = None,
+    lpips: Annotated[str | None, typer.Option(help="alex=FILE or vgg=FILE, for HD-LPIPS.")] = None,
+    clip: Annotated[str | None, typer.Option(help="CLIP's folder or name on the hub.")] = None,
+    classifier: Annotated[
+        Path | None, typer.Option(help="Attribute classifier; without it the model's own.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results; a stopped run goes on there.")
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="I/N: make the clips of the I-th of N processes, and no table. One process a GPU "
+            "(CUDA_VISIBLE_DEVICES) or several, all with one --out; then once without --shard, all "
+            "else the same."
+        ),
+    ] = None,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Clips that are denoised together: more fill a GPU.")
+    ] = 1,
+    model: Model = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Folder of the model that --model was distilled from.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again.")] = False,
+) -> None:
+    """Measure models against each other and real clips: a table, JSON and a contact sheet."""
+    from ..evaluation.shard import Shard
+
+    part = None if shard is None else Shard.parse(shard)
+    if part is not None and overwrite:
+        raise ValueError(
+            "--overwrite would remove what the other shards have made: choose another --out, or "
+            "remove the folder before they start."
+        )
+    request = make_request(
+        model,
+        prompt="any",
+        resolution=resolution,
+        num_frames=frames,
+        seed=seed,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+    )
+    from ..evaluation.rows import TEACHER, Maker, rows_of
+
+    rows = rows_of(table, teacher is not None)
+    from ..evaluation.evaluate import RESULTS, make_rows
+    from ..evaluation.evaluate import evaluate as run_evaluation
+    from ..evaluation.instruments import load_instruments
+    from ..evaluation.store import forget
+    from ..world.heldout import EVALUATED, REFERENCE, held_out_clips
+
+    cases, references = (held_out_clips(clips, seeds) for seeds in (EVALUATED, REFERENCE))
+    maker = Maker(lambda name: load(teacher if name == TEACHER else name or model), request, batch)
+    models = maker.models()
+    instruments = load_instruments(
+        models.source, classifier, features or (), lpips, clip, models.device
+    )
+    out = out or Path("outputs") / f"{table}-{request.resolution}"
+    if overwrite:
+        forget(out)
+    with console.progress_bar() as show:
+        if part is not None:
+            make_rows(rows, cases, references, maker, instruments, out, part, show)
+            print(f"Shard {part} is done in {out}: when all are, run this without --shard.")
+            return
+        run_evaluation(rows, cases, references, maker, instruments, out, show)
+    print((out / "table.md").read_text(encoding="utf-8"))
+    print(f"Written to {out}: {', '.join(RESULTS)}")

@@ -1,0 +1,120 @@
+"""What commands share: the application, options, and loading with errors for people."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from ..presets import RESOLUTIONS
+from . import console
+
+# Torch and the models are imported inside the commands, so that `--help` answers at once.
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Text to native high-resolution video. `python -m ultragen COMMAND --help` tells more.",
+)
+
+OPTION_OF = {
+    "num_frames": "--frames",
+    "num_inference_steps": "--steps",
+    "guidance_scale": "--guidance",
+    "negative_prompt": "--negative-prompt",
+}
+"""What the settings that errors name are called here."""
+
+Prompt = Annotated[str, typer.Option(help="What the clip shows, in English.")]
+ResolutionOption = Annotated[
+    str | None,
+    typer.Option(help=f"One of {', '.join(RESOLUTIONS)}; without it the model's own."),
+]
+Windows = Annotated[str, typer.Option(help="Windows on each axis: auto, or an even number.")]
+Frames = Annotated[int | None, typer.Option(help="Frames, 4n + 1; without it the model's own.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same clip.")]
+Steps = Annotated[int | None, typer.Option(help="Denoising steps; without it the model's own.")]
+Guidance = Annotated[
+    float | None, typer.Option(help="Guidance, 1 (off) to 20; without it the model's own.")
+]
+GuidanceDevice = Annotated[
+    str | None,
+    typer.Option(help="A second GPU, such as cuda:1, for the pass that guidance adds to a step."),
+]
+Fp8 = Annotated[
+    bool,
+    typer.Option(
+        "--fp8",
+        help="Compute the 1.3B model's large layers in 8 bits; needs torchao and an Ada, Hopper or "
+        "Blackwell GPU.",
+    ),
+]
+Negative = Annotated[str | None, typer.Option(help="What guidance leads away from.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        envvar="ULTRAGEN_MODEL", help="auto, embedded, wan, or a model's folder.", show_envvar=True
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier results.")]
+
+
+def make_request(model: str | None, **settings: Any) -> Any:
+    """A request that is validated for a model; errors name the options as they are typed."""
+    from ..runs.choice import choose
+    from ..runs.request import Request
+
+    try:
+        return Request(**settings).validate(choose(model).preset)
+    except ValueError as error:
+        names = re.compile("|".join(OPTION_OF))
+        raise ValueError(names.sub(lambda m: OPTION_OF[m.group()], str(error))) from error
+
+
+def load(model: str | None) -> Any:
+    """The models, loaded without the libraries' own messages."""
+    from ..runs.loading import load_models
+
+    console.quiet_libraries()
+    return load_models(model)
+
+
+def check_fp8(model: str | None) -> None:
+    """Checks that FP8 works here, before minutes of loading."""
+    from ..runs import loading
+
+    console.quiet_libraries()
+    try:
+        loading.check_fp8(model)
+    except ImportError as error:  # what a machine lacks is no error of ours
+        raise RuntimeError(str(error)) from error
+
+
+def load_for(request: Any, model: str | None, guidance_device: str | None, fp8: bool) -> Any:
+    """The models; says which words of the prompt they don't know."""
+    if fp8:
+        check_fp8(model)
+    if guidance_device is not None:  # before minutes of loading
+        from ..hardware import find_hardware
+        from ..sampling.guidance import check_second
+
+        check_second(guidance_device, find_hardware().device)
+    models = load(model)
+    if fp8:
+        models.enable_fp8()
+    if guidance_device is not None:
+        models.enable_parallel_guidance(guidance_device)
+    unknown = models.unknown_words(request.prompt)
+    if unknown:
+        print(f"The model does not know: {', '.join(unknown)}.", file=sys.stderr)
+    return models
+
+
+def print_seconds(metadata: dict[str, Any]) -> None:
+    from ..estimates.cost import STAGES
+
+    for stage, seconds in metadata["seconds"]["measured"].items():
+        print(f"{STAGES[stage]:<40}{seconds:8.1f} s")
+    print(f"{'Together':<40}{sum(metadata['seconds']['measured'].values()):8.1f} s")

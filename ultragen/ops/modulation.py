@@ -1,0 +1,90 @@
+"""The norms, shifts, scales and gated sums between a block's layers.
+
+Wan computes them in float32, whatever the tokens are in. Fused forms do each of them in one pass;
+they have no gradients, and where those are needed the plain form runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.models.normalization import FP32LayerNorm
+from torch import Tensor
+
+from .dispatch import fused_runs
+from .layer_checks import is_untouched
+
+
+def modulated_norm(norm: FP32LayerNorm, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Layer norm, then · (1 + scale) + shift, computed in float32.
+
+    Args:
+        norm: Without weights of its own.
+        x: b n d.
+        scale: b 1 d.
+        shift: b 1 d.
+
+    Returns:
+        b n d in the precision of `x`.
+    """
+    fused = _fused(x, norm)
+    if fused is None or norm.weight is not None:
+        return (norm(x.float()) * (1 + scale) + shift).type_as(x)
+    return fused.modulated_norm(x, 1 + scale, shift, norm.eps)
+
+
+def sum_and_norm(
+    norm: FP32LayerNorm, x: Tensor, update: Tensor, gate: Tensor
+) -> tuple[Tensor, Tensor]:
+    """x + update · gate, and the norm of it with its own weights.
+
+    Args:
+        norm: With weights of its own; one that is none leaves the sum as it is.
+        x: b n d.
+        update: b n d.
+        gate: b 1 d.
+
+    Returns:
+        Both b n d, in the precision of `x`.
+    """
+    fused = _fused(x, norm)
+    if fused is None:
+        x = (x.float() + update * gate).type_as(x)
+        return x, norm(x.float()).type_as(x)
+    return fused.sum_and_norm(x, update, gate, norm.weight, norm.bias, norm.eps)
+
+
+def sum_and_modulated_norm(
+    norm: FP32LayerNorm, x: Tensor, update: Tensor, scale: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor]:
+    """x + update, and the `modulated_norm` of it; arguments and results as there and in
+    `sum_and_norm`."""
+    fused = _fused(x, norm)
+    if fused is None or norm.weight is not None:
+        x = x + update
+        return x, modulated_norm(norm, x, scale, shift)
+    return fused.sum_and_norm(x, update, None, 1 + scale, shift, norm.eps)
+
+
+def gated_sum(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
+    """x + update · gate: tokens b n d and a gate b 1 d → b n d in the precision of `x`."""
+    fused = _fused(x)
+    if fused is None:
+        return (x.float() + update.float() * gate).type_as(x)
+    return fused.gated_sum(x, update, gate)
+
+
+def _fused(x: Tensor, *norms: Any) -> Any:
+    """The module whose functions do it in few passes; None where there is none."""
+    if torch.is_grad_enabled() or not all(is_untouched(norm, FP32LayerNorm) for norm in norms):
+        return None
+    if fused_runs("triton_modulation", x.device):
+        from . import triton_modulation
+
+        return triton_modulation
+    if fused_runs("cpu_modulation", x.device):
+        from . import cpu_modulation
+
+        return cpu_modulation
+    return None

@@ -1,0 +1,83 @@
+"""Attention that fills its last tile of tokens, see `triton_whole_tiles`, which also takes very
+many tokens in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+from torch import Tensor
+
+from .dispatch import fused_runs
+from .key_parts import LONG, TILE
+from .window_order import Rectangle
+
+LARGEST_ROOM = 0.03  # of a window's tokens, up to which it pays
+HEAD_DIM, HOPPER = 128, 9  # where it was measured
+CUDNN = (AttentionBackendName.NATIVE, AttentionBackendName._NATIVE_CUDNN)
+
+
+@torch.compiler.assume_constant_result
+def suits(device: torch.device) -> bool:
+    """Whether attention on a device is cuDNN's on a card where whole tiles were measured, and the
+    kernels run that it takes."""
+    if torch.version.hip or torch.cuda.get_device_capability(device)[0] != HOPPER:
+        return False
+    names = ("triton_windows", "triton_rotary_norm", "triton_whole_tiles")
+    enabled = torch.backends.cuda.cudnn_sdp_enabled()
+    return enabled and all(fused_runs(name, device) for name in names)
+
+
+def tile_of(processor: Any, x: Tensor, heads: int, windows: Sequence[int]) -> int:
+    """Of what number the tokens of a window are to become a multiple: 1 leaves them, and their
+    attention, as they are.
+
+    Args:
+        processor: Of the attention; its back end must be cuDNN, as torch chooses it on these GPUs.
+        x: What queries are made of, … d.
+        heads: Attention heads.
+        windows: Tokens of each group's windows.
+    """
+    if not x.is_cuda or torch.is_grad_enabled() or x.shape[-1] != heads * HEAD_DIM:
+        return 1
+    ragged = [tokens for tokens in windows if tokens % TILE]
+    if not (ragged or max(windows) > LONG) or any(
+        -tokens % TILE > LARGEST_ROOM * tokens for tokens in ragged
+    ):
+        return 1
+    asked = getattr(processor, "_attention_backend", None)
+    backend = asked or _AttentionBackendRegistry.get_active_backend()[0]
+    fits = backend in CUDNN and getattr(processor, "_parallel_config", None) is None
+    fits = fits and x.dtype in (torch.bfloat16, torch.float16)
+    return TILE if fits and suits(x.device) else 1
+
+
+def attend_to_tiles(
+    query: list[Tensor],
+    key: list[Tensor],
+    value: list[Tensor],
+    heads: int,
+    rectangles: Sequence[Rectangle],
+    size: tuple[int, int, int],
+) -> Tensor:
+    """Attention within windows whose last tile is filled, and their grid.
+
+    Args:
+        query: Of each group of windows, (b windows) n d, as `rotary_norm` makes them with tiles.
+        key: The same.
+        value: As `split_windows` makes them with tiles.
+        heads: Attention heads.
+        rectangles: The groups of equal windows.
+        size: Frames, rows and columns of the grid.
+
+    Returns:
+        b t h w d.
+    """
+    from . import triton_whole_tiles
+
+    groups = zip(query, key, value, strict=True)
+    found = [triton_whole_tiles.attention(*group, heads) for group in groups]
+    windows, sums = ([*part] for part in zip(*found, strict=True))
+    return triton_whole_tiles.merge(windows, query, key, sums, heads, rectangles, size)

@@ -1,0 +1,63 @@
+"""Attention over all tokens with absolute positions, as Wan's layers have it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
+from torch import Tensor, nn
+
+from .dispatch import fused_runs
+from .layer_checks import is_untouched
+from .tiles import attend_to_tiles, tile_of
+from .window_order import split_windows
+
+
+def full_attention(
+    processor: WanAttnProcessor, attn: WanAttention, x: Tensor, rotary_emb: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Self-attention of one of Wan's layers; on a GPU, without gradients, with norm and positions
+    in one pass.
+
+    Args:
+        processor: Whose back end attends.
+        attn: The layer.
+        x: b n d.
+        rotary_emb: Wan's cos and sin, 1 n 1 and the head size each.
+
+    Returns:
+        b n d.
+    """
+    norms = attn.norm_q, attn.norm_k
+    plain = torch.is_grad_enabled() or attn.fused_projections
+    plain = plain or not all(is_untouched(norm, nn.RMSNorm) for norm in norms)
+    if plain or not fused_runs("triton_rotary_norm", x.device):
+        return WanAttnProcessor.__call__(processor, attn, x, None, None, rotary_emb)
+    from .triton_rotary_norm import rotary_norm
+
+    cos, sin = rotary_emb[0][0, :, 0, ::2].contiguous(), rotary_emb[1][0, :, 0, 1::2].contiguous()
+    tokens = x.shape[1]
+    whole = [(0, 1, 1, 0, 1, tokens)]  # as one window
+    tile = tile_of(processor, x, attn.heads, [tokens])
+    query, key = (
+        rotary_norm(y[:, None, None], norm.weight, (cos, sin), norm.eps, whole, tile)[0]
+        for y, norm in ((attn.to_q(x), attn.norm_q), (attn.to_k(x), attn.norm_k))
+    )
+    value = attn.to_v(x)
+    if tile > 1:
+        (filled,) = split_windows(value[:, None, None], whole, query.shape[1])
+        size = (1, 1, tokens)
+        out = attend_to_tiles([query], [key], [filled], attn.heads, whole, size)[:, 0, 0]
+    else:
+        out = _attend(processor, query[:, 0, 0], key[:, 0, 0], value, attn.heads)
+    return attn.to_out[1](attn.to_out[0](out.type_as(query)))
+
+
+def _attend(processor: Any, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    return dispatch_attention_fn(
+        *(x.unflatten(-1, (heads, -1)) for x in (query, key, value)),
+        backend=processor._attention_backend,
+        parallel_config=processor._parallel_config,
+    ).flatten(2)

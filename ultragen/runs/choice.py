@@ -1,0 +1,247 @@
+"""Which model runs: what was asked for, or what this machine can run, and why."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from textwrap import shorten
+
+from ..estimates.coefficients import coefficients
+from ..estimates.cost import Job, estimate
+from ..hardware import AUTO_MEMORY, Hardware, find_hardware, gib
+from ..estimates.memory import WAN_PARAMETERS, Memory
+from ..weights.hub import find_local
+from ..weights.fingerprint import first_weights, read_index, weight_bytes
+from ..presets import EMBEDDED, EMBEDDED_MODEL, RESOLUTIONS, ULTRAGEN_SOURCE, WAN, WAN_SOURCE, ModelPreset
+
+SMALL_WEIGHTS = 2 * 10**9  # bytes of what a CPU can run in bearable time
+REASON = 500  # characters that a page shows of what is wrong with files
+NEEDS_GPU = (
+    "The 1.3B model needs its weights and a CUDA GPU with 24 GB or more that computes bfloat16; "
+    "ULTRAGEN_MODEL=wan downloads what is missing."
+)
+NEEDS_NOTHING = "The embedded model needs no GPU and no download: ULTRAGEN_MODEL=embedded."
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A model, and why it is that one.
+
+    Attributes:
+        name: `embedded`, `wan` or the folder of another one.
+        preset: Settings that suit it.
+        why: A sentence for people.
+        other: What the other model needs.
+    """
+
+    name: str
+    preset: ModelPreset
+    why: str
+    other: str
+
+    @property
+    def folder(self) -> Path:
+        """Where the pipeline lies, for all but `wan`."""
+        return EMBEDDED_MODEL if self.name == "embedded" else Path(self.name)
+
+
+def choose(name: str | Path | None = None) -> Choice:
+    """Settles which model runs; downloads nothing.
+
+    Args:
+        name: `auto`, `embedded`, `wan` or a folder; None reads the environment variable
+            ULTRAGEN_MODEL, and without it is `auto`. `auto` takes the 1.3B model where its weights
+            and a GPU that can hold it are here, and never starts a download.
+
+    Raises:
+        ValueError: if the name is unknown, or if this machine can't run the model.
+        OSError: if a folder is no model.
+    """
+    choice = _choose(str(os.environ.get("ULTRAGEN_MODEL") or "auto" if name is None else name))
+    return choice if choice.name == "wan" else _with_own_settings(choice)
+
+
+def _with_own_settings(choice: Choice) -> Choice:
+    """A distilled pipeline brings its steps, and has the guidance in its weights."""
+    steps = read_index(choice.folder).get("distilled_steps")
+    if not steps:
+        return choice
+    ladder = tuple((size, frames, steps) for size, frames, _ in choice.preset.ladder)
+    own = {"num_inference_steps": steps, "guidance_scale": 1.0, "ladder": ladder}
+    return replace(choice, preset=replace(choice.preset, **own))
+
+
+def _choose(asked: str) -> Choice:
+    if asked == "auto":
+        return _choose_for_machine()
+    if asked == "embedded":
+        return Choice(asked, EMBEDDED, "It was asked for, and needs no download.", NEEDS_GPU)
+    if asked == "wan":
+        return _choose_wan()
+    return _choose_folder(Path(asked).expanduser())
+
+
+def _choose_wan() -> Choice:
+    base, ultragen = _local()
+    on_space = bool(os.environ.get("SPACE_ID"))
+    if not _small(base, ultragen):
+        hardware = find_hardware()
+        # A duplicated Space has the variables of the original and a CPU, and has to come up.
+        if on_space and (reason := why_not(hardware)):
+            return _embedded(reason)
+        check_can_run(hardware)
+    # Authors may replace what a Space fetches when it is built. What lacks of the base model is no
+    # reason: the download completes it.
+    if on_space and (reason := _wrong(base, ultragen, completed=True)):
+        return _embedded(reason)
+    return Choice("wan", WAN, "It was asked for by ULTRAGEN_MODEL=wan.", NEEDS_NOTHING)
+
+
+def _embedded(reason: str) -> Choice:
+    why = f"It is shipped with the code and needs no download. {reason}"
+    return Choice("embedded", EMBEDDED, why, NEEDS_GPU)
+
+
+def _choose_for_machine() -> Choice:
+    if reason := _incomplete():
+        return _embedded(reason)
+    hardware = find_hardware()
+    if not _small(*_local()) and (reason := why_not(hardware) or _tight(hardware)):
+        return _embedded(reason)
+    why = f"Its weights are here, and {hardware.name} can run it."
+    return Choice("wan", WAN, why, NEEDS_NOTHING)
+
+
+def _tight(hardware: Hardware) -> str:
+    """Why a GPU that can run the 1.3B model is not asked to unless someone wants it."""
+    if hardware.memory >= AUTO_MEMORY:
+        return ""
+    return (
+        f"{hardware.name} has only {gib(hardware.memory)} free for the 1.3B model: "
+        "ULTRAGEN_MODEL=wan tries it."
+    )
+
+
+def _local() -> list[Path | None]:
+    """The base model and the released weights, as far as they are on this machine."""
+    return [find_local(None, source) for source in (WAN_SOURCE, ULTRAGEN_SOURCE)]
+
+
+def _incomplete() -> str:
+    """What of the 1.3B model is missing on this machine, or wrong; empty if nothing is."""
+    found = _local()
+    absent = [
+        source.name + (f" ({place})" if (place := os.environ.get(source.variable)) else "")
+        for source, path in zip((WAN_SOURCE, ULTRAGEN_SOURCE), found, strict=True)
+        if path is None
+    ]
+    if absent:
+        return f"Not on this machine: {' and '.join(absent)}."
+    base, ultragen = found
+    return _wrong(base, ultragen)
+
+
+def _wrong(base: Path | None, ultragen: Path | None, completed: bool = False) -> str:
+    """Why files that are here are not the 1.3B model's, or not whole; empty if nothing is wrong, or
+    if files of the base model are missing that will be there. Of weights names and shapes are read.
+    """
+    if base is None and ultragen is None:
+        return ""
+    from ..weights.wan import check_wan  # takes seconds, and often nothing is here
+
+    try:
+        check_wan(None, ultragen)
+        try:
+            check_wan(base, ultragen)
+        except FileNotFoundError:
+            if not completed:
+                raise
+    except (OSError, ValueError) as error:
+        return shorten(str(error), REASON, placeholder=" …")  # it may list a model's keys
+    return ""
+
+
+def _small(*paths: Path | None) -> bool:
+    """Whether weights are so few that any machine runs them."""
+    sizes = [weight_bytes(path) for path in paths if path is not None]
+    return len(sizes) == len(paths) and sum(sizes) < SMALL_WEIGHTS
+
+
+def check_can_run(hardware: Hardware) -> None:
+    """Checks that a machine can run the 1.3B model, before anything is downloaded or read.
+
+    Raises:
+        ValueError: if it can't, with the reason and the way out.
+    """
+    if reason := why_not(hardware):
+        raise ValueError(
+            f"{reason} Take a GPU with 24 GB or more (Ampere or newer), or the embedded model, "
+            "ULTRAGEN_MODEL=embedded."
+        )
+
+
+def why_not(hardware: Hardware) -> str:
+    """Why a machine can't run the 1.3B model; empty if it can."""
+    if hardware.device == "cpu":
+        return (
+            "The 1.3B model needs a CUDA GPU: on a CPU, denoising one clip would take about "
+            f"{cpu_days():.0f} days."
+        )
+    width = hardware.bytes_per_value
+    memory = Memory(hardware.memory, WAN_PARAMETERS.scaled(width), width)
+    if memory.smallest <= memory.free:
+        return ""
+    wide = "" if hardware.bfloat16 else ", which computes no bfloat16 and so would need float32"
+    return (
+        f"The 1.3B model does not fit {hardware.name}{wide}: it takes {gib(memory.smallest)} of "
+        f"memory at least, and {gib(memory.free)} are free."
+    )
+
+
+def cpu_days() -> float:
+    """Days in which a CPU would denoise the 1.3B model's own clip."""
+    size = RESOLUTIONS[WAN.resolution]
+    job = Job(
+        height=size.height,
+        width=size.width,
+        base_height=WAN.base_height,
+        base_width=WAN.base_width,
+        num_frames=WAN.num_frames,
+        windows=4,
+        steps=WAN.num_inference_steps,
+        passes=2,
+        upscaler="lanczos",
+        base_native="off",
+        pixels_per_token=WAN.pixels_per_token,
+        full_share=0.2,
+    )
+    return estimate(job, coefficients("wan", "cpu"))["denoise"] / 86_400
+
+
+def _choose_folder(path: Path) -> Choice:
+    if path.is_file():
+        raise ValueError(
+            f"{path} is a file: for the released UltraGen weights set "
+            f"{ULTRAGEN_SOURCE.variable}={path} and ULTRAGEN_MODEL=wan."
+        )
+    if not path.is_dir():
+        raise ValueError(
+            f"There is no model '{path}': choose auto, embedded, wan, or an existing folder."
+        )
+    if not (path / "model_index.json").is_file() and (weights := first_weights(path)):
+        raise ValueError(
+            f"{path} holds weights ({weights}), but no pipeline, which has a model_index.json: for "
+            f"UltraGen weights set {ULTRAGEN_SOURCE.variable}={path} and ULTRAGEN_MODEL=wan."
+        )
+    index = read_index(path)
+    if index.get("_class_name") == "WanPipeline":
+        raise ValueError(
+            f"{path} is the base model alone: set {WAN_SOURCE.variable}={path} and "
+            "ULTRAGEN_MODEL=wan."
+        )
+    wan = "AutoencoderKLWan" in (index.get("vae") or ())
+    if wan and not _small(path):
+        check_can_run(find_hardware())
+    why = f"It was chosen by ULTRAGEN_MODEL={path}."
+    return Choice(str(path), WAN if wan else EMBEDDED, why, NEEDS_NOTHING if wan else NEEDS_GPU)

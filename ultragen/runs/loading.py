@@ -1,0 +1,245 @@
+"""Loading what a comparison runs: both models and the upscaler, with errors that name the file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .choice import Choice, choose
+from ..estimates.coefficients import COEFFICIENTS, ZERO_GPU, coefficients
+from ..estimates.estimator import Estimator
+from ..hardware import Hardware, find_hardware, has_amx, is_out_of_memory
+from ..estimates.memory import Memory, Placement, values_per_token, weights_of
+from ..weights.hub import origin
+from ..weights.fingerprint import fingerprint
+from ..presets import EMBEDDED_MODEL, WAN, ModelPreset
+from .request import Request
+
+
+@dataclass
+class Models:
+    """Everything that one comparison needs, loaded once and shared.
+
+    Attributes:
+        native: The UltraGen pipeline.
+        base: The dense base model's pipeline, which shares all other components with it.
+        preset: Settings that suit the model.
+        source: Folder that the weights came from.
+        fingerprint: Hash of all weight and configuration files.
+        device: Kind of device, `cpu` or `cuda`.
+        estimator: Seconds that runs take here.
+        choice: Why it is this model; None for one that was put together by hand.
+        memory: What the GPU holds, of a model that may be too large for it; else None.
+        placement: Whether all parts stay on the GPU or come to it in turn.
+        origins: What the weights are called where they came from, with the commit if it is known.
+        guidance_device: Where guidance's second pass runs, if not with the first.
+        fp8: Whether large linear layers compute in FP8.
+    """
+
+    native: Any
+    base: Any
+    preset: ModelPreset
+    source: Path
+    fingerprint: str
+    device: str = "cpu"
+    estimator: Estimator = field(default_factory=lambda: Estimator(COEFFICIENTS["embedded"]["cpu"]))
+    _upscalers: dict[str, Any] = field(default_factory=dict)
+    choice: Choice | None = None
+    memory: Memory | None = None
+    placement: Placement = "whole"
+    origins: tuple[str, ...] = ()
+    guidance_device: str | None = None
+    fp8: bool = False
+
+    @property
+    def dtype(self) -> str:
+        """Type that the models compute in."""
+        return str(getattr(self.native, "dtype", "float32")).removeprefix("torch.")
+
+    def upscaler(self, name: str) -> Any:
+        """The upscaler of this name, loaded at its first use."""
+        if name not in self._upscalers:
+            from .upscale import load_upscaler
+
+            own = (self.source / "upscaler").is_dir() or self.preset.name == "embedded"
+            # The published models have no upscaler of their own.
+            upscaler = load_upscaler(name, self.source if own else EMBEDDED_MODEL)
+            upscaler = upscaler.to(self.device, self.native.transformer.dtype)
+            self._upscalers[name] = upscaler
+        return self._upscalers[name]
+
+    def enable_parallel_guidance(self, device: str) -> None:
+        """Lets both models run guidance's second pass on a second device.
+
+        Raises:
+            ValueError: if there is no such device, or the models don't fit the first one whole.
+        """
+        if self.placement == "in turn":
+            raise ValueError(
+                f"Guidance can't run on {device}: the models are too large for the first GPU and "
+                "come to it in turn. Leave out --guidance-device."
+            )
+        for pipe in (self.native, self.base):
+            pipe.enable_parallel_guidance(device)
+        self.guidance_device = device
+
+    def enable_fp8(self) -> None:
+        """Lets both models compute their large linear layers in FP8.
+
+        Raises:
+            ImportError: if torchao can't be imported.
+            ValueError: if the GPU can't compute in FP8, or there is none.
+        """
+        for pipe in (self.native, self.base):
+            pipe.enable_fp8()
+        self.fp8 = True
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Words of the prompt that the model's tokenizer does not know."""
+        return self.native.unknown_words(prompt) if self.preset.vocabulary == "words" else []
+
+    def check_memory(self, request: Request) -> None:
+        """Checks that a validated request's clip fits into the GPU's memory.
+
+        Raises:
+            ValueError: if it does not, with smaller ones that do.
+        """
+        if self.memory is not None:
+            self.memory.check(self.placement, request.size.name, request.frames)
+
+
+def load_models(name: str | Path | None = None) -> Models:
+    """Loads the models of a comparison onto the accelerator, or the CPU where there is none.
+
+    Args:
+        name: As in `choose`: `auto`, `embedded`, `wan`, or a folder in diffusers' layout.
+
+    Raises:
+        ValueError: for an unknown name, or a model that this machine can't run.
+        OSError: for a file that can't be had, or is truncated or corrupt, naming it.
+        RuntimeError: if the GPU's memory runs out on the way.
+    """
+    choice = choose(name)
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):  # a second of loading needs no bars
+        library.utils.logging.disable_progress_bar()
+    hardware = find_hardware()
+    native, sources = _load(choice, hardware)
+    base = native.base_pipeline()
+    for pipe in (native, base):
+        pipe.set_progress_bar_config(disable=True)
+    memory, placement = _place(native, base, choice, hardware)
+    known = coefficients(choice.preset.name, hardware.device, hardware.dtype, has_amx())
+    estimator = Estimator(known)
+    _fit_to_machine(estimator, hardware)
+    return Models(
+        native,
+        base,
+        choice.preset,
+        sources[0],
+        fingerprint(*sources),
+        hardware.device,
+        estimator,
+        choice=choice,
+        memory=memory,
+        placement=placement,
+        origins=tuple(origin(path) for path in sources),
+    )
+
+
+def _fit_to_machine(estimator: Estimator, hardware: Hardware) -> None:
+    if hardware.zero_gpu:  # its card can't be asked before a run
+        estimator.expect(ZERO_GPU)
+        return
+    try:
+        estimator.calibrate(hardware.dtype if hardware.device == "cuda" else None)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):  # finished runs tell the same, later
+            raise
+
+
+def check_fp8(name: str | Path | None = None) -> None:
+    """Checks that a model can compute in FP8 on this machine, before it is loaded.
+
+    Args:
+        name: As in `load_models`.
+
+    Raises:
+        ImportError: if torchao can't be imported.
+        ValueError: if the GPU can't, or the model is the embedded one.
+    """
+    if choose(name).preset.name == "embedded":
+        raise ValueError(
+            "FP8 is for the 1.3B model, the embedded one is too small for it: leave out --fp8, or "
+            "choose --model wan."
+        )
+    import torch
+
+    from ..model.fp8 import check_machine
+
+    check_machine(torch.device(find_hardware().device))
+
+
+def _load(choice: Choice, hardware: Hardware) -> tuple[Any, tuple[Path, ...]]:
+    """The pipeline on the CPU, and where it came from."""
+    import torch
+
+    from ..pipeline import UltraGenPipeline
+    from ..weights.wan import locate_wan
+
+    dtype = getattr(torch, hardware.dtype)
+    if choice.name == "wan":  # its errors name what is wrong
+        sources = locate_wan()
+        return UltraGenPipeline.from_wan(*sources, dtype=dtype), sources
+    try:
+        return UltraGenPipeline.from_pretrained(choice.folder, dtype=dtype), (choice.folder,)
+    except (OSError, ValueError):  # of `check_pipeline`, which name what is wrong
+        raise
+    except Exception as error:  # loaders raise many kinds, most of which don't name the model
+        raise OSError(f"The model in {choice.folder} can't be loaded: {error}") from error
+
+
+def _place(
+    native: Any, base: Any, choice: Choice, hardware: Hardware
+) -> tuple[Memory | None, Placement]:
+    """Brings both pipelines to where they compute, in turn if they are too large together."""
+    if hardware.device == "cpu" or choice.preset.name != WAN.name:
+        native.to(hardware.device)  # the base model is one of its parts
+        return None, "whole"
+    try:
+        return _place_parts(native, base, hardware)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RuntimeError(
+            f"The memory of {hardware.name} ran out while the model was brought there: another "
+            "program may have taken some of it. Stop that one, or take the embedded model, "
+            "ULTRAGEN_MODEL=embedded."
+        ) from error
+
+
+def _place_parts(native: Any, base: Any, hardware: Hardware) -> tuple[Memory, Placement]:
+    memory = Memory(
+        hardware.memory,
+        weights_of(native),
+        hardware.bytes_per_value,
+        values_per_token(hardware),
+    )
+    placement = memory.place()
+    if placement == "in turn":
+        take_turns(native, base, hardware.device)
+    else:
+        native.to(hardware.device)
+    return memory, placement
+
+
+def take_turns(native: Any, base: Any, device: str) -> None:
+    """Lets both pipelines bring each part to a device when it is needed, and then back."""
+    # A part has one hook, which knows the part before it. The native pipeline, which never runs the
+    # base model, would give it one that sends nothing back.
+    native.register_modules(base_transformer=None)
+    for pipe in (native, base):
+        pipe.enable_model_cpu_offload(device=device)

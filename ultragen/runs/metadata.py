@@ -1,0 +1,79 @@
+"""What made a clip: enough to make it again on the same machine."""
+
+from __future__ import annotations
+
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from .. import __version__
+from .loading import Models
+from .progress import RunState
+from .request import Request
+
+LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "moviepy")
+
+
+def describe(request: Request, models: Models, run: RunState, windows: int) -> dict[str, Any]:
+    """What made the clips: enough to make them again on the same machine."""
+    import torch
+
+    size, preset = request.size, models.preset
+    how = models.upscaler(request.upscaler).name
+    return {
+        "made_by": f"UltraGen {__version__}",
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "request": request.to_dict(),
+        "model": {
+            "name": preset.name,
+            "fingerprint": models.fingerprint,
+            "weights": list(models.origins),
+            "transformer": dict_of_numbers(models.native.transformer),
+            "base_transformer": dict_of_numbers(models.base.transformer),
+        },
+        "sizes": {
+            "generated": [size.height, size.width],
+            "files": [size.rows, size.width],
+            "base": [preset.base_height, preset.base_width],
+            "tokens": [(request.frames + 3) // 4, *request.token_grid(preset)],
+        },
+        "windows": {
+            "asked": request.windows,
+            "even_layers": windows,
+            "odd_layers": windows + 1,
+            "motion": models.native.config.window_motion,
+        },
+        "fps": preset.fps,
+        "labels": {
+            "native": f"UltraGen, native {size.width}×{size.rows}",
+            "upscaled": f"Base {preset.base_width}×{preset.base_height} + {how}",
+            "base_native": f"Base model run natively at {size.width}×{size.rows}",
+        },
+        "seconds": {"estimated": run.estimated, "measured": run.seconds},
+        "machine": {
+            "device": torch.cuda.get_device_name() if models.device == "cuda" else "cpu",
+            "placement": models.placement,
+            "processor": platform.machine(),
+            "threads": torch.get_num_threads(),
+            "fp8": models.fp8,
+            "guidance_device": models.guidance_device,
+            "dtype": models.dtype,
+        },
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def dict_of_numbers(module: Any) -> dict[str, int]:
+    """Parameters of a network, counted."""
+    return {"parameters": sum(p.numel() for p in module.parameters())}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in (*LIBRARIES, "torchao"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,56 @@
+"""The native clip alone, without the one that it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from threading import Event
+from typing import Any
+
+import numpy as np
+
+# The steps of a comparison, of which this is the first half.
+from .compare import encode_text, enough_memory, job, make_clip, resolve_windows
+from .metadata import describe
+from .loading import Models
+from .progress import Progress, RunState
+from .request import Request
+from ..video import crop_rows
+
+
+@dataclass(frozen=True)
+class NativeClip:
+    """A clip before it is written.
+
+    Attributes:
+        frames: t rows w 3, uint8.
+        fps: Frames a second.
+        metadata: What made it; its request makes it again.
+    """
+
+    frames: np.ndarray
+    fps: int
+    metadata: dict[str, Any]
+
+
+def generate_native(
+    request: Request,
+    models: Models,
+    report: Callable[[Progress], None] = lambda progress: None,
+    cancelled: Event | None = None,
+) -> NativeClip:
+    """Makes UltraGen's clip; arguments and errors as in `compare.generate`."""
+    # Whatever the request says of the upscaled clip, nothing is loaded for it.
+    request = replace(request, upscaler="lanczos", base_native="off").validate(models.preset)
+    models.check_memory(request)
+    stages = models.estimator.estimate(job(request, models))
+    estimated = {name: stages[name] for name in ("text", "denoise", "decode")}
+    run = RunState(report, cancelled or Event(), estimated)
+    windows = resolve_windows(request, models)
+    size = (request.size.height, request.size.width)
+    with enough_memory(request, models):
+        text = encode_text(run, models.native, [request])
+        frames = make_clip(run, models.native, request, text, size, "", {"windows": windows})
+    metadata = describe(request, models, run, windows)
+    metadata["labels"] = {"native": metadata["labels"]["native"]}
+    return NativeClip(crop_rows(frames, request.size.rows), models.preset.fps, metadata)

@@ -1,0 +1,71 @@
+"""How far a run is, and how it is stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Event
+from time import perf_counter
+
+from ..estimates.cost import STAGES
+
+
+class Cancelled(Exception):
+    """The run was stopped on request; nothing of it is left."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        stage: A key of `STAGES`.
+        step: Steps, frames or frame groups of this stage that are done.
+        steps: How many there are.
+        fraction: Of the whole run, 0 to 1, by estimated time.
+        message: For people.
+    """
+
+    stage: str
+    step: int
+    steps: int
+    fraction: float
+    message: str
+
+
+@dataclass
+class RunState:
+    """Progress, cancelling and timing of the stages of one run."""
+
+    report: Callable[[Progress], None]
+    cancelled: Event
+    estimated: dict[str, float]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def check(self) -> None:
+        if self.cancelled.is_set():
+            raise Cancelled("The run was cancelled.")
+
+    def tick(self, stage: str, step: int, steps: int, unit: str) -> None:
+        """Reports that `step` of `steps` are done, unless the run was cancelled."""
+        self.check()
+        total = sum(self.estimated.values()) or 1.0
+        done = sum(self.estimated[name] for name in self.seconds if name in self.estimated)
+        now = self.estimated.get(stage, 0.0) * step / max(steps, 1)
+        message = f"{STAGES[stage]}, {unit} {step} of {steps}"
+        self.report(Progress(stage, step, steps, min((done + now) / total, 1.0), message))
+
+    @contextmanager
+    def stage(self, stage: str) -> Iterator[None]:
+        began = perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + perf_counter() - began
+
+
+def wait_for_devices() -> None:
+    """Lets a GPU finish what it was given, so that its seconds count where they belong."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

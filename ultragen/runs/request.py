@@ -1,0 +1,272 @@
+"""What someone asks for: one prompt and its settings, checked before anything is computed."""
+
+from __future__ import annotations
+
+import json
+import math
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ..presets import RESOLUTIONS, ModelPreset, Resolution
+from ..model.windows import check_windows
+
+MAX_PROMPT = 2000
+MAX_STEPS = 100
+MAX_GUIDANCE = 20.0
+MAX_SEED = 2**32 - 1  # exact in every JSON reader, unlike 64-bit numbers
+UPSCALERS = ("network", "lanczos")
+SWITCH = ("off", "on")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One run: a native clip and an upscaled one from the same prompt and seed.
+
+    Attributes:
+        prompt: What the clip shows.
+        resolution: A name in `RESOLUTIONS`; None takes the model's.
+        windows: K, windows on each axis in even layers, an even number; `auto` keeps the window
+            size that the model was trained with.
+        num_frames: Frames, 4n + 1; None takes the model's.
+        seed: Of the noise; both models start from it.
+        num_inference_steps: Denoising steps; None takes the model's.
+        guidance_scale: Classifier-free guidance; 1 switches it off; None takes the model's.
+        negative_prompt: What guidance leads away from; None takes the model's.
+        upscaler: `network`, `lanczos`, or a file that spandrel loads.
+        base_native: `on` also runs the base model at the full size.
+    """
+
+    prompt: str
+    resolution: str | None = None
+    windows: str | int = "auto"
+    num_frames: int | None = None
+    seed: int = 0
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    negative_prompt: str | None = None
+    upscaler: str = "network"
+    base_native: str = "off"
+
+    @property
+    def size(self) -> Resolution:
+        """The frame size, of a request that was validated."""
+        return RESOLUTIONS[self.resolution or ""]
+
+    @property
+    def frames(self) -> int:
+        """The number of frames, of a request that was validated."""
+        return self.num_frames or 0
+
+    def token_grid(self, preset: ModelPreset) -> tuple[int, int]:
+        """Token rows and columns of a frame."""
+        size = preset.pixels_per_token
+        return self.size.height // size, self.size.width // size
+
+    def validate(self, preset: ModelPreset) -> Request:
+        """The same request with every setting checked and the model's own filled in.
+
+        White space in prompts becomes single spaces.
+
+        Raises:
+            ValueError: for the first setting that can't be used, with what can.
+        """
+        checked = replace(
+            self,
+            prompt=check_prompt(self.prompt),
+            resolution=check_choice(
+                "resolution",
+                preset.resolution if self.resolution is None else self.resolution,
+                tuple(RESOLUTIONS),
+            ),
+            num_frames=check_frames(
+                preset.num_frames if self.num_frames is None else self.num_frames, preset
+            ),
+            seed=check_integer("seed", self.seed, 0, MAX_SEED),
+            num_inference_steps=check_integer(
+                "num_inference_steps",
+                preset.num_inference_steps
+                if self.num_inference_steps is None
+                else self.num_inference_steps,
+                1,
+                MAX_STEPS,
+            ),
+            guidance_scale=check_guidance(
+                preset.guidance_scale if self.guidance_scale is None else self.guidance_scale
+            ),
+            negative_prompt=check_text(
+                "negative_prompt",
+                preset.negative_prompt if self.negative_prompt is None else self.negative_prompt,
+            ),
+            upscaler=check_upscaler(self.upscaler),
+            base_native=check_choice("base_native", self.base_native, SWITCH),
+        )
+        return replace(checked, windows=check_window_choice(self.windows, checked, preset))
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any] | str | Path) -> Request:
+        """The request that made a clip, from the contents or the path of its `metadata.json`.
+
+        Raises:
+            ValueError: if it is not a run's metadata.
+            OSError: if the file can't be read.
+        """
+        if isinstance(metadata, Path):
+            metadata = metadata.read_text(encoding="utf-8")
+        content = json.loads(metadata) if isinstance(metadata, str) else metadata
+        settings = content.get("request") if isinstance(content, Mapping) else None
+        known = {field.name for field in fields(cls)}
+        if not isinstance(settings, Mapping) or set(settings) != known:
+            raise ValueError(
+                "This is not the metadata of an UltraGen run: 'request' must hold "
+                f"{', '.join(sorted(known))}."
+            )
+        return cls(**settings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain values."""
+        return asdict(self)
+
+
+def check_text(name: str, text: object) -> str:
+    """Text in single-spaced form.
+
+    Raises:
+        ValueError: if it is no text, too long, or has control characters.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"{name} must be text, not {_kind(text)}.")
+    if len(text) > MAX_PROMPT:
+        raise ValueError(
+            f"{name} has {len(text):,} characters; at most {MAX_PROMPT:,} are read. "
+            f"Shorten it by {len(text) - MAX_PROMPT:,}."
+        )
+    for position, character in enumerate(text, 1):
+        if unicodedata.category(character) in ("Cc", "Cs") and not character.isspace():
+            raise ValueError(
+                f"{name} has the control character U+{ord(character):04X} at position {position}: "
+                "remove it."
+            )
+    return " ".join(text.split())
+
+
+def check_prompt(prompt: object) -> str:
+    """A prompt in single-spaced form.
+
+    Raises:
+        ValueError: as `check_text`, and if nothing visible is in it.
+    """
+    text = check_text("prompt", prompt)
+    if not any(unicodedata.category(c)[0] not in "ZC" for c in text):
+        raise ValueError(
+            "The prompt is empty: describe a scene, for example "
+            "'a calm lake under snowy mountains at sunset'."
+        )
+    return text
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
+    """One of the choices, whatever its case.
+
+    Raises:
+        ValueError: for anything else, naming the choices.
+    """
+    if isinstance(value, str) and value.strip().lower() in choices:
+        return value.strip().lower()
+    raise ValueError(f"{name} {_shown(value)} is unknown: choose from {', '.join(choices)}.")
+
+
+def check_upscaler(value: object) -> str:
+    """A known upscaler, or the path of an existing file.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if isinstance(value, str) and (value in UPSCALERS or Path(value).is_file()):
+        return value
+    raise ValueError(
+        f"upscaler {_shown(value)} is unknown: choose from {', '.join(UPSCALERS)}, "
+        "or the path of an existing weights file."
+    )
+
+
+def check_integer(name: str, value: object, lowest: int, highest: int) -> int:
+    """A whole number in a range; 7.0 counts as 7, as JSON does not tell them apart.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    whole = isinstance(value, float) and value.is_integer()
+    if isinstance(value, bool) or not (isinstance(value, int) or whole):
+        raise ValueError(
+            f"{name} must be a whole number from {lowest} to {highest}, not {_shown(value)}."
+        )
+    number = int(value)  # type: ignore[call-overload]
+    if not lowest <= number <= highest:
+        raise ValueError(
+            f"{name} must be from {lowest} to {highest}, not {_shown(value)}: "
+            f"{lowest if number < lowest else highest} is the nearest."
+        )
+    return number
+
+
+def check_guidance(value: object) -> float:
+    """A guidance scale.
+
+    Raises:
+        ValueError: if it is no finite number from 1 to the largest.
+    """
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if not (math.isfinite(number) and 1 <= number <= MAX_GUIDANCE):
+        raise ValueError(
+            f"guidance_scale must be a number from 1 (off) to {MAX_GUIDANCE:g}, "
+            f"not {_shown(value)}."
+        )
+    return float(number)
+
+
+def check_frames(value: object, preset: ModelPreset) -> int:
+    """A number of frames that the autoencoder can make.
+
+    Raises:
+        ValueError: if it is not 4n + 1 within the model's range, naming the nearest.
+    """
+    frames = check_integer("num_frames", value, 1, preset.max_frames)
+    below = frames - (frames - 1) % 4
+    if frames != below:
+        nearest = [str(n) for n in (below, below + 4) if n <= preset.max_frames]
+        raise ValueError(
+            f"num_frames must be 4n + 1, because the autoencoder packs four frames into one; "
+            f"{frames} is not: choose {' or '.join(nearest)} (at most {preset.max_frames})."
+        )
+    return frames
+
+
+def check_window_choice(value: object, request: Request, preset: ModelPreset) -> str | int:
+    """`auto`, or K as a number that the grid of this request can take.
+
+    Raises:
+        ValueError: if it is odd, too large for the grid, or no number, naming what can be used.
+    """
+    if isinstance(value, str) and value.strip().lower() == "auto":
+        return "auto"
+    number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise ValueError(
+            f"windows {_shown(value)} is unknown: choose 'auto' or an even number such as 2 or 4."
+        )
+    return check_windows(number, *request.token_grid(preset))
+
+
+def _shown(value: object) -> str:
+    """A value for a message, cut to a readable length."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _kind(value: object) -> str:
+    return "nothing" if value is None else _shown(value)

@@ -1,0 +1,175 @@
+"""The two-stage baseline: a clip of the base model's own size, enlarged frame by frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor, nn
+
+from ..model.upscaler import UpscalerNetwork
+
+NAMES = ("lanczos", "network")
+
+
+class SpandrelNetwork(nn.Module):
+    """A network that spandrel loaded, with the padding that its sizes need."""
+
+    def __init__(self, descriptor: Any) -> None:
+        super().__init__()
+        self.model = descriptor.model
+        self.descriptor = descriptor
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.descriptor(images)
+
+
+class Upscaler:
+    """Lanczos: enlarges every frame by itself, in memory that does not grow with the clip.
+
+    Attributes:
+        name: What labels call it.
+    """
+
+    name = "Lanczos"
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Upscaler:
+        """Moves the weights, where there are any; returns itself."""
+        return self
+
+    def magnify(self, frame: np.ndarray) -> np.ndarray:
+        """Enlarges a frame (uint8, h w 3) by the network's own factor; Lanczos has none."""
+        return frame
+
+    def stream(self, frames: Iterable[np.ndarray], height: int, width: int) -> Iterator[np.ndarray]:
+        """Enlarges frames (uint8, h w 3) to an exact size, one at a time as they are asked for.
+
+        Raises:
+            ValueError: A frame of another type or shape, or a size that is not positive.
+        """
+        if height < 1 or width < 1:
+            raise ValueError(f"the target size must be positive, not {height}×{width}")
+        for frame in frames:
+            if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+                raise ValueError(
+                    f"frames to upscale are uint8, h w 3, not {frame.dtype} of {frame.shape}"
+                )
+            yield _lanczos(self.magnify(frame), height, width)
+
+    def upscale(self, frames: np.ndarray, height: int, width: int) -> np.ndarray:
+        """Enlarges a clip: uint8, t h w 3 → t height width 3; errors as in `stream`."""
+        if len(frames) == 0:
+            raise ValueError("there are no frames to upscale")
+        return np.stack(list(self.stream(frames, height, width)))
+
+
+class NetworkUpscaler(Upscaler):
+    """A network enlarges each frame by its own factor, Lanczos takes it to the exact size.
+
+    Args:
+        network: Maps `b c h w` in [0, 1] to an enlarged picture of the same layout.
+        name: What labels call it.
+    """
+
+    def __init__(self, network: nn.Module, name: str) -> None:
+        self.name = name
+        # Convolutions on a CPU are faster in this order, and cuDNN's no slower.
+        self.network: nn.Module = network.eval()
+        for parameter in network.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> NetworkUpscaler:
+        # diffusers' own warns of what it would keep in float32, also where that is nothing.
+        nn.Module.to(self.network, device=device, dtype=dtype)
+        return self
+
+    @torch.inference_mode()
+    def magnify(self, frame: np.ndarray) -> np.ndarray:
+        weight = next(self.network.parameters())
+        image = torch.tensor(frame, device=weight.device).to(weight.dtype) / 255
+        image = self.network(rearrange(image, "h w c -> 1 c h w"))
+        image = (image.float().clamp(0, 1) * 255).round().to(torch.uint8)
+        return rearrange(image, "1 c h w -> h w c").cpu().numpy()
+
+
+def _lanczos(frame: np.ndarray, height: int, width: int) -> np.ndarray:
+    if frame.shape[:2] == (height, width):
+        return frame
+    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS))
+
+
+def load_upscaler(name_or_path: str | Path, model_root: Path) -> Upscaler:
+    """Loads an upscaler.
+
+    Args:
+        name_or_path: `lanczos`, `network` (the trained one of the model), or a super-resolution
+            file that the optional package spandrel reads.
+        model_root: The model's folder, whose subfolder `upscaler` holds the network.
+
+    Raises:
+        ValueError: There is no such upscaler, or its weights are missing, damaged or of another
+            layout; the text names the file or folder.
+        ImportError: A file is given and spandrel can't be imported.
+    """
+    if name_or_path == "lanczos":
+        return Upscaler()
+    if name_or_path == "network":
+        return NetworkUpscaler(_load_network(Path(model_root) / "upscaler"), "×4 network")
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise ValueError(
+            f"unknown upscaler {str(name_or_path)!r}: choose one of {', '.join(NAMES)}, or the"
+            " path of a super-resolution file"
+        )
+    return NetworkUpscaler(_load_foreign(path), path.stem)
+
+
+def _load_network(folder: Path) -> UpscalerNetwork:
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"the upscaler's weights are missing: there is no {folder / 'config.json'};"
+            " restore the folder, or choose the upscaler lanczos"
+        )
+    try:
+        network, report = UpscalerNetwork.from_pretrained(
+            folder, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    except Exception as error:  # the readers of a damaged file raise whatever they like
+        raise ValueError(
+            f"the upscaler's weights in {folder} can't be read (missing, cut off or damaged):"
+            f" restore the folder, or choose the upscaler lanczos. {_first_line(error)}"
+        ) from error
+    wrong = {kind: keys for kind, keys in report.items() if keys}
+    if wrong:
+        raise ValueError(f"the upscaler's weights in {folder} don't fit its config.json: {wrong}")
+    return network
+
+
+def _load_foreign(path: Path) -> nn.Module:
+    try:
+        from spandrel import ImageModelDescriptor, ModelLoader
+    except (ImportError, RuntimeError) as error:  # torchvision built for another torch: the latter
+        raise ImportError(
+            f"to load {path} the package spandrel is needed, and it can't be imported"
+            f" ({_first_line(error)}): pip install 'ultragen[spandrel]', with a torchvision that"
+            " fits the installed torch; or choose one of " + ", ".join(NAMES)
+        ) from error
+    try:
+        model = ModelLoader().load_from_file(path)
+    except Exception as error:  # as above
+        raise ValueError(
+            f"{path} is no super-resolution file that spandrel can read: {_first_line(error)}"
+        ) from error
+    if not isinstance(model, ImageModelDescriptor) or model.input_channels != 3:
+        raise ValueError(f"{path} holds no network that enlarges RGB pictures")
+    return SpandrelNetwork(model)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

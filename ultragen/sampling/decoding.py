@@ -1,0 +1,60 @@
+"""Latents → frames: decoded piece by piece, checked, and in the form asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+from einops import rearrange
+from torch import Tensor
+
+from ..model.autoencoder import CompactAutoencoder, denormalize
+from .sampler import GenerationError
+from .wan_decoding import decode_wan
+
+OutputType = Literal["np", "pt", "uint8", "latent"]
+
+
+@torch.no_grad()
+def decode_pieces(vae: AutoencoderKLWan | CompactAutoencoder, latents: Tensor) -> Iterator[Tensor]:
+    """Latents of unit variance b c t h w → pieces of the clip, b 3 t h w in [0, 1].
+
+    Raises:
+        GenerationError: if a piece is not finite.
+    """
+    z = denormalize(vae, latents)
+    pieces = vae.decode_groups(z) if isinstance(vae, CompactAutoencoder) else decode_wan(vae, z)
+    for piece in pieces:
+        if not torch.isfinite(piece).all():
+            raise GenerationError(
+                "The decoded frames are not finite. Use another seed, or run the autoencoder "
+                "in float32."
+            )
+        yield (piece.float() / 2 + 0.5).clamp(0, 1)
+
+
+def join_pieces(pieces: Iterable[Tensor], output_type: OutputType) -> np.ndarray | Tensor:
+    """Pieces of a clip, b 3 t h w in [0, 1] → its frames in the form asked for.
+
+    Raises:
+        GenerationError: if the frames are black.
+    """
+    # Each piece leaves the device, as bytes where these are asked for, before the next one comes.
+    if output_type == "pt":
+        frames = torch.cat([piece.cpu() for piece in pieces], dim=2)
+        frames = rearrange(frames, "b c t h w -> b t c h w")
+    else:
+        parts = [
+            rearrange(
+                piece.mul(255).round().byte() if output_type == "uint8" else piece,
+                "b c t h w -> b t h w c",
+            ).cpu()
+            for piece in pieces
+        ]
+        frames = torch.cat(parts, dim=1).numpy()
+    if frames.max() * (1 if output_type == "uint8" else 255) < 3:
+        raise GenerationError("The clip is black. Use another seed or prompt.")
+    return frames

@@ -1,0 +1,274 @@
+"""The stages by name, in the order in which they build on each other.
+
+All stages of one training share a folder: `OUT/<stage>` holds checkpoints, logs and sample sheets,
+`OUT/model` collects the finished weights in diffusers' layout, from which later stages start.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from ..model.autoencoder import CompactAutoencoder
+from ..model.classifier import AttributeClassifier
+from ..model.coordinates import add_coordinates
+from ..model.text_encoder import ClauseTextEncoder
+from ..model.transformer import UltraGenTransformer3DModel
+from ..model.upscaler import UpscalerNetwork
+from ..pipeline import UltraGenPipeline
+from ..world.captions import vocabulary
+from .assemble import put_together
+from .build import ModelSize, build_autoencoder, build_base_transformer, build_classifier, convert
+from .clip_sizes import ClipSize
+from .loop import Trainer, check_processes
+from .stage import Stage, TrainingConfig
+from .stage_options import StageOptions
+from .stages.autoencoder_stage import AutoencoderStage
+from .stages.classifier_stage import ClassifierStage
+from .stages.distillation import DistillStage
+from .stages.flow_matching import FlowMatchingStage
+from .stages.upscaler_stage import UpscalerStage
+from .vocabulary import build_text_encoder, build_tokenizer, read_by_clauses
+
+
+def _component(folders: Sequence[Path], name: str, load: Callable[[Path], Any], stage: str) -> Any:
+    """A part that an earlier stage trained, from the first of the folders that has it."""
+    for folder in folders:
+        if (folder / name).is_dir():
+            return load(folder / name)
+    raise ValueError(
+        f"{folders[0] / name} is missing: run `train {stage}` with the same --out first, or start "
+        "from a folder that has it."
+    )
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where a stage finds what earlier ones made.
+
+    Attributes:
+        model: Folder that this training's stages fill.
+        start: Pipeline folder whose weights the stage starts from, or None to start afresh.
+    """
+
+    model: Path
+    start: Path | None = None
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        return (self.model, self.start) if self.start else (self.model,)
+
+    def initial(self, name: str, load: Callable[[Path], Any]) -> Any | None:
+        """The part to train on from, None to build it afresh."""
+        return load(self.start / name) if self.start and (self.start / name).is_dir() else None
+
+    def vae(self) -> CompactAutoencoder:
+        load = CompactAutoencoder.from_pretrained
+        return _component(self.folders, "vae", load, "autoencoder").float()
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return _component(self.folders, "tokenizer", AutoTokenizer.from_pretrained, "base")
+
+    def text_encoder(self) -> ClauseTextEncoder:
+        return _component(self.folders, "text_encoder", ClauseTextEncoder.from_pretrained, "base")
+
+
+def autoencoder_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
+    vae = sources.initial("vae", CompactAutoencoder.from_pretrained)
+    if vae is None and dict(options.autoencoder).get("anchor"):
+        raise ValueError(
+            "An anchor holds the latents of an autoencoder that is there: name its pipeline folder "
+            "to start from, also for a training that is resumed."
+        )
+    vae = vae.float() if vae is not None else build_autoencoder(options.size)
+    return AutoencoderStage(vae, seed=seed, **dict(options.autoencoder))
+
+
+def decoder_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
+    """Trains the decoder on, with the encoder and so all latents unchanged."""
+    return AutoencoderStage(sources.vae(), part="decoder", seed=seed, **dict(options.autoencoder))
+
+
+def base_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
+    size = options.size
+    transformer = sources.initial("base_transformer", WanTransformer3DModel.from_pretrained)
+    if transformer is None:
+        if options.freeze_text:
+            raise ValueError(
+                "A text encoder that stays as it is must be there: name the pipeline folder to "
+                "start from, also for a training that is resumed."
+            )
+        tokenizer = build_tokenizer(vocabulary(), size.text_length)
+        text_encoder = build_text_encoder(len(tokenizer), size.text_dim)
+    else:
+        tokenizer, text_encoder = sources.tokenizer(), sources.text_encoder()
+    if options.clauses or transformer is None:
+        read_by_clauses(text_encoder, tokenizer)
+    transformer = transformer if transformer is not None else build_base_transformer(size)
+    add_coordinates(transformer)  # older weights have none
+    pipeline = put_together(
+        size,
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        vae=sources.vae(),
+        transformer=transformer,
+    )
+    return FlowMatchingStage(
+        pipeline,
+        options.base_sizes,
+        train_text=not options.freeze_text,
+        share=options.render_share,
+        seed=seed,
+        render_on=options.render_on,
+    )
+
+
+def with_trained_parts(
+    sources: Sources, size: ModelSize, transformer: Any, solver_order: int | None = None
+) -> UltraGenPipeline:
+    """A transformer with the parts that earlier stages have trained."""
+    return put_together(
+        size,
+        solver_order,
+        tokenizer=sources.tokenizer(),
+        text_encoder=sources.text_encoder(),
+        vae=sources.vae(),
+        transformer=transformer,
+    )
+
+
+def ultragen_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
+    size = options.size
+    transformer = sources.initial("transformer", UltraGenTransformer3DModel.from_pretrained)
+    if transformer is None:
+        load = WanTransformer3DModel.from_pretrained
+        base = _component(sources.folders, "base_transformer", load, "base")
+        transformer = convert(base.float(), size, **dict(options.attention))
+    add_coordinates(transformer)
+    pipeline = with_trained_parts(sources, size, transformer)
+    return FlowMatchingStage(
+        pipeline,
+        options.ultragen_sizes,
+        train_text=False,
+        share=options.render_share,
+        seed=seed,
+        render_on=options.render_on,
+    )
+
+
+def distillation(
+    sources: Sources,
+    options: StageOptions,
+    transformer: Any,
+    sizes: tuple[ClipSize, ...],
+    seed: int,
+) -> Stage:
+    """A student learns the mean velocity of a whole step, which is exact for Euler's steps only."""
+    pipeline = with_trained_parts(sources, options.size, transformer, solver_order=1)
+    return DistillStage(pipeline, sizes, seed=seed, **dict(options.distill))
+
+
+def base_distill_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
+    """Few steps and no guidance for the dense model."""
+    load = WanTransformer3DModel.from_pretrained
+    transformer = _component(sources.folders, "base_transformer", load, "base")
+    return distillation(sources, options, transformer, options.base_distill_sizes, seed)
+
+
+def distill_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
+    """Few steps and no guidance for UltraGen."""
+    load = UltraGenTransformer3DModel.from_pretrained
+    transformer = _component(sources.folders, "transformer", load, "ultragen")
+    return distillation(sources, options, transformer, options.distill_sizes, seed)
+
+
+def upscaler_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
+    network = sources.initial("upscaler", UpscalerNetwork.from_pretrained)
+    network = network.float() if network is not None else UpscalerNetwork()
+    return UpscalerStage(network, sources.vae(), seed=seed, **dict(options.upscaler))
+
+
+def classifier_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
+    """Trains the judge of generated clips, on rendered ones alone: no other stage is needed."""
+    network = sources.initial("classifier", AttributeClassifier.from_pretrained)
+    network = network.float() if network is not None else build_classifier(options.size)
+    return ClassifierStage(network, seed=seed, **dict(options.classifier))
+
+
+STAGES: dict[str, Callable[[Sources, StageOptions, int], Stage]] = {
+    "autoencoder": autoencoder_stage,
+    "decoder": decoder_stage,
+    "base": base_stage,
+    "ultragen": ultragen_stage,
+    "base-distill": base_distill_stage,
+    "distill": distill_stage,
+    "upscaler": upscaler_stage,
+    "classifier": classifier_stage,
+}
+
+
+def train(
+    name: str,
+    config: TrainingConfig,
+    options: StageOptions | None = None,
+    start: Path | None = None,
+) -> Path:
+    """Trains one stage.
+
+    Args:
+        name: One of `STAGES`.
+        config: `out` is the folder of the whole training.
+        options: Sizes and data.
+        start: Pipeline folder whose weights the stage starts from; it also supplies the parts
+            that this training has not made. Has no effect on a training that is resumed.
+
+    Returns:
+        The folder that collects the finished weights, `config.out / "model"`.
+
+    Raises:
+        ValueError: for an unknown stage, one whose predecessors were not trained, or a folder to
+            start from that does not exist.
+    """
+    if name not in STAGES:
+        raise ValueError(f"Unknown stage {name!r}: choose from {', '.join(STAGES)}.")
+    if start is not None and not start.is_dir():
+        raise ValueError(f"There is no folder {start} to start from.")
+    options = options or StageOptions()
+    if torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    config = replace(
+        config,
+        out=config.out / name,
+        learning_rate=config.learning_rate or dict(options.learning_rates)[name],
+    )
+    sources = Sources(config.out.parent / "model", start)
+    torch.manual_seed(config.seed)
+    seed = config.seed + 1000 * list(STAGES).index(name) + _count_run(config.out)
+    trainer = Trainer(STAGES[name](sources, options, seed), config)
+    export = trainer.train()
+    if trainer.accelerator.is_main_process:
+        for folder in export.iterdir():
+            shutil.copytree(folder, sources.model / folder.name, dirs_exist_ok=True)
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()  # the processes part: none can wait for another after it
+    return sources.model
+
+
+def _count_run(folder: Path) -> int:
+    """How many runs this stage had before, so that a resumed training sees other scenes. Several
+    processes of one run may differ by one here: their data differ by rank anyway."""
+    path = folder / "runs"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    number = int(path.read_text() or 0) if path.exists() else 0
+    if check_processes().is_main_process:
+        path.write_text(str(number + 1))
+    return number

@@ -1,0 +1,275 @@
+"""What is on the page and where: components without behaviour."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+
+from ..presets import RESOLUTIONS, WINDOWS, ModelPreset
+from ..runs.compare import Result
+from ..runs.request import MAX_GUIDANCE, MAX_STEPS
+from . import views
+
+PROMPTS = (
+    "a calm lake under snowy mountains at sunset, the camera pans right",
+    "dark pine hills at night, a full moon",
+    "golden dunes in the morning, a clear sky, birds",
+    "green islands in a blue sea at noon, the camera rises",
+    "northern lights above a still lake and snowy peaks at night",
+    "misty hills with trees at dawn, the camera zooms in",
+)
+
+
+class Layout:
+    """The page's components.
+
+    Args:
+        preset: Settings that suit the model.
+        model: What runs here and why, as HTML.
+        examples: Finished examples to offer.
+        visitors: Kinds of them, where they have quotas: each gets a button for what fits.
+    """
+
+    def __init__(
+        self,
+        preset: ModelPreset,
+        model: str,
+        examples: list[Result],
+        visitors: Sequence[str] = (),
+    ) -> None:
+        gr.HTML(views.header(model), apply_default_css=False)
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=5, min_width=340, elem_classes="ug-column"):
+                self.main_settings(preset, visitors)
+                self.more_settings(preset)
+            with gr.Column(scale=8, min_width=340, elem_classes="ug-column"):
+                self.results()
+                self.galleries(examples)
+        self.history = gr.State([])
+
+    @property
+    def settings(self) -> list[Any]:
+        """The settings' components, in the order of `Request`'s fields."""
+        return [
+            self.prompt,
+            self.resolution,
+            self.windows,
+            self.num_frames,
+            self.seed,
+            self.steps,
+            self.guidance,
+            self.negative,
+            self.upscaler,
+            self.base_native,
+        ]
+
+    @property
+    def result(self) -> list[Any]:
+        """The components that show a run."""
+        return [
+            self.status,
+            self.comparison,
+            self.native,
+            self.upscaled,
+            self.side_by_side,
+            self.full,
+            self.files,
+            self.metadata,
+        ]
+
+    def main_settings(self, preset: ModelPreset, visitors: Sequence[str]) -> None:
+        """What everybody sets, and the button."""
+        self.prompt = gr.Textbox(
+            PROMPTS[0],
+            label="Prompt",
+            info="A landscape: light, weather, terrain, water, camera.",
+            lines=3,
+            elem_id="prompt",
+        )
+        self.words = gr.HTML("", apply_default_css=False, elem_id="words")
+        self.resolution = gr.Radio(
+            [
+                (f"{size.name}\n{size.width}×{size.rows}", size.name)
+                for size in RESOLUTIONS.values()
+            ],
+            value=preset.resolution,
+            label="Resolution, and what it takes here",
+            elem_id="resolution",
+        )
+        with gr.Row(visible=bool(visitors)):
+            # What is best is said, and may change, as the page learns what runs take.
+            self.offers = {
+                visitor: gr.Button(f"Best for {visitor}", size="sm") for visitor in visitors
+            }
+        self.costs = gr.HTML(apply_default_css=False, elem_id="costs")
+        self.estimate = gr.HTML(apply_default_css=False, elem_id="estimate")
+        with gr.Row():
+            self.start = gr.Button("Generate both clips", variant="primary", elem_id="generate")
+            self.stop = gr.Button("Cancel", variant="stop", visible=False, elem_id="cancel")
+
+    def more_settings(self, preset: ModelPreset) -> None:
+        """Length, seed and windows; the rest folded away."""
+        with gr.Row():
+            self.num_frames = gr.Slider(
+                5,
+                preset.max_frames,
+                value=preset.num_frames,
+                step=4,
+                label="Frames",
+                info=f"{preset.fps} a second",
+                elem_id="frames",
+                min_width=150,
+            )
+            with gr.Column(min_width=150, elem_classes="ug-tight"):
+                self.seed = gr.Number(0, label="Seed", info="Same seed, same clip", elem_id="seed")
+                self.dice = gr.Button("Random seed", size="sm", elem_id="dice")
+        with gr.Group():
+            self.windows = gr.Radio(
+                [("auto", "auto"), *((f"{k} × {k}", k) for k in WINDOWS[1:])],
+                value="auto",
+                label="Attention windows",
+                info="How finely attention cuts the frame.",
+                elem_id="windows",
+            )
+            self.drawing = gr.HTML(apply_default_css=False, elem_id="drawing")
+        with gr.Accordion("Advanced settings", open=False, elem_id="advanced"):
+            self.advanced_settings(preset)
+
+    def advanced_settings(self, preset: ModelPreset) -> None:
+        """Settings that few people change."""
+        self.steps = gr.Slider(
+            1,
+            MAX_STEPS,
+            value=preset.num_inference_steps,
+            step=1,
+            label="Denoising steps",
+            elem_id="steps",
+        )
+        self.guidance = gr.Slider(
+            1,
+            MAX_GUIDANCE,
+            value=preset.guidance_scale,
+            step=0.1,
+            label="Guidance",
+            info="How closely the prompt is followed; 1 switches it off and halves the time.",
+        )
+        self.negative = gr.Textbox(
+            preset.negative_prompt, label="Negative prompt", info="What to lead away from.", lines=1
+        )
+        self.upscaler = gr.Radio(
+            [("×4 network", "network"), ("Lanczos", "lanczos")],
+            value="network",
+            label="Upscaler of the base clip",
+        )
+        self.base_native = gr.Radio(
+            ["off", "on"],
+            value="off",
+            label="Run the base model at the full size too",
+            info="Shows why it needs upscaling. Slow at large sizes.",
+            elem_id="base-native",
+        )
+
+    def results(self) -> None:
+        """How the run stands, both clips, files."""
+        self.status = gr.HTML(
+            views.notice("idle", "Ready", "Choose a prompt and press Generate."),
+            apply_default_css=False,
+            elem_id="status",
+        )
+        self.comparison = gr.HTML(
+            None,
+            html_template=views.asset("compare.html"),
+            js_on_load=views.asset("compare.js"),
+            apply_default_css=False,
+            elem_id="comparison",
+        )
+        with gr.Accordion("Plain players and downloads", open=False, elem_id="plain"):
+            with gr.Row():
+                self.native = self.player("UltraGen, native", "native")
+                self.upscaled = self.player("Base model, upscaled", "upscaled")
+            with gr.Row():
+                self.side_by_side = self.player("Side by side", "side-by-side")
+                self.full = self.player("Base model at full size", "base-full", visible=False)
+            self.files = gr.Files(label="Files", interactive=False, elem_id="files")
+        with gr.Accordion("Settings and timings of this run", open=False):
+            self.metadata = gr.JSON(show_label=False, elem_id="metadata")
+
+    def galleries(self, examples: list[Result]) -> None:
+        """Earlier runs, examples, prompts."""
+        self.recent = self.gallery([], "Your runs: click to see one again", "recent")
+        posters = [(str(example.poster), views.caption(example.metadata)) for example in examples]
+        self.examples = self.gallery(posters, "Examples: click to see one at no cost", "examples")
+        gr.Examples(
+            [[prompt] for prompt in PROMPTS],
+            self.prompt,
+            label="Prompts to try",
+            api_visibility="private",
+        )
+        with gr.Row():
+            self.share = gr.DeepLinkButton("Share these settings", size="sm")
+            gr.DuplicateButton(
+                "Duplicate this Space", size="sm", visible=bool(os.environ.get("SPACE_ID"))
+            )
+
+    @staticmethod
+    def player(label: str, name: str, visible: bool = True) -> gr.Video:
+        return gr.Video(
+            label=label,
+            elem_id=name,
+            interactive=False,
+            loop=True,
+            buttons=["download"],
+            visible=visible,
+        )
+
+    @staticmethod
+    def gallery(items: list[tuple[str, str]], label: str, name: str) -> gr.Gallery:
+        return gr.Gallery(
+            items,
+            label=label,
+            columns=4,
+            height="auto",
+            object_fit="cover",
+            allow_preview=False,
+            interactive=False,
+            visible=bool(items),
+            buttons=[],
+            elem_id=name,
+            elem_classes="ug-gallery",
+        )
+
+
+def theme() -> gr.themes.Base:
+    """Quiet and legible; no font is downloaded."""
+    return gr.themes.Default(
+        primary_hue="cyan",
+        neutral_hue="slate",
+        radius_size="lg",
+        font=[gr.themes.Font(name) for name in ("Inter", "system-ui", "sans-serif")],
+        font_mono=[gr.themes.Font(name) for name in ("ui-monospace", "Consolas", "monospace")],
+    ).set(
+        body_background_fill="#f6f8fa",
+        body_background_fill_dark="#0b1117",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_400",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_400",
+        block_title_text_weight="650",
+        block_title_text_color="*neutral_800",
+        block_title_text_color_dark="*neutral_100",
+        block_shadow="0 1px 2px rgba(15, 23, 42, .05)",
+        button_primary_background_fill="#0e7490",
+        button_primary_background_fill_hover="#155e75",
+        button_primary_background_fill_dark="#0e7490",
+        button_primary_background_fill_hover_dark="#0891b2",
+        button_primary_text_color="white",
+        button_cancel_background_fill="#fff",
+        button_cancel_background_fill_dark="#1e293b",
+        button_cancel_text_color="#b91c1c",
+        button_cancel_text_color_dark="#fca5a5",
+        slider_color="#0e7490",
+        slider_color_dark="#22b8cf",
+    )

@@ -1,0 +1,163 @@
+"""The parts of the 1.3B pipeline: Wan's text encoder, autoencoder and dense transformer from a
+folder in diffusers' layout, the authors' UltraGen transformer from their released file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
+from transformers import AutoTokenizer, UMT5EncoderModel
+
+from ..presets import ULTRAGEN_SOURCE, WAN, WAN_SOURCE
+from .fingerprint import check_base, check_kind
+from .folders import check_pipeline
+from .hub import check_space, find_local, locate, preview
+from .released import cast_weights, load_dense, load_ultragen
+
+SHIFT = 5.0  # of the released schedule: σ_i = 1 − i/30, then sσ / (1 + (s − 1)σ)
+
+
+def load_wan(
+    base: str | Path | None,
+    ultragen: str | Path | None,
+    dtype: torch.dtype,
+    local_files_only: bool,
+) -> dict[str, Any]:
+    """All arguments of the pipeline; its own as in `UltraGenPipeline.from_wan`."""
+    folder, released = locate_wan(base, ultragen, local_files_only)
+    check_base(folder)
+    transformer = load_ultragen(released)
+    dense = load_dense(folder / "transformer")
+    parts = {
+        "tokenizer": _load_tokenizer(folder / "tokenizer"),
+        "text_encoder": load_text_encoder(folder / "text_encoder", dtype),
+        "vae": _load_strictly(AutoencoderKLWan, folder / "vae", torch_dtype=dtype),
+        # Wan's own scheduler is another one, with other steps.
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+        "transformer": cast_weights(transformer, dtype),
+        "base_transformer": cast_weights(dense, dtype),
+    }
+    check_fit(parts)
+    return {**parts, "max_sequence_length": WAN.max_sequence_length}
+
+
+def locate_wan(
+    base: str | Path | None = None,
+    ultragen: str | Path | None = None,
+    local_files_only: bool = False,
+) -> tuple[Path, Path]:
+    """The base model's folder and UltraGen's weights, downloaded where they are not there yet.
+
+    What is wrong with either shows before the other is downloaded.
+
+    Raises:
+        OSError: as in `locate`.
+        ValueError: if either is another model.
+    """
+    wanted = (base, WAN_SOURCE), (ultragen, ULTRAGEN_SOURCE)
+    if not local_files_only and not all(find_local(*each) for each in wanted):
+        wan, released_ones = (preview(*each) for each in wanted)
+        if wan.path is not None:
+            check_kind(wan.path)
+        if released_ones.path is not None:
+            load_ultragen(released_ones.path, device="meta")
+        check_space(wan.missing + released_ones.missing)
+    folder, released = (locate(*each, local_files_only) for each in wanted)
+    return folder, released
+
+
+def check_wan(base: Path | None, ultragen: Path | None) -> None:
+    """Checks what is on this machine of the 1.3B model, without reading its weights: names, shapes
+    and settings, and whether both fit each other.
+
+    Raises:
+        OSError: if a file is missing, incomplete or damaged.
+        ValueError: if a file is of another model, or the two don't fit each other.
+    """
+    parts: dict[str, Any] = {}
+    if ultragen is not None:
+        parts["transformer"] = load_ultragen(ultragen, device="meta")
+    if base is not None:
+        check_base(base)
+        found = check_pipeline(base)
+        parts |= {"base_transformer" if key == "transformer" else key: found[key] for key in found}
+    if {"text_encoder", "vae", "transformer", "base_transformer"} <= parts.keys():
+        check_fit(parts)
+
+
+def check_fit(parts: dict[str, Any]) -> None:
+    """Checks that the text encoder and the autoencoder are those of both transformers, and the
+    tokenizer, where it is there, the text encoder's.
+
+    Raises:
+        ValueError: with the sizes that differ.
+    """
+    found = {
+        "text features": parts["text_encoder"].config.d_model,
+        "latent channels": parts["vae"].config.z_dim,
+    }
+    known, words = parts["text_encoder"].config.vocab_size, len(parts.get("tokenizer", ()))
+    if words > known:
+        raise ValueError(f"The tokenizer has {words} pieces, and the text encoder knows {known}.")
+    for name in ("transformer", "base_transformer"):
+        config = parts[name].config
+        needed = {"text features": config.text_dim, "latent channels": config.in_channels}
+        if needed != found:
+            raise ValueError(
+                f"The {name} was trained with {needed}, and the base model has {found}: take the "
+                f"UltraGen weights and the base model of the same size, {ULTRAGEN_SOURCE.variable} "
+                f"and {WAN_SOURCE.variable}."
+            )
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the readers of a damaged file raise whatever they like
+        raise OSError(f"The tokenizer in {folder} can't be read: {_first_line(error)}") from error
+
+
+def load_text_encoder(folder: Path, dtype: torch.dtype) -> UMT5EncoderModel:
+    """umT5's encoder, strictly; errors as in `_load_strictly`."""
+    # The published file holds the word embeddings once, under `shared`; some releases of
+    # transformers missed the encoder's own, which are the same, and left them at zero.
+    model = _load_strictly(UMT5EncoderModel, folder, {"encoder.embed_tokens.weight"}, dtype=dtype)
+    model.set_input_embeddings(model.shared)
+    return model
+
+
+def _load_strictly(
+    kind: Any, folder: Path, tied: frozenset[str] | set[str] = frozenset(), **options: Any
+) -> Any:
+    """Loads safetensors only, and nothing that is incomplete: loaders fill gaps with noise.
+
+    Args:
+        kind: Class of the model.
+        folder: Its folder.
+        tied: Weights that the file may lack, because they are others'.
+        options: For the loader.
+
+    Raises:
+        OSError: if the weights can't be read.
+        ValueError: if a weight is missing or unexpected.
+    """
+    try:
+        model, report = kind.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    except Exception as error:  # as above
+        raise OSError(f"The model in {folder} can't be loaded: {_first_line(error)}") from error
+    wrong = {name: sorted(map(str, set(keys) - tied))[:8] for name, keys in report.items()}
+    if wrong := {name: keys for name, keys in wrong.items() if keys}:
+        raise ValueError(f"{folder} does not fit {kind.__name__}: {wrong}.")
+    return model.eval()
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
