@@ -127,8 +127,9 @@ def _remember(ctx, inputs, output) -> None:
 
 
 def _differentiate(ctx, grads):
-    weight = ctx.saved_tensors[1]
-    of_x, of_weight = _backward(grads, *ctx.saved_tensors, ctx.eps, ctx.groups)
+    # Read once: within a checkpointed region a saved tensor can be had a single time.
+    x, weight, cos, sin = ctx.saved_tensors
+    of_x, of_weight = _backward(grads, x, weight, cos, sin, ctx.eps, ctx.groups)
     return of_x, of_weight.to(weight.dtype), None, None, None, None, None
 
 
