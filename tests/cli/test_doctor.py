@@ -94,13 +94,16 @@ def test_secrets_are_never_printed(capsys, monkeypatch, how):
 
 
 def test_the_home_folder_is_not_named(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.setenv("ULTRAGEN_WEIGHTS", str(tmp_path / "weights"))
     monkeypatch.setenv("ULTRAGEN_OTHER", f"{tmp_path}-2")
+    monkeypatch.setenv("ULTRAGEN_MORE", f"/mnt{tmp_path}")
     monkeypatch.chdir(tmp_path)
     settings = json.loads(examined(capsys, "--json"))
     assert settings["Settings"]["ULTRAGEN_WEIGHTS"] == str(Path("~", "weights"))
     assert settings["Settings"]["ULTRAGEN_OTHER"] == f"{tmp_path}-2"
+    assert settings["Settings"]["ULTRAGEN_MORE"] == f"/mnt{tmp_path}"
     assert settings["Disk"]["clips of the commands"].endswith(" free in ~")
 
 

@@ -95,8 +95,8 @@ def presentable(text: str) -> str:
         if SECRET.search(name.upper()) and len(value) >= 8:  # shorter ones are parts of words
             text = text.replace(value, "…")
     text = LOGIN.sub("…", text)
-    home = str(Path.home()).rstrip("/\\")
-    return re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text) if home else text
+    home = os.path.expanduser("~").rstrip("/\\")
+    return re.sub(rf"(?<![\w.-]){re.escape(home)}(?![\w.-])", "~", text) if home else text
 
 
 def versions() -> Facts:
@@ -165,9 +165,7 @@ def fused_operations() -> Facts:
 
 def attention() -> Facts:
     import torch
-    from diffusers.models.attention_dispatch import _AttentionBackendRegistry  # it has no other
 
-    yield "diffusers", _AttentionBackendRegistry.get_active_backend()[0].value
     may_use = torch.backends.cuda
     for name, enabled in (
         ("cuDNN", may_use.cudnn_sdp_enabled()),
@@ -176,6 +174,10 @@ def attention() -> Facts:
         ("math", may_use.math_sdp_enabled()),
     ):
         yield f"torch, {name}", "enabled" if enabled else "switched off"
+    # Nothing public tells.
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+
+    yield "diffusers", _AttentionBackendRegistry.get_active_backend()[0].value
 
 
 def model() -> Facts:
