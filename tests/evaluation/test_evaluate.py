@@ -576,7 +576,7 @@ def test_a_damaged_clip_is_named(fake, tmp_path, capsys):
         (("--set", "table9"), ["table9", "table1"]),
         (("--clips", 0), ["--clips", "--help"]),
         (("--resolution", "8k"), ["8k", "544p"]),
-        (("--frames", 18), ["--frames", "17"]),
+        (("--num-frames", 18), ["--num-frames", "17"]),
         (("--features", "magic"), ["magic", "imagenet", "i3d=FILE"]),
         (("--features", "i3d=nowhere.pt"), ["nowhere.pt"]),
         (("--lpips", "alex"), ["alex=FILE"]),

@@ -354,8 +354,8 @@ def test_generate_from_the_command_line(files, small, tmp_path, monkeypatch, cap
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (("--model", "embedded", "--frames", 37), "--frames must be from 1 to 33"),
-        (("--model", "wan", "--frames", 125), "--frames must be from 1 to 121"),
+        (("--model", "embedded", "--frames", 37), "--num-frames must be from 1 to 33"),
+        (("--model", "wan", "--frames", 125), "--num-frames must be from 1 to 121"),
         (("--model", "wan", "--windows", 3), "2 or 4"),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -14,16 +13,16 @@ import typer
 from . import console
 from .options import (
     Fp8,
-    Frames,
-    Guidance,
     GuidanceDevice,
+    GuidanceScale,
     Model,
-    Negative,
+    NegativePrompt,
+    NumFrames,
+    NumInferenceSteps,
     Overwrite,
     Prompt,
     ResolutionOption,
     Seed,
-    Steps,
     Windows,
     app,
     load,
@@ -40,20 +39,23 @@ def generate(
     prompt: Prompt,
     resolution: ResolutionOption = None,
     windows: Windows = "auto",
-    frames: Frames = None,
+    num_frames: NumFrames = None,
     seed: Seed = 0,
-    steps: Steps = None,
-    guidance: Guidance = None,
+    num_inference_steps: NumInferenceSteps = None,
+    guidance_scale: GuidanceScale = None,
     guidance_device: GuidanceDevice = None,
     fp8: Fp8 = False,
-    negative_prompt: Negative = None,
+    negative_prompt: NegativePrompt = None,
     out: Annotated[Path, typer.Option(help="The MP4 file; settings go beside it.")] = Path(
         "clip.mp4"
     ),
     model: Model = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make the native clip: OUT.mp4, and OUT.json with what makes it again."""
+    """Make the native clip.
+
+    Beside OUT.mp4 stands OUT.json, with what makes it again.
+    """
     if out.suffix.lower() != ".mp4":
         raise ValueError(f"--out {out} must end in .mp4.")
     sidecar = out.with_suffix(".json")
@@ -62,10 +64,10 @@ def generate(
         prompt=prompt,
         resolution=resolution,
         windows=windows,
-        num_frames=frames,
+        num_frames=num_frames,
         seed=seed,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
         negative_prompt=negative_prompt,
     )
     console.check_free(out.parent, (out.name, sidecar.name), overwrite)
@@ -95,13 +97,13 @@ def compare(
     out: Annotated[Path, typer.Option(help="Folder of the results.")],
     resolution: ResolutionOption = None,
     windows: Windows = "auto",
-    frames: Frames = None,
+    num_frames: NumFrames = None,
     seed: Seed = 0,
-    steps: Steps = None,
-    guidance: Guidance = None,
+    num_inference_steps: NumInferenceSteps = None,
+    guidance_scale: GuidanceScale = None,
     guidance_device: GuidanceDevice = None,
     fp8: Fp8 = False,
-    negative_prompt: Negative = None,
+    negative_prompt: NegativePrompt = None,
     upscaler: Annotated[
         str, typer.Option(help="lanczos, network, or a weights file that spandrel reads.")
     ] = "network",
@@ -111,16 +113,19 @@ def compare(
     model: Model = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make the native clip and the upscaled one of the same prompt and seed."""
+    """Make the native clip and the upscaled one.
+
+    Both have the same prompt and seed; a third file shows them side by side.
+    """
     request = make_request(
         model,
         prompt=prompt,
         resolution=resolution,
         windows=windows,
-        num_frames=frames,
+        num_frames=num_frames,
         seed=seed,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
         negative_prompt=negative_prompt,
         upscaler=upscaler,
         base_native="on" if base_native else "off",
@@ -141,19 +146,6 @@ def compare(
     print_seconds(result.metadata)
     files = (*result.metadata["files"].values(), "metadata.json")
     print(f"Written to {out}: {', '.join(files)}")
-
-
-@app.command()
-def measure(model: Model = None) -> None:
-    """Measure what a unit of work costs here, as the estimates before a run need it."""
-    from dataclasses import asdict
-
-    from ..runs import calibrate
-
-    coefficients = calibrate.measure(
-        load(model), lambda line: print(line, file=sys.stderr, flush=True)
-    )
-    print(json.dumps(asdict(coefficients), indent=2))
 
 
 @app.command()

@@ -37,7 +37,8 @@ def run(command: Callable[[], Any]) -> int:
         # Typer carries its own copy of click, whose exceptions have no public base class.
         if not hasattr(error, "format_message"):
             raise
-        text = f"{error.format_message().rstrip('.')}. See --help."
+        text = error.format_message().rstrip(".")
+        text += " See --help." if text.endswith("?") else ". See --help."
         return _say(text, getattr(error, "exit_code", BAD_INPUT))
 
 

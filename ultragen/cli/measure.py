@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,16 +11,129 @@ import typer
 
 from . import console
 from .options import (
-    Frames,
-    Guidance,
+    GuidanceScale,
     Model,
+    NumFrames,
+    NumInferenceSteps,
     Overwrite,
     ResolutionOption,
-    Steps,
     app,
     load,
     make_request,
 )
+
+
+@app.command()
+def measure(model: Model = None) -> None:
+    """Measure what a unit of work costs here.
+
+    The estimates before a run need it.
+    """
+    from dataclasses import asdict
+
+    from ..runs import calibrate
+
+    coefficients = calibrate.measure(
+        load(model), lambda line: print(line, file=sys.stderr, flush=True)
+    )
+    print(json.dumps(asdict(coefficients), indent=2))
+
+
+@app.command()
+def evaluate(
+    table: Annotated[
+        str, typer.Option("--set", help="The rows: table1 or distillation.")
+    ] = "table1",
+    clips: Annotated[int, typer.Option(min=1, help="A row; more can be added later.")] = 8,
+    resolution: ResolutionOption = None,
+    num_frames: NumFrames = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first clip's noise.")] = 0,
+    num_inference_steps: NumInferenceSteps = None,
+    guidance_scale: GuidanceScale = None,
+    features: Annotated[
+        list[str] | None,
+        typer.Option(help="Network of HD-FVD: classifier, imagenet or i3d=FILE; may be repeated."),
+    ] = None,
+    lpips: Annotated[str | None, typer.Option(help="alex=FILE or vgg=FILE, for HD-LPIPS.")] = None,
+    clip: Annotated[str | None, typer.Option(help="CLIP's folder or name on the hub.")] = None,
+    classifier: Annotated[
+        Path | None, typer.Option(help="Attribute classifier; without it the model's own.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results; a stopped run goes on there.")
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="I/N: make the clips of the I-th of N processes, and no table. One process a GPU "
+            "(CUDA_VISIBLE_DEVICES) or several, all with one --out; then once without --shard, all "
+            "else the same."
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            "--batch-size",
+            "--batch",
+            min=1,
+            help="Clips that are denoised together: more fill a GPU.",
+        ),
+    ] = 1,
+    model: Model = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Folder of the model that --model was distilled from.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again.")] = False,
+) -> None:
+    """Measure models against each other and real clips.
+
+    Leaves a table, JSON and a contact sheet.
+    """
+    from ..evaluation.shard import Shard
+
+    part = None if shard is None else Shard.parse(shard)
+    if part is not None and overwrite:
+        raise ValueError(
+            "--overwrite would remove what the other shards have made: choose another --out, or "
+            "remove the folder before they start."
+        )
+    request = make_request(
+        model,
+        prompt="any",
+        resolution=resolution,
+        num_frames=num_frames,
+        seed=seed,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+    )
+    from ..evaluation.rows import TEACHER, Maker, rows_of
+
+    rows = rows_of(table, teacher is not None)
+    from ..evaluation.evaluate import RESULTS, make_rows
+    from ..evaluation.evaluate import evaluate as run_evaluation
+    from ..evaluation.instruments import load_instruments
+    from ..evaluation.store import forget
+    from ..world.heldout import EVALUATED, REFERENCE, held_out_clips
+
+    cases, references = (held_out_clips(clips, seeds) for seeds in (EVALUATED, REFERENCE))
+    maker = Maker(
+        lambda name: load(teacher if name == TEACHER else name or model), request, batch_size
+    )
+    models = maker.models()
+    instruments = load_instruments(
+        models.source, classifier, features or (), lpips, clip, models.device
+    )
+    out = out or Path("outputs") / f"{table}-{request.resolution}"
+    if overwrite:
+        forget(out)
+    with console.progress_bar() as show:
+        if part is not None:
+            make_rows(rows, cases, references, maker, instruments, out, part, show)
+            print(f"Shard {part} is done in {out}: when all are, run this without --shard.")
+            return
+        run_evaluation(rows, cases, references, maker, instruments, out, show)
+    print((out / "table.md").read_text(encoding="utf-8"))
+    print(f"Written to {out}: {', '.join(RESULTS)}")
 
 
 @app.command()
@@ -47,7 +161,10 @@ def benchmark(
     ] = 0.05,
     overwrite: Overwrite = False,
 ) -> None:
-    """Measure speed and memory against the dense model and this machine's limits."""
+    """Measure speed and memory.
+
+    Against the dense model's, and against this machine's limits.
+    """
     console.quiet_libraries()
     from ..benchmark import tables
     from ..benchmark.bench import Budget
@@ -76,89 +193,3 @@ def benchmark(
         raise RuntimeError(
             f"{len(worse)} of {len(changes)} ratios got worse by more than {tolerance:.0%}."
         )
-
-
-@app.command()
-def evaluate(
-    table: Annotated[
-        str, typer.Option("--set", help="The rows: table1 or distillation.")
-    ] = "table1",
-    clips: Annotated[int, typer.Option(min=1, help="A row; more can be added later.")] = 8,
-    resolution: ResolutionOption = None,
-    frames: Frames = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first clip's noise.")] = 0,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    features: Annotated[
-        list[str] | None,
-        typer.Option(help="Network of HD-FVD: classifier, imagenet or i3d=FILE; may be repeated."),
-    ] = None,
-    lpips: Annotated[str | None, typer.Option(help="alex=FILE or vgg=FILE, for HD-LPIPS.")] = None,
-    clip: Annotated[str | None, typer.Option(help="CLIP's folder or name on the hub.")] = None,
-    classifier: Annotated[
-        Path | None, typer.Option(help="Attribute classifier; without it the model's own.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the results; a stopped run goes on there.")
-    ] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            help="I/N: make the clips of the I-th of N processes, and no table. One process a GPU "
-            "(CUDA_VISIBLE_DEVICES) or several, all with one --out; then once without --shard, all "
-            "else the same."
-        ),
-    ] = None,
-    batch: Annotated[
-        int, typer.Option(min=1, help="Clips that are denoised together: more fill a GPU.")
-    ] = 1,
-    model: Model = None,
-    teacher: Annotated[
-        str | None, typer.Option(help="Folder of the model that --model was distilled from.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again.")] = False,
-) -> None:
-    """Measure models against each other and real clips: a table, JSON and a contact sheet."""
-    from ..evaluation.shard import Shard
-
-    part = None if shard is None else Shard.parse(shard)
-    if part is not None and overwrite:
-        raise ValueError(
-            "--overwrite would remove what the other shards have made: choose another --out, or "
-            "remove the folder before they start."
-        )
-    request = make_request(
-        model,
-        prompt="any",
-        resolution=resolution,
-        num_frames=frames,
-        seed=seed,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-    )
-    from ..evaluation.rows import TEACHER, Maker, rows_of
-
-    rows = rows_of(table, teacher is not None)
-    from ..evaluation.evaluate import RESULTS, make_rows
-    from ..evaluation.evaluate import evaluate as run_evaluation
-    from ..evaluation.instruments import load_instruments
-    from ..evaluation.store import forget
-    from ..world.heldout import EVALUATED, REFERENCE, held_out_clips
-
-    cases, references = (held_out_clips(clips, seeds) for seeds in (EVALUATED, REFERENCE))
-    maker = Maker(lambda name: load(teacher if name == TEACHER else name or model), request, batch)
-    models = maker.models()
-    instruments = load_instruments(
-        models.source, classifier, features or (), lpips, clip, models.device
-    )
-    out = out or Path("outputs") / f"{table}-{request.resolution}"
-    if overwrite:
-        forget(out)
-    with console.progress_bar() as show:
-        if part is not None:
-            make_rows(rows, cases, references, maker, instruments, out, part, show)
-            print(f"Shard {part} is done in {out}: when all are, run this without --shard.")
-            return
-        run_evaluation(rows, cases, references, maker, instruments, out, show)
-    print((out / "table.md").read_text(encoding="utf-8"))
-    print(f"Written to {out}: {', '.join(RESULTS)}")

@@ -7,25 +7,42 @@ import sys
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ..presets import RESOLUTIONS
 from . import console
 
+HEADINGS = {
+    "Clips": ("generate", "compare", "sheets"),
+    "Measurements and reports": ("measure", "evaluate", "benchmark", "doctor"),
+    "Training and weights": ("scenes", "train", "assemble", "convert"),
+}
+"""How `--help` lists the commands."""
+
+
+class Commands(TyperGroup):
+    """The commands under headings, which Typer has for its coloured help alone."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        for heading, names in HEADINGS.items():
+            with formatter.section(heading):
+                formatter.write_dl(
+                    [(name, self.commands[name].get_short_help_str(100)) for name in names]
+                )
+
+
 # Torch and the models are imported inside the commands, so that `--help` answers at once.
 app = typer.Typer(
+    cls=Commands,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    context_settings={"max_content_width": 100},
     help="Text to native high-resolution video. `python -m ultragen COMMAND --help` tells more.",
 )
 
-OPTION_OF = {
-    "num_frames": "--frames",
-    "num_inference_steps": "--steps",
-    "guidance_scale": "--guidance",
-    "negative_prompt": "--negative-prompt",
-}
-"""What the settings that errors name are called here."""
+FIELDS = re.compile("num_frames|num_inference_steps|guidance_scale|negative_prompt")
+"""Settings that errors name, whose options are called like them."""
 
 Prompt = Annotated[str, typer.Option(help="What the clip shows, in English.")]
 ResolutionOption = Annotated[
@@ -33,11 +50,26 @@ ResolutionOption = Annotated[
     typer.Option(help=f"One of {', '.join(RESOLUTIONS)}; without it the model's own."),
 ]
 Windows = Annotated[str, typer.Option(help="Windows on each axis: auto, or an even number.")]
-Frames = Annotated[int | None, typer.Option(help="Frames, 4n + 1; without it the model's own.")]
+NumFrames = Annotated[
+    int | None,
+    typer.Option("--num-frames", "--frames", help="Frames, 4n + 1; without it the model's own."),
+]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same clip.")]
-Steps = Annotated[int | None, typer.Option(help="Denoising steps; without it the model's own.")]
-Guidance = Annotated[
-    float | None, typer.Option(help="Guidance, 1 (off) to 20; without it the model's own.")
+NumInferenceSteps = Annotated[
+    int | None,
+    typer.Option(
+        "--num-inference-steps",
+        "--steps",
+        help="Denoising steps; without it the model's own.",
+    ),
+]
+GuidanceScale = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance-scale",
+        "--guidance",
+        help="Classifier-free guidance, 1 (off) to 20; without it the model's own.",
+    ),
 ]
 GuidanceDevice = Annotated[
     str | None,
@@ -51,7 +83,7 @@ Fp8 = Annotated[
         "Blackwell GPU.",
     ),
 ]
-Negative = Annotated[str | None, typer.Option(help="What guidance leads away from.")]
+NegativePrompt = Annotated[str | None, typer.Option(help="What guidance leads away from.")]
 Model = Annotated[
     str | None,
     typer.Option(
@@ -69,8 +101,8 @@ def make_request(model: str | None, **settings: Any) -> Any:
     try:
         return Request(**settings).validate(choose(model).preset)
     except ValueError as error:
-        names = re.compile("|".join(OPTION_OF))
-        raise ValueError(names.sub(lambda m: OPTION_OF[m.group()], str(error))) from error
+        said = FIELDS.sub(lambda found: f"--{found[0].replace('_', '-')}", str(error))
+        raise ValueError(said) from error
 
 
 def load(model: str | None) -> Any:

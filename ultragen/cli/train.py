@@ -1,18 +1,21 @@
-"""Commands of the training: its world, its stages, and what becomes of their weights."""
+"""Commands of the training: its stages, and what becomes of their weights."""
 
 from __future__ import annotations
 
-import json
 import os
-import re
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
+from inspect import Parameter, Signature, signature
+from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from ..presets import EMBEDDED_MODEL, RESOLUTIONS
+from ..presets import EMBEDDED_MODEL
 from . import console
 from .options import Overwrite, app
 
@@ -25,68 +28,53 @@ STAGE_OF = {
     "upscaler": "upscaler",
 }
 """Which training stage makes which part of a pipeline folder."""
-TRANSFORMER_STAGES = ("base", "ultragen", "base-distill", "distill")
+
+BatchScale = Annotated[
+    float,
+    typer.Option(min=0.001, help="Batches so many times as large, for another GPU or a CPU."),
+]
 
 
-@app.command()
-def scenes(
-    count: Annotated[int, typer.Option(min=1, max=10_000, help="Clips.")] = 16,
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("outputs/scenes"),
-    resolution: Annotated[
-        str, typer.Option(help=f"WIDTHxHEIGHT, or one of {', '.join(RESOLUTIONS)}.")
-    ] = "512x288",
-    frames: Annotated[int, typer.Option(min=1, max=241, help="Frames, 12 a second.")] = 17,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first scene.")] = 0,
-    benchmark: Annotated[
-        bool, typer.Option("--benchmark", help="Only measure how fast this machine renders.")
-    ] = False,
-    overwrite: Overwrite = False,
-) -> None:
-    """Draw clips of the procedural world that the model is trained on, with captions."""
-    height, width = frame_size(resolution)
-    if not benchmark:
-        console.check_free(out, ("captions.json", "contact_sheet.jpg"), overwrite)
-    from ..world import preview
-    from ..world.scene import sample_scene
+class Stages(TyperGroup):
+    """The stages; an option that only others have is an error that says which."""
 
-    if benchmark:
-        measured = preview.benchmark()
-        print(json.dumps(measured, indent=2, ensure_ascii=False))
-        return
-    drawn = [sample_scene(seed + i) for i in range(count)]
-    with console.whole_results(out) as folder, console.progress_bar() as show:
-        preview.write_scenes(drawn, height, width, frames, folder, show)
-    print(f"Written to {out}: {count} clips, captions.json, contact_sheet.jpg")
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args[:1] != ["--help"] and not set(args[:1]) & set(self.commands):
+            found = f"not {args[0]!r:.40}" if args else "and none is named"
+            raise ValueError(
+                f"`train` needs a stage first, {found}: choose from {', '.join(self.commands)}."
+            )
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:  # Typer's own classes are not public
+            option = getattr(error, "option_name", None)
+            users = [name for name, command in self.commands.items() if option in _options(command)]
+            if not users or ctx.invoked_subcommand in users:
+                raise
+            stages = " and ".join(f"`train {name}`" for name in users)
+            raise ValueError(
+                f"{option} is for {stages} alone: leave it out for {ctx.invoked_subcommand}."
+            ) from error
 
 
-def frame_size(resolution: str) -> tuple[int, int]:
-    """Rows and columns of a resolution's name, or of WIDTHxHEIGHT.
-
-    Raises:
-        ValueError: for anything else, or a size that a video can't have.
-    """
-    if resolution.lower() in RESOLUTIONS:
-        named = RESOLUTIONS[resolution.lower()]
-        return named.rows, named.width
-    found = re.fullmatch(r"(\d{2,4})[x×](\d{2,4})", resolution)
-    width, height = (int(number) for number in found.groups()) if found else (0, 0)
-    if min(width, height) < 32 or width % 2 or height % 2:
-        raise ValueError(
-            f"resolution {resolution!r:.40} is unknown: choose from {', '.join(RESOLUTIONS)}, or "
-            "WIDTHxHEIGHT in even numbers from 32, such as 512x288."
-        )
-    return height, width
+def _options(command: Any) -> set[str]:
+    return {name for parameter in command.params for name in parameter.opts}
 
 
-@app.command()
+stages = typer.Typer(
+    cls=Stages,
+    subcommand_metavar="STAGE [ARGS]...",
+    help="Train one stage. One that was stopped goes on from its last checkpoint.",
+)
+app.add_typer(stages, name="train")
+
+
 def train(
-    stage: Annotated[
-        str,
-        typer.Argument(
-            help="autoencoder, decoder, base, ultragen, base-distill, distill, upscaler or "
-            "classifier."
-        ),
-    ],
+    stage: str,
+    settings: Iterable[Callable[[Any], Any]],
     out: Annotated[Path, typer.Option(help="Folder of the whole training, for all stages.")],
     minutes: Annotated[float, typer.Option(help="Of this stage, all its runs together.")] = 20.0,
     run_minutes: Annotated[
@@ -97,93 +85,26 @@ def train(
     start_from: Annotated[
         Path | None, typer.Option(help="Pipeline folder to start from instead of from scratch.")
     ] = None,
-    warmup_steps: Annotated[
-        int, typer.Option(min=1, help="Steps until the learning rate has reached its peak.")
-    ] = 50,
-    profile_step: Annotated[
-        int | None, typer.Option(min=1, help="Profile a few steps after this one.")
-    ] = None,
-    render_on: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="base, ultragen: a device that only renders, such as cuda:1; may be repeated."
-        ),
-    ] = None,
-    render_share: Annotated[
-        float | None,
-        typer.Option(
-            min=0.01,
-            max=0.9,
-            help="base, ultragen: part of the time that goes into rendering new clips; 0.45 if not "
-            "given.",
-        ),
-    ] = None,
     learning_rate: Annotated[
         float | None, typer.Option(min=1e-8, help="Peak; the stage's own if not given.")
     ] = None,
-    anchor: Annotated[
-        float,
-        typer.Option(
-            min=0.0,
-            help="autoencoder: how strongly latents are held where --start-from has them, so that "
-            "transformers stay of use; 0.01 lets them move a little.",
-        ),
-    ] = 0.0,
-    freeze_text: Annotated[
-        bool,
-        typer.Option(
-            "--freeze-text",
-            help="base: leave the text encoder's weights as they are, for UltraGen's sake.",
-        ),
-    ] = False,
-    clauses: Annotated[
-        bool,
-        typer.Option(
-            "--clauses",
-            help="base: a text encoder that --start-from brings reads clause by clause from now "
-            'on: "the camera pans left" stays out of "the sun on the right"; UltraGen is to be '
-            "trained on too. The shipped one reads so, and those that are trained afresh. Name it "
-            "again to resume.",
-        ),
-    ] = False,
-    teacher_guidance: Annotated[
-        float | None,
-        typer.Option(
-            min=1.0,
-            help="base-distill, distill: the teacher's guidance, which the student learns; 3 if "
-            "not given, also for a training that is resumed.",
-        ),
-    ] = None,
-    batch_scale: Annotated[
-        float,
-        typer.Option(
-            min=0.001,
-            help="Of all stages of transformers: batches so many times as large, for another GPU "
-            "or a CPU.",
-        ),
-    ] = 1.0,
+    warmup_steps: Annotated[
+        int, typer.Option(min=1, help="Steps until the learning rate has reached its peak.")
+    ] = 50,
     sample_minutes: Annotated[
         float, typer.Option(min=0.0, help="Minutes between sample sheets.")
     ] = 4.0,
+    profile_step: Annotated[
+        int | None, typer.Option(min=1, help="Profile a few steps after this one.")
+    ] = None,
     tiny: Annotated[bool, typer.Option("--tiny", help="A toy model, to try the steps.")] = False,
 ) -> None:
-    """Train one stage; a stage that was stopped goes on from its last checkpoint."""
-    for option, given, only in (
-        ("--anchor", anchor, ("autoencoder",)),
-        ("--freeze-text", freeze_text, ("base",)),
-        ("--clauses", clauses, ("base",)),
-        ("--render-on", render_on, ("base", "ultragen")),
-        ("--render-share", render_share, ("base", "ultragen")),
-        ("--teacher-guidance", teacher_guidance, ("base-distill", "distill")),
-        ("--batch-scale", batch_scale != 1, TRANSFORMER_STAGES),
-    ):
-        if given and stage not in only:
-            stages = " and ".join(f"`train {name}`" for name in only)
-            raise ValueError(f"{option} is for {stages} alone: leave it out for {stage}.")
-    if render_share and render_on:
-        raise ValueError(
-            "--render-share is for a device that also trains: leave it out with --render-on."
-        )
+    """Trains one stage; all parameters but the first two are options that every stage has.
+
+    Args:
+        stage: Its name.
+        settings: What changes the `StageOptions` of an ordinary training, or of a toy, in turn.
+    """
     if find_spec("tensorboard") is None:
         raise OSError("Training needs one more package: pip install 'ultragen[train]'.")
     from ..training.recipe import train as train_stage
@@ -203,19 +124,135 @@ def train(
         sample_minutes=sample_minutes,
     )
     options = TINY if tiny else StageOptions()
-    options = replace(
-        options.with_batches(batch_scale),
-        render_on=tuple(render_on or ()),
-        render_share=render_share or options.render_share,
-        freeze_text=freeze_text,
-        clauses=clauses,
-        autoencoder=(*options.autoencoder, ("anchor", anchor)),
-    )
-    if teacher_guidance:
-        options = replace(options, distill=(*options.distill, ("guidance_scale", teacher_guidance)))
+    for change in settings:
+        options = change(options)
     weights = train_stage(stage, config, options, start_from)
     if os.environ.get("RANK", "0") == "0":
         print(f"Written: {weights}")
+
+
+def autoencoder(
+    options: Any,
+    anchor: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="How strongly latents are held where --start-from has them, so that transformers "
+            "stay of use; 0.01 lets them move a little.",
+        ),
+    ] = 0.0,
+) -> Any:
+    return replace(options, autoencoder=(*options.autoencoder, ("anchor", anchor)))
+
+
+def on_clips(
+    options: Any,
+    render_on: Annotated[
+        list[str] | None,
+        typer.Option(help="A device that only renders, such as cuda:1; may be repeated."),
+    ] = None,
+    render_share: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=0.9,
+            help="Part of the time that goes into rendering new clips; 0.45 if not given.",
+        ),
+    ] = None,
+    batch_scale: BatchScale = 1.0,
+) -> Any:
+    """A transformer that learns from clips that are rendered while it does."""
+    if render_share and render_on:
+        raise ValueError(
+            "--render-share is for a device that also trains: leave it out with --render-on."
+        )
+    return replace(
+        options.with_batches(batch_scale),
+        render_on=tuple(render_on or ()),
+        render_share=render_share or options.render_share,
+    )
+
+
+def base(
+    options: Any,
+    freeze_text: Annotated[
+        bool,
+        typer.Option(
+            "--freeze-text",
+            help="Leave the text encoder's weights as they are, for UltraGen's sake.",
+        ),
+    ] = False,
+    clauses: Annotated[
+        bool,
+        typer.Option(
+            "--clauses",
+            help="A text encoder that --start-from brings reads clause by clause from now on: "
+            '"the camera pans left" stays out of "the sun on the right"; UltraGen is to be '
+            "trained on too. The shipped one reads so, and those that are trained afresh. Name it "
+            "again to resume.",
+        ),
+    ] = False,
+) -> Any:
+    return replace(options, freeze_text=freeze_text, clauses=clauses)
+
+
+def distillation(
+    options: Any,
+    teacher_guidance_scale: Annotated[
+        float | None,
+        typer.Option(
+            "--teacher-guidance-scale",
+            "--teacher-guidance",
+            min=1.0,
+            help="The teacher's guidance, which the student learns; 3 if not given, also for a "
+            "training that is resumed.",
+        ),
+    ] = None,
+    batch_scale: BatchScale = 1.0,
+) -> Any:
+    options = options.with_batches(batch_scale)
+    if teacher_guidance_scale is None:
+        return options
+    guidance = ("guidance_scale", teacher_guidance_scale)
+    return replace(options, distill=(*options.distill, guidance))
+
+
+def add_stage(name: str, summary: str, *settings: Callable[..., Any]) -> None:
+    """Adds `train NAME`, with the options of `train` and the stage's own.
+
+    Args:
+        name: As the recipe calls the stage.
+        summary: A sentence for `--help`.
+        settings: Functions that take `StageOptions` and options of the command line, and give what
+            becomes of the former; one after the other.
+    """
+    own = {function: _parameters(function)[1:] for function in settings}
+
+    def command(**given: Any) -> None:
+        chosen = [
+            partial(function, **{option.name: given.pop(option.name) for option in options})
+            for function, options in own.items()
+        ]
+        train(name, chosen, **given)
+
+    merged = [*_parameters(train)[2:], *chain.from_iterable(own.values())]
+    command.__signature__ = Signature(merged)  # type: ignore[attr-defined]
+    stages.command(name, help=summary)(command)
+
+
+def _parameters(function: Callable[..., Any]) -> list[Parameter]:
+    parameters = signature(function, eval_str=True).parameters.values()
+    return [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in parameters]
+
+
+add_stage("autoencoder", "The autoencoder, which all others build on.", autoencoder)
+add_stage("decoder", "The decoder alone: all latents stay as they are.")
+add_stage("base", "The dense base model and the text encoder.", on_clips, base)
+add_stage("ultragen", "UltraGen, which starts from the base model's weights.", on_clips)
+add_stage("base-distill", "Few steps and no guidance for the base model.", distillation)
+add_stage("distill", "Few steps and no guidance for UltraGen.", distillation)
+add_stage("upscaler", "The network that the base model's clips are enlarged with.")
+add_stage("classifier", "The judge of generated clips; it needs no other stage.")
 
 
 @app.command()
@@ -233,7 +270,10 @@ def assemble(
     tiny: Annotated[bool, typer.Option("--tiny", help="For a training with --tiny.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Put the finished weights of all stages together, as --model and the page load them."""
+    """Put the finished weights of all stages together.
+
+    The result is what --model and the page load.
+    """
     if out.resolve() == model_dir.resolve():
         raise ValueError(f"{out} is the training's own folder: choose another one.")
     for part, stage in STAGE_OF.items():
@@ -249,36 +289,3 @@ def assemble(
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
     shown = " (the embedded model)" if out.resolve() == EMBEDDED_MODEL.resolve() else ""
     print(f"Written: {out}{shown}, {size:.1f} MB")
-
-
-@app.command()
-def convert(
-    source: Annotated[
-        Path, typer.Argument(help="Weights: a file, the index of shards, or a model's folder.")
-    ],
-    out: Annotated[Path, typer.Argument(help="Folder of the transformer in diffusers' layout.")],
-    overwrite: Overwrite = False,
-) -> None:
-    """Convert the released UltraGen weights, or dense Wan as a start for training."""
-    if out.resolve() in (source.resolve(), *source.resolve().parents):
-        raise ValueError(f"{out} holds the weights that are converted: choose another folder.")
-    earlier = list(out.glob("diffusion_pytorch_model*"))
-    console.check_free(out, ("config.json", *(path.name for path in earlier)), overwrite)
-    console.quiet_libraries()
-    from ..model.transformer import UltraGenTransformer3DModel
-    from ..weights.released import load_transformer
-
-    model = load_transformer(source)
-    trained = isinstance(model, UltraGenTransformer3DModel)
-    if not trained:
-        model = UltraGenTransformer3DModel.from_wan(model)
-    with console.whole_results(out) as folder:
-        model.save_pretrained(folder)
-        for path in earlier:  # it may have had more shards
-            path.unlink()
-    branched = sum(kind != "full" for kind in model.layer_kinds)
-    print(
-        f"Written: {out}, {model.num_parameters() / 1e9:.2f} billion parameters, "
-        f"{len(model.layer_kinds)} layers, {branched} with UltraGen's branches"
-        + ("" if trained else ", which are untrained: a start for training, not a model to use")
-    )

@@ -1,0 +1,199 @@
+"""Commands that make clips: their results, and bad settings in one line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from commands import PROMPT, SMALL, one_line, ultragen
+
+from ultragen.runs.request import Request
+from ultragen.sampling import guidance
+from ultragen.video import probe_video
+
+
+def test_generate(fake, tmp_path, capsys):
+    out = tmp_path / "new" / "lake.mp4"
+    assert ultragen("generate", "--prompt", PROMPT, *SMALL, "--seed", 3, "--out", out) == 0
+    info = probe_video(out)
+    assert (info.height, info.width, info.num_frames, info.codec) == (544, 960, 5, "h264")
+    assert sorted(path.name for path in out.parent.iterdir()) == ["lake.json", "lake.mp4"]
+    request = Request.from_metadata(out.with_suffix(".json"))
+    assert (request.prompt, request.seed, request.num_inference_steps) == (PROMPT, 3, 2)
+    # The base model was not asked for, and did not run.
+    assert fake.native.calls[0]["seed"] == 3
+    assert fake.base.calls == []
+    printed = capsys.readouterr().out
+    assert "Native clip: denoising" in printed and str(out) in printed
+    assert "Base clip" not in printed
+    seconds = json.loads(out.with_suffix(".json").read_text())["seconds"]
+    assert set(seconds["measured"]) == {"text", "denoise", "decode", "encode"}
+    assert seconds["loading"] >= 0
+    assert seconds["total"] == pytest.approx(sum(seconds["measured"].values()))
+
+
+def test_generate_keeps_the_usual_rows(fake, tmp_path):
+    out = tmp_path / "lake.mp4"
+    code = ultragen(
+        "generate", "--prompt", PROMPT, *SMALL, "--resolution", "720P", "--windows", 4,
+        "--guidance-scale", 1.5, "--negative-prompt", "rain", "--out", out,
+    )  # fmt: skip
+    assert code == 0
+    assert (probe_video(out).height, probe_video(out).width) == (720, 1280)
+    request = Request.from_metadata(out.with_suffix(".json"))
+    assert (request.windows, request.guidance_scale, request.negative_prompt) == (4, 1.5, "rain")
+
+
+def test_compare(fake, tmp_path, capsys):
+    out = tmp_path / "run"
+    code = ultragen("compare", "--prompt", PROMPT, *SMALL, "--upscaler", "lanczos", "--out", out)
+    assert code == 0
+    names = {path.name for path in out.iterdir()}
+    assert names == {
+        "native.mp4",
+        "upscaled.mp4",
+        "side_by_side.mp4",
+        "metadata.json",
+        "poster.jpg",
+    }
+    assert probe_video(out / "side_by_side.mp4").width == 1920
+    metadata = json.loads((out / "metadata.json").read_text())
+    assert metadata["files"]["native"] == "native.mp4"
+    assert metadata["request"]["upscaler"] == "lanczos"
+    printed = capsys.readouterr().out
+    for stage in ("Native clip: denoising", "Base clip: upscaling", "Writing the files"):
+        assert stage in printed
+
+
+def test_compare_with_the_base_model_at_full_size(fake, tmp_path):
+    out = tmp_path / "run"
+    assert ultragen("compare", "--prompt", PROMPT, *SMALL, "--base-native", "--out", out) == 0
+    assert (out / "base_native.mp4").exists()
+
+
+def test_guidance_runs_on_a_second_device(fake, tmp_path, monkeypatch):
+    monkeypatch.setattr(guidance, "check_second", lambda device, first: None)
+    guided = (*SMALL, "--guidance-scale", 3)
+    run = ("generate", "--prompt", PROMPT, *guided, "--out", tmp_path / "lake.mp4")
+    assert ultragen(*run) == 0
+    both = json.loads((tmp_path / "lake.json").read_text())["seconds"]["estimated"]["denoise"]
+    assert fake.native.guidance_device is None
+    assert json.loads((tmp_path / "lake.json").read_text())["machine"]["guidance_device"] is None
+    assert ultragen(*run, "--guidance-device", "cuda:1", "--overwrite") == 0
+    metadata = json.loads((tmp_path / "lake.json").read_text())
+    assert metadata["seconds"]["estimated"]["denoise"] < 0.6 * both
+    assert metadata["machine"]["guidance_device"] == "cuda:1"
+    assert fake.native.guidance_device == fake.base.guidance_device == "cuda:1"
+
+
+@pytest.mark.parametrize("device, said", [("cpu", "no second GPU"), ("cuda:7", "no device")])
+def test_guidance_on_a_device_that_saves_nothing(fake, tmp_path, capsys, device, said):
+    """It is refused before anything is loaded."""
+    run = ("generate", "--prompt", PROMPT, *SMALL, "--out", tmp_path / "lake.mp4")
+    assert ultragen(*run, "--guidance-device", device) == 2
+    assert said in one_line(capsys)
+    assert fake.native.calls == []
+
+
+def test_guidance_stays_where_the_models_take_turns(fake, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(guidance, "check_second", lambda device, first: None)
+    fake.placement = "in turn"
+    out = ("--guidance-device", "cuda:1", "--out", tmp_path / "run")
+    assert ultragen("compare", "--prompt", PROMPT, *SMALL, *out) == 2
+    assert "Leave out --guidance-device" in one_line(capsys)
+    assert fake.native.calls == []
+
+
+def test_earlier_results_stay_unless_told_otherwise(fake, tmp_path, capsys):
+    run = ("compare", "--prompt", PROMPT, *SMALL, "--out", tmp_path)
+    assert ultragen(*run) == 0
+    before = (tmp_path / "metadata.json").read_text()
+    capsys.readouterr()
+    assert ultragen(*run, "--seed", 5) == 1
+    assert "--overwrite" in one_line(capsys)
+    assert (tmp_path / "metadata.json").read_text() == before
+    assert ultragen(*run, "--seed", 5, "--overwrite") == 0
+    assert Request.from_metadata(tmp_path / "metadata.json").seed == 5
+
+
+def test_unknown_words_are_named(fake, tmp_path, capsys):
+    words = "a calm zorgon lake"
+    assert ultragen("generate", "--prompt", words, *SMALL, "--out", tmp_path / "a.mp4") == 0
+    assert "does not know: zorgon" in capsys.readouterr().err
+
+
+def test_sheets_go_on_where_they_stopped(fake, tmp_path, capsys):
+    out, pieces = tmp_path / "docs", tmp_path / "pieces"
+    run = ("sheets", "--out", out, "--pieces", pieces, "--count-1080p", 0, "--count-544p")
+    assert ultragen(*run, 1) == 0
+    assert ultragen(*run, 2) == 0
+    assert len(fake.native.calls) == 2  # the first picture was there already
+    assert [path.name for path in out.iterdir()] == ["contact_sheet_544p.jpg"]
+    assert "contact_sheet_544p.jpg" in capsys.readouterr().out
+    # A frame of another seed is another picture.
+    assert ultragen(*run, 1, "--seed", 1) == 0
+    assert len(fake.native.calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--prompt", " "), ["empty", "describe"]),
+        (("--prompt", "x" * 10_000), ["10,000"]),
+        (("--prompt", "a\x07b"), ["U+0007"]),
+        (("--prompt", PROMPT, "--resolution", "8k"), ["8k", "544p", "4k"]),
+        (("--prompt", PROMPT, "--num-frames", 18), ["--num-frames", "17", "21"]),
+        (("--prompt", PROMPT, "--frames", "text"), ["--num-frames", "integer"]),
+        (("--prompt", PROMPT, "--windows", 3), ["3", "2 or 4"]),
+        (("--prompt", PROMPT, "--windows", 400), ["401", "up to 16"]),
+        (("--prompt", PROMPT, "--num-inference-steps", 0), ["--num-inference-steps", "1 to 100"]),
+        (("--prompt", PROMPT, "--steps", 10_000), ["--num-inference-steps", "100"]),
+        (("--prompt", PROMPT, "--guidance-scale", "nan"), ["--guidance-scale", "20"]),
+        (("--prompt", PROMPT, "--guidance", 1e9), ["--guidance-scale", "20"]),
+        (("--prompt", PROMPT, "--seed", -1), ["seed"]),
+        (("--prompt", PROMPT, "--seed", "text"), ["--seed", "integer"]),
+        (("--prompt", PROMPT, "--out", "clip.avi"), [".mp4"]),
+        (("--prompt", PROMPT, "--promp", "x"), ["--promp", "--help"]),
+        ((), ["--prompt", "--help"]),
+    ],
+)
+def test_bad_settings_are_one_line_that_names_the_way_out(arguments, words, capsys, tmp_path):
+    """Before any model is loaded."""
+    out = () if "--out" in arguments else ("--out", tmp_path / "clip.mp4")
+    assert ultragen("generate", *arguments, *out) == 2
+    line = one_line(capsys)
+    assert all(word in line for word in words), line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_upscaler(capsys, tmp_path):
+    code = ultragen("compare", "--prompt", PROMPT, "--upscaler", "no.pth", "--out", tmp_path / "a")
+    assert code == 2
+    assert "no.pth" in one_line(capsys)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_model_that_is_not_there(capsys, tmp_path):
+    run = ("generate", "--prompt", PROMPT, "--out", tmp_path / "a.mp4", "--model")
+    assert ultragen(*run, tmp_path / "nowhere") == 2
+    assert "nowhere" in one_line(capsys)
+    assert ultragen(*run, tmp_path) == 1
+    assert "model_index.json is missing" in one_line(capsys)
+
+
+@pytest.mark.parametrize("command", ["generate", "compare", "evaluate", "scenes"])
+def test_options_are_called_like_the_fields_and_have_short_names(capsys, command):
+    assert ultragen(command, "--help") == 0
+    said = capsys.readouterr().out
+    assert "  --num-frames, --frames <int" in said
+    if command != "scenes":
+        assert "  --num-inference-steps, --steps <int>" in said
+        assert "  --guidance-scale, --guidance <float>" in said
+
+
+def test_short_names_do_the_same(fake, tmp_path):
+    out = tmp_path / "lake.mp4"
+    short = ("--frames", 5, "--steps", 2, "--guidance", 1.5)
+    assert ultragen("generate", "--prompt", PROMPT, *short, "--out", out) == 0
+    request = Request.from_metadata(out.with_suffix(".json"))
+    assert (request.num_frames, request.num_inference_steps, request.guidance_scale) == (5, 2, 1.5)

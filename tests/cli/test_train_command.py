@@ -1,0 +1,160 @@
+"""`train` and `assemble`: the stages, each with its own options."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+from commands import PROMPT, SMALL, one_line, ultragen
+
+from ultragen.cli import train
+from ultragen.training.build import EMBEDDED_SIZE, TINY_SIZE
+from ultragen.training.recipe import STAGES
+from ultragen.training.stage_options import StageOptions
+from ultragen.video import probe_video
+
+
+@pytest.mark.slow
+def test_a_tiny_training_becomes_a_model(tmp_path, capsys):
+    """Every stage through the command line, then the clip that the result makes."""
+    out, pipeline = tmp_path / "training", tmp_path / "model"
+    for stage in ("autoencoder", "base", "ultragen", "upscaler"):
+        run = ("train", stage, "--out", out, "--tiny", "--minutes", 5, "--max-steps", 2)
+        assert ultragen(*run) == 0
+    assert ultragen("assemble", out / "model", pipeline, "--tiny") == 0
+    assert "Written" in capsys.readouterr().out
+    assert ultragen("assemble", out / "model", pipeline, "--tiny") == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert ultragen("assemble", out / "model", pipeline, "--tiny", "--overwrite") == 0
+    clip = tmp_path / "clip.mp4"
+    run = ("generate", "--prompt", PROMPT, *SMALL, "--model", pipeline, "--out", clip)
+    assert ultragen(*run) == 0
+    assert probe_video(clip).num_frames == 5
+    # And on from there, with the other stages' weights.
+    more = ("--out", tmp_path / "more", "--tiny", "--max-steps", 1, "--start-from", pipeline)
+    assert ultragen("train", "ultragen", *more) == 0
+    assert (tmp_path / "more" / "model" / "transformer").is_dir()
+
+
+@pytest.fixture
+def trained(monkeypatch, tmp_path) -> list:
+    """What `train` would have trained: stage, settings, options and where it starts."""
+    calls: list = []
+
+    def train(*arguments):
+        calls.append(arguments)
+        return tmp_path
+
+    monkeypatch.setattr("ultragen.training.recipe.train", train)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("given", "learnt"),
+    [((), 3), (("--teacher-guidance", 2), 2), (("--teacher-guidance-scale", 4), 4)],
+)
+def test_the_teachers_guidance(trained, tmp_path, given, learnt):
+    assert ultragen("train", "distill", "--out", tmp_path, *given) == 0
+    [(_, _, options, _)] = trained
+    assert dict(options.distill)["guidance_scale"] == learnt
+
+
+def test_the_stages_are_those_of_the_recipe(capsys):
+    assert ultragen("train", "--help") == 0
+    listed = capsys.readouterr().out.split("Commands:")[1]
+    assert re.findall(r"^  ([\w-]+) ", listed, re.MULTILINE) == list(STAGES)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_has_the_shared_options(trained, tmp_path, stage):
+    shared = {
+        "minutes": 3, "run-minutes": 2, "max-steps": 4, "seed": 5, "learning-rate": 0.1,
+        "warmup-steps": 6, "sample-minutes": 7, "profile-step": 8,
+    }  # fmt: skip
+    words = [word for name, value in shared.items() for word in (f"--{name}", value)]
+    run = ("train", stage, "--out", tmp_path / "runs", "--start-from", tmp_path)
+    assert ultragen(*run, *words) == 0
+    assert ultragen(*run, "--tiny") == 0
+    [(name, config, options, start), (_, _, tiny, _)] = trained
+    assert (name, config.out, start) == (stage, tmp_path / "runs", tmp_path)
+    for option, value in shared.items():
+        assert getattr(config, option.replace("-", "_")) == value
+    assert (options.size, tiny.size) == (EMBEDDED_SIZE, TINY_SIZE)
+
+
+OWN = {
+    "autoencoder": {"--anchor"},
+    "base": {"--render-on", "--render-share", "--batch-scale", "--freeze-text", "--clauses"},
+    "ultragen": {"--render-on", "--render-share", "--batch-scale"},
+    "base-distill": {"--teacher-guidance-scale", "--batch-scale"},
+    "distill": {"--teacher-guidance-scale", "--batch-scale"},
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_has_only_options_that_mean_something_for_it(capsys, stage):
+    assert ultragen("train", stage, "--help") == 0
+    shown = set(re.findall(r"^  (--[\w-]+)", capsys.readouterr().out, re.MULTILINE))
+    assert shown & set().union(*OWN.values()) == OWN.get(stage, set())
+
+
+def test_options_of_the_stages_reach_them(trained, tmp_path):
+    out = ("--out", tmp_path)
+    plain = StageOptions()
+    assert ultragen("train", "autoencoder", *out, "--anchor", 0.01) == 0
+    assert ultragen("train", "base", *out, "--freeze-text", "--clauses", "--render-share", 0.3) == 0
+    both = ("--render-on", "cuda:1", "--render-on", "cuda:2")
+    assert ultragen("train", "ultragen", *out, *both, "--batch-scale", 0.5) == 0
+    assert ultragen("train", "classifier", *out) == 0
+    vae, base, native, judge = (options for _, _, options, _ in trained)
+    assert vae == replace(plain, autoencoder=(("anchor", 0.01),))
+    assert base == replace(plain, freeze_text=True, clauses=True, render_share=0.3)
+    assert native == replace(plain.with_batches(0.5), render_on=("cuda:1", "cuda:2"))
+    assert judge == plain
+
+
+def test_training_without_its_packages(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(train, "find_spec", lambda name: None)
+    assert ultragen("train", "base", "--out", tmp_path) == 1
+    assert "ultragen[train]" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("train", "everything", "--out", "x"), ["everything", "autoencoder"]),
+        (("train",), ["stage", "autoencoder"]),
+        (("train", "--out", "x", "base"), ["stage first", "--out", "autoencoder"]),
+        (("train", "base", "--out"), ["--out", "argument"]),
+        (("train", "base", "--out", "x", "--anchr", 1), ["--anchr", "--help"]),
+        (("train", "base", "--out", "x", "--minutes", 0), ["minutes"]),
+        (("train", "ultragen", "--out", "x"), ["train base"]),
+        (("train", "base", "--out", "x", "--anchor", 0.1), ["--anchor", "autoencoder", "base"]),
+        (("train", "ultragen", "--out", "x", "--freeze-text"), ["--freeze-text", "train base"]),
+        (("train", "ultragen", "--out", "x", "--clauses"), ["--clauses", "train base"]),
+        (
+            ("train", "base", "--out", "x", "--teacher-guidance", 3),
+            ["--teacher-guidance", "`train base-distill` and `train distill`"],
+        ),
+        (
+            ("train", "distill", "--out", "x", "--teacher-guidance", 0.5),
+            ["--teacher-guidance-scale"],
+        ),
+        (
+            ("train", "decoder", "--out", "x", "--batch-scale", 0.5),
+            ["--batch-scale", "train base", "train distill", "leave it out for decoder"],
+        ),
+        (("train", "distill", "--out", "x", "--render-on", "cuda:1"), ["--render-on", "ultragen"]),
+        (
+            ("train", "base", "--out", "x", "--render-on", "cuda:1", "--render-share", "0.3"),
+            ["--render-share", "leave it out"],
+        ),
+        (("assemble", "x", "y"), ["vae", "train autoencoder"]),
+    ],
+)
+def test_bad_input(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert ultragen(*arguments) == 2
+    line = one_line(capsys)
+    assert all(word in line for word in words), line

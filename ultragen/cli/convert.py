@@ -1,0 +1,44 @@
+"""`convert`: foreign weights into diffusers' layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import console
+from .options import Overwrite, app
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="Weights: a file, the index of shards, or a model's folder.")
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder of the transformer in diffusers' layout.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Convert the released UltraGen weights, or dense Wan to train on."""
+    if out.resolve() in (source.resolve(), *source.resolve().parents):
+        raise ValueError(f"{out} holds the weights that are converted: choose another folder.")
+    earlier = list(out.glob("diffusion_pytorch_model*"))
+    console.check_free(out, ("config.json", *(path.name for path in earlier)), overwrite)
+    console.quiet_libraries()
+    from ..model.transformer import UltraGenTransformer3DModel
+    from ..weights.released import load_transformer
+
+    model = load_transformer(source)
+    trained = isinstance(model, UltraGenTransformer3DModel)
+    if not trained:
+        model = UltraGenTransformer3DModel.from_wan(model)
+    with console.whole_results(out) as folder:
+        model.save_pretrained(folder)
+        for path in earlier:  # it may have had more shards
+            path.unlink()
+    branched = sum(kind != "full" for kind in model.layer_kinds)
+    print(
+        f"Written: {out}, {model.num_parameters() / 1e9:.2f} billion parameters, "
+        f"{len(model.layer_kinds)} layers, {branched} with UltraGen's branches"
+        + ("" if trained else ", which are untrained: a start for training, not a model to use")
+    )
