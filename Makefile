@@ -15,12 +15,15 @@ help:
 demo: setup
 	@$(VENV)/python app.py
 
-test: check
-	@$(VENV)/python -m pytest $(PYTEST_ARGS)
+# Two processes of one thread each: small tensors gain nothing from threads. What a file's tests
+# share is made once where they stay together.
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/python -m pytest -n 2 --dist worksteal
 
-# Two processes of one thread each: small tensors gain nothing from threads.
+test: check
+	@$(PYTEST) $(PYTEST_ARGS)
+
 quick: setup-test
-	@OMP_NUM_THREADS=1 $(VENV)/python -m pytest -n 2 -m "not slow and not browser" $(PYTEST_ARGS)
+	@$(PYTEST) -m "not slow and not browser" $(PYTEST_ARGS)
 
 check: setup-test
 	@$(VENV)/ruff check .

@@ -28,7 +28,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class BrowserGuard:
-    """Turns a skipped browser test into a failure, and a run without any too."""
+    """Turns a skipped browser test into a failure, and a run without any too.
+
+    Where tests run in several processes, those see the tests, and this one their reports.
+    """
 
     def __init__(self) -> None:
         self.ran = 0
@@ -36,17 +39,18 @@ class BrowserGuard:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item, call):
         report = yield
-        if item.get_closest_marker("browser") is None:
-            return report
-        if report.skipped:
+        if item.get_closest_marker("browser") is not None and report.skipped:
             report.outcome = "failed"
             report.longrepr = f"a browser test was skipped: {report.longrepr}"
-        self.ran += report.when == "call" and not report.skipped
         return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.ran += report.when == "call" and "browser" in report.keywords
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if self.ran == 0 and session.exitstatus == pytest.ExitCode.OK:
+        in_charge = not hasattr(session.config, "workerinput")
+        if in_charge and self.ran == 0 and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter) -> None:

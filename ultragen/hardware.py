@@ -1,8 +1,5 @@
-"""What this machine can hold: its GPU, that GPU's memory, and what the 1.3B model needs of it.
-
-Sizes of weights and working memory are counted, the autoencoder's in `strips`. What is only counted
-may be off: a run that still meets the memory's end says what to change.
-"""
+"""This machine: its GPU or CPU, the precision that it computes in, its memory, and how torch's
+allocator uses that. What models need of it stands in `estimates.memory`."""
 
 from __future__ import annotations
 
@@ -13,7 +10,9 @@ from platform import release
 from typing import Any, Literal
 
 GIB = 2**30
-RESERVE = GIB  # of the libraries, and of what lies between tensors
+RESERVE = GIB
+"""Bytes of a GPU that are left to its driver and libraries, which take about half of it
+(docs/hardware.md), and to what lies between tensors."""
 
 AUTO_MEMORY = 20 * GIB  # a card of 24 GB, less what its driver keeps
 ZERO_GPU_MEMORY = 48 * 10**9  # of `large`, whatever the card it is half of says

@@ -227,3 +227,14 @@ def test_run_without_any_browser_test_fails(pytester: pytest.Pytester, module: s
     result = pytester.runpytest_inprocess(*LEAN, "--require-browser")
     assert result.ret == 1
     result.stdout.fnmatch_lines(["No browser test ran*"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("body", "code"), [("pass", 0), ("pytest.skip('no chromium')", 1)])
+def test_browser_tests_are_counted_in_several_processes(
+    pytester: pytest.Pytester, body: str, code: int
+) -> None:
+    pytester.makeconftest((ROOT / "tests" / "conftest.py").read_text())
+    pytester.makeini("[pytest]\nmarkers = browser: x\n")
+    pytester.makepyfile(test_page=BROWSER_TEST.format(body), test_fine="def test_fine(): pass\n")
+    assert pytester.runpytest_subprocess("-n", "2", "--require-browser").ret == code

@@ -28,8 +28,8 @@ def rotary_norm(
 
     Args:
         x: Queries or keys of all heads, b t h w d.
-        weight: Of the norm, d; may be of another precision than `x`.
-        eps: Of the norm.
+        weight: A factor for each feature, d; may be of another precision than `x`.
+        eps: Added to the mean square, so that nothing is divided by zero.
         rotary: cos and sin of the whole grid.
         heads: Attention heads.
         rectangles: The groups of equal windows.
