@@ -65,7 +65,8 @@ def attend_to_tiles(
     """Attention within windows whose last tile is filled, and their grid.
 
     Args:
-        query: Queries of each group of windows, (b windows) n d, as `rotary_norm` makes them with tiles.
+        query: Queries of each group of windows, (b windows) n d, as `rotary_norm` makes them with
+            tiles.
         key: The same.
         value: As `split_windows` makes them with tiles.
         heads: Attention heads.
