@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -11,8 +12,14 @@ from tiny import inputs, tiny_ultragen
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ultragen.model.windows import even_partition
 from ultragen.ops import dispatch
+from ultragen.ops.compress import compress
+from ultragen.ops.depthwise import depthwise_conv3d
 from ultragen.ops.dispatch import use
+from ultragen.ops.interpolation import resize
+from ultragen.ops.rotary_norm import rotary_norm
+from ultragen.ops.window_order import merge_windows, split_windows
 
 pytest.importorskip("triton", reason="Triton is not installed: it comes with CUDA builds of torch")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -52,6 +59,85 @@ def test_kernels_under_checkpointing_give_the_plain_gradients_in_float64(layout,
     for one, other in zip(found, expected, strict=True):
         scale = max(1e-3, other.abs().max().item())
         assert (one.double() - other).abs().max() / scale < 2e-3
+
+
+# Each operation alone
+
+SIZE, PARTS, HEADS = (2, 3, 5), 2, 2
+RECTANGLES = even_partition(*SIZE[1:], PARTS).rectangles
+
+
+def turned() -> tuple[Tensor, Tensor]:
+    angle = torch.arange(2 * 3 * 5 * 3, device=DEVICE).view(2, 3, 5, 3) / 7
+    return angle.cos(), angle.sin()
+
+
+def joined(windows: list[Tensor]) -> Tensor:
+    return merge_windows(windows, RECTANGLES, SIZE[1:])
+
+
+# What each takes beside tokens b t h w d of 12 features: weights that learn, of these shapes.
+OPERATIONS = {
+    "window order": (lambda x: joined([w.sin() for w in split_windows(x, RECTANGLES)]), []),
+    "rotary norm": (
+        lambda x, weight: joined(rotary_norm(x, weight, 1e-6, turned(), HEADS, RECTANGLES)),
+        [(12,)],
+    ),
+    "depthwise": (depthwise_conv3d, [(12, 1, 3, 3, 3), (12,)]),
+    "compression": (compress, [(12, 1, 2, 2), (12,)]),
+    "resizing": (lambda x: resize(x, (4, 4)), []),
+}
+
+
+def plainly(function):
+    return function
+
+
+def checkpointed(function):
+    return partial(checkpoint, function, use_reentrant=False)
+
+
+def compiled(function):
+    return torch.compile(function, backend="aot_eager", fullgraph=True)
+
+
+def autocast(function):
+    def call(*arguments: Tensor) -> Tensor:
+        with torch.autocast(DEVICE, torch.bfloat16):
+            return function(*arguments)
+
+    return call
+
+
+def value_and_gradients(function, arguments: list[Tensor]) -> list[Tensor]:
+    for argument in arguments:
+        argument.requires_grad_().grad = None
+    out = function(*arguments)
+    (out * torch.linspace(-1, 1, out.numel(), device=DEVICE).view_as(out)).sum().backward()
+    return [out.detach(), *(argument.grad for argument in arguments)]
+
+
+@pytest.mark.parametrize("around", [plainly, checkpointed, compiled, autocast])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_value_and_gradients_are_those_of_the_plain_form_in_float64(name, around, monkeypatch):
+    from ultragen.ops import triton_depthwise, triton_rotary_norm
+
+    if DEVICE == "cpu":  # the interpreter runs program by program
+        monkeypatch.setattr(triton_depthwise, "GROUPS", 2)
+        monkeypatch.setattr(triton_rotary_norm, "PROGRAMS", 2)
+    torch.manual_seed(0)
+    function, shapes = OPERATIONS[name]
+    given = [torch.randn(shape, device=DEVICE) for shape in ((1, *SIZE, 12), *shapes)]
+    with use("plain"):
+        expected = value_and_gradients(function, [value.double() for value in given])
+    with use("triton"):
+        found = value_and_gradients(around(function), given)
+    close = 3e-2 if around is autocast else 1e-4
+    for one, other in zip(found, expected, strict=True):
+        assert (one.double() - other).abs().max() < close * other.abs().max()
+
+
+# Trials of kernels
 
 
 def test_a_kernel_that_is_first_met_in_a_checkpointed_region_is_not_lost(monkeypatch):

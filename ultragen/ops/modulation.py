@@ -49,7 +49,7 @@ def sum_and_norm(
         Both b n d, in the precision of `x`.
     """
     fused = _fused(x, norm)
-    if fused is None:
+    if fused is None or norm.weight is None:
         x = (x.float() + update * gate).type_as(x)
         return x, norm(x.float()).type_as(x)
     return fused.sum_and_norm(x, update, gate, norm.weight, norm.bias, norm.eps)
