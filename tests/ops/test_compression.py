@@ -1,0 +1,116 @@
+"""Compression, decompression and resampling against their plain forms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernels import DEVICE
+
+from ultragen.model.attention import CompressedBranch, TimeGate
+from ultragen.model.compression import Compression
+from ultragen.ops.axes import plan_axis
+from ultragen.ops.decompress import padded, upsampled_axis
+from ultragen.ops.dispatch import use
+from ultragen.ops.interpolation import interpolation, resampled_axis, resize
+
+pytest.importorskip("triton", reason="Triton is not installed: it comes with CUDA builds of torch")
+
+
+@pytest.fixture(scope="module")
+def triton_compress():
+    from ultragen.ops import triton_compress
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton_compress, "FEATURES", 8)
+        yield triton_compress
+
+
+@pytest.fixture(scope="module")
+def triton_decompress():
+    from ultragen.ops import triton_decompress
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton_decompress, "CHANNELS", 16)
+        yield triton_decompress
+
+
+@pytest.mark.parametrize("factor, height, width", [(2, 3, 4), (4, 5, 2), (2, 1, 1)])
+@pytest.mark.parametrize("biased", [True, False])
+def test_compression(triton_compress, factor, height, width, biased):
+    torch.manual_seed(0)
+    convolution = Compression(10, 10, factor, stride=factor, groups=10, bias=biased).to(DEVICE)
+    x = torch.randn(2, 2, height, width, 10, device=DEVICE)
+    found = triton_compress.compress(x, convolution.weight, convolution.bias)
+    with use("plain"):
+        torch.testing.assert_close(found, convolution(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "factor, size, small",
+    [
+        (2, (3, 4), None),
+        (4, (5, 2), None),
+        (2, (1, 1), None),
+        (2, (4, 5), (2, 2)),
+        (2, (3, 11), None),
+        (2, (10, 4), None),
+        (2, (10, 11), None),
+    ],
+    ids=["halves", "quarters", "one", "resized", "two pairs", "two rows", "both"],
+)
+def test_decompression_and_fusion(triton_decompress, factor, size, small):
+    """Also from a small grid that has been resized to fewer tokens (the released weights)."""
+    torch.manual_seed(0)
+    gate = TimeGate(4, 4, 10, 0.7)
+    branch = CompressedBranch(10, factor, 0, gate, "key").to(DEVICE)
+    for parameter in branch.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    small = small or tuple(-(-length // factor) for length in size)
+    fine = torch.randn(2, 3, *size, 10, device=DEVICE)
+    coarse = torch.randn(2, 3, *small, 10, device=DEVICE)
+    timestep = torch.randn(2, 4, device=DEVICE)
+    sizes = zip(size, padded(size, factor), small, (1, 2), strict=True)
+    rows, columns = (upsampled_axis(*axis, fine.device) for axis in sizes)
+    convolution = branch.decompression
+    with torch.no_grad(), use("plain"):
+        found = triton_decompress.decompress_and_fuse(
+            fine, coarse, convolution.weight, convolution.bias, branch.gate(timestep), rows, columns
+        )
+        expected = branch.fuse(timestep, fine, coarse)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+@pytest.mark.parametrize("length, group", [(1, 1), (4, 1), (8, 2), (68, 1), (119, 2)])
+def test_every_group_of_places_is_taken_once(factor, length, group):
+    whole = length + -length % factor
+    matrix = interpolation(whole // factor, whole, torch.device("cpu"), torch.float64)
+    programs, _ = plan_axis(matrix[:length], group)
+    starts, partners, _, _ = programs.tolist()
+    taken = [*starts, *(partner for partner in partners if partner >= 0)]
+    assert sorted(taken) == [*range(0, length, group)]
+    for start, partner in zip(starts, partners, strict=True):
+        if partner >= 0:
+            for k in range(group):
+                assert torch.equal(matrix[partner + k, 1:], matrix[start + k, :-1])
+    if length > 60:
+        assert len(starts) < 0.6 * len(taken)
+
+
+def test_upsampling_by_less_than_two_is_left_to_the_plain_code():
+    cpu = torch.device("cpu")
+    assert upsampled_axis(7, 8, 7, 1, cpu) is None
+    matrix = interpolation(7, 8, cpu, torch.float64)
+    with pytest.raises(ValueError, match="7 tokens to 8"):
+        plan_axis(matrix, 1)
+
+
+@pytest.mark.parametrize("size, to", [((3, 4), (5, 4)), ((5, 3), (4, 7)), ((1, 2), (2, 1))])
+def test_resampling(size, to):
+    from ultragen.ops.triton_resampling import resample
+
+    x = torch.randn(1, 2, *size, 10, device=DEVICE)
+    rows, columns = (resampled_axis(*axis, x.device) for axis in zip(size, to, strict=True))
+    with use("plain"):
+        expected = resize(x, to)
+    torch.testing.assert_close(resample(x, rows, columns), expected, rtol=1e-4, atol=1e-5)
