@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .files import whole_file
+
 # Constant quality a little better than what the eye tells apart from the frames themselves.
 QUALITY = "17"
 # RGB goes to the matrix that the tags name: players that read the tags, and those that assume
@@ -53,9 +55,8 @@ class VideoInfo:
 def encode_video(frames: Iterable[np.ndarray], path: Path, fps: int) -> Path:
     """Writes an MP4 file that browsers play: H.264 High, yuv420p, BT.709, index at the front.
 
-    The frames are taken one by one. The file grows under a temporary name in the same folder and
-    gets its own name when it is complete: whatever fails, `path` holds a whole video or what it
-    held before.
+    The frames are taken one by one. Whatever fails, `path` holds a whole video or what it held
+    before.
 
     Args:
         frames: uint8, h w 3 each, all of the same even size.
@@ -74,14 +75,13 @@ def encode_video(frames: Iterable[np.ndarray], path: Path, fps: int) -> Path:
     if first is None:
         raise ValueError(f"there are no frames to write to {path}")
     _check_frame(first, first.shape, 0)
-    partial = _reserve(path)
+    if not path.parent.is_dir():
+        raise OSError(f"{path} was not written: there is no folder {path.parent}; create it first")
     try:
-        _encode(first, remaining, partial, fps)
-        partial.replace(path)
+        with whole_file(path) as partial:
+            _encode(first, remaining, partial, fps)
     except OSError as error:
         raise _cannot_write(path, str(error)) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
@@ -98,16 +98,6 @@ def _check_frame(frame: np.ndarray, shape: tuple[int, ...], index: int) -> None:
             f"frames of {width}×{height} pixels can't be stored as yuv420p: width and height must"
             " be even, crop them first"
         )
-
-
-def _reserve(path: Path) -> Path:
-    """Creates an empty file beside `path`, so that a folder that takes none is found at once."""
-    partial = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.partial{path.suffix}")
-    try:
-        partial.touch(exist_ok=False)
-    except OSError as error:
-        raise _cannot_write(path, str(error)) from error
-    return partial
 
 
 def _encode(first: np.ndarray, remaining: Iterator[np.ndarray], target: Path, fps: int) -> None:
@@ -157,8 +147,6 @@ def _cannot_write(path: Path, reason: str) -> OSError:
             f"{path} was not written: the disk is full or the file size limited;"
             f" free some space below {path.parent} or choose another output folder"
         )
-    if not path.parent.is_dir():
-        return OSError(f"{path} was not written: there is no folder {path.parent}; create it first")
     if re.search(r"Permission denied|Read-only", reason):
         return OSError(
             f"{path} was not written: {path.parent} can't be written to;"

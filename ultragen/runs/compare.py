@@ -24,6 +24,7 @@ from .metadata import describe
 from .loading import Models, load_models
 from .progress import Cancelled, Progress, RunState, wait_for_devices
 from .request import Request
+from ..files import write_json
 from ..video import crop_rows, encode_video, side_by_side, unique_directory
 
 __all__ = [
@@ -341,7 +342,7 @@ def _write(clips: Clips, request: Request, metadata: dict, run: RunState, folder
     poster.thumbnail((POSTER_WIDTH, POSTER_WIDTH))
     poster.save(folder / "poster.jpg", quality=88)
     path = folder / "metadata.json"
-    path.write_text(json.dumps(metadata, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, metadata)
     return Result(
         files["native"],
         files["upscaled"],

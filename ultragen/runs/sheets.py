@@ -12,6 +12,7 @@ from .loading import Models
 from .native import generate_native
 from .progress import Progress
 from .request import Request
+from ..files import whole_file
 from ..video import contact_sheet
 
 PROMPTS = (
@@ -102,10 +103,6 @@ def make_sheet(
 
 def _save(image: Image.Image, path: Path, quality: int) -> Path:
     """Writes a picture whole or not at all; the quality matters to JPEG alone."""
-    partial = path.with_name(f".{path.name}.partial{path.suffix}")
-    try:
+    with whole_file(path) as partial:
         image.save(partial, quality=quality)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
