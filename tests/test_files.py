@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from ultragen.files import create_json, first_line, whole_file, write_json, write_text
+from ultragen.files import (
+    create_json,
+    first_line,
+    unique_directory,
+    whole_file,
+    write_json,
+    write_text,
+)
 
 SIZE = 200_000
 
@@ -75,6 +82,20 @@ def test_what_is_there_is_not_created_again(tmp_path: Path) -> None:
     create_json(path, {"first": "é"})
     create_json(path, {"second": 2})
     assert path.read_text(encoding="utf-8") == '{\n  "first": "é"\n}\n'
+
+
+def test_directories_are_unique(tmp_path: Path) -> None:
+    made = {unique_directory(tmp_path / "new", "A lake, <b>../at</b> dusk 🌄") for _ in range(20)}
+    assert len(made) == 20
+    for folder in made:
+        assert folder.parent == tmp_path / "new"
+        assert folder.name.startswith("A-lake-b-at-b-dusk-")
+
+
+def test_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="choose another output folder"):
+        unique_directory(tmp_path / "file", "run")
 
 
 @pytest.mark.parametrize(

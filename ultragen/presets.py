@@ -39,6 +39,25 @@ RESOLUTIONS = {
 
 WINDOWS = ("auto", "2", "4", "6", "8")
 
+PROMPTS = (
+    "a calm lake under snowy mountains at sunset, the camera pans right",
+    "dark pine hills at night, a full moon",
+    "golden dunes in the morning, a clear sky, birds",
+    "green islands in a blue sea at noon, the camera rises",
+    "northern lights above a still lake and snowy peaks at night",
+    "misty hills with trees at dawn, the camera zooms in",
+    "a red canyon in golden light, clear sky, the camera rises",
+    "pine trees on snowy hills at dusk, snowfall, cold light",
+    "mountains by the sea in the morning, a few clouds, warm colors",
+    "a wide meadow with trees in the rain, overcast, the camera pans left",
+    "ocean waves in front of red cliffs at sunset, the sun low in the middle",
+    "rolling green hills at noon, scattered clouds, the camera zooms in",
+)
+"""What samples, sheets, examples and benchmarks are made of; the embedded model knows the words."""
+SUGGESTED = 6  # prompts, from the first on, that the page suggests and has finished examples of
+
+FRAMES_PER_LATENT = 4  # of Wan's autoencoder and the embedded one: a clip has 4n + 1 frames
+
 
 @dataclass(frozen=True)
 class HubSource:

@@ -24,7 +24,10 @@ from paths import ROOT
 
 import app
 from ultragen.presets import EMBEDDED, RESOLUTIONS
-from ultragen.runs.compare import Progress, Request, generate, job
+from ultragen.runs.clip import job
+from ultragen.runs.compare import generate
+from ultragen.runs.progress import Progress
+from ultragen.runs.request import Request
 from ultragen.runs.worker import Finished
 from ultragen.video import probe_video
 from ultragen.web import views

@@ -16,6 +16,7 @@ from diffusers.models.attention_dispatch import attention_backend, dispatch_atte
 from torch import Tensor
 
 from .. import __version__
+from ..files import first_line
 from .parts import ATTENTION, device_clock
 
 # What keeps the numbers of a bf16 attention. Each is tried, because whether it imports says little
@@ -185,8 +186,7 @@ def try_backends(device: str, dtype: torch.dtype, probe: Probe) -> tuple[Trial, 
                 )
             trials.append(Trial(name, operations / seconds))
         except Exception as error:  # each library raises kinds of its own
-            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            trials.append(Trial(name, 0.0, first_line[:120]))
+            trials.append(Trial(name, 0.0, first_line(error)[:120]))
     trials.sort(key=lambda trial: -trial.rate)
     if not trials[0].rate:
         raise RuntimeError(f"No attention back end works here: {trials[0].reason}.")

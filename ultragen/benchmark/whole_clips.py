@@ -17,8 +17,9 @@ from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
 from ..model import wan_1_3b
 from ..model.autoencoder import CompactAutoencoder, denormalize
+from ..pictures import to_frames
 from ..pipeline import UltraGenPipeline
-from ..presets import EMBEDDED, EMBEDDED_MODEL, WAN, ModelPreset
+from ..presets import EMBEDDED, EMBEDDED_MODEL, PROMPTS, WAN, ModelPreset
 from ..video import encode_video
 from ..weights.released import cast_weights
 from .bench import Bench
@@ -28,7 +29,6 @@ from .machine import default_dtype
 from .parts import device_clock
 from .records import Measurement
 
-PROMPT = "a calm lake under snowy mountains at sunset, the camera pans right"
 PRESETS: dict[Family, ModelPreset] = {
     "wan": WAN,
     "embedded": EMBEDDED,
@@ -139,10 +139,10 @@ def time_stages(
     """Seconds of the text encoder alone, of the latents from a text, and of the file from them."""
     clock = device_clock(device)
     marks = [clock.mark()]
-    pipe.encode_prompt(PROMPT, preset.negative_prompt)
+    pipe.encode_prompt(PROMPTS[0], preset.negative_prompt)
     marks.append(clock.mark())
     latents: Any = pipe(
-        PROMPT,
+        PROMPTS[0],
         height=case.height,
         width=case.width,
         num_frames=case.frames,
@@ -162,11 +162,7 @@ def time_stages(
 
 def write(pipe: UltraGenPipeline, latents: Tensor, fps: int) -> None:
     """Decodes into a video file, piece by piece."""
-    frames = (
-        frame
-        for piece in pipe.decode_stream(latents)
-        for frame in piece[0].permute(1, 2, 3, 0).mul(255).round().byte().cpu().numpy()
-    )
+    frames = (frame for piece in pipe.decode_stream(latents) for frame in to_frames(piece[0]))
     with TemporaryDirectory() as folder:
         encode_video(frames, Path(folder) / "clip.mp4", fps)
 

@@ -13,8 +13,8 @@ import torch
 
 from .. import __version__
 from ..files import write_json, write_text
+from ..pictures import contact_sheet
 from ..runs.metadata import LIBRARIES
-from ..video import contact_sheet
 from .instruments import Instruments, measure
 from .metrics import Gaussian, fit_gaussian
 from .rows import REFERENCE, Case, Maker, Row

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..presets import RESOLUTIONS, ModelPreset, Resolution
 from ..model.windows import check_windows
+from ..presets import RESOLUTIONS, ModelPreset, Resolution
 
 MAX_PROMPT = 2000
 MAX_STEPS = 100

@@ -8,27 +8,13 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..files import whole_file
+from ..pictures import contact_sheet
+from ..presets import PROMPTS
 from .loading import Models
 from .native import generate_native
 from .progress import Progress
 from .request import Request
-from ..files import whole_file
-from ..video import contact_sheet
-
-PROMPTS = (
-    "a calm lake under snowy mountains at sunset, the camera pans right",
-    "sand dunes at night, a full moon on the left, stars, static camera",
-    "rolling green hills at noon, scattered clouds, the camera zooms in",
-    "islands in the sea at dawn, fog, birds in the sky",
-    "a red canyon in golden light, clear sky, the camera rises",
-    "pine trees on snowy hills at dusk, snowfall, cold light",
-    "mountains by the sea in the morning, a few clouds, warm colors",
-    "northern lights above a still lake and snowy peaks at night",
-    "a wide meadow with trees in the rain, overcast, the camera pans left",
-    "ocean waves in front of red cliffs at sunset, the sun low in the middle",
-    "a foggy forest on hills at daybreak, pastel colors, slow zoom in",
-    "golden dunes in bright daylight, cloudless sky, a flock of birds",
-)
 
 
 @dataclass(frozen=True)

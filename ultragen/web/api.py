@@ -10,7 +10,7 @@ import gradio as gr
 from gradio.components.api_component import Api
 from gradio_client.utils import python_type_to_json_schema
 
-from ..runs.compare import Progress
+from ..runs.progress import Progress
 from ..runs.worker import Failed, Finished
 from .runs import GpuPart, Runs
 from .settings import SETTINGS, problem, validated

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from ..files import write_json
-from ..video import contact_sheet, encode_video
+from ..pictures import contact_sheet, to_frames
+from ..video import encode_video
 from .captions import caption
 from .renderer import FRAMES_PER_SECOND, render
 from .scene import Scene, sample_scene
@@ -75,7 +76,7 @@ def _frames(
 ) -> np.ndarray:
     """Frames t h w 3, uint8."""
     video = render([scene], height, width, num_frames, device=device)[0]
-    return video.permute(1, 2, 3, 0).mul(255).round().byte().cpu().numpy()
+    return to_frames(video)
 
 
 def benchmark(
