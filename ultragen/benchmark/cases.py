@@ -147,7 +147,7 @@ def choose_cases(names: Iterable[str], device: str) -> list[Case]:
     """The cases of these names, each once, in the order of `CASES`.
 
     Args:
-        names: Of cases or groups; none takes all that the device can do.
+        names: Cases or groups; none takes all that the device can do.
         device: Kind of device, `cpu` or `cuda`.
 
     Raises:

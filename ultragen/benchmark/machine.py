@@ -41,7 +41,7 @@ class Probe:
     Attributes:
         matrix: Rows of the square matrices.
         tokens: Queries, and keys, of the attention.
-        heads: Of the attention.
+        heads: Attention heads.
         head_dim: Features of a head.
         seconds: Shortest time to measure for, so that the clock frequency settles.
     """
@@ -82,7 +82,7 @@ class Machine:
         device: `cpu` or `cuda`.
         card: Name of the accelerator or processor.
         date: When it began, UTC.
-        versions: Of the libraries.
+        versions: Each library's version, by its name.
         dtype: What the models compute in.
         matrix_rate: Operations a second of a matrix product.
         attention: All back ends that were tried, the fastest first.

@@ -39,7 +39,7 @@ def evaluate(
     """Makes and measures all clips that are not done yet, then writes `RESULTS`.
 
     Args:
-        rows: Of the table.
+        rows: Ways to make clips, a row of the table each.
         cases: Scenes whose captions are the prompts; a clip each in every row.
         references: Scenes whose real clips HD-FVD compares with.
         maker: Makes the clips.

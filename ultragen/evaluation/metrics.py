@@ -162,7 +162,7 @@ class SampleDistance:
 
     Args:
         reference: What is compared with.
-        features: Of the samples, `n d`.
+        features: What a network makes of each sample, `n d`.
 
     Raises:
         ValueError: as `fit_gaussian` and `frechet_distance`.

@@ -68,7 +68,7 @@ def bootstrap(
         number: Clips there are.
         resamples: How often to draw.
         level: Part of the resamples within the interval.
-        seed: Of the draws.
+        seed: What the draws begin with: the same seed gives the same interval.
 
     Raises:
         ValueError: There is no clip.

@@ -24,7 +24,7 @@ class Store:
     """A file of values for each clip, one of features, and a small picture of its middle frame.
 
     Args:
-        folder: Of the evaluation; created when missing.
+        folder: Where the evaluation's files go; created when missing.
         settings: What must be the same for clips to stand in one table, as plain values. Of
             several processes at once, all have those of the first.
 

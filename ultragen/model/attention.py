@@ -174,8 +174,8 @@ class WindowAttnProcessor:
         return merge_windows(windows, rectangles, at.size)
 
     def tile(self, x: Tensor, heads: int, windows: list[int]) -> int:
-        """Of what number the tokens of each group's windows become a multiple; a derived class may
-        know nothing of tiles."""
+        """Number of which each group's windows get a multiple of tokens; a derived class may know
+        nothing of tiles."""
         return 1 if type(self) is not WindowAttnProcessor else tile_of(self, x, heads, windows)
 
     def _attend(self, heads: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ class UltraGenAttention(nn.Module, AttentionModuleMixin):
     Args:
         dim: Features of a token.
         heads: Attention heads.
-        eps: Of the query and key norms.
+        eps: What the query and key norms add to the mean square.
         branches: Any of `hierarchical` and `global`, beside the local branch that is always there;
             leaving one out is the paper's ablation.
         lora_rank: Rank of the compressed branches' updates; 0 leaves them out.
@@ -291,7 +291,7 @@ class UltraGenAttention(nn.Module, AttentionModuleMixin):
         return self.to_out[1](self.to_out[0](out))
 
     def tile(self, x: Tensor, at: WindowLayout) -> int:
-        """Of what number the tokens of each window become a multiple: what the processor likes."""
+        """Number of which each window gets a multiple of tokens: what the processor likes."""
         likes = getattr(self.processor, "tile", None)
         if likes is None:  # somebody else's processor knows nothing of tiles
             return 1

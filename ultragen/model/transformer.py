@@ -71,7 +71,7 @@ class UltraGenTransformer3DModel(StrictLoading, WanTransformer3DModel):
         num_layers: Transformer blocks.
         cross_attn_norm: Wan's norm before cross-attention.
         qk_norm: Kind of query and key norm; only Wan's is known.
-        eps: Of all norms.
+        eps: What all norms add to the variance or mean square.
         rope_max_seq_len: Most positions on one axis.
         full_attention_layers: Layers that keep Wan's full attention with absolute positions.
         branches: Compressed branches beside the local one: `hierarchical`, `global`.

@@ -28,8 +28,8 @@ def rotary_norm(
 
     Args:
         x: Queries or keys of all heads, b t h w d.
-        weight: Of the norm, d; may be of another precision than `x`.
-        eps: Of the norm.
+        weight: Factors of the norm, d; may be of another precision than `x`.
+        eps: What the norm adds to the mean square.
         rotary: cos and sin of the whole grid.
         heads: Attention heads.
         rectangles: The groups of equal windows.

@@ -31,11 +31,12 @@ def suits(device: torch.device) -> bool:
 
 
 def tile_of(processor: Any, x: Tensor, heads: int, windows: Sequence[int]) -> int:
-    """Of what number the tokens of a window are to become a multiple: 1 leaves them, and their
+    """Number of which a window is to have a multiple of tokens: 1 leaves them, and their
     attention, as they are.
 
     Args:
-        processor: Of the attention; its back end must be cuDNN, as torch chooses it on these GPUs.
+        processor: What computes the attention; its back end must be cuDNN, as torch chooses it on
+            these GPUs.
         x: What queries are made of, … d.
         heads: Attention heads.
         windows: Tokens of each group's windows.
@@ -65,7 +66,8 @@ def attend_to_tiles(
     """Attention within windows whose last tile is filled, and their grid.
 
     Args:
-        query: Of each group of windows, (b windows) n d, as `rotary_norm` makes them with tiles.
+        query: A tensor for each group of windows, (b windows) n d, as `rotary_norm` makes them
+            with tiles.
         key: The same.
         value: As `split_windows` makes them with tiles.
         heads: Attention heads.

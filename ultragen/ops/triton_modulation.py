@@ -82,7 +82,7 @@ def modulated_norm(x: Tensor, factor: Tensor, offset: Tensor, eps: float) -> Ten
         x: b n d.
         factor: b 1 d or 1 1 d.
         offset: As `factor`.
-        eps: Of the norm.
+        eps: What the norm adds to the variance.
 
     Returns:
         b n d in the precision of `x`.

@@ -61,7 +61,7 @@ def plan_axis(matrix: Tensor) -> tuple[Tensor, Tensor]:
     share, float32.
 
     Args:
-        matrix: Of the resampling: new length × old length.
+        matrix: What resamples an axis: new length × old length.
     """
     first = (matrix > 0).int().argmax(1)
     share = 1 - matrix.gather(1, first[:, None])[:, 0]

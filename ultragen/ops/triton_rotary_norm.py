@@ -151,7 +151,7 @@ def rotary_norm(
         x: b t h w d.
         weight: d; may be of another precision than `x`.
         rotary: cos and sin, t h w × half the head size each.
-        eps: Of the norm.
+        eps: What the norm adds to the mean square.
         rectangles: The groups of equal windows: first row, windows and their rows, and the same
             of the columns. Together they cover the grid once.
         tile: The first token of a window, repeated behind its last one, makes their number a

@@ -104,7 +104,7 @@ def merge(
 
     Args:
         windows: What `attention` gave for each group of windows, (b windows) n d.
-        query: Of `rotary_norm` with tiles, like `windows`.
+        query: Queries as `rotary_norm` gives them with tiles, in the layout of `windows`.
         key: The same.
         sums: What else `attention` gave, (b windows) heads n.
         heads: Attention heads; each has a power of two of features.

@@ -64,8 +64,8 @@ def measure(
     Args:
         models: What runs are made with.
         report: Called with a line before each run.
-        settings: Of the runs, of which the first is not counted; None takes the model's in
-            `MEASURED`.
+        settings: What each run's request has beside prompt and guidance; the first run is not
+            counted. None takes the model's in `MEASURED`.
     """
     settings = MEASURED[models.preset.name] if settings is None else settings
     runs = []

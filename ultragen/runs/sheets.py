@@ -22,11 +22,11 @@ class Sheet:
     """A contact sheet.
 
     Attributes:
-        resolution: Of the clips.
+        resolution: Size of the clips, a name in `RESOLUTIONS`.
         count: Prompts, from the first on.
         columns: Pictures a row.
-        width: Of a picture on the sheet, in pixels.
-        quality: JPEG's.
+        width: Columns in pixels of a picture on the sheet.
+        quality: JPEG's, 1 to 95.
     """
 
     resolution: str
@@ -60,7 +60,7 @@ def make_sheet(
         out: Folder of the sheet; created when missing.
         pieces: Folder of the single pictures; those of the same model, size and seed are used
             again.
-        seed: Of the noise.
+        seed: Number that each clip's noise is drawn from.
         report: Called with the fraction that is done and a text.
 
     Raises:

@@ -13,7 +13,7 @@ from ..runs.request import MAX_STEPS
 from ..runs.write import Result
 from . import views
 
-LARGEST_GUIDANCE = 20  # that the page offers: above it clips only get harsher
+LARGEST_GUIDANCE = 20  # that the page offers; the API takes more
 
 
 class Layout:
