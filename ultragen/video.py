@@ -12,7 +12,8 @@ import numpy as np
 
 from .files import whole_file
 
-# Constant quality a little better than what the eye tells apart from the frames themselves.
+# Constant quality that the eye does not tell from the frames themselves: 17 or 18 by FFmpeg's
+# guide to H.264 (trac.ffmpeg.org/wiki/Encode/H.264).
 QUALITY = "17"
 # RGB goes to the matrix that the tags name: players that read the tags, and those that assume
 # it for high definition, then show the same colours.

@@ -194,7 +194,7 @@ def arguments(case: Case, variant: Variant, device: str, dtype: torch.dtype) -> 
 
     found = {
         "hidden_states": random(1, config["in_channels"], *case.latents),
-        "timestep": torch.full((1,), 500.0, device=device),
+        "timestep": torch.full((1,), 500.0, device=device),  # any costs the same
         "encoder_hidden_states": random(1, TEXT_TOKENS[case.family], config["text_dim"]),
         "return_dict": False,
     }

@@ -53,6 +53,7 @@ class Probe:
     seconds: float
 
 
+# Heads as Wan and the embedded model have them.
 PROBES = {
     "cuda": Probe(matrix=8192, tokens=65536, heads=12, head_dim=128, seconds=1.0),
     "cpu": Probe(matrix=768, tokens=1024, heads=5, head_dim=64, seconds=0.05),

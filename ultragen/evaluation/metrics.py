@@ -21,7 +21,7 @@ from torch.nn import functional
 
 DETAIL_LEVELS = (3, 4, 5)  # k in appendix D: a frame is made 2^k times smaller
 TILE = 512  # rows and columns of a frame that a perceptual network sees at once
-PATCH_BATCH = 16
+PATCH_BATCH = 16  # tiles that it computes at once
 
 Frame = np.ndarray | Tensor  # uint8, h w 3
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .metrics import Gaussian, SampleDistance
 
-RESAMPLES = 100
-LEVEL = 0.95
+RESAMPLES = 100  # draws with repetitions that an interval is made of
+LEVEL = 0.95  # part of them within the interval
 MISSING = "–"
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from ..files import create_json, write_json
 from .scores import ClipScores
 
-PICTURE_WIDTH = 480
+PICTURE_WIDTH = 480  # columns in pixels
 OLDER = {"batch": 1, "world": 1}  # settings that older evaluations do not name
 
 

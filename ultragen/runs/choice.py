@@ -11,6 +11,8 @@ from ..estimates.coefficients import coefficients
 from ..estimates.cost import Job, estimate
 from ..estimates.memory import WAN_PARAMETERS, Memory
 from ..hardware import AUTO_MEMORY, Hardware, find_hardware, gib
+from ..model import wan_1_3b
+from ..model.windows import auto_windows
 from ..presets import (
     EMBEDDED,
     EMBEDDED_MODEL,
@@ -210,19 +212,20 @@ def why_not(hardware: Hardware) -> str:
 def cpu_days() -> float:
     """Days in which a CPU would denoise the 1.3B model's own clip."""
     size = RESOLUTIONS[WAN.resolution]
+    grid = (size.height // WAN.pixels_per_token, size.width // WAN.pixels_per_token)
     job = Job(
         height=size.height,
         width=size.width,
         base_height=WAN.base_height,
         base_width=WAN.base_width,
         num_frames=WAN.num_frames,
-        windows=4,
+        windows=auto_windows(*grid, wan_1_3b.RELEASED["window_size"]),
         steps=WAN.num_inference_steps,
         passes=2,
         upscaler="lanczos",
         base_native="off",
         pixels_per_token=WAN.pixels_per_token,
-        full_share=0.2,
+        full_share=len(wan_1_3b.FULL_ATTENTION_LAYERS) / wan_1_3b.TRANSFORMER["num_layers"],
     )
     return estimate(job, coefficients("wan", "cpu"))["denoise"] / 86_400
 

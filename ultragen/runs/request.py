@@ -18,8 +18,8 @@ from ..presets import (
     check_num_frames,
 )
 
-MAX_PROMPT = 2000
-MAX_STEPS = 100
+MAX_PROMPT = 2000  # characters; the larger model reads 512 tokens, of about four each
+MAX_STEPS = 100  # that a stranger may ask of the machine
 MAX_SEED = 2**32 - 1  # exact in every JSON reader, unlike 64-bit numbers
 UPSCALERS = ("network", "lanczos")
 SWITCH = ("off", "on")

@@ -20,7 +20,7 @@ from ..video import encode_video
 from .progress import Progress, RunState
 from .request import Request
 
-POSTER_WIDTH = 480
+POSTER_WIDTH = 480  # columns in pixels
 
 
 @dataclass(frozen=True)
