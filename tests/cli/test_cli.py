@@ -264,8 +264,8 @@ def test_frame_sizes_that_a_video_can_not_have(resolution):
         (("--prompt", PROMPT, "--windows", 400), ["401", "up to 16"]),
         (("--prompt", PROMPT, "--steps", 0), ["--steps", "1 to 100"]),
         (("--prompt", PROMPT, "--steps", 10_000), ["--steps", "100"]),
-        (("--prompt", PROMPT, "--guidance", "nan"), ["--guidance", "20"]),
-        (("--prompt", PROMPT, "--guidance", 1e9), ["--guidance", "20"]),
+        (("--prompt", PROMPT, "--guidance", "nan"), ["--guidance", "100"]),
+        (("--prompt", PROMPT, "--guidance", 1e9), ["--guidance", "100"]),
         (("--prompt", PROMPT, "--seed", -1), ["seed"]),
         (("--prompt", PROMPT, "--seed", "text"), ["--seed", "integer"]),
         (("--prompt", PROMPT, "--out", "clip.avi"), [".mp4"]),
@@ -353,9 +353,9 @@ def test_a_full_disk_leaves_nothing(fake, tmp_path, monkeypatch, capsys):
     def full(*arguments):
         raise OSError("native.mp4 was not written: the disk is full")
 
-    from ultragen.runs import compare
+    from ultragen.runs import write
 
-    monkeypatch.setattr(compare, "encode_video", full)
+    monkeypatch.setattr(write, "encode_video", full)
     (tmp_path / "kept.txt").write_text("mine")
     assert ultragen("compare", "--prompt", PROMPT, *SMALL, "--out", tmp_path) == 1
     assert "disk is full" in one_line(capsys)

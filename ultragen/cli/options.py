@@ -37,7 +37,8 @@ Frames = Annotated[int | None, typer.Option(help="Frames, 4n + 1; without it the
 Seed = Annotated[int, typer.Option(help="The same seed gives the same clip.")]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps; without it the model's own.")]
 Guidance = Annotated[
-    float | None, typer.Option(help="Guidance, 1 (off) to 20; without it the model's own.")
+    float | None,
+    typer.Option(help="Guidance, 0 to 100, off at 1 and below; without it the model's own."),
 ]
 GuidanceDevice = Annotated[
     str | None,
