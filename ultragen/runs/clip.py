@@ -68,7 +68,8 @@ def make_clip(
     prefix: str,
     windows: dict,
 ) -> np.ndarray:
-    """Denoises and decodes one clip: frames t h w 3, uint8."""
+    """Denoises and decodes one clip: frames t h w 3, uint8. Arguments and errors as in
+    `make_clips`."""
     [frames] = make_clips(run, pipe, [request], text, size, prefix, windows)
     return frames
 
@@ -83,7 +84,20 @@ def make_clips(
     windows: dict,
 ) -> list[np.ndarray]:
     """Denoises clips together and decodes one after the other: frames t h w 3 of each, uint8.
-    Their requests differ in prompt and seed alone, and `text` is what `encode_text` gave."""
+
+    Args:
+        run: Where progress and seconds go, and what stops the run within a step.
+        pipe: The native pipeline or the base model's.
+        requests: Validated requests that differ in prompt and seed alone.
+        text: What `encode_text` gave for them.
+        size: Rows and columns in pixels.
+        prefix: What the names of its stages begin with in `STAGES`.
+        windows: The setting `windows` of a pipeline that has any, else empty.
+
+    Raises:
+        RuntimeError: if a clip is black or not a number.
+        Cancelled: if the run was stopped.
+    """
     import torch
 
     denoise, decode = f"{prefix}denoise", f"{prefix}decode"
