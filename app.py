@@ -20,9 +20,12 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from ultragen.estimates.cost import ZEROGPU_TIERS
-from ultragen.runs.compare import Models, Progress, Request, Result, job, load_models
-from ultragen.runs.request import MAX_SEED
+from ultragen.runs.clip import job
+from ultragen.runs.loading import Models, load_models
+from ultragen.runs.progress import Progress
+from ultragen.runs.request import MAX_SEED, Request
 from ultragen.runs.worker import Failed, Finished
+from ultragen.runs.write import Result
 from ultragen.runs.zerogpu import seconds_asked
 from ultragen.web import views
 from ultragen.web.api import build_api

@@ -32,9 +32,8 @@ from torch import Tensor
 
 from ultragen.benchmark.machine import card_name
 from ultragen.pipeline import UltraGenPipeline
-from ultragen.presets import EMBEDDED, EMBEDDED_MODEL
+from ultragen.presets import EMBEDDED, EMBEDDED_MODEL, PROMPTS
 from ultragen.training.stages.losses import psnr
-from ultragen.web.components import PROMPTS
 
 NONE = "none"
 CALIBRATION = "golden dunes at noon, a clear sky"  # none of the prompts that are measured

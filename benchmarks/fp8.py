@@ -35,8 +35,7 @@ from ultragen.benchmark.machine import card_name, default_dtype
 from ultragen.benchmark.parts import PartMeter, device_clock
 from ultragen.model.fp8 import LAYERS, check_machine, quantize
 from ultragen.model.transformer import UltraGenTransformer3DModel
-from ultragen.presets import EMBEDDED, EMBEDDED_MODEL
-from ultragen.web.components import PROMPTS
+from ultragen.presets import EMBEDDED, EMBEDDED_MODEL, PROMPTS
 
 GROUPS = {
     "FP8": LAYERS,

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ultragen.hardware import GIB
-from ultragen.presets import RESOLUTIONS, ULTRAGEN_SOURCE, WAN, WAN_SOURCE
+from ultragen.presets import PROMPTS, RESOLUTIONS, ULTRAGEN_SOURCE, WAN, WAN_SOURCE
 from ultragen.weights.random import SIZES, Sizes
 
-PROMPT = "a calm lake under snowy mountains at sunset"
+PROMPT = PROMPTS[0]
 PIECES = 3  # of a clip, after which decoding takes no more memory: its caches are full
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ultragen.benchmark.machine import card_name
-from ultragen.benchmark.outputs import write_whole
+from ultragen.files import write_text
 
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 Entry = dict[str, Any]
@@ -75,7 +75,7 @@ class Results:
         known["entries"][name] = entry
         print(f"{part}, {name}: {json.dumps(entry, ensure_ascii=False)}", flush=True)
         if self.path:
-            write_whole(self.path, json.dumps({"parts": self.parts}, indent=1) + "\n")
+            write_text(self.path, json.dumps({"parts": self.parts}, indent=1) + "\n")
 
 
 def read_results(paths: Sequence[Path]) -> Entry:

@@ -11,9 +11,9 @@ from typing import Any
 
 from hardware_results import Entry, read_results
 
-from ultragen.benchmark.outputs import write_whole
 from ultragen.estimates.coefficients import Coefficients
 from ultragen.estimates.memory import GROWING_VALUES_PER_TOKEN, WAN_PARAMETERS, Memory, Weights
+from ultragen.files import write_text
 from ultragen.hardware import GIB
 from ultragen.presets import WAN
 
@@ -39,7 +39,7 @@ def render(paths: Sequence[Path], doc: Path) -> None:
         lines = table(parts) if name in parts else []
         body = "\n".join([*lines, "", *(origin(part, parts[part]) for part in needed)])
         text = between_marks(text, name, body.strip("\n") if lines else None)
-    write_whole(doc, text)
+    write_text(doc, text)
 
 
 def between_marks(text: str, name: str, body: str | None) -> str:

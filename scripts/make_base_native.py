@@ -14,9 +14,12 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 
-from ultragen.runs.compare import Request, compare, load_models
-from ultragen.video import contact_sheet, read_video
-from ultragen.web.components import PROMPTS
+from ultragen.pictures import contact_sheet
+from ultragen.presets import PROMPTS
+from ultragen.runs.compare import compare
+from ultragen.runs.loading import load_models
+from ultragen.runs.request import Request
+from ultragen.video import read_video
 
 ROOT = Path(__file__).parent.parent
 WIDTH = 720

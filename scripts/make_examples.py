@@ -15,8 +15,10 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ultragen.runs.compare import Request, compare, load_models
-from ultragen.web.components import PROMPTS
+from ultragen.presets import PROMPTS, SUGGESTED
+from ultragen.runs.compare import compare
+from ultragen.runs.loading import load_models
+from ultragen.runs.request import Request
 
 ROOT = Path(__file__).parent.parent
 
@@ -30,7 +32,7 @@ def name_of(number: int, prompt: str) -> str:
 def make(out: Path, resolution: str, seed: int) -> None:
     """Makes an example of every suggested prompt."""
     models = load_models()
-    for number, prompt in enumerate(PROMPTS, 1):
+    for number, prompt in enumerate(PROMPTS[:SUGGESTED], 1):
         target = out / name_of(number, prompt)
         with TemporaryDirectory() as folder:
             result = compare(Request(prompt, resolution, seed=seed), models, folder)

@@ -46,8 +46,8 @@ def photograph(url: str, prompt: str) -> Image.Image:
 def main(arguments: list[str]) -> None:
     """Reads the command line."""
     import app
-    from ultragen.runs.compare import load_models
-    from ultragen.web.components import PROMPTS
+    from ultragen.presets import PROMPTS
+    from ultragen.runs.loading import load_models
 
     parser = argparse.ArgumentParser(description="Make the README's picture of the page.")
     parser.add_argument("--prompt", default=PROMPTS[0])

@@ -9,13 +9,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from einops import rearrange
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ultragen.video import contact_sheet  # noqa: E402
+from ultragen.pictures import contact_sheet, to_frames  # noqa: E402
 from ultragen.world.captions import caption  # noqa: E402
 from ultragen.world.renderer import render  # noqa: E402
 from ultragen.world.scene import sample_scene  # noqa: E402
@@ -29,8 +28,7 @@ def picture(seed: int) -> Image.Image:
     """The middle frame of a scene."""
     size = (2 * SIZE[1], 2 * SIZE[0])
     [frame] = render([sample_scene(seed)], *size, FRAMES, chosen=(MIDDLE,))
-    pixels = rearrange(frame.mul(255).round().byte(), "c 1 h w -> h w c")
-    return Image.fromarray(pixels.numpy()).resize(SIZE, Image.Resampling.LANCZOS)
+    return Image.fromarray(to_frames(frame)[0]).resize(SIZE, Image.Resampling.LANCZOS)
 
 
 def main(arguments: list[str] | None = None) -> None:

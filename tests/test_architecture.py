@@ -17,7 +17,8 @@ import ultragen
 
 # Each floor may import the ones above it, and none of its own. A new room gets its place here.
 FLOORS = (
-    {"presets", "video", "pictures", "hardware", "files"},
+    {"presets", "pictures", "hardware", "files"},
+    {"video"},
     {"ops"},
     {"model", "world"},
     {"sampling", "weights"},

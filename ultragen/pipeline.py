@@ -27,12 +27,12 @@ from .model.autoencoder import CompactAutoencoder
 from .model.fp8 import check_machine, quantize
 from .model.transformer import UltraGenTransformer3DModel
 from .model.window_plan import WindowMotion
+from .presets import check_num_frames
 from .sampling.decoding import OutputType, decode_pieces, join_pieces
 from .sampling.flow import Prediction
 from .sampling.guidance import Guidance
 from .sampling.inputs import (
     Texts,
-    check_frames,
     check_model_windows,
     check_sampling,
     check_size,
@@ -266,7 +266,7 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
         )
         token = self.pixels_per_token
         check_size(height, width, token)
-        check_frames(num_frames, self.vae.config.scale_factor_temporal)
+        check_num_frames(num_frames, self.vae.config.scale_factor_temporal)
         check_sampling(num_inference_steps, guidance)
         check_model_windows(self.transformer, windows, height // token, width // token)
 

@@ -1,8 +1,9 @@
-"""The choices a user makes, as frozen dataclasses: the one place for defaults."""
+"""The choices a user makes: the one place for defaults, and for the limits that all runs share."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Literal
 
@@ -38,6 +39,68 @@ RESOLUTIONS = {
 }
 
 WINDOWS = ("auto", "2", "4", "6", "8")
+
+PROMPTS = (
+    "a calm lake under snowy mountains at sunset, the camera pans right",
+    "dark pine hills at night, a full moon",
+    "golden dunes in the morning, a clear sky, birds",
+    "green islands in a blue sea at noon, the camera rises",
+    "northern lights above a still lake and snowy peaks at night",
+    "misty hills with trees at dawn, the camera zooms in",
+    "a red canyon in golden light, clear sky, the camera rises",
+    "pine trees on snowy hills at dusk, snowfall, cold light",
+    "mountains by the sea in the morning, a few clouds, warm colors",
+    "a wide meadow with trees in the rain, overcast, the camera pans left",
+    "ocean waves in front of red cliffs at sunset, the sun low in the middle",
+    "rolling green hills at noon, scattered clouds, the camera zooms in",
+)
+"""What samples, sheets, examples and benchmarks are made of; the embedded model knows the words."""
+SUGGESTED = 6  # prompts, from the first on, that the page suggests and has finished examples of
+
+FRAMES_PER_LATENT = 4
+"""Frames that Wan's autoencoder, and the embedded one, pack into one latent frame."""
+GUIDANCE_SCALES = (0, 100)
+"""Lowest and highest scale of classifier-free guidance; 1 and below switch it off."""
+
+
+def check_num_frames(
+    num_frames: int, step: int = FRAMES_PER_LATENT, most: int | None = None
+) -> None:
+    """Checks that a clip can have so many frames: one, and `step` more for each further latent one.
+
+    Args:
+        num_frames: Frames of the clip.
+        step: Frames that the autoencoder packs into one latent frame.
+        most: Frames that a clip may have; None sets no limit.
+
+    Raises:
+        ValueError: With the nearest numbers that can be used.
+    """
+    possible = num_frames if most is None else min(num_frames, most)
+    below = max(1, possible - (possible - 1) % step)
+    if num_frames == below:
+        return
+    nearest = [str(n) for n in (below, below + step) if most is None or n <= most]
+    limit = "" if most is None else f" (at most {most})"
+    raise ValueError(
+        f"num_frames must be {step}n + 1, not {num_frames}: choose {' or '.join(nearest)}{limit}."
+    )
+
+
+def check_guidance_scale(scale: object) -> float:
+    """A scale of classifier-free guidance as a float.
+
+    Raises:
+        ValueError: It is no number, or outside `GUIDANCE_SCALES`.
+    """
+    lowest, highest = GUIDANCE_SCALES
+    number = isinstance(scale, Real) and not isinstance(scale, bool)
+    if number and lowest <= scale <= highest:  # type: ignore[operator]
+        return float(scale)  # type: ignore[arg-type]
+    raise ValueError(
+        f"guidance_scale must be a number from {lowest} to {highest}, not {scale!r:.60}: "
+        "1 switches it off."
+    )
 
 
 @dataclass(frozen=True)

@@ -81,9 +81,9 @@ def test_a_full_disk_leaves_nothing(fake, tmp_path, monkeypatch, capsys):
     def full(*arguments):
         raise OSError("native.mp4 was not written: the disk is full")
 
-    from ultragen.runs import compare
+    from ultragen.runs import write
 
-    monkeypatch.setattr(compare, "encode_video", full)
+    monkeypatch.setattr(write, "encode_video", full)
     (tmp_path / "kept.txt").write_text("mine")
     assert ultragen("compare", "--prompt", PROMPT, *SMALL, "--out", tmp_path) == 1
     assert "disk is full" in one_line(capsys)

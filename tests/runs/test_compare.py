@@ -16,15 +16,18 @@ from fakes import fake_models
 from ultragen.estimates import coefficients, cost, estimator
 from ultragen.estimates.cost import STAGES, Job
 from ultragen.model.windows import auto_windows
-from ultragen.presets import EMBEDDED, EMBEDDED_MODEL, RESOLUTIONS, WAN
+from ultragen.presets import EMBEDDED, EMBEDDED_MODEL, PROMPTS, RESOLUTIONS, WAN
 from ultragen.runs import calibrate
-from ultragen.runs import compare as comparison
+from ultragen.runs import write as writing
 from ultragen.runs.calibrate import MEASURED, measure
 from ultragen.runs.choice import choose
-from ultragen.runs.compare import Cancelled, Request, compare, generate, job, write
+from ultragen.runs.clip import job
+from ultragen.runs.compare import compare, generate
 from ultragen.runs.loading import load_models
+from ultragen.runs.progress import Cancelled
+from ultragen.runs.request import Request
+from ultragen.runs.write import write
 from ultragen.video import probe_video, read_video
-from ultragen.web.components import PROMPTS
 from ultragen.weights.fingerprint import check_model_files, fingerprint
 
 REQUEST = Request("a calm lake", num_frames=5, seed=3, num_inference_steps=2).validate(EMBEDDED)
@@ -185,7 +188,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     clips = generate(REQUEST, fake_models())
-    encode, calls = comparison.encode_video, []
+    encode, calls = writing.encode_video, []
 
     def full(frames, path, fps):
         calls.append(path.name)
@@ -194,7 +197,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
             raise OSError(f"{path} was not written: the disk is full")
         return encode(frames, path, fps)
 
-    monkeypatch.setattr(comparison, "encode_video", full)
+    monkeypatch.setattr(writing, "encode_video", full)
     with pytest.raises(OSError, match="disk is full"):
         write(clips, REQUEST, tmp_path)
     assert calls == ["native.mp4", "upscaled.mp4"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from patterns import waves
 from torch import nn
 from torch.nn import functional
 
@@ -26,16 +27,10 @@ def model_root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def clip(num_frames: int = 2, height: int = 18, width: int = 32) -> np.ndarray:
-    t, y, x = np.mgrid[:num_frames, :height, :width].astype(np.float32)
-    phase = np.stack([x / 7 + t, y / 5 - t, (x + y) / 9], axis=-1)
-    return (127 + 110 * np.sin(phase)).astype(np.uint8)
-
-
 @pytest.mark.parametrize("name", ["lanczos", "network"])
 @pytest.mark.parametrize(("height", "width"), [(34, 60), (72, 128), (136, 240), (18, 32), (33, 61)])
 def test_result_has_the_exact_size(model_root: Path, name: str, height: int, width: int) -> None:
-    result = load_upscaler(name, model_root).upscale(clip(), height, width)
+    result = load_upscaler(name, model_root).upscale(waves(2, 18, 32), height, width)
     assert result.shape == (2, height, width, 3)
     assert result.dtype == np.uint8
 
@@ -69,7 +64,7 @@ def test_every_weight_learns() -> None:
 
 
 def test_frames_are_independent(model_root: Path) -> None:
-    upscaler, frames = load_upscaler("network", model_root), clip(3)
+    upscaler, frames = load_upscaler("network", model_root), waves(3, 18, 32)
     alone = [upscaler.upscale(frame[None], 50, 90)[0] for frame in frames]
     assert np.array_equal(upscaler.upscale(frames, 50, 90), np.stack(alone))
 
@@ -78,7 +73,7 @@ def test_frames_are_enlarged_only_when_asked_for() -> None:
     taken = []
 
     def frames():
-        for index, frame in enumerate(clip(4)):
+        for index, frame in enumerate(waves(4, 18, 32)):
             taken.append(index)
             yield frame
 
@@ -112,7 +107,7 @@ def test_out_of_range_values_are_clamped() -> None:
 
 
 def test_bfloat16_is_close(model_root: Path, caplog) -> None:
-    frames = clip()
+    frames = waves(2, 18, 32)
     exact = load_upscaler("network", model_root).upscale(frames, 72, 128)
     coarse = load_upscaler("network", model_root).to("cpu", torch.bfloat16)
     assert np.abs(coarse.upscale(frames, 72, 128).astype(int) - exact).mean() < 2
@@ -130,11 +125,11 @@ def test_saved_network_is_the_same(model_root: Path) -> None:
 @pytest.mark.parametrize(
     ("frames", "height", "width", "says"),
     [
-        (clip(0), 36, 64, "no frames"),
-        (clip().astype(np.float32), 36, 64, "float32"),
-        (clip()[..., :1], 36, 64, r"\(18, 32, 1\)"),
-        (clip(), 0, 64, "0×64"),
-        (clip(), 36, -2, "36×-2"),
+        (waves(0, 18, 32), 36, 64, "no frames"),
+        (waves(2, 18, 32).astype(np.float32), 36, 64, "float32"),
+        (waves(2, 18, 32)[..., :1], 36, 64, r"\(18, 32, 1\)"),
+        (waves(2, 18, 32), 0, 64, "0×64"),
+        (waves(2, 18, 32), 36, -2, "36×-2"),
     ],
 )
 def test_bad_input_is_refused(frames: np.ndarray, height: int, width: int, says: str) -> None:
@@ -209,7 +204,7 @@ def foreign(tmp_path: Path, monkeypatch) -> Path:
 def test_foreign_file_is_used(foreign: Path) -> None:
     upscaler = load_upscaler(foreign, Path("unused"))
     assert upscaler.name == "x2"
-    frames = clip()
+    frames = waves(2, 18, 32)
     assert np.array_equal(
         upscaler.upscale(frames, 36, 64), frames.repeat(2, axis=1).repeat(2, axis=2)
     )

@@ -10,13 +10,13 @@ from pathlib import Path
 import gradio as gr
 import pytest
 import torch
+from commands import ultragen
 from fakes import served
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from wan_files import WanFiles, make_wan
 
 import app
-from commands import ultragen
 from ultragen.estimates import cost as costs
 from ultragen.estimates.coefficients import WAN_CUDA, ZERO_GPU
 from ultragen.estimates.cost import estimate, gpu_duration
@@ -26,7 +26,7 @@ from ultragen.hardware import GIB, Hardware, find_hardware
 from ultragen.pipeline import UltraGenPipeline
 from ultragen.presets import EMBEDDED, EMBEDDED_MODEL, RESOLUTIONS, WAN, WINDOWS, Resolution
 from ultragen.runs import compare, loading, request
-from ultragen.runs.compare import job
+from ultragen.runs.clip import job
 from ultragen.runs.loading import Models, load_models
 from ultragen.runs.request import Request
 from ultragen.runs.zerogpu import offers
@@ -56,8 +56,6 @@ def small(wan, monkeypatch) -> Models:
     monkeypatch.setattr(request, "RESOLUTIONS", sizes)
     preset = replace(wan.preset, base_height=64, base_width=96)
     return replace(wan, preset=preset)
-
-
 
 
 # Loading

@@ -11,6 +11,7 @@ from time import perf_counter
 
 import torch
 
+from ..files import first_line
 from ..hardware import is_out_of_memory
 from .cases import DENSE, PLAIN, VAE_VARIANTS, VARIANTS, Case
 from .parts import device_clock
@@ -171,8 +172,7 @@ def what_failed(error: Exception) -> str:
     """One line on an error."""
     if is_out_of_memory(error):
         return f"too little memory{device_memory()}"
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return first_line(error)
 
 
 def device_memory() -> str:

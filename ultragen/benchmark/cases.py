@@ -147,7 +147,7 @@ def choose_cases(names: Iterable[str], device: str) -> list[Case]:
     """The cases of these names, each once, in the order of `CASES`.
 
     Args:
-        names: Of cases or groups; none takes all that the device can do.
+        names: Cases or groups; none takes all that the device can do.
         device: Kind of device, `cpu` or `cuda`.
 
     Raises:
@@ -194,7 +194,7 @@ def arguments(case: Case, variant: Variant, device: str, dtype: torch.dtype) -> 
 
     found = {
         "hidden_states": random(1, config["in_channels"], *case.latents),
-        "timestep": torch.full((1,), 500.0, device=device),
+        "timestep": torch.full((1,), 500.0, device=device),  # any costs the same
         "encoder_hidden_states": random(1, TEXT_TOKENS[case.family], config["text_dim"]),
         "return_dict": False,
     }

@@ -16,6 +16,7 @@ from diffusers.models.attention_dispatch import attention_backend, dispatch_atte
 from torch import Tensor
 
 from .. import __version__
+from ..files import first_line
 from .parts import ATTENTION, device_clock
 
 # What keeps the numbers of a bf16 attention. Each is tried, because whether it imports says little
@@ -40,7 +41,7 @@ class Probe:
     Attributes:
         matrix: Rows of the square matrices.
         tokens: Queries, and keys, of the attention.
-        heads: Of the attention.
+        heads: Attention heads.
         head_dim: Features of a head.
         seconds: Shortest time to measure for, so that the clock frequency settles.
     """
@@ -52,6 +53,7 @@ class Probe:
     seconds: float
 
 
+# Heads as Wan and the embedded model have them.
 PROBES = {
     "cuda": Probe(matrix=8192, tokens=65536, heads=12, head_dim=128, seconds=1.0),
     "cpu": Probe(matrix=768, tokens=1024, heads=5, head_dim=64, seconds=0.05),
@@ -81,7 +83,7 @@ class Machine:
         device: `cpu` or `cuda`.
         card: Name of the accelerator or processor.
         date: When it began, UTC.
-        versions: Of the libraries.
+        versions: Each library's version, by its name.
         dtype: What the models compute in.
         matrix_rate: Operations a second of a matrix product.
         attention: All back ends that were tried, the fastest first.
@@ -185,8 +187,7 @@ def try_backends(device: str, dtype: torch.dtype, probe: Probe) -> tuple[Trial, 
                 )
             trials.append(Trial(name, operations / seconds))
         except Exception as error:  # each library raises kinds of its own
-            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            trials.append(Trial(name, 0.0, first_line[:120]))
+            trials.append(Trial(name, 0.0, first_line(error)[:120]))
     trials.sort(key=lambda trial: -trial.rate)
     if not trials[0].rate:
         raise RuntimeError(f"No attention back end works here: {trials[0].reason}.")

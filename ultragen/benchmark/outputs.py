@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..files import write_text
 from .records import Report
 from .tables import Table, markdown
 
@@ -40,13 +41,6 @@ class Outputs:
     def save(self, report: Report, changes: Table | None = None) -> None:
         """Writes what there is so far."""
         if self.json:
-            write_whole(self.json, report.to_json())
+            write_text(self.json, report.to_json())
         if self.markdown:
-            write_whole(self.markdown, markdown(report, changes))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file beside its place and moves it there: a reader never meets half of it."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+            write_text(self.markdown, markdown(report, changes))

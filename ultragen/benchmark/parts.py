@@ -244,7 +244,7 @@ def count_operations(model: Module, arguments: dict[str, Any]) -> dict[str, int]
     Args:
         model: On the meta device, so that nothing is computed and any size fits; kernels of a
             device's own are then counted as what they compute.
-        arguments: Of its forward pass, on the meta device too.
+        arguments: What its forward pass takes, on the meta device too.
     """
     layers = list(model.blocks)  # type: ignore[arg-type]
     kinds: list[str] = getattr(model, "layer_kinds", ["full"] * len(layers))

@@ -59,7 +59,7 @@ class CaseResult:
     """All variants of a case.
 
     Attributes:
-        name: Of the case.
+        name: What the command line and the tables call it.
         kind: `forward`, `vae` or `run`.
         family: Whose widths.
         tokens: Tokens of the transformer.

@@ -31,7 +31,7 @@ def run_benchmark(
     """Measures cases with the fastest attention of this machine.
 
     Args:
-        names: Of cases or groups; none takes all that the machine can do.
+        names: Cases or groups; none takes all that the machine can do.
         budget: How much is measured.
         command: That makes the report again, to be noted in it.
         save: Called after every measurement, so that a run that is killed keeps what it has.

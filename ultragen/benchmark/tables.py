@@ -18,7 +18,7 @@ class Table:
 
     Attributes:
         title: What it shows.
-        headers: Of the columns.
+        headers: One text for each column, above it.
         rows: One text for each column.
         words: Columns of words; the others hold figures.
     """

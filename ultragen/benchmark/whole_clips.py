@@ -17,10 +17,12 @@ from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
 from ..model import wan_1_3b
 from ..model.autoencoder import CompactAutoencoder, denormalize
+from ..pictures import to_frames
 from ..pipeline import UltraGenPipeline
-from ..presets import EMBEDDED, EMBEDDED_MODEL, WAN, ModelPreset
+from ..presets import EMBEDDED, EMBEDDED_MODEL, PROMPTS, WAN, ModelPreset
 from ..video import encode_video
 from ..weights.released import cast_weights
+from ..weights.wan import SHIFT
 from .bench import Bench
 from .cases import AUTO, OURS, PLAIN, TEXT_TOKENS, TILED, Case, Family, build
 from .forward import operations_of
@@ -28,7 +30,6 @@ from .machine import default_dtype
 from .parts import device_clock
 from .records import Measurement
 
-PROMPT = "a calm lake under snowy mountains at sunset, the camera pans right"
 PRESETS: dict[Family, ModelPreset] = {
     "wan": WAN,
     "embedded": EMBEDDED,
@@ -139,10 +140,10 @@ def time_stages(
     """Seconds of the text encoder alone, of the latents from a text, and of the file from them."""
     clock = device_clock(device)
     marks = [clock.mark()]
-    pipe.encode_prompt(PROMPT, preset.negative_prompt)
+    pipe.encode_prompt(PROMPTS[0], preset.negative_prompt)
     marks.append(clock.mark())
     latents: Any = pipe(
-        PROMPT,
+        PROMPTS[0],
         height=case.height,
         width=case.width,
         num_frames=case.frames,
@@ -162,11 +163,7 @@ def time_stages(
 
 def write(pipe: UltraGenPipeline, latents: Tensor, fps: int) -> None:
     """Decodes into a video file, piece by piece."""
-    frames = (
-        frame
-        for piece in pipe.decode_stream(latents)
-        for frame in piece[0].permute(1, 2, 3, 0).mul(255).round().byte().cpu().numpy()
-    )
+    frames = (frame for piece in pipe.decode_stream(latents) for frame in to_frames(piece[0]))
     with TemporaryDirectory() as folder:
         encode_video(frames, Path(folder) / "clip.mp4", fps)
 
@@ -185,7 +182,7 @@ def build_pipeline(family: Family, device: str, dtype: torch.dtype) -> UltraGenP
             tokenizer=AutoTokenizer.from_pretrained(EMBEDDED_MODEL / "tokenizer"),
             text_encoder=text_encoder.to(dtype).eval(),
             vae=build_decoder(family, device, dtype),
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
             transformer=build(family, AUTO, device, dtype),
             max_sequence_length=TEXT_TOKENS[family],
         )

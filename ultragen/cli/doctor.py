@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from ..files import first_line
 from . import console
 from .options import app
 
@@ -83,10 +84,6 @@ def attempt(find: Callable[[], object]) -> str:
         return str(find())
     except Exception as error:  # as above
         return f"not found out: {first_line(error)}"
-
-
-def first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 def presentable(text: str) -> str:

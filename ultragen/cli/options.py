@@ -68,7 +68,7 @@ GuidanceScale = Annotated[
     typer.Option(
         "--guidance-scale",
         "--guidance",
-        help="Classifier-free guidance, 1 (off) to 20; without it the model's own.",
+        help="Guidance, 0 to 100, off at 1 and below; without it the model's own.",
     ),
 ]
 GuidanceDevice = Annotated[

@@ -74,7 +74,7 @@ class Memory:
     Attributes:
         free: Bytes without the model.
         weights: Bytes of its parts.
-        bytes_per_value: Of the type that is computed in.
+        bytes_per_value: Bytes of a value in the type that is computed in.
         values_per_token: What a forward pass takes beside its weights.
     """
 

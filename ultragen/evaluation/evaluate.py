@@ -12,14 +12,15 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..files import write_json, write_text
+from ..pictures import contact_sheet
 from ..runs.metadata import LIBRARIES
-from ..video import contact_sheet
 from .instruments import Instruments, measure
 from .metrics import Gaussian, fit_gaussian
 from .rows import REFERENCE, Case, Maker, Row
 from .scores import LEVEL, RESAMPLES, RowScores, attribute_table, markdown_table, score_row
 from .shard import Shard
-from .store import Store, write_json
+from .store import Store
 
 SHEET_CLIPS = 4  # columns of the contact sheet
 RESULTS = ("table.md", "results.json", "contact_sheet.jpg")
@@ -38,7 +39,7 @@ def evaluate(
     """Makes and measures all clips that are not done yet, then writes `RESULTS`.
 
     Args:
-        rows: Of the table.
+        rows: Ways to make clips, a row of the table each.
         cases: Scenes whose captions are the prompts; a clip each in every row.
         references: Scenes whose real clips HD-FVD compares with.
         maker: Makes the clips.
@@ -169,7 +170,7 @@ def write_results(
         },
     }
     write_json(out / "results.json", content)
-    (out / "table.md").write_text(page(scores, store.settings, len(references)), encoding="utf-8")
+    write_text(out / "table.md", page(scores, store.settings, len(references)))
     shown = range(min(SHEET_CLIPS, len(cases)))
     pictures = [store.picture(row.key, i) for row in scores for i in shown]
     labels = [f"{row.title}: {cases[i].caption}" for row in scores for i in shown]

@@ -39,11 +39,11 @@ class Instruments:
     """What is None or empty here is not measured.
 
     Attributes:
-        tubes: Of HD-FVD, a column each.
-        perceptual: Of HD-LPIPS.
-        clip: Of the CLIP score.
-        frames: Of temporal consistency.
-        classifier: Of prompt following.
+        tubes: Networks that HD-FVD is computed with, a column of the table each.
+        perceptual: Distance of two patches, for HD-LPIPS.
+        clip: Similarity of a picture and a text, for the CLIP score.
+        frames: Features of a frame, for temporal consistency.
+        classifier: Tells a clip's attributes, for prompt following.
         classifier_name: What results call it.
         device: Where the other measures are computed.
     """

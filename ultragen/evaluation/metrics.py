@@ -21,7 +21,7 @@ from torch.nn import functional
 
 DETAIL_LEVELS = (3, 4, 5)  # k in appendix D: a frame is made 2^k times smaller
 TILE = 512  # rows and columns of a frame that a perceptual network sees at once
-PATCH_BATCH = 16
+PATCH_BATCH = 16  # tiles that it computes at once
 
 Frame = np.ndarray | Tensor  # uint8, h w 3
 
@@ -162,7 +162,7 @@ class SampleDistance:
 
     Args:
         reference: What is compared with.
-        features: Of the samples, `n d`.
+        features: What a network makes of each sample, `n d`.
 
     Raises:
         ValueError: as `fit_gaussian` and `frechet_distance`.

@@ -182,6 +182,7 @@ class LPIPS(nn.Module):
             channels = width
             widths.append(width)
         self.weights = nn.ParameterList(torch.zeros(widths[i]) for i in self.read)
+        # ImageNet's means and deviations, of values in [-1, 1], as LPIPS's `ScalingLayer` has them.
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
 

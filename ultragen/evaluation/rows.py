@@ -11,11 +11,11 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from ..runs.compare import encode_text, make_clips, resolve_windows
+from ..pictures import crop_rows
+from ..runs.clip import encode_text, make_clips, resolve_windows
 from ..runs.loading import Models
 from ..runs.progress import RunState
 from ..runs.request import Request
-from ..video import crop_rows
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .metrics import Gaussian, SampleDistance
 
-RESAMPLES = 100
-LEVEL = 0.95
+RESAMPLES = 100  # draws with repetitions that an interval is made of
+LEVEL = 0.95  # part of them within the interval
 MISSING = "–"
 
 
@@ -68,7 +68,7 @@ def bootstrap(
         number: Clips there are.
         resamples: How often to draw.
         level: Part of the resamples within the interval.
-        seed: Of the draws.
+        seed: What the draws begin with: the same seed gives the same interval.
 
     Raises:
         ValueError: There is no clip.

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ..files import create_json, write_json
 from .scores import ClipScores
 
-PICTURE_WIDTH = 480
+PICTURE_WIDTH = 480  # columns in pixels
 OLDER = {"batch": 1, "world": 1}  # settings that older evaluations do not name
 
 
@@ -26,7 +24,7 @@ class Store:
     """A file of values for each clip, one of features, and a small picture of its middle frame.
 
     Args:
-        folder: Of the evaluation; created when missing.
+        folder: Where the evaluation's files go; created when missing.
         settings: What must be the same for clips to stand in one table, as plain values. Of
             several processes at once, all have those of the first.
 
@@ -115,34 +113,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise OSError(f"{path} is damaged: remove it.")
     return content
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a file whole or not at all."""
-    with _written(path, content) as partial:
-        partial.replace(path)
-
-
-def create_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a file whole where there is none; of several processes at once, one does."""
-    if path.exists():
-        return
-    with _written(path, content) as partial:
-        try:
-            path.hardlink_to(partial)  # never replaces, as renaming would
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without links
-            partial.replace(path)
-
-
-@contextmanager
-def _written(path: Path, content: dict[str, Any]) -> Iterator[Path]:
-    """A file beside another, of a name that no other process has; it does not stay."""
-    partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    try:
-        partial.write_text(text + "\n", encoding="utf-8")
-        yield partial
-    finally:
-        partial.unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..files import first_line
 from ..ops.dispatch import fused_runs
 from ..ops.layer_checks import is_bare, is_unhooked
 
@@ -131,7 +132,7 @@ def why_not(device: torch.device) -> str:
     try:
         found = linear(rows, weight, sizes)
     except (RuntimeError, AssertionError) as error:
-        return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        return first_line(error).rstrip(".")
     right = torch.allclose(found, (sizes**2).diag() + sizes, rtol=0.05)
     return "" if right else "the numbers are wrong"
 

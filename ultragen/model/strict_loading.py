@@ -22,7 +22,7 @@ class StrictLoading(ModelMixin):
         Args:
             pretrained_model_name_or_path: A folder, or a repository on the Hub.
             output_loading_info: Whether to return diffusers' report beside the model.
-            options: Of diffusers' `ModelMixin.from_pretrained`.
+            options: As in diffusers' `ModelMixin.from_pretrained`.
 
         Raises:
             ValueError: listing the keys that are missing, unexpected or misshapen; with

@@ -8,8 +8,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..estimates.coefficients import Coefficients, coefficients
-from .compare import compare, job
 from ..estimates.estimator import fit, probe
+from ..presets import PROMPTS
+from .clip import job
+from .compare import compare
 from .loading import Models
 from .request import Request
 
@@ -62,15 +64,14 @@ def measure(
     Args:
         models: What runs are made with.
         report: Called with a line before each run.
-        settings: Of the runs, of which the first is not counted; None takes the model's in
-            `MEASURED`.
+        settings: What each run's request has beside prompt and guidance; the first run is not
+            counted. None takes the model's in `MEASURED`.
     """
-    prompt = "a calm lake under snowy mountains"
     settings = MEASURED[models.preset.name] if settings is None else settings
     runs = []
     with TemporaryDirectory() as folder:
         for run, short in enumerate(settings):
-            request = Request(prompt, guidance_scale=1.0, **short).validate(models.preset)
+            request = Request(PROMPTS[0], guidance_scale=1.0, **short).validate(models.preset)
             report(
                 f"run {run + 1} of {len(settings)}: {request.resolution}, {request.frames} frames"
             )

@@ -9,11 +9,21 @@ from textwrap import shorten
 
 from ..estimates.coefficients import coefficients
 from ..estimates.cost import Job, estimate
-from ..hardware import AUTO_MEMORY, Hardware, find_hardware, gib
 from ..estimates.memory import WAN_PARAMETERS, Memory
-from ..weights.hub import find_local
+from ..hardware import AUTO_MEMORY, Hardware, find_hardware, gib
+from ..model import wan_1_3b
+from ..model.windows import auto_windows
+from ..presets import (
+    EMBEDDED,
+    EMBEDDED_MODEL,
+    RESOLUTIONS,
+    ULTRAGEN_SOURCE,
+    WAN,
+    WAN_SOURCE,
+    ModelPreset,
+)
 from ..weights.fingerprint import first_weights, read_index, weight_bytes
-from ..presets import EMBEDDED, EMBEDDED_MODEL, RESOLUTIONS, ULTRAGEN_SOURCE, WAN, WAN_SOURCE, ModelPreset
+from ..weights.hub import find_local
 
 SMALL_WEIGHTS = 2 * 10**9  # bytes of what a CPU can run in bearable time
 REASON = 500  # characters that a page shows of what is wrong with files
@@ -202,19 +212,20 @@ def why_not(hardware: Hardware) -> str:
 def cpu_days() -> float:
     """Days in which a CPU would denoise the 1.3B model's own clip."""
     size = RESOLUTIONS[WAN.resolution]
+    grid = (size.height // WAN.pixels_per_token, size.width // WAN.pixels_per_token)
     job = Job(
         height=size.height,
         width=size.width,
         base_height=WAN.base_height,
         base_width=WAN.base_width,
         num_frames=WAN.num_frames,
-        windows=4,
+        windows=auto_windows(*grid, wan_1_3b.RELEASED["window_size"]),
         steps=WAN.num_inference_steps,
         passes=2,
         upscaler="lanczos",
         base_native="off",
         pixels_per_token=WAN.pixels_per_token,
-        full_share=0.2,
+        full_share=len(wan_1_3b.FULL_ATTENTION_LAYERS) / wan_1_3b.TRANSFORMER["num_layers"],
     )
     return estimate(job, coefficients("wan", "cpu"))["denoise"] / 86_400
 

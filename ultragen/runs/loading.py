@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .choice import Choice, choose
 from ..estimates.coefficients import COEFFICIENTS, ZERO_GPU, coefficients
 from ..estimates.estimator import Estimator
-from ..hardware import Hardware, find_hardware, has_amx, is_out_of_memory
 from ..estimates.memory import Memory, Placement, values_per_token, weights_of
-from ..weights.hub import origin
-from ..weights.fingerprint import fingerprint
+from ..hardware import Hardware, find_hardware, has_amx, is_out_of_memory
 from ..presets import EMBEDDED_MODEL, WAN, ModelPreset
+from ..weights.fingerprint import fingerprint
+from ..weights.hub import origin
+from .choice import Choice, choose
 from .request import Request
 
 

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-# The steps of a comparison, of which this is the first half.
-from .compare import encode_text, enough_memory, job, make_clip, resolve_windows
-from .metadata import describe
+from ..pictures import crop_rows
+from .clip import encode_text, enough_memory, job, make_clip, resolve_windows
 from .loading import Models
+from .metadata import describe
 from .progress import Progress, RunState
 from .request import Request
-from ..video import crop_rows
 
 
 @dataclass(frozen=True)

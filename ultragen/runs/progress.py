@@ -23,7 +23,7 @@ class Progress:
         stage: A key of `STAGES`.
         step: Steps, frames or frame groups of this stage that are done.
         steps: How many there are.
-        fraction: Of the whole run, 0 to 1, by estimated time.
+        fraction: Part of the whole run that is done, 0 to 1, by estimated time.
         message: For people.
     """
 

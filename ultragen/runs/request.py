@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-import math
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..presets import RESOLUTIONS, ModelPreset, Resolution
 from ..model.windows import check_windows
+from ..presets import (
+    RESOLUTIONS,
+    ModelPreset,
+    Resolution,
+    check_guidance_scale,
+    check_num_frames,
+)
 
-MAX_PROMPT = 2000
-MAX_STEPS = 100
-MAX_GUIDANCE = 20.0
+MAX_PROMPT = 2000  # characters; the larger model reads 512 tokens, of about four each
+MAX_STEPS = 100  # that a stranger may ask of the machine
 MAX_SEED = 2**32 - 1  # exact in every JSON reader, unlike 64-bit numbers
 UPSCALERS = ("network", "lanczos")
 SWITCH = ("off", "on")
@@ -31,9 +35,10 @@ class Request:
         windows: K, windows on each axis in even layers, an even number; `auto` keeps the window
             size that the model was trained with.
         num_frames: Frames, 4n + 1; None takes the model's.
-        seed: Of the noise; both models start from it.
+        seed: Number that the starting noise is drawn from, the same for both models.
         num_inference_steps: Denoising steps; None takes the model's.
-        guidance_scale: Classifier-free guidance; 1 switches it off; None takes the model's.
+        guidance_scale: Scale of classifier-free guidance; 1 and below switch it off; None takes
+            the model's.
         negative_prompt: What guidance leads away from; None takes the model's.
         upscaler: `network`, `lanczos`, or a file that spandrel loads.
         base_native: `on` also runs the base model at the full size.
@@ -93,7 +98,7 @@ class Request:
                 1,
                 MAX_STEPS,
             ),
-            guidance_scale=check_guidance(
+            guidance_scale=check_guidance_scale(
                 preset.guidance_scale if self.guidance_scale is None else self.guidance_scale
             ),
             negative_prompt=check_text(
@@ -212,35 +217,14 @@ def check_integer(name: str, value: object, lowest: int, highest: int) -> int:
     return number
 
 
-def check_guidance(value: object) -> float:
-    """A guidance scale.
-
-    Raises:
-        ValueError: if it is no finite number from 1 to the largest.
-    """
-    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-    if not (math.isfinite(number) and 1 <= number <= MAX_GUIDANCE):
-        raise ValueError(
-            f"guidance_scale must be a number from 1 (off) to {MAX_GUIDANCE:g}, "
-            f"not {_shown(value)}."
-        )
-    return float(number)
-
-
 def check_frames(value: object, preset: ModelPreset) -> int:
-    """A number of frames that the autoencoder can make.
+    """A number of frames that the autoencoder can make, within the model's range.
 
     Raises:
-        ValueError: if it is not 4n + 1 within the model's range, naming the nearest.
+        ValueError: for anything else, naming the nearest.
     """
     frames = check_integer("num_frames", value, 1, preset.max_frames)
-    below = frames - (frames - 1) % 4
-    if frames != below:
-        nearest = [str(n) for n in (below, below + 4) if n <= preset.max_frames]
-        raise ValueError(
-            f"num_frames must be 4n + 1, because the autoencoder packs four frames into one; "
-            f"{frames} is not: choose {' or '.join(nearest)} (at most {preset.max_frames})."
-        )
+    check_num_frames(frames, most=preset.max_frames)
     return frames
 
 

@@ -8,26 +8,13 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..files import whole_file
+from ..pictures import contact_sheet
+from ..presets import PROMPTS
 from .loading import Models
 from .native import generate_native
 from .progress import Progress
 from .request import Request
-from ..video import contact_sheet
-
-PROMPTS = (
-    "a calm lake under snowy mountains at sunset, the camera pans right",
-    "sand dunes at night, a full moon on the left, stars, static camera",
-    "rolling green hills at noon, scattered clouds, the camera zooms in",
-    "islands in the sea at dawn, fog, birds in the sky",
-    "a red canyon in golden light, clear sky, the camera rises",
-    "pine trees on snowy hills at dusk, snowfall, cold light",
-    "mountains by the sea in the morning, a few clouds, warm colors",
-    "northern lights above a still lake and snowy peaks at night",
-    "a wide meadow with trees in the rain, overcast, the camera pans left",
-    "ocean waves in front of red cliffs at sunset, the sun low in the middle",
-    "a foggy forest on hills at daybreak, pastel colors, slow zoom in",
-    "golden dunes in bright daylight, cloudless sky, a flock of birds",
-)
 
 
 @dataclass(frozen=True)
@@ -35,11 +22,11 @@ class Sheet:
     """A contact sheet.
 
     Attributes:
-        resolution: Of the clips.
+        resolution: Size of the clips, a name in `RESOLUTIONS`.
         count: Prompts, from the first on.
         columns: Pictures a row.
-        width: Of a picture on the sheet, in pixels.
-        quality: JPEG's.
+        width: Columns in pixels of a picture on the sheet.
+        quality: JPEG's, 1 to 95.
     """
 
     resolution: str
@@ -73,7 +60,7 @@ def make_sheet(
         out: Folder of the sheet; created when missing.
         pieces: Folder of the single pictures; those of the same model, size and seed are used
             again.
-        seed: Of the noise.
+        seed: Number that each clip's noise is drawn from.
         report: Called with the fraction that is done and a text.
 
     Raises:
@@ -102,10 +89,6 @@ def make_sheet(
 
 def _save(image: Image.Image, path: Path, quality: int) -> Path:
     """Writes a picture whole or not at all; the quality matters to JPEG alone."""
-    partial = path.with_name(f".{path.name}.partial{path.suffix}")
-    try:
+    with whole_file(path) as partial:
         image.save(partial, quality=quality)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path

@@ -12,7 +12,9 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 
+from ..files import first_line
 from ..model.upscaler import UpscalerNetwork
+from ..pictures import to_frames
 
 NAMES = ("lanczos", "network")
 
@@ -94,8 +96,7 @@ class NetworkUpscaler(Upscaler):
         weight = next(self.network.parameters())
         image = torch.tensor(frame, device=weight.device).to(weight.dtype) / 255
         image = self.network(rearrange(image, "h w c -> 1 c h w"))
-        image = (image.float().clamp(0, 1) * 255).round().to(torch.uint8)
-        return rearrange(image, "1 c h w -> h w c").cpu().numpy()
+        return to_frames(rearrange(image, "1 c h w -> c 1 h w"))[0]
 
 
 def _lanczos(frame: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -143,7 +144,7 @@ def _load_network(folder: Path) -> UpscalerNetwork:
     except Exception as error:  # the readers of a damaged file raise whatever they like
         raise ValueError(
             f"the upscaler's weights in {folder} can't be read (missing, cut off or damaged):"
-            f" restore the folder, or choose the upscaler lanczos. {_first_line(error)}"
+            f" restore the folder, or choose the upscaler lanczos. {first_line(error)}"
         ) from error
     wrong = {kind: keys for kind, keys in report.items() if keys}
     if wrong:
@@ -157,19 +158,15 @@ def _load_foreign(path: Path) -> nn.Module:
     except (ImportError, RuntimeError) as error:  # torchvision built for another torch: the latter
         raise ImportError(
             f"to load {path} the package spandrel is needed, and it can't be imported"
-            f" ({_first_line(error)}): pip install 'ultragen[spandrel]', with a torchvision that"
+            f" ({first_line(error)}): pip install 'ultragen[spandrel]', with a torchvision that"
             " fits the installed torch; or choose one of " + ", ".join(NAMES)
         ) from error
     try:
         model = ModelLoader().load_from_file(path)
     except Exception as error:  # as above
         raise ValueError(
-            f"{path} is no super-resolution file that spandrel can read: {_first_line(error)}"
+            f"{path} is no super-resolution file that spandrel can read: {first_line(error)}"
         ) from error
     if not isinstance(model, ImageModelDescriptor) or model.input_channels != 3:
         raise ValueError(f"{path} holds no network that enlarges RGB pictures")
     return SpandrelNetwork(model)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

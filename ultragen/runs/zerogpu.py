@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .compare import job
 from ..estimates.cost import ZEROGPU_TIERS, gpu_duration
+from .clip import job
 from .loading import Models
 from .request import Request
 

@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..model.autoencoder import CompactAutoencoder, denormalize
+from ..pictures import is_black, to_uint8
 from .sampler import GenerationError
 from .wan_decoding import decode_wan
 
@@ -49,12 +50,12 @@ def join_pieces(pieces: Iterable[Tensor], output_type: OutputType) -> np.ndarray
     else:
         parts = [
             rearrange(
-                piece.mul(255).round().byte() if output_type == "uint8" else piece,
+                to_uint8(piece) if output_type == "uint8" else piece,
                 "b c t h w -> b t h w c",
             ).cpu()
             for piece in pieces
         ]
         frames = torch.cat(parts, dim=1).numpy()
-    if frames.max() * (1 if output_type == "uint8" else 255) < 3:
+    if is_black(frames):
         raise GenerationError("The clip is black. Use another seed or prompt.")
     return frames

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 from ..model.transformer import UltraGenTransformer3DModel
 from ..model.windows import check_windows
+from ..presets import check_guidance_scale
 from .guidance import Guidance
 
 # Settings. All of these raise a `ValueError` with the value that is wrong and those that are right.
@@ -89,21 +90,11 @@ def check_size(height: int, width: int, token: int) -> None:
             )
 
 
-def check_frames(num_frames: int, step: int) -> None:
-    """Checks that the frames are one, and `step` more for each further latent frame."""
-    if num_frames % step != 1 or num_frames < 1:
-        below = max(1, num_frames - (num_frames - 1) % step)
-        raise ValueError(
-            f"num_frames must be {step}n + 1, not {num_frames}: choose {below} or {below + step}."
-        )
-
-
 def check_sampling(num_inference_steps: int, guidance: Guidance) -> None:
     """Checks the settings of the sampling loop."""
     if num_inference_steps < 1:
         raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}.")
-    if not isinstance(guidance.scale, Real) or not 0 <= guidance.scale <= 100:
-        raise ValueError(f"guidance_scale must be from 0 to 100, not {guidance.scale!r}.")
+    check_guidance_scale(guidance.scale)
     levels = guidance.interval
     pair = isinstance(levels, tuple | list) and all(isinstance(level, Real) for level in levels)
     if not (pair and len(levels) == 2 and 0 <= levels[0] < levels[1] <= 1):

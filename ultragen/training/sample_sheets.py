@@ -5,13 +5,12 @@ from __future__ import annotations
 from PIL import Image
 from torch import Tensor
 
-from ..video import contact_sheet
+from ..pictures import contact_sheet, to_frames
 
 
 def to_image(frame: Tensor) -> Image.Image:
     """3 h w in [0, 1] → picture."""
-    array = frame.float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(array)
+    return Image.fromarray(to_frames(frame[:, None])[0])
 
 
 def grid(rows: list[list[Image.Image]]) -> Image.Image:

@@ -10,7 +10,7 @@ import gradio as gr
 from gradio.components.api_component import Api
 from gradio_client.utils import python_type_to_json_schema
 
-from ..runs.compare import Progress
+from ..runs.progress import Progress
 from ..runs.worker import Failed, Finished
 from .runs import GpuPart, Runs
 from .settings import SETTINGS, problem, validated
@@ -21,8 +21,8 @@ def build_api(runs: Runs, gpu_part: GpuPart, **limits: Any) -> None:
 
     Args:
         runs: What starts runs.
-        gpu_part: Of a run.
-        limits: Of what may run at once, as Gradio's events take them.
+        gpu_part: What makes a request's frames, see `Runs.items`.
+        limits: How many runs may go on at once, as Gradio's events take it.
     """
 
     def generate(
@@ -46,9 +46,10 @@ def build_api(runs: Runs, gpu_part: GpuPart, **limits: Any) -> None:
             resolution: Size of the clips; null takes the model's.
             windows: Attention windows on each axis: "auto", or an even number such as "2" or "4".
             num_frames: Frames, 4n + 1; null takes the model's.
-            seed: Of the noise: the same seed gives the same clip.
+            seed: Where the noise begins: the same seed gives the same clip.
             num_inference_steps: Denoising steps, 1 to 100; null takes the model's.
-            guidance_scale: Classifier-free guidance, 1 (off) to 20; null takes the model's.
+            guidance_scale: Scale of classifier-free guidance, 0 to 100, where 1 and below
+                switch it off; null takes the model's.
             negative_prompt: What guidance leads away from; null takes the model's.
             upscaler: Upscaler of the base model's clip.
             base_native: "on" also runs the base model at the full size, for its timings.

@@ -8,19 +8,12 @@ from typing import Any
 
 import gradio as gr
 
-from ..presets import RESOLUTIONS, WINDOWS, ModelPreset
-from ..runs.compare import Result
-from ..runs.request import MAX_GUIDANCE, MAX_STEPS
+from ..presets import PROMPTS, RESOLUTIONS, SUGGESTED, WINDOWS, ModelPreset
+from ..runs.request import MAX_STEPS
+from ..runs.write import Result
 from . import views
 
-PROMPTS = (
-    "a calm lake under snowy mountains at sunset, the camera pans right",
-    "dark pine hills at night, a full moon",
-    "golden dunes in the morning, a clear sky, birds",
-    "green islands in a blue sea at noon, the camera rises",
-    "northern lights above a still lake and snowy peaks at night",
-    "misty hills with trees at dawn, the camera zooms in",
-)
+LARGEST_GUIDANCE = 20  # that the page offers; the API takes more
 
 
 class Layout:
@@ -150,7 +143,7 @@ class Layout:
         )
         self.guidance = gr.Slider(
             1,
-            MAX_GUIDANCE,
+            LARGEST_GUIDANCE,
             value=preset.guidance_scale,
             step=0.1,
             label="Guidance",
@@ -203,7 +196,7 @@ class Layout:
         posters = [(str(example.poster), views.caption(example.metadata)) for example in examples]
         self.examples = self.gallery(posters, "Examples: click to see one at no cost", "examples")
         gr.Examples(
-            [[prompt] for prompt in PROMPTS],
+            [[prompt] for prompt in PROMPTS[:SUGGESTED]],
             self.prompt,
             label="Prompts to try",
             api_visibility="private",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from ..runs.compare import Result
+from ..runs.write import Result
 from . import views
 from .components import Layout
 from .settings import SETTINGS, Updates

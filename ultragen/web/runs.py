@@ -8,8 +8,13 @@ from threading import Event
 from time import monotonic
 
 from ..estimates.cost import gpu_seconds
-from ..runs.compare import Clips, Models, Progress, Request, Result, generate, job, write
+from ..runs.clip import job
+from ..runs.compare import generate
+from ..runs.loading import Models
+from ..runs.progress import Progress
+from ..runs.request import Request
 from ..runs.worker import Failed, Finished, stream
+from ..runs.write import Clips, Result, write
 
 GpuPart = Callable[[Request], Iterator[Progress | Finished[Clips] | Failed | None]]
 Items = Iterator[Progress | Finished[Result] | Failed | None]

@@ -10,8 +10,9 @@ from typing import Any
 import gradio as gr
 
 from ..presets import RESOLUTIONS
-from ..runs.compare import Models, Request, job
-from ..runs.request import MAX_PROMPT, UPSCALERS
+from ..runs.clip import job
+from ..runs.loading import Models
+from ..runs.request import MAX_PROMPT, UPSCALERS, Request
 from ..runs.zerogpu import offers
 from . import views
 from .components import Layout

@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import enable_progress_bars
 
+from ..files import first_line
 from ..presets import MAIN, HubSource
 
 _REPOSITORY = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
@@ -256,7 +257,7 @@ def explained(
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         reason = f"does not fit on the disk of {constants.HF_HUB_CACHE}: free space, set HF_HOME"
     else:
-        reason = f"can't be downloaded ({_first_line(error)}): check the network{another}"
+        reason = f"can't be downloaded ({first_line(error)}): check the network{another}"
     return OSError(
         f"{source.name[0].upper()}{source.name[1:]}, {repository}, {reason}, or set "
         f"{source.variable} to a local copy or another repository."
@@ -279,7 +280,7 @@ def _unreachable(error: Exception, local_files_only: bool) -> str:
             f"is not in {constants.HF_HUB_CACHE}, and downloads are switched off: unset "
             "HF_HUB_OFFLINE"
         )
-    why = f" ({_first_line(error.__cause__)})" if error.__cause__ else ""
+    why = f" ({first_line(error.__cause__)})" if error.__cause__ else ""
     return f"is not on this machine, and the Hub can't be reached{why}: check the network"
 
 
@@ -306,7 +307,3 @@ def _refused(error: HfHubHTTPError, address: str) -> str:
         )
     trouble = ", it has trouble of its own" if status and status >= 500 else ""
     return f"can't be downloaded (the Hub answered {status}{trouble}): try again later"
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

@@ -16,6 +16,7 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..files import whole_file
 from ..model.strict_loading import wrong_keys
 from ..model.transformer import UltraGenTransformer3DModel
 from ..model.wan_1_3b import RELEASED
@@ -77,12 +78,8 @@ def save_released(
     if path is not None:
         path = Path(path)
         # The tensors may still lie in the very file that is replaced.
-        unfinished = path.with_name(f"{path.name}.unfinished")
-        try:
-            (save_file if path.suffix == ".safetensors" else torch.save)(weights, unfinished)
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with whole_file(path) as partial:
+            (save_file if path.suffix == ".safetensors" else torch.save)(weights, partial)
     return weights
 
 

@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from transformers import AutoTokenizer, UMT5EncoderModel
 
+from ..files import first_line
 from ..presets import ULTRAGEN_SOURCE, WAN, WAN_SOURCE
 from .fingerprint import check_base, check_kind
 from .folders import check_pipeline
@@ -116,7 +117,7 @@ def _load_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the readers of a damaged file raise whatever they like
-        raise OSError(f"The tokenizer in {folder} can't be read: {_first_line(error)}") from error
+        raise OSError(f"The tokenizer in {folder} can't be read: {first_line(error)}") from error
 
 
 def load_text_encoder(folder: Path, dtype: torch.dtype) -> UMT5EncoderModel:
@@ -152,12 +153,8 @@ def _load_strictly(
             **options,
         )
     except Exception as error:  # as above
-        raise OSError(f"The model in {folder} can't be loaded: {_first_line(error)}") from error
+        raise OSError(f"The model in {folder} can't be loaded: {first_line(error)}") from error
     wrong = {name: sorted(map(str, set(keys) - tied))[:8] for name, keys in report.items()}
     if wrong := {name: keys for name, keys in wrong.items() if keys}:
         raise ValueError(f"{folder} does not fit {kind.__name__}: {wrong}.")
     return model.eval()
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

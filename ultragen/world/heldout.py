@@ -7,8 +7,8 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from einops import rearrange
 
+from ..pictures import to_frames
 from .captions import ALTITUDES, BIRDS, BODIES, CAMERAS, LIGHT_ONLY, MOODS, SIDES, TREES, caption
 from .renderer import render
 from .scene import HELD_OUT_SEEDS, VERSION, Scene, SceneAttributes, sample_scene
@@ -60,8 +60,7 @@ class HeldOutClip:
             rows = min(STRIP, height - top)
             region = (top, 0, rows, width)
             strip = render([self.scene], height, width, num_frames, region=region, device=device)
-            strip = rearrange(strip[0].mul(255).round().byte(), "c t h w -> t h w c")
-            clip[:, top : top + rows] = strip.cpu().numpy()
+            clip[:, top : top + rows] = to_frames(strip[0])
         return clip
 
 

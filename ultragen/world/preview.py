@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from collections.abc import Callable
@@ -13,7 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..video import contact_sheet, encode_video
+from ..files import write_json
+from ..pictures import contact_sheet, to_frames
+from ..video import encode_video
 from .captions import caption
 from .renderer import FRAMES_PER_SECOND, render
 from .scene import Scene, sample_scene
@@ -64,8 +65,7 @@ def write_scenes(
         if len(pictures) < MOST_CELLS:
             picture = Image.fromarray(frames[num_frames // 2])
             pictures.append(picture.resize((CELL, max(1, round(height * CELL / width)))))
-    content = json.dumps(entries, indent=2, ensure_ascii=False)
-    (folder / "captions.json").write_text(content + "\n", encoding="utf-8")
+    write_json(folder / "captions.json", entries)
     labels = [str(entry["caption"]) for entry in entries[: len(pictures)]]
     columns = min(4 if len(pictures) > 12 else 3, len(pictures))
     contact_sheet(pictures, columns, labels).save(folder / "contact_sheet.jpg", quality=85)
@@ -76,7 +76,7 @@ def _frames(
 ) -> np.ndarray:
     """Frames t h w 3, uint8."""
     video = render([scene], height, width, num_frames, device=device)[0]
-    return video.permute(1, 2, 3, 0).mul(255).round().byte().cpu().numpy()
+    return to_frames(video)
 
 
 def benchmark(

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...model.autoencoder import CompactAutoencoder
+from ...pictures import to_uint8
 from ...world.renderer import render
 from ...world.scene import sample_scene
 from ..data import Pool, SceneStream
@@ -116,7 +117,7 @@ class AutoencoderStage(Stage):
             )
             scenes = stream.take(min(16, self.batch_size))
             video = render(scenes, height, width, self.num_frames, region=region, device=device)
-            return (video.mul(255).round().byte(),)
+            return (to_uint8(video),)
 
         first = min(self.capacity, 8 * self.batch_size)
         self.pool = Pool(make, self.capacity, share=0.35, first=first)

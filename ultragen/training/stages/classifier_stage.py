@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...model.classifier import AttributeClassifier, spread
+from ...pictures import to_uint8
 from ...world.renderer import render
 from ...world.scene import ALLOWED, Scene, sample_scene
 from ..data import Pool, SceneStream
@@ -133,8 +134,7 @@ class ClassifierStage(Stage):
         chosen = spread(self.num_frames, self.network.config.num_frames)
         video = render(scenes, *size, self.num_frames, chosen=chosen, device=self.device)
         frames = self.network.reduce(rearrange(video, "b c t h w -> (b t) c h w"))
-        frames = frames.clamp(0, 1).mul(255).round().byte()
-        return rearrange(frames, "(b t) c h w -> b c t h w", b=len(scenes))
+        return rearrange(to_uint8(frames), "(b t) c h w -> b c t h w", b=len(scenes))
 
     @torch.no_grad()
     def crops(
@@ -147,9 +147,8 @@ class ClassifierStage(Stage):
         video = render(
             scenes, *size, self.num_frames, region=region, chosen=chosen, device=self.device
         )
-        video = video.mul(255).round().byte()
         told = [labels(scene, TOLD_BY_CROPS) for scene in scenes]
-        return video, torch.tensor(told, device=self.device)
+        return to_uint8(video), torch.tensor(told, device=self.device)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         self.pool.refresh()

@@ -16,20 +16,12 @@ from ...hardware import fast_bfloat16
 from ...model.coordinates import with_coordinates
 from ...model.transformer import UltraGenTransformer3DModel
 from ...pipeline import UltraGenPipeline
+from ...presets import PROMPTS, SUGGESTED
 from ...sampling.flow import to_velocity
 from ..clip_sizes import ClipSize
 from ..data import tokenize
 from ..sample_sheets import grid, to_image
 from ..stage import Stage
-
-SAMPLE_PROMPTS = (
-    "a calm lake under snowy mountains at sunset, the camera pans right",
-    "night over sand dunes with a full moon, stars, the camera is still",
-    "rolling green hills at noon with scattered clouds, the camera zooms in",
-    "islands in the sea at dawn, soft fog, birds in the sky",
-    "a red canyon in golden morning light, clear sky, the camera rises",
-    "pine trees on the plains in heavy snowfall at dusk",
-)
 
 
 class TextToLatents(nn.Module):
@@ -130,7 +122,7 @@ class TransformerStage(Stage):
         """First, middle and last frame for some prompts, at the smallest size of clips."""
         size = min(self.sizes, key=lambda s: (-s.num_frames, s.height))
         rows = []
-        for prompt in SAMPLE_PROMPTS:
+        for prompt in PROMPTS[:SUGGESTED]:
             with mixed_precision(self.empty.device):
                 frames = self.pipeline(
                     prompt=prompt,

@@ -1,0 +1,168 @@
+"""The steps of one clip, which every kind of run is put together from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from ..estimates.cost import STAGES, Job
+from ..hardware import is_out_of_memory
+from ..pictures import is_black, to_frames
+from .loading import Models
+from .progress import RunState, wait_for_devices
+from .request import Request
+
+
+def job(request: Request, models: Models) -> Job:
+    """What the cost of a validated request depends on."""
+    size, preset = request.size, models.preset
+    return Job(
+        height=size.height,
+        width=size.width,
+        base_height=preset.base_height,
+        base_width=preset.base_width,
+        num_frames=request.frames,
+        windows=resolve_windows(request, models),
+        steps=request.num_inference_steps or preset.num_inference_steps,
+        passes=1 if (request.guidance_scale or 0) <= 1 or models.guidance_device else 2,
+        upscaler=request.upscaler,
+        base_native=request.base_native,
+        pixels_per_token=preset.pixels_per_token,
+        full_share=_full_share(models.native.transformer),
+    )
+
+
+def _full_share(transformer: Any) -> float:
+    kinds = transformer.layer_kinds
+    return kinds.count("full") / len(kinds)
+
+
+def resolve_windows(request: Request, models: Models) -> int:
+    """K of a validated request, with `auto` settled by the model."""
+    grid = request.token_grid(models.preset)
+    return models.native.transformer.resolve_windows(request.windows, *grid)
+
+
+def encode_text(run: RunState, pipe: Any, requests: Sequence[Request]) -> dict[str, Any]:
+    """The prompts' embeddings, which both models share: they have one text encoder. Requests
+    differ in prompt and seed alone."""
+    request = requests[0]
+    run.tick("text", 0, 1, "text")
+    guided = (request.guidance_scale or 0) > 1
+    with run.stage("text"):
+        prompts = [one.prompt for one in requests]
+        positive, negative = pipe.encode_prompt(prompts, request.negative_prompt, guided)
+        wait_for_devices()
+    return {"prompt_embeds": positive, "negative_prompt_embeds": negative}
+
+
+def make_clip(
+    run: RunState,
+    pipe: Any,
+    request: Request,
+    text: dict[str, Any],
+    size: tuple[int, int],
+    prefix: str,
+    windows: dict,
+) -> np.ndarray:
+    """Denoises and decodes one clip: frames t h w 3, uint8. Arguments and errors as in
+    `make_clips`."""
+    [frames] = make_clips(run, pipe, [request], text, size, prefix, windows)
+    return frames
+
+
+def make_clips(
+    run: RunState,
+    pipe: Any,
+    requests: Sequence[Request],
+    text: dict[str, Any],
+    size: tuple[int, int],
+    prefix: str,
+    windows: dict,
+) -> list[np.ndarray]:
+    """Denoises clips together and decodes one after the other: frames t h w 3 of each, uint8.
+
+    Args:
+        run: Where progress and seconds go, and what stops the run within a step.
+        pipe: The native pipeline or the base model's.
+        requests: Validated requests that differ in prompt and seed alone.
+        text: What `encode_text` gave for them.
+        size: Rows and columns in pixels.
+        prefix: What the names of its stages begin with in `STAGES`.
+        windows: The setting `windows` of a pipeline that has any, else empty.
+
+    Raises:
+        RuntimeError: if a clip is black or not a number.
+        Cancelled: if the run was stopped.
+    """
+    import torch
+
+    denoise, decode = f"{prefix}denoise", f"{prefix}decode"
+    request = requests[0]
+    steps = request.num_inference_steps or 0
+
+    def after_step(pipe: Any, step: int, timestep: Any, kwargs: dict) -> dict:
+        run.tick(denoise, step + 1, steps, "step")
+        return kwargs
+
+    noise = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
+    run.tick(denoise, 0, steps, "step")
+    with run.stage(denoise):
+        latents = pipe(
+            prompt=None,
+            height=size[0],
+            width=size[1],
+            num_frames=request.num_frames,
+            num_inference_steps=steps,
+            guidance_scale=request.guidance_scale,
+            generator=noise if len(requests) > 1 else noise[0],
+            callback_on_step_end=after_step,
+            output_type="latent",
+            **text,
+            **windows,
+        ).frames
+    clips = [np.empty((request.frames, *size, 3), np.uint8) for _ in requests]
+    with run.stage(decode), torch.no_grad():
+        parts = latents.split(1) if len(requests) > 1 else [latents]
+        for frames, clip in zip(clips, parts, strict=True):
+            done = 0
+            for piece in pipe.decode_stream(clip):
+                pictures = to_frames(piece[0])
+                frames[done : done + len(pictures)] = pictures
+                done += len(pictures)
+                run.tick(decode, done, request.frames, "frame")
+    for frames in clips:
+        check_visible(frames, STAGES[decode].split(":")[0])
+    return clips
+
+
+def check_visible(frames: np.ndarray, name: str) -> None:
+    """Checks that a clip is not black.
+
+    Raises:
+        RuntimeError: if no frame has anything in it.
+    """
+    if is_black(frames):
+        raise RuntimeError(f"{name}: every frame is black. Try another seed or other settings.")
+
+
+@contextmanager
+def enough_memory(request: Request, models: Models) -> Iterator[None]:
+    """Says what to change when the memory is not enough."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        smaller: list[str] = []
+        if models.memory is not None:
+            name = request.size.name
+            smaller = models.memory.clearly_smaller(models.placement, name, request.frames)
+        instead = " or ".join(smaller) or "a smaller resolution or fewer frames"
+        raise RuntimeError(
+            f"There is not enough memory for this size: choose {instead}, switch the base model at "
+            "full size off, or stop what else takes memory there."
+        ) from error

@@ -1,0 +1,143 @@
+"""What a run made → files in a folder of their own. Needs no accelerator."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..files import unique_directory, write_json
+from ..pictures import crop_rows, side_by_side
+from ..video import encode_video
+from .progress import Progress, RunState
+from .request import Request
+
+POSTER_WIDTH = 480  # columns in pixels
+
+
+@dataclass(frozen=True)
+class Clips:
+    """What a run made, before it is written.
+
+    Attributes:
+        native: UltraGen's frames, t h w 3, uint8.
+        upscaled: The base model's frames, upscaled, t rows w 3, uint8.
+        base_native: The base model's frames at the full size, t h w 3, or None.
+        fps: Frames a second.
+        metadata: What made them, with the seconds by stage so far.
+    """
+
+    native: np.ndarray
+    upscaled: np.ndarray
+    base_native: np.ndarray | None
+    fps: int
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """The files of a run, alone in one folder.
+
+    Attributes:
+        native: UltraGen's clip.
+        upscaled: The base model's clip, upscaled.
+        side_by_side: Both in one, with labels.
+        base_native: The base model's clip at the full size, or None.
+        poster: A small picture of the native clip.
+        metadata_path: The settings that reproduce the run.
+        metadata: The same as values.
+    """
+
+    native: Path
+    upscaled: Path
+    side_by_side: Path
+    base_native: Path | None
+    poster: Path
+    metadata_path: Path
+    metadata: dict[str, Any]
+
+
+def write(
+    clips: Clips,
+    request: Request,
+    output_dir: Path | str,
+    report: Callable[[Progress], None] = lambda progress: None,
+    cancelled: Event | None = None,
+) -> Result:
+    """Writes the clips and the metadata into a new folder of their own.
+
+    Args:
+        clips: What `generate` returned.
+        request: What it was asked for, validated.
+        output_dir: Parent of the new folder.
+        report: Called after each frame.
+        cancelled: Once set, writing stops and the folder is removed.
+
+    Raises:
+        OSError: if there is no room, or no permission to write; nothing is left behind.
+        Cancelled: if the run was stopped; nothing is left behind.
+    """
+    metadata = json.loads(json.dumps(clips.metadata))
+    run = RunState(report, cancelled or Event(), metadata["seconds"]["estimated"])
+    run.seconds = metadata["seconds"]["measured"]
+    stem = f"{request.resolution}-{request.seed}-{request.prompt}"
+    folder = unique_directory(Path(output_dir), stem)
+    try:
+        return _write(clips, request, metadata, run, folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _write(clips: Clips, request: Request, metadata: dict, run: RunState, folder: Path) -> Result:
+    rows = request.size.rows
+    native, upscaled = crop_rows(clips.native, rows), clips.upscaled
+    labels = (metadata["labels"]["native"], metadata["labels"]["upscaled"])
+    parts: dict[str, Iterable[np.ndarray]] = {
+        "native": native,
+        "upscaled": upscaled,
+        "side_by_side": side_by_side(native, upscaled, labels),
+    }
+    if clips.base_native is not None:
+        parts["base_native"] = crop_rows(clips.base_native, rows)
+    total, written = len(parts) * len(native), 0
+
+    def counted(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        nonlocal written
+        for frame in frames:
+            run.tick("encode", written, total, "frame")
+            written += 1
+            yield frame
+
+    began = perf_counter()
+    files = {
+        name: encode_video(counted(frames), folder / f"{name}.mp4", clips.fps)
+        for name, frames in parts.items()
+    }
+    run.check()
+    run.seconds["encode"] = perf_counter() - began
+    metadata["seconds"]["measured"] = run.seconds
+    metadata["seconds"]["total"] = sum(run.seconds.values())
+    metadata["files"] = {name: path.name for name, path in files.items()}
+    poster = Image.fromarray(native[len(native) // 2])
+    poster.thumbnail((POSTER_WIDTH, POSTER_WIDTH))
+    poster.save(folder / "poster.jpg", quality=88)
+    path = folder / "metadata.json"
+    write_json(path, metadata)
+    return Result(
+        files["native"],
+        files["upscaled"],
+        files["side_by_side"],
+        files.get("base_native"),
+        folder / "poster.jpg",
+        path,
+        metadata,
+    )
