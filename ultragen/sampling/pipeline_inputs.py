@@ -87,9 +87,9 @@ class PipelineInputs(DiffusionPipeline):
         num_inference_steps: int,
         guidance: Guidance,
         windows: int | Literal["auto"] | None,
-        num_videos_per_prompt: int = 1,
-        max_sequence_length: int = 1,
-        output_type: str = "np",
+        num_videos_per_prompt: int,
+        max_sequence_length: int,
+        output_type: str,
     ) -> None:
         """Checks a run's settings before any work is done.
 
@@ -111,7 +111,7 @@ class PipelineInputs(DiffusionPipeline):
         check_guidance(guidance)
         if guidance_scale_2 is not None:
             raise ValueError(
-                f"guidance_scale_2 is for Wan 2.2's second transformer, which this model does not "
+                "guidance_scale_2 is for Wan 2.2's second transformer, which this model does not "
                 f"have: leave out {guidance_scale_2!r}."
             )
         check_model_windows(self.transformer, windows, height // token, width // token)
