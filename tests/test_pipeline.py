@@ -369,18 +369,22 @@ def test_a_callback_may_return_nothing(pipe):
 
 
 @pytest.mark.parametrize("last", [0, 1])
-def test_interrupt_stops_after_that_step(pipe, last):
+@pytest.mark.parametrize("name", ["interrupt", "_interrupt"])
+def test_interrupt_skips_the_steps_that_are_left(pipe, last, name):
     seen, kept = [], []
 
     def stop(pipeline, step, timestep, tensors):
         seen.append(step)
         kept.append(tensors["latents"])
-        pipeline.interrupt = step == last
+        setattr(pipeline, name, step == last)
         return {}
 
-    frames = pipe(**RUN, generator=seed(), callback_on_step_end=stop).frames
+    latents = latents_of(pipe, callback_on_step_end=stop)
     assert seen == list(range(last + 1))
-    assert torch.equal(frames, kept[-1])
+    assert torch.equal(latents, kept[-1])
+    # As in diffusers, the clip is decoded as far as it came.
+    frames = pipe(**RUN, generator=seed(), callback_on_step_end=stop).frames
+    np.testing.assert_array_equal(frames, pipe.decode(latents))
     # The next run is a whole one.
     assert pipe(**RUN, generator=seed()).frames.shape == (1, 5, 96, 128, 3)
 
@@ -499,7 +503,7 @@ def test_the_same_pipeline_runs_wans_vae_and_transformer(pipe):
         wan.set_progress_bar_config(disable=True)
         assert wan.pixels_per_token == 16
         frames = wan(
-            "a lake", 64, 80, 5, windows=windows, num_inference_steps=2, generator=seed()
+            "a lake", None, 64, 80, 5, windows=windows, num_inference_steps=2, generator=seed()
         ).frames
         assert frames.shape == (1, 5, 64, 80, 3)
         assert frames.std() > 0
@@ -548,10 +552,10 @@ def test_the_same_pipeline_runs_wans_vae_and_transformer(pipe):
         ({"guidance_interval": ("0", "1")}, "not ('0', '1')"),
         ({"guidance_interval": None}, "not None"),
         ({"negative_prompt": ["a", "b"]}, "1 prompts need as many negative prompts, not 2"),
-        ({"generator": [seed(), seed()]}, "1 prompts need as many generators, not 2"),
+        ({"generator": [seed(), seed()]}, "1 clips need as many generators, not 2"),
         ({"latents": torch.zeros(1, 8, 2, 6, 6)}, "1 × 8 × 2 × 6 × 8"),
         ({"callback_on_step_end_tensor_inputs": ("noise",)}, "'latents', 'prompt_embeds'"),
-        ({"output_type": "pil"}, "('np', 'pt', 'uint8', 'latent'): 'pil'"),
+        ({"output_type": "gif"}, "('np', 'pil', 'pt', 'uint8', 'latent'): 'gif'"),
     ],
     ids=lambda value: None if isinstance(value, str) else ",".join(map(str, value)),
 )

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
-from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
-from diffusers.loaders import WanLoraLoaderMixin
+from diffusers import (
+    AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+    WanTransformer3DModel,
+)
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import BaseOutput
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
@@ -26,25 +30,14 @@ from .hardware import is_out_of_memory
 from .model.autoencoder import CompactAutoencoder
 from .model.fp8 import check_machine, quantize
 from .model.transformer import UltraGenTransformer3DModel
-from .model.window_plan import WindowMotion
-from .presets import check_num_frames
-from .sampling.decoding import OutputType, decode_pieces, join_pieces
+from .sampling.decoding import Frames, OutputType, decode_pieces, join_pieces
 from .sampling.flow import Prediction
 from .sampling.guidance import Guidance
-from .sampling.inputs import (
-    Texts,
-    check_model_windows,
-    check_sampling,
-    check_size,
-    check_whole,
-    embed_prompts,
-    find_unknown_words,
-    pair_texts,
-    starting_noise,
-)
+from .sampling.pipeline_inputs import PipelineInputs
 from .sampling.sampler import FlowSampler
-from .weights.folders import check_pipeline
-from .weights.wan import load_wan
+from .sampling.solvers import check_scheduler
+from .sampling.window_motion import check_window_motion
+from .weights.pipeline_loading import PipelineLoading
 
 StepCallback = Callable[["UltraGenPipeline", int, Tensor, dict[str, Any]], dict[str, Any] | None]
 
@@ -55,29 +48,31 @@ class UltraGenPipelineOutput(BaseOutput):
 
     Attributes:
         frames: By output type: `np` float array b t h w 3 in [0, 1]; `uint8` the same in 0..255;
-            `pt` float tensor b t 3 h w in [0, 1] on the CPU; `latent` latents b c t h w.
+            `pil` a list of pictures for each clip; `pt` float tensor b t 3 h w in [0, 1] on the
+            CPU; `latent` latents b c t h w.
     """
 
-    frames: np.ndarray | Tensor
+    frames: Frames
 
 
-class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
-    """Text to video with UltraGen's or Wan's transformer.
+class UltraGenPipeline(PipelineInputs, FlowSampler, PipelineLoading):
+    """Text to video with UltraGen's or Wan's transformer, called as diffusers' `WanPipeline` is.
 
     Args:
-        tokenizer: Of the text encoder.
+        tokenizer: Cuts prompts into the text encoder's tokens.
         text_encoder: T5-type encoder.
         vae: Wan's VAE or the compact autoencoder.
         scheduler: Flow matching's noise levels. With dynamic shifting, the shift grows with the
             square root of the tokens in a frame, so that large frames get as much noise as small
-            ones see.
+            ones see. Wan's UniPC brings its own noise levels and steps; `pipe.scheduler` may be
+            set to another one at any time.
         transformer: Predicts what `prediction` says.
         base_transformer: The dense low-resolution model that the transformer was converted from.
         max_sequence_length: Text tokens, padded with zero embeddings as in Wan.
         prediction: What both transformers' outputs mean, see `flow.to_velocity`.
-        data_std: Of the preconditioning, see there.
-        solver_order: 1 for Euler's steps, as Wan samples; 2 extrapolates from the step before,
-            see `second_order`.
+        data_std: Standard deviation of the data in the preconditioning, see there.
+        solver_order: 1 for Euler's steps, as the released weights are sampled; 2 extrapolates from
+            the step before, see `second_order`.
         distilled_steps: Steps that both transformers were distilled to, without guidance; None
             where they were not.
         window_motion: `none` leaves UltraGen's windows where they are in all steps, as the paper
@@ -86,7 +81,6 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
-    _callback_tensor_inputs = ("latents", "prompt_embeds", "negative_prompt_embeds")
     _optional_components = ["base_transformer"]  # noqa: RUF012 - diffusers adds a list to it
 
     def __init__(
@@ -94,7 +88,7 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
         tokenizer: PreTrainedTokenizerBase,
         text_encoder: UMT5EncoderModel,
         vae: AutoencoderKLWan | CompactAutoencoder,
-        scheduler: FlowMatchEulerDiscreteScheduler,
+        scheduler: FlowMatchEulerDiscreteScheduler | UniPCMultistepScheduler,
         transformer: UltraGenTransformer3DModel | WanTransformer3DModel,
         base_transformer: WanTransformer3DModel | None = None,
         max_sequence_length: int = 512,
@@ -109,16 +103,8 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
             raise ValueError(f"prediction must be one of {get_args(Prediction)}: {prediction!r}.")
         if solver_order not in (1, 2):
             raise ValueError(f"solver_order must be 1 or 2, not {solver_order!r}.")
-        if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):  # as in Wan's own folder
-            raise ValueError(
-                f"The scheduler must be a FlowMatchEulerDiscreteScheduler, not a "
-                f"{type(scheduler).__name__}: load Wan's folder by UltraGenPipeline.from_wan, or "
-                "pass another scheduler."
-            )
-        if window_motion not in get_args(WindowMotion):
-            raise ValueError(
-                f"window_motion must be one of {get_args(WindowMotion)}, not {window_motion!r}."
-            )
+        check_scheduler(scheduler)
+        check_window_motion(window_motion)
         self.register_modules(
             tokenizer=tokenizer,
             text_encoder=text_encoder,
@@ -185,200 +171,69 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
             )
         quantize(self.transformer)
 
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, **options: Any
-    ) -> UltraGenPipeline:
-        """Loads a saved pipeline as diffusers does, which alone would fill gaps in a folder's
-        weights with noise and go on. For the published files see `from_wan`.
-
-        Args:
-            pretrained_model_name_or_path: A folder, or a repository on the Hub.
-            options: Of diffusers' `DiffusionPipeline.from_pretrained`.
-
-        Raises:
-            OSError: if a file of a folder is missing, truncated or corrupt.
-            ValueError: listing the weights that are missing, unexpected or misshapen there.
-        """
-        folder = Path(pretrained_model_name_or_path)
-        if (folder / "model_index.json").is_file():
-            check_pipeline(folder, options)
-        return super().from_pretrained(pretrained_model_name_or_path, **options)
-
-    @classmethod
-    def from_wan(
-        cls,
-        base: str | Path | None = None,
-        ultragen: str | Path | None = None,
-        dtype: torch.dtype = torch.bfloat16,
-        local_files_only: bool = False,
-    ) -> UltraGenPipeline:
-        """The 1.3B pipeline of Wan's parts and the released UltraGen weights, on the CPU.
-
-        Args:
-            base: Wan2.1-T2V-1.3B in diffusers' layout: a folder, or a repository on the Hub as
-                `owner/name` or `owner/name@revision`. None reads the environment variable
-                ULTRAGEN_WAN, and without it is `presets.WAN_SOURCE`.
-            ultragen: The authors' file, or a folder with it or with a converted transformer, or a
-                repository. None reads ULTRAGEN_WEIGHTS, and without it is
-                `presets.ULTRAGEN_SOURCE`.
-            dtype: Of all parts.
-            local_files_only: Take only what is on this machine, as with HF_HUB_OFFLINE=1.
-
-        Raises:
-            OSError: if a file can't be had, is incomplete or damaged.
-            ValueError: if a file is of another model, or the two don't fit each other.
-        """
-        return cls(**load_wan(base, ultragen, dtype, local_files_only))
-
-    @classmethod
-    def _maybe_expand_t2v_lora_for_i2v(cls, transformer: Any, state_dict: dict) -> dict:
-        # diffusers asks the transformer's configuration whether it is conditioned on images before
-        # it loads a LoRA; UltraGen's has no such entry, and no such inputs.
-        return state_dict
-
-    # Inputs
-
-    @property
-    def pixels_per_token(self) -> int:
-        """Rows and columns of pixels that one token covers."""
-        return self.vae.config.scale_factor_spatial * self.transformer.config.patch_size[1]
-
-    def check_inputs(
-        self,
-        height: int,
-        width: int,
-        num_frames: int,
-        windows: int | str | None,
-        num_inference_steps: int,
-        guidance: Guidance,
-    ) -> None:
-        """Checks a run's settings before any work is done.
-
-        Raises:
-            ValueError: with the value that is wrong and those that are right.
-        """
-        check_whole(
-            height=height,
-            width=width,
-            num_frames=num_frames,
-            num_inference_steps=num_inference_steps,
-        )
-        token = self.pixels_per_token
-        check_size(height, width, token)
-        check_num_frames(num_frames, self.vae.config.scale_factor_temporal)
-        check_sampling(num_inference_steps, guidance)
-        check_model_windows(self.transformer, windows, height // token, width // token)
-
-    def unknown_words(self, prompt: str) -> list[str]:
-        """Words of a prompt that the tokenizer maps to its unknown token, in order, once each."""
-        return find_unknown_words(self.tokenizer, prompt)
-
-    def _embed(self, prompts: list[str], device: torch.device) -> Tensor:
-        """Prompts → text embeddings b n d; padding is zero, as Wan was trained."""
-        embeddings = embed_prompts(
-            self.tokenizer, self.text_encoder, prompts, self.config.max_sequence_length, device
-        )
-        return embeddings.to(self.transformer.dtype)
-
-    @torch.no_grad()
-    def encode_prompt(
-        self,
-        prompt: str | list[str],
-        negative_prompt: str | list[str] | None = "",
-        do_classifier_free_guidance: bool = True,
-    ) -> tuple[Tensor, Tensor | None]:
-        """What several calls can share, also those of `base_pipeline`: their `prompt_embeds` and,
-        if they are guided, `negative_prompt_embeds`, each b n d.
-
-        Raises:
-            ValueError: if a prompt is empty, or there are more or fewer negative ones.
-        """
-        texts = pair_texts(prompt, negative_prompt)
-        embeds = self._encode(texts, do_classifier_free_guidance)
-        return embeds["prompt_embeds"], embeds.get("negative_prompt_embeds")
-
-    def _encode(self, texts: Texts, guided: bool) -> dict[str, Tensor]:
-        """Embeddings of texts, some of which may be encoded already."""
-        device, dtype = self._execution_device, self.transformer.dtype
-        return {
-            name: text.to(device, dtype) if torch.is_tensor(text) else self._embed(text, device)
-            for name, text in texts.items()
-            if guided or name == "prompt_embeds"
-        }
-
-    def prepare_latents(
-        self,
-        batch: int,
-        num_frames: int,
-        height: int,
-        width: int,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: Tensor | None = None,
-    ) -> Tensor:
-        """Gaussian noise b c t h w in float32, the same on every device for a CPU generator; given
-        latents take its place.
-
-        Raises:
-            ValueError: if the latents have another shape, or the generators another number.
-        """
-        config = self.vae.config
-        shape = (
-            batch,
-            self.transformer.config.out_channels,
-            (num_frames - 1) // config.scale_factor_temporal + 1,
-            height // config.scale_factor_spatial,
-            width // config.scale_factor_spatial,
-        )
-        return starting_noise(shape, generator, latents, self._execution_device)
-
     # Sampling
 
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | list[str] | None,
-        height: int,
-        width: int,
-        num_frames: int,
-        windows: int | Literal["auto"] | None = None,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
-        negative_prompt: str | list[str] | None = "",
+        guidance_scale_2: None = None,
+        num_videos_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
-        callback_on_step_end: StepCallback | None = None,
-        callback_on_step_end_tensor_inputs: tuple[str, ...] = ("latents",),
         output_type: OutputType = "np",
-    ) -> UltraGenPipelineOutput:
-        """Generates one clip for each prompt.
+        return_dict: bool = True,
+        attention_kwargs: dict[str, Any] | None = None,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        max_sequence_length: int | None = None,
+        *,
+        windows: int | Literal["auto"] | None = None,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+    ) -> Any:
+        """Generates clips for prompts. Arguments without a name come in `WanPipeline`'s order.
 
         Args:
             prompt: What to show; None with `prompt_embeds`.
-            height: Rows in pixels, a multiple of `pixels_per_token`.
+            negative_prompt: What guidance leads away from; None is an empty one.
+            height: Rows in pixels, a multiple of `pixels_per_token`; None, as for the next two,
+                takes what the model is made for, see `default_size`.
             width: Columns in pixels, a multiple of `pixels_per_token`.
             num_frames: Frames, 4n + 1.
-            windows: K, the local windows on each axis, an even number, or `auto` for the trained
-                window size; None for a dense transformer (for UltraGen the same as `auto`).
             num_inference_steps: Steps of the solver; None takes those that the model was distilled
                 to, and 30 where it was not.
             guidance_scale: Classifier-free guidance; 1 and below runs the model once a step. None
                 takes 1 for a distilled model, which has guidance in its weights, and else 5.
-            guidance_interval: Noise levels σ, from 0 to 1, between which guidance is computed, the
-                lower one excluded; steps at other levels run the model once.
-            negative_prompt: What guidance leads away from.
-            generator: Source of the noise; the same seed gives the same clip.
+            guidance_scale_2: None; Wan 2.2 has a second transformer with a scale of its own.
+            num_videos_per_prompt: Clips for each prompt, one after another in the batch.
+            generator: Source of the noise; the same seed gives the same clip. A list has one for
+                each clip.
             latents: Noise to start from, b c t h w, instead of drawing it.
             prompt_embeds: The encoded prompts, b n d, from `encode_prompt`.
-            negative_prompt_embeds: The same of the negative ones.
-            callback_on_step_end: Called after each step with the pipeline, the step, the timestep
-                and the tensors asked for; may return changed ones. Setting `pipe.interrupt` in it
-                ends the sampling after that step.
-            callback_on_step_end_tensor_inputs: Names of the tensors that the callback gets.
+            negative_prompt_embeds: The encoded negative prompts, b n d.
             output_type: Form of the frames, see `UltraGenPipelineOutput`.
+            return_dict: Whether to return an output object instead of a tuple.
+            attention_kwargs: `scale` weighs LoRA adapters that were loaded.
+            callback_on_step_end: Called after each step with the pipeline, the step, the timestep
+                and the tensors asked for; may return changed ones. Setting `pipe.interrupt` or
+                `pipe._interrupt` in it skips the steps that are left.
+            callback_on_step_end_tensor_inputs: Names of the tensors that the callback gets.
+            max_sequence_length: Text tokens, cut or padded; None takes the model's.
+            windows: K, the local windows on each axis, an even number, or `auto` for the trained
+                window size; None for a dense transformer (for UltraGen the same as `auto`).
+            guidance_interval: Noise levels σ, from 0 to 1, between which guidance is computed, the
+                lower one excluded; steps at other levels run the model once.
+
+        Returns:
+            An `UltraGenPipelineOutput`, or a tuple of its `frames` alone.
 
         Raises:
             ValueError: if a setting is out of range.
@@ -392,53 +247,77 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
             num_inference_steps = distilled or 30
         if guidance_scale is None:
             guidance_scale = 1.0 if distilled else 5.0
+        if max_sequence_length is None:
+            max_sequence_length = self.config.max_sequence_length
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        height, width, num_frames = self.with_default_size(height, width, num_frames)
         guidance = Guidance(guidance_scale, guidance_interval)
-        texts = pair_texts(
+        self.check_inputs(
             prompt,
             negative_prompt,
+            height,
+            width,
             prompt_embeds,
             negative_prompt_embeds,
-            self.transformer.config.text_dim,
+            callback_on_step_end_tensor_inputs,
+            guidance_scale_2,
+            num_frames=num_frames,
+            num_inference_steps=num_inference_steps,
+            guidance=guidance,
+            windows=windows,
+            num_videos_per_prompt=num_videos_per_prompt,
+            max_sequence_length=max_sequence_length,
+            output_type=output_type,
         )
-        self.check_inputs(height, width, num_frames, windows, num_inference_steps, guidance)
-        if output_type not in get_args(OutputType):
-            raise ValueError(f"output_type must be one of {get_args(OutputType)}: {output_type!r}.")
-        names = callback_on_step_end_tensor_inputs
-        if not set(names) <= set(self._callback_tensor_inputs):
-            raise ValueError(f"A callback can get {self._callback_tensor_inputs}, not {names}.")
-        batch = len(texts["prompt_embeds"])
-        latents = self.prepare_latents(batch, num_frames, height, width, generator, latents)
-        self.interrupt = False
-        device = self._execution_device
+        typed = 1 if isinstance(prompt, str) else len(prompt or ())
+        clips = num_videos_per_prompt * (typed if prompt_embeds is None else len(prompt_embeds))
+        latents = self.prepare_latents(
+            clips,
+            height=height,
+            width=width,
+            num_frames=num_frames,
+            generator=generator,
+            latents=latents,
+        )
+        self._attention_kwargs, self._interrupt = attention_kwargs, False
         token = self.pixels_per_token
         timesteps, sigmas = self.prepare_schedule(
-            num_inference_steps, height // token * (width // token), device
+            num_inference_steps, height // token * (width // token), self._execution_device
         )
-        extra = {} if windows is None else {"windows": windows}
+        given = {"windows": windows, "attention_kwargs": attention_kwargs}
+        extra = {name: value for name, value in given.items() if value is not None}
+        after_step = partial(
+            self._after_step, callback_on_step_end, callback_on_step_end_tensor_inputs
+        )
         try:
-            embeds = self._encode(texts, guidance_scale > 1)
-            after_step = partial(self._after_step, callback_on_step_end, names)
-            latents = self.denoise(latents, timesteps, sigmas, embeds, guidance, extra, after_step)
-            if self.interrupt or output_type == "latent":
-                return UltraGenPipelineOutput(frames=latents)
-            return UltraGenPipelineOutput(frames=self.decode(latents, output_type))
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise torch.OutOfMemoryError(
-                    f"The memory ran out for {num_frames} frames of {height} × {width}: take fewer "
-                    "frames or a smaller size, one prompt at a time, or let the parts come to the "
-                    f"GPU in turn, pipe.enable_model_cpu_offload(). {error}"
-                ) from error
-            raise
+            with said_what_takes_less(height, width, num_frames):
+                positive, negative = self.encode_prompt(
+                    prompt,
+                    negative_prompt,
+                    guidance_scale > 1,
+                    num_videos_per_prompt,
+                    prompt_embeds,
+                    negative_prompt_embeds,
+                    max_sequence_length,
+                )
+                embeds = {"prompt_embeds": positive}
+                if negative is not None:
+                    embeds["negative_prompt_embeds"] = negative
+                latents = self.denoise(
+                    latents, timesteps, sigmas, embeds, guidance, extra, after_step
+                )
+                frames = latents if output_type == "latent" else self.decode(latents, output_type)
         finally:
             # However the run ends, the next one must not meet its caches, and offloaded weights go
             # back.
             self.maybe_free_model_hooks()
+        return UltraGenPipelineOutput(frames=frames) if return_dict else (frames,)
 
     def _after_step(
         self,
         callback: StepCallback | None,
-        names: tuple[str, ...],
+        names: Sequence[str],
         step: int,
         timestep: Tensor,
         tensors: dict[str, Tensor],
@@ -459,10 +338,29 @@ class UltraGenPipeline(FlowSampler, WanLoraLoaderMixin):
         """
         return decode_pieces(self.vae, latents)
 
-    def decode(self, latents: Tensor, output_type: OutputType = "np") -> np.ndarray | Tensor:
+    def decode(self, latents: Tensor, output_type: OutputType = "np") -> Frames:
         """Latents of unit variance b c t h w → frames of the form asked for.
 
         Raises:
             GenerationError: if the frames are not finite or black.
         """
         return join_pieces(self.decode_stream(latents), output_type)
+
+
+@contextmanager
+def said_what_takes_less(height: int, width: int, num_frames: int) -> Iterator[None]:
+    """Says, where the memory runs out, what takes less.
+
+    Raises:
+        torch.OutOfMemoryError: if it runs out, with the size of the clip.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise torch.OutOfMemoryError(
+            f"The memory ran out for {num_frames} frames of {height} × {width}: take fewer frames "
+            "or a smaller size, one prompt at a time, or let the parts come to the GPU in turn, "
+            f"pipe.enable_model_cpu_offload(). {error}"
+        ) from error

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 
 from ultragen.model.text_encoder import ClauseTextEncoder, within_clauses
 from ultragen.presets import EMBEDDED_MODEL
-from ultragen.sampling.inputs import embed_prompts
+from ultragen.sampling.prompts import embed_prompts
 from ultragen.training.vocabulary import build_text_encoder, build_tokenizer, read_by_clauses
 from ultragen.world.captions import vocabulary
 

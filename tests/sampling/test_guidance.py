@@ -19,7 +19,8 @@ from tiny import tiny_pipeline
 
 from ultragen.pipeline import UltraGenPipeline
 from ultragen.sampling import sampler
-from ultragen.sampling.guidance import Guidance, TransformerCopy
+from ultragen.sampling.guidance import Guidance
+from ultragen.sampling.parallel_guidance import TransformerCopy
 
 STEPS = 5
 RUN = {

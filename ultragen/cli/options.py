@@ -130,7 +130,7 @@ def load_for(request: Any, model: str | None, guidance_device: str | None, fp8: 
         check_fp8(model)
     if guidance_device is not None:  # before minutes of loading
         from ..hardware import find_hardware
-        from ..sampling.guidance import check_second
+        from ..sampling.parallel_guidance import check_second
 
         check_second(guidance_device, find_hardware().device)
     models = load(model)

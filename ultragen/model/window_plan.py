@@ -24,7 +24,6 @@ MOVED = {False: Fraction(1, 2), True: Fraction(5, 12)}
 border between columns then stands where one of the other layers stands or stood."""
 
 Crossing = Literal["grow", "none", "shift"]
-WindowMotion = Literal["none", "alternate"]
 UnevenWindows = Literal["split", "resize"]
 
 

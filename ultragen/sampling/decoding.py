@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 from einops import rearrange
+from PIL import Image
 from torch import Tensor
 
 from ..model.autoencoder import CompactAutoencoder, denormalize
@@ -16,7 +17,8 @@ from ..pictures import is_black, to_uint8
 from .sampler import GenerationError
 from .wan_decoding import decode_wan
 
-OutputType = Literal["np", "pt", "uint8", "latent"]
+OutputType = Literal["np", "pil", "pt", "uint8", "latent"]
+Frames = np.ndarray | Tensor | list[list[Image.Image]]
 
 
 @torch.no_grad()
@@ -37,7 +39,7 @@ def decode_pieces(vae: AutoencoderKLWan | CompactAutoencoder, latents: Tensor) -
         yield (piece.float() / 2 + 0.5).clamp(0, 1)
 
 
-def join_pieces(pieces: Iterable[Tensor], output_type: OutputType) -> np.ndarray | Tensor:
+def join_pieces(pieces: Iterable[Tensor], output_type: OutputType) -> Frames:
     """Pieces of a clip, b 3 t h w in [0, 1] → its frames in the form asked for.
 
     Raises:
@@ -48,14 +50,14 @@ def join_pieces(pieces: Iterable[Tensor], output_type: OutputType) -> np.ndarray
         frames = torch.cat([piece.cpu() for piece in pieces], dim=2)
         frames = rearrange(frames, "b c t h w -> b t c h w")
     else:
+        whole = output_type in ("pil", "uint8")
         parts = [
-            rearrange(
-                to_uint8(piece) if output_type == "uint8" else piece,
-                "b c t h w -> b t h w c",
-            ).cpu()
+            rearrange(to_uint8(piece) if whole else piece, "b c t h w -> b t h w c").cpu()
             for piece in pieces
         ]
         frames = torch.cat(parts, dim=1).numpy()
     if is_black(frames):
         raise GenerationError("The clip is black. Use another seed or prompt.")
+    if output_type == "pil":
+        return [[Image.fromarray(frame) for frame in clip] for clip in frames]
     return frames

@@ -29,7 +29,7 @@ def to_velocity(
     """The velocity v = ε − x that a transformer's output stands for, in float32.
 
     Args:
-        output: Of the transformer, b c t h w.
+        output: What the transformer gave, b c t h w.
         noisy: The latents x_σ that it got, b c t h w.
         sigma: Noise levels above 0 and up to 1, b or one for all.
         prediction: What the output means: the velocity itself, or, with d = `data_std`,

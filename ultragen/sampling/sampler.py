@@ -1,19 +1,20 @@
-"""The sampling loop: noise levels, the guided velocity, and the steps of the solver along it."""
+"""The sampling loop: the guided velocity at a noise level, and the solver's step along it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import log
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, UniPCMultistepScheduler
 from torch import Tensor
 
 from ..model.coordinates import with_coordinates
-from .flow import second_order, shifted, to_velocity
-from .guidance import Guidance, TransformerCopy, check_device, check_unhooked, without_cache
+from .flow import to_velocity
+from .guidance import Guidance
+from .parallel_guidance import TransformerCopy, check_device, check_unhooked, without_cache
+from .solvers import FlowSolver, SchedulerSolver, Solver, log_shift, set_noise_levels
+from .window_motion import move_windows
 
 
 class GenerationError(RuntimeError):
@@ -27,14 +28,50 @@ class FlowSampler(DiffusionPipeline):
     `solver_order` and `window_motion`, see `UltraGenPipeline`.
 
     Attributes:
-        interrupt: Set during a run, ends the sampling after the step.
-        current_timestep: Of the step on its way, 0..1000, for caches that ask for it.
         guidance_device: Where guidance's second pass runs; None where both run on one device.
     """
 
-    interrupt = False
-    current_timestep: float | None = None
     guidance_device: torch.device | None = None
+    # Named as in `WanPipeline`, because callbacks set them.
+    _guidance_scale = 1.0
+    _attention_kwargs: dict[str, Any] | None = None
+    _num_timesteps = 0
+    _current_timestep: float | None = None
+    _interrupt = False
+
+    @property
+    def guidance_scale(self) -> float:
+        """Scale of the classifier-free guidance of the run."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the run is guided; a callback that sets `_guidance_scale` to 1 ends that."""
+        return self._guidance_scale > 1
+
+    @property
+    def attention_kwargs(self) -> dict[str, Any] | None:
+        """What the transformer gets as `attention_kwargs` in the run."""
+        return self._attention_kwargs
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the run."""
+        return self._num_timesteps
+
+    @property
+    def current_timestep(self) -> float | None:
+        """Timestep of the step on its way, 0..1000, for caches that ask for it; else None."""
+        return self._current_timestep
+
+    @property
+    def interrupt(self) -> bool:
+        """Set during a run, also as `_interrupt`, skips the steps that are left."""
+        return self._interrupt
+
+    @interrupt.setter
+    def interrupt(self, value: bool) -> None:
+        self._interrupt = value
 
     def enable_parallel_guidance(self, device: torch.device | str) -> None:
         """Runs the two passes of a guided step at the same time, the unconditional one on a second
@@ -63,29 +100,25 @@ class FlowSampler(DiffusionPipeline):
 
     def log_shift(self, tokens_per_frame: int) -> float:
         """log s of the dynamic shift: s grows with the square root of the tokens in a frame."""
-        config = self.scheduler.config
-        return config.base_shift + 0.5 * log(tokens_per_frame / config.base_image_seq_len)
+        return log_shift(self.scheduler, tokens_per_frame)
 
     def prepare_schedule(
         self, steps: int, tokens_per_frame: int, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """Sets the scheduler's sigmas: u_i = 1 − i/steps, shifted to su / (1 + (s − 1)u).
-
-        With dynamic shifting s falls from its full value at u = 1 to 1 at u = 0, see
-        `falling_shift`.
+        """Sets the scheduler's noise levels, see `set_noise_levels`.
 
         Returns:
-            Timesteps in 0..1000 and sigmas, on `device`.
+            Timesteps in 0..1000 and sigmas, one more.
         """
-        sigmas = np.linspace(1.0, 0.0, steps, endpoint=False)
-        if self.scheduler.config.use_dynamic_shifting:
-            mu = self.log_shift(tokens_per_frame)
-            # The scheduler multiplies its own shift, the full one, into what it is given.
-            sigmas = shifted(sigmas, np.exp(mu * (sigmas - 1)))
-            self.scheduler.set_timesteps(sigmas=sigmas, device=device, mu=mu)
-        else:
-            self.scheduler.set_timesteps(sigmas=sigmas, device=device)
+        set_noise_levels(self.scheduler, steps, tokens_per_frame, device)
         return self.scheduler.timesteps, self.scheduler.sigmas
+
+    def solver(self, timesteps: Tensor, levels: list[float]) -> Solver:
+        """What takes the steps of a run at these timesteps and noise levels."""
+        if isinstance(self.scheduler, UniPCMultistepScheduler):
+            return SchedulerSolver(self.scheduler)
+        train_steps = self.scheduler.config.num_train_timesteps
+        return FlowSolver(timesteps, levels, train_steps, self.config.solver_order)
 
     def denoise(
         self,
@@ -112,36 +145,35 @@ class FlowSampler(DiffusionPipeline):
             GenerationError: if the result is not finite.
         """
         levels = sigmas.tolist()  # read once: asking a GPU in every step would wait for it
+        solver, steps = self.solver(timesteps, levels), len(timesteps)
         scales = [guidance.scale_at(level) for level in levels[:-1]]
         second = None
         if self.guidance_device is not None and max(scales) > 1:
             second = TransformerCopy(self.transformer, self.guidance_device)
-        moves = "windows" in extra and self.config.window_motion == "alternate"
-        clean: list[Tensor] = []
-        steps = len(timesteps)
+        self._guidance_scale, self._num_timesteps = guidance.scale, steps
         with self.progress_bar(total=steps) as progress_bar:
             for step, timestep in enumerate(timesteps):
-                self.current_timestep = self.scheduler.config.num_train_timesteps * levels[step]
+                if self.interrupt:
+                    break
+                self._current_timestep = self.scheduler.config.num_train_timesteps * levels[step]
                 where = {"step_index": step, "num_inference_steps": steps, "sigma": levels[step]}
-                inputs = {**extra, "moved": step % 2 == 1} if moves else extra
+                scale = scales[step] if self.do_classifier_free_guidance else 1.0
+                inputs = move_windows(extra, self.config.window_motion, step)
                 velocity = self.velocity(
-                    latents, timestep, embeds, scales[step], inputs, second, where
+                    latents, timestep, solver.sigma(step), embeds, scale, inputs, second, where
                 )
-                if self.config.solver_order == 2:
-                    clean = [*clean[-1:], latents - levels[step] * velocity]
-                    velocity = second_order(velocity, clean, levels[max(step - 1, 0) : step + 2])
-                latents = latents + (levels[step + 1] - levels[step]) * velocity
+                latents = solver.advance(step, velocity, latents)
                 embeds = after_step(step, timestep, {"latents": latents, **embeds})
                 latents = embeds.pop("latents")
                 progress_bar.update()
-                if self.interrupt:
-                    break
+        self._current_timestep = None
         return finite(latents)
 
     def velocity(
         self,
         latents: Tensor,
         timestep: Tensor,
+        sigma: Tensor,
         embeds: dict[str, Tensor],
         scale: float,
         extra: dict[str, Any],
@@ -153,8 +185,9 @@ class FlowSampler(DiffusionPipeline):
         Args:
             latents: b c t h w in float32.
             timestep: 0..1000.
+            sigma: The noise level that the timestep stands for.
             embeds: As in `denoise`.
-            scale: Of the guidance; 1 runs the model once.
+            scale: How far guidance leads; 1 runs the model once.
             extra: Other inputs of the transformer.
             second: Runs the pass that guidance adds, at the same time; None to run it before.
             where: The step, for diffusers' caches.
@@ -162,7 +195,6 @@ class FlowSampler(DiffusionPipeline):
         x = with_coordinates(latents, self.transformer.config.in_channels)
         x = x.to(self.transformer.dtype)
         inputs = {"hidden_states": x, "timestep": timestep.expand(x.shape[0]), **extra}
-        sigma = timestep / self.scheduler.config.num_train_timesteps
 
         def predict(text: Tensor, context: str) -> Tensor:
             with self.transformer.cache_context(context, **where):

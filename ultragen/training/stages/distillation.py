@@ -178,8 +178,10 @@ class DistillStage(TransformerStage):
                 scenes = self.scenes.take(number)
                 texts = [caption_variants(scene, 3)[scene.seed % 3] for scene in scenes]
                 ids = tokenize(pipeline.tokenizer, texts).to(self.device)
-                shape = (size.num_frames, size.height, size.width)
-                return pipeline.prepare_latents(number, *shape).to(self.device), ids
+                noise = pipeline.prepare_latents(
+                    number, height=size.height, width=size.width, num_frames=size.num_frames
+                )
+                return noise.to(self.device), ids
 
             def guided(x: Tensor, sigma: Tensor, ids: Tensor) -> Tensor:
                 return self.guide((windows, x, sigma, ids)).clone()

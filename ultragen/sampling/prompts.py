@@ -1,0 +1,106 @@
+"""Prompts → text embeddings: paired with negative ones, tokenised, encoded, padded with zeros."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
+
+Texts = dict[str, list[str] | Tensor]
+
+
+def check_prompts(prompt: object) -> None:
+    """Checks that every prompt says something.
+
+    Raises:
+        ValueError: if one is empty or no text.
+    """
+    prompts = prompt if isinstance(prompt, list | tuple) else [prompt]
+    if not prompts or not all(isinstance(p, str) and p.strip() for p in prompts):
+        raise ValueError("The prompt is empty: describe a scene in a few words.")
+
+
+def pair_texts(
+    prompt: str | list[str] | None,
+    negative_prompt: str | list[str] | None,
+    prompt_embeds: Tensor | None = None,
+    negative_prompt_embeds: Tensor | None = None,
+    width: int | None = None,
+) -> Texts:
+    """Prompts and as many negative ones, each typed or encoded already (b n d, with d = `width`),
+    by the name that they have encoded; a single negative prompt is for all.
+
+    Raises:
+        ValueError: if a text is missing, given twice or no text, or the numbers differ.
+    """
+    for name, typed, embeds in (
+        ("prompt", prompt, prompt_embeds),
+        ("negative_prompt", negative_prompt, negative_prompt_embeds),
+    ):
+        if embeds is None:
+            continue
+        if typed:
+            raise ValueError(f"Give either {name} or {name}_embeds, not both.")
+        if embeds.ndim != 3 or width not in (None, embeds.shape[-1]):
+            raise ValueError(
+                f"{name}_embeds must be b × n × {width or 'd'}, as `encode_prompt` gives them, "
+                f"not {' × '.join(map(str, embeds.shape))}."
+            )
+    positives: list[str] | Tensor
+    if prompt_embeds is None:
+        check_prompts(prompt)
+        positives = [prompt] if isinstance(prompt, str) else list(prompt or ())
+    else:
+        positives = prompt_embeds
+    negatives: list[str] | Tensor
+    if negative_prompt_embeds is not None:
+        negatives = negative_prompt_embeds
+    elif isinstance(negative_prompt, list | tuple):
+        negatives = list(negative_prompt)
+    else:
+        negatives = [negative_prompt or ""] * len(positives)
+    if not torch.is_tensor(negatives) and not all(isinstance(text, str) for text in negatives):
+        raise ValueError(
+            f"negative_prompt must be a text or a list of texts, not {negative_prompt!r}: "
+            "arguments without a name come as prompt, negative_prompt, height, width, num_frames."
+        )
+    if len(negatives) != len(positives):
+        raise ValueError(
+            f"{len(positives)} prompts need as many negative prompts, not {len(negatives)}."
+        )
+    return {"prompt_embeds": positives, "negative_prompt_embeds": negatives}
+
+
+def find_unknown_words(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[str]:
+    """Words of a prompt that a tokenizer maps to its unknown token, in order, once each."""
+    words = dict.fromkeys(re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", prompt.lower()))
+    return [
+        word
+        for word in words
+        if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False).input_ids
+    ]
+
+
+def embed_prompts(
+    tokenizer: PreTrainedTokenizerBase,
+    text_encoder: UMT5EncoderModel,
+    prompts: list[str],
+    length: int,
+    device: torch.device,
+) -> Tensor:
+    """Prompts → text embeddings b n d, cut or padded to `length`; padding is zero, as Wan was
+    trained."""
+    tokens = tokenizer(
+        [prompt_clean(p) for p in prompts],
+        padding="max_length",
+        max_length=length,
+        truncation=True,
+        return_attention_mask=True,
+        return_tensors="pt",
+    )
+    ids, mask = tokens.input_ids.to(device), tokens.attention_mask.to(device)
+    embeddings = text_encoder(ids, mask).last_hidden_state
+    return embeddings * mask[..., None]

@@ -1,0 +1,79 @@
+"""How a pipeline is loaded: a saved one, the published 1.3B files, and LoRA adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.loaders import WanLoraLoaderMixin
+
+from .folders import check_pipeline
+from .wan import load_wan
+
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+
+
+class PipelineLoading(DiffusionPipeline, WanLoraLoaderMixin):
+    """Loading as in diffusers, but nothing that is incomplete."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
+        """Loads a saved pipeline as diffusers does, which alone would fill gaps in a folder's
+        weights with noise and go on. For the published files see `from_wan`.
+
+        Args:
+            pretrained_model_name_or_path: A folder, or a repository on the Hub.
+            options: What diffusers' `DiffusionPipeline.from_pretrained` takes.
+
+        Raises:
+            OSError: if a file of a folder is missing, truncated or corrupt.
+            ValueError: listing the weights that are missing, unexpected or misshapen there; or if
+                it is Wan's own folder.
+        """
+        index = cls.load_config(
+            pretrained_model_name_or_path,
+            **{name: options[name] for name in HUB_OPTIONS if name in options},
+        )
+        if index.get("_class_name") == "WanPipeline" and "scheduler" not in options:
+            raise ValueError(
+                "This is the base model with its own scheduler, which UltraGen's weights are not "
+                "sampled with: load it by UltraGenPipeline.from_wan, or pass `scheduler=`."
+            )
+        folder = Path(pretrained_model_name_or_path)
+        if (folder / "model_index.json").is_file():
+            check_pipeline(folder, options)
+        return super().from_pretrained(pretrained_model_name_or_path, **options)
+
+    @classmethod
+    def from_wan(
+        cls,
+        base: str | Path | None = None,
+        ultragen: str | Path | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+        local_files_only: bool = False,
+    ) -> Self:
+        """The 1.3B pipeline of Wan's parts and the released UltraGen weights, on the CPU.
+
+        Args:
+            base: Wan2.1-T2V-1.3B in diffusers' layout: a folder, or a repository on the Hub as
+                `owner/name` or `owner/name@revision`. None reads the environment variable
+                ULTRAGEN_WAN, and without it is `presets.WAN_SOURCE`.
+            ultragen: The authors' file, or a folder with it or with a converted transformer, or a
+                repository. None reads ULTRAGEN_WEIGHTS, and without it is
+                `presets.ULTRAGEN_SOURCE`.
+            dtype: Type of the weights of all parts.
+            local_files_only: Take only what is on this machine, as with HF_HUB_OFFLINE=1.
+
+        Raises:
+            OSError: if a file can't be had, is incomplete or damaged.
+            ValueError: if a file is of another model, or the two don't fit each other.
+        """
+        return cls(**load_wan(base, ultragen, dtype, local_files_only))
+
+    @classmethod
+    def _maybe_expand_t2v_lora_for_i2v(cls, transformer: Any, state_dict: dict) -> dict:
+        # diffusers asks the transformer's configuration whether it is conditioned on images before
+        # it loads a LoRA; UltraGen's has no such entry, and no such inputs.
+        return state_dict
