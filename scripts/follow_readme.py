@@ -1,12 +1,13 @@
-"""Follows the README's section on the 1.3B model with random weights, as users without the Hub do.
+"""Follows what the README and docs say of the 1.3B model, as users without the Hub do.
 
     python scripts/follow_readme.py WORK [--random FOLDER] [--steps N] [--tiny]
 
-Commands and Python come from README.md itself, and are printed as they are run. The first clip is
-made just as it says. Of what follows only that is changed which one would wait for: `--steps` of
-each clip, fewer frames from the page, and the page is started by `python app.py`, which is what
-`make demo` does once the environment is there. Besides, the files are put where a Space that
-preloads them finds them, and the model has to be chosen from there.
+Weights are random. Commands and Python come from README.md, docs/wan.md and docs/space.md, and are
+printed as they are run. The first clip is made just as it says. Of what follows only that is
+changed which one would wait for: `--steps` of each clip, fewer frames from the page, and the page
+is started by `python app.py`, which is what `make demo` does once the environment is there.
+Besides, the files are put where a Space that preloads them finds them, and the model has to be
+chosen from there.
 
     WORK             a new folder, for clips and, unless FOLDER is given, 18 GB of weights
     --random FOLDER  what scripts/make_random_wan.py has written before
@@ -44,8 +45,9 @@ from ultragen.presets import MAIN, ULTRAGEN_SOURCE, WAN_SOURCE  # noqa: E402
 PAGE_NEEDS = ("gradio", "gradio_client", "spaces")
 START = 300.0  # seconds in which the page has to be there
 LIBRARIES = ("torch", "diffusers", "transformers", "gradio", "gradio_client", "spaces")
+WAN_PAGE = "docs/wan.md"
 COMMIT = "0" * 40  # stands for the branch's newest, where none is pinned
-CHOICE = "from ultragen.choice import choose; c = choose(); print(c.name, '-', c.why)"
+CHOICE = "from ultragen.runs.choice import choose; c = choose(); print(c.name, '-', c.why)"
 
 
 @dataclass(frozen=True)
@@ -115,19 +117,23 @@ def changed(code: str, old: str, new: str) -> str:
     """Code with one place changed.
 
     Raises:
-        ValueError: if the README has it no more.
+        ValueError: if the text has it no more.
     """
     if old not in code:
-        raise ValueError(f"README.md has {old!r} no more: change it in {Path(__file__).name} too.")
+        raise ValueError(f"The text has {old!r} no more: change it in {Path(__file__).name} too.")
     return code.replace(old, new)
 
 
-def section(title: str, level: int = 2) -> str:
-    """A section of the README, with those below it."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = re.search(rf"^#{{{level}}} {title}\n(.*?)(?=^#{{1,{level}}} \S|\Z)", text, re.S | re.M)
+def section(page: str, title: str) -> str:
+    """A section of a page, by its heading.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", text, re.S | re.M)
     if found is None:
-        raise ValueError(f"README.md has no section {title!r}: change {Path(__file__).name} too.")
+        raise ValueError(f"{page} has no section {title!r}: change {Path(__file__).name} too.")
     return found[1]
 
 
@@ -137,7 +143,7 @@ def blocks(text: str, language: str) -> list[str]:
 
 def without_the_hub(walk: Walk, made: bool) -> None:
     """Makes the files, exports both variables, and makes a clip."""
-    [code] = blocks(section("Without the Hub", 3), "bash")
+    [code] = blocks(section(WAN_PAGE, "Without the Hub"), "bash")
     first, rest = code.split("\n", 1)
     if made:
         first = "# the files are there"
@@ -178,8 +184,8 @@ def page(walk: Walk, client: str) -> None:
         return
     with served(walk) as url:
         client = changed(client, "http://127.0.0.1:7860", url)
-        few = f"seed=0,\n    num_frames={1 if walk.tiny else 17},"
-        client = changed(client, "seed=0,", f"{few}\n    num_inference_steps={walk.steps or 30},")
+        few = f"num_frames={1 if walk.tiny else 17}, num_inference_steps={walk.steps or 30}"
+        client = changed(client, 'resolution="544p"', f'resolution="544p", {few}')
         path = walk.work / "client.py"
         model = "print(metadata['model']['name'], metadata['machine'])"
         path.write_text(f"{client}\n{model}\n", encoding="utf-8")
@@ -254,20 +260,20 @@ def preloaded(walk: Walk, lines: str) -> None:
 
 
 def follow(walk: Walk, random: Path | None) -> None:
-    """Everything in the README's order, the files first."""
+    """Everything in the order of the pages, the files first."""
     walk.work.mkdir(parents=True)
     if random is not None:
         (walk.work / "models").mkdir()
         (walk.work / "models" / "random").symlink_to(random.resolve(), target_is_directory=True)
-    text = section("The 1.3B model of the paper")
-    [demo, generate, *_] = blocks(text, "bash")
-    if demo.strip() != "ULTRAGEN_MODEL=wan make demo":
-        raise ValueError(f"README.md starts the page by {demo.strip()!r}: change this script too.")
+    [commands] = blocks(section("README.md", "The 1.3B model"), "bash")
+    demo, generate = commands.split("\n", 1)
+    if demo != "ULTRAGEN_MODEL=wan make demo":
+        raise ValueError(f"README.md starts the page by {demo!r}: change this script too.")
     without_the_hub(walk, random is not None)
     command_line(walk, generate)
-    python(walk, blocks(text, "python")[0])
-    preloaded(walk, blocks(section("Your own Space"), "yaml")[0])
-    page(walk, blocks(section("API"), "python")[0])
+    python(walk, blocks(section(WAN_PAGE, "In Python"), "python")[0])
+    preloaded(walk, blocks(section("docs/space.md", "The 1.3B model on a Space"), "yaml")[0])
+    page(walk, blocks(section("README.md", "API"), "python")[0])
     print(f"\nThe README works on {machine()}.", flush=True)
 
 

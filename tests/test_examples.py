@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from accelerate import PartialState
 from fakes import fake_models, served
 from paths import ROOT
 
@@ -71,7 +73,10 @@ def test_generate(tmp_path):
 
 
 @pytest.mark.slow
-def test_many_prompts_give_the_same_clips_for_any_number_of_processes(tmp_path):
+def test_many_prompts_give_the_same_clips_for_any_number_of_processes(
+    tmp_path, monkeypatch, capsys
+):
+    """One process is this one, two are started as the README says."""
     code = made_fast(
         "many_prompts.py",
         (
@@ -81,12 +86,18 @@ def test_many_prompts_give_the_same_clips_for_any_number_of_processes(tmp_path):
     )
     (tmp_path / "many.py").write_text(code)
     (tmp_path / "prompts.txt").write_text("a calm lake\n\na calm lake\ndunes at noon\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["many.py", "prompts.txt", "--out", "one"])
+    runpy.run_path("many.py", run_name="__main__")
+    PartialState._reset_state()  # accelerate's, which a process makes once
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
-    files = []
-    for folder, start in (("one", ()), ("two", launch)):
-        printed = run(*start, "many.py", "prompts.txt", "--out", folder, folder=tmp_path)
+    two = run(*launch, "many.py", "prompts.txt", "--out", "two", folder=tmp_path)
+    for printed in (capsys.readouterr().out, two):
         assert printed.count("0002.mp4: dunes at noon") == 1
-        files.append({path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()})
+    files = [
+        {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()}
+        for folder in ("one", "two")
+    ]
     assert set(files[0]) == {"0000.mp4", "0001.mp4", "0002.mp4"}
     assert files[0] == files[1]
     # The same prompt, but another seed.

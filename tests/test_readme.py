@@ -6,11 +6,13 @@ import fnmatch
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
 import urllib.request
+from collections import Counter
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -24,10 +26,12 @@ from released_reference import Sizes, released_weights
 from wan_files import make_wan
 
 import app
+from ultragen.estimates.memory import GROWING_VALUES_PER_TOKEN, WAN_PARAMETERS, Memory
 from ultragen.hardware import GIB, Hardware
-from ultragen.presets import ULTRAGEN_SOURCE, WAN_SOURCE
-from ultragen.runs import choice, loading
+from ultragen.presets import RESOLUTIONS, ULTRAGEN_SOURCE, WAN_SOURCE, Resolution
+from ultragen.runs import choice, loading, request
 from ultragen.training.build import TINY_SIZE, build_classifier
+from ultragen.training.stages.transformer_stage import TransformerStage
 from ultragen.video import probe_video
 from ultragen.world.captions import vocabulary
 from ultragen.world.heldout import HeldOutClip
@@ -35,7 +39,10 @@ from ultragen.world.scene import ALLOWED
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
+TEXTS = {"README.md": README, **{f"docs/{name}": text for name, text in sorted(DOCS.items())}}
 LOCAL = "http://127.0.0.1:7860"
+# A frame of every name is as small: what is done with it is the same.
+SMALL = {name: Resolution(name, 288, 512, 272) for name in RESOLUTIONS}
 # What makes a command fast, without changing what it does.
 FAST = {
     "generate": ("--frames", "5", "--steps", "1"),
@@ -53,6 +60,12 @@ FAST = {
 
 def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def block(language: str, word: str) -> str:
+    """The one block that holds a word, wherever it stands."""
+    [code] = (code for text in TEXTS.values() for code in blocks(text, language) if word in code)
+    return code
 
 
 # Several commands show the same scenes, and rendering is most of what these take.
@@ -79,8 +92,19 @@ def _elsewhere(tmp_path, monkeypatch):
 
 
 def test_every_command_is_shown():
-    shown = {words[0] for text in (README, *DOCS.values()) for words in commands(text)}
+    shown = {words[0] for text in TEXTS.values() for words in commands(text)}
     assert shown == set(FAST)
+
+
+def test_no_block_is_left_out():
+    """Tests take blocks by what stands in them: another one needs a test of its own."""
+    found = Counter(
+        language
+        for text in TEXTS.values()
+        for language in re.findall(r"^```(\w+)$", text, re.MULTILINE)
+    )
+    known = {"python": 4, "json": 1, "yaml": 1, "mermaid": 1, "bibtex": 1}
+    assert {name: found[name] for name in set(found) - {"bash", "sh"}} == known
 
 
 @pytest.mark.parametrize(
@@ -88,7 +112,7 @@ def test_every_command_is_shown():
     [
         # ImageNet's features are those of a true network.
         pytest.param(words, marks=[pytest.mark.slow] if "imagenet" in words else [])
-        for text in (README, *DOCS.values())
+        for text in TEXTS.values()
         for words in commands(text)
         if words[0] not in ("train", "assemble", "convert")
     ],
@@ -103,6 +127,7 @@ def test_commands(words, monkeypatch, capsys):
     monkeypatch.setattr(loading, "load_models", lambda name=None: fake_models())
     monkeypatch.setattr(calibrate, "measure", lambda models, report: CPU)
     monkeypatch.setattr(HeldOutClip, "frames", frames_once)
+    monkeypatch.setattr(request, "RESOLUTIONS", SMALL)
     measure = preview.benchmark
     monkeypatch.setattr(preview, "benchmark", partial(measure, 0.0, (32, 48, 1)))
     if "classifier" in words:
@@ -113,38 +138,67 @@ def test_commands(words, monkeypatch, capsys):
 
 
 def test_the_released_weights_become_a_folder(capsys):
-    [words] = (words for words in commands(README) if words[0] == "convert")
+    [words] = (words for words in commands(DOCS["wan.md"]) if words[0] == "convert")
     torch.save(released_weights(Sizes(layers=2, full=(0,))), words[1])
     assert run(words) == 0, capsys.readouterr().err
     found: dict = {}
-    code = next(b for b in blocks(README, "python") if "UltraGenTransformer3DModel" in b)
-    exec(code, found)
+    exec(block("python", "UltraGenTransformer3DModel"), found)
     assert found["transformer"].layer_kinds == ["full", "odd"]
 
 
+def in_this_process(walk, title: str, code: str, **variables: str) -> None:
+    """Lines of a shell as `Walk.shell` runs them, without an interpreter of its own for each."""
+    print(title)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(walk.work)
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        for line in code.replace("; ", "\n").strip().splitlines():
+            program, *words = shlex.split(line)
+            if program == "export":
+                for name, value in (word.split("=", 1) for word in words):
+                    patch.setenv(name, value)
+            elif words[:2] == ["-m", "ultragen"]:
+                assert run(words[2:]) == 0, line
+            elif program == "python":
+                patch.setattr(sys, "argv", words)
+                try:
+                    runpy.run_path(words[0], run_name="__main__")
+                except SystemExit as ended:
+                    assert not ended.code, line
+            else:
+                assert program == "cat", line
+
+
 @pytest.mark.slow
-def test_the_gpu_section(tmp_path):
-    """As it stands, in a shell, but with toys: by the script that does so on a GPU."""
-    ended = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "follow_readme.py", "work", "--tiny"],
-        capture_output=True,
-        text=True,
-        timeout=400,
-        env={name: value for name, value in os.environ.items() if "ULTRAGEN" not in name},
-    )
-    assert ended.returncode == 0, ended.stderr
+def test_the_gpu_section(tmp_path, monkeypatch, capfd):
+    """As it stands, but with toys: by the script that does so on a GPU. What a fresh interpreter
+    may see otherwise runs in a shell: preloaded files, the page and its client."""
+    import follow_readme
+
+    for name in [name for name in os.environ if "ULTRAGEN" in name]:
+        monkeypatch.delenv(name)
+    in_a_shell = follow_readme.Walk.shell
+
+    def shell(walk, title: str, code: str, **variables: str) -> None:
+        fresh = "-c" in shlex.split(code) or "client.py" in code
+        (in_a_shell if fresh else in_this_process)(walk, title, code, **variables)
+
+    monkeypatch.setattr(follow_readme.Walk, "shell", shell)
+    ended, (out, err) = follow_readme.main(["work", "--tiny"]), capfd.readouterr()
+    assert ended == 0, err
     for clip in ("random-1080p.mp4", "lake-1080p.mp4"):
         assert probe_video(tmp_path / "work" / clip).height == 544
-    assert "(5, 64, 96, 3) uint8" in ended.stdout
-    assert "wan - Its weights are here" in ended.stdout
-    assert "A clip from the page" in ended.stdout
+    assert "(5, 64, 96, 3) uint8" in out
+    assert "wan - Its weights are here" in out
+    assert "A clip from the page" in out
 
 
 def test_the_snippet_of_the_larger_model(monkeypatch, tmp_path):
     files = make_wan(tmp_path)
     for name, value in files.environment.items():
         monkeypatch.setenv(name, value)
-    code = next(block for block in blocks(README, "python") if "from_wan" in block)
+    code = block("python", "from_wan")
     for full, small in (
         ('.to("cuda")', ""),
         ("height=1088", "height=64"),
@@ -160,7 +214,7 @@ def test_the_snippet_of_the_larger_model(monkeypatch, tmp_path):
 
 
 def test_the_preloaded_files_are_those_that_are_looked_for():
-    [code] = blocks(README, "yaml")
+    code = block("yaml", "preload_from_hub")
     lines = [line.split() for line in yaml.safe_load(code)["preload_from_hub"]]
     (repository, names, commit), ultragen = lines
     assert (repository, commit) == (WAN_SOURCE.repository, WAN_SOURCE.revision)
@@ -178,15 +232,23 @@ def test_the_preloaded_files_are_those_that_are_looked_for():
 
 
 def test_the_variables_are_those_of_the_code():
-    table = set(re.findall(r"^\| `(\w+)", README, re.MULTILINE))
+    table = set(re.findall(r"^\| `(\w+)", DOCS["wan.md"], re.MULTILINE))
     assert {"ULTRAGEN_MODEL", WAN_SOURCE.variable, ULTRAGEN_SOURCE.variable} <= table
 
 
 @pytest.mark.slow
-def test_the_training_in_its_order(capsys):
-    """Every training command as it stands, with a toy model; the one for several GPUs as well,
-    in one process."""
-    for words in (w for w in commands(README) if w[0] in ("train", "assemble")):
+def test_the_training_in_its_order(monkeypatch, capsys):
+    """Every training command as it stands, with a toy model and sample sheets of one step; the one
+    for several GPUs as well, in one process. The README's goes on from what the others trained."""
+    sample_sheet = TransformerStage.sample_sheet
+
+    def sheet_of_one_step(stage):
+        stage.num_inference_steps = 1
+        return sample_sheet(stage)
+
+    monkeypatch.setattr(TransformerStage, "sample_sheet", sheet_of_one_step)
+    every = [words for text in (DOCS["training.md"], README) for words in commands(text)]
+    for words in (w for w in every if w[0] in ("train", "assemble")):
         tiny = [word for word in words if word != "ultragen/embedded"]
         if tiny != words:  # the shipped weights are not of the toy's size: the toy goes on instead
             tiny.append("runs/first/pipeline")
@@ -197,7 +259,7 @@ def test_the_training_in_its_order(capsys):
 
 def test_make_targets_are_there():
     makefile = (ROOT / "Makefile").read_text()
-    targets = set(re.findall(r"\bmake (\w+)$", README, re.MULTILINE))
+    targets = set(re.findall(r"\bmake ([a-z]+)(?=`|$)", README, re.MULTILINE))
     assert targets == {"demo", "test"}
     assert all(f"\n{target}:" in makefile for target in targets)
 
@@ -207,7 +269,7 @@ def test_make_targets_are_there():
 
 @pytest.mark.slow
 def test_the_python_snippet():
-    code = next(block for block in blocks(README, "python") if "UltraGenPipeline" in block)
+    code = block("python", "encode_video")
     for full, small in (
         ("height=544", "height=288"),
         ("width=960", "width=512"),
@@ -227,7 +289,7 @@ def url(tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_client_snippet(url, capsys):
-    code = next(block for block in blocks(README, "python") if "gradio_client" in block)
+    code = block("python", "gradio_client")
     assert LOCAL in code
     found: dict = {}
     exec(compile(code.replace(LOCAL, url), "README.md", "exec"), found)
@@ -239,7 +301,7 @@ def test_the_client_snippet(url, capsys):
 def test_the_curl_snippet(url):
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
-    code, *_ = blocks(README, "sh")
+    code = block("sh", "curl")
     assert LOCAL in code
     ended = subprocess.run(
         ["bash", "-euc", code.replace(LOCAL, url)], capture_output=True, text=True, timeout=120
@@ -251,14 +313,13 @@ def test_the_curl_snippet(url):
 
 def test_the_snippet_of_many_prompts():
     """It is what the script's first lines show; `test_examples.py` launches it."""
-    _, code, _ = blocks(README, "sh")
+    code = block("sh", "many_prompts.py")
     assert code in (ROOT / "examples" / "many_prompts.py").read_text()
 
 
 def test_the_snippet_that_trains_and_measures(tmp_path):
     """Its steps are printed; `test_train_and_measure.py` follows them."""
-    *_, code = blocks(README, "sh")
-    words = shlex.split(code)
+    words = shlex.split(block("sh", "train_and_measure.py runs"))
     assert words[0] == "python"
     ended = subprocess.run(
         [sys.executable, str(ROOT / words[1]), str(tmp_path / "out"), *words[3:], "--dry-run"],
@@ -271,7 +332,7 @@ def test_the_snippet_that_trains_and_measures(tmp_path):
 
 
 def test_the_mcp_snippet(url):
-    [code] = blocks(README, "json")
+    code = block("json", "mcpServers")
     address = json.loads(code)["mcpServers"]["ultragen"]["url"].replace(LOCAL, url)
     with urllib.request.urlopen(f"{address.rstrip('/')}/schema", timeout=60) as answer:
         [tool] = json.load(answer)
@@ -283,6 +344,8 @@ def test_the_arguments_of_the_endpoint_are_named():
     paragraph = README[README.index("one endpoint") : README.index("```python\nfrom gradio_client")]
     named = re.findall(r"`(\w+)`", paragraph)
     assert named == [name for name in app.SETTINGS if name != "prompt"]
+    table = DOCS["space.md"].split("## The API")[1]
+    assert re.findall(r"^\| `(\w+)", table, re.MULTILINE) == list(app.SETTINGS)
 
 
 # Front matter, links, pictures
@@ -306,12 +369,54 @@ def test_the_front_matter_is_complete():
     assert all("/" in model for model in matter["models"]) and matter["tags"]
 
 
-@pytest.mark.parametrize("name", ["README.md", *(f"docs/{name}" for name in sorted(DOCS))])
+def anchors(text: str) -> set[str]:
+    """What GitHub and the Hub call the headings of a page."""
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("name", TEXTS)
 def test_links_lead_somewhere(name):
-    text, folder = (ROOT / name).read_text(encoding="utf-8"), (ROOT / name).parent
-    for link in re.findall(r"\]\(([^)#\s]+)", text):
+    folder = (ROOT / name).parent
+    for link, _, anchor in re.findall(r"\]\(([^)#\s]*)(#([^)\s]+))?\)", TEXTS[name]):
         if not link.startswith("http"):
             assert (folder / link).exists(), link
+            if anchor:
+                page = (folder / link).read_text(encoding="utf-8") if link else TEXTS[name]
+                assert anchor in anchors(page), f"{link}#{anchor}"
+
+
+def test_headline_figures_are_those_of_the_docs():
+    """Every figure of the README's first table stands in the page that its row links."""
+    rows = re.findall(r"^\| \[.*\]\(docs/(\w+\.md).*?\| (.*?) \|", README, re.MULTILINE)
+    assert len(rows) == 4
+    for page, result in rows:
+        for figure in re.findall(r"\d+(?:\.\d+)?(?![\w.]*p\b|K|\d)", result):
+            assert re.search(rf"(?<![\d.]){re.escape(figure)}(?![\d.]*\d)", DOCS[page]), figure
+
+
+def equations(text: str) -> set[int]:
+    """Numbers such as those of `eq. 6-9` and `eq. 2, 4 and 5`."""
+    parts = [part for run in re.findall(r"eq\. ([\d,\s\-and]+)", text) for part in run.split(",")]
+    ends = [[int(number) for number in re.findall(r"\d+", part)] for part in parts]
+    spans = ("-" in part for part in parts)
+    return {
+        number
+        for span, numbers in zip(spans, ends, strict=True)
+        for number in (range(numbers[0], numbers[-1] + 1) if span else numbers)
+    }
+
+
+def test_equations_lead_to_files_that_name_them():
+    table = README[README.index("The paper's equation") : README.index("The loop over")]
+    shown: list[int] = []
+    for row in re.findall(r"^\| (\d.*)$", table, re.MULTILINE):
+        numbers = sorted(equations(f"eq. {row.split(':')[0]}"))
+        shown += numbers
+        for path in re.findall(r"\]\((\S+)\)", row):
+            named = equations((ROOT / path).read_text(encoding="utf-8"))
+            assert named & set(numbers), f"{path} names none of {numbers}"
+    assert shown == list(range(2, 14))
 
 
 def test_pictures_are_small():
@@ -329,3 +434,20 @@ def test_the_world_is_described_in_full():
     known = set(vocabulary())
     for row in re.findall(r"^\|.*\|.*\|(.*)\|$", table, re.MULTILINE)[2:]:
         assert set(re.findall(r"[a-z]+", row.lower())) <= known, row
+
+
+def test_the_rule_of_the_hardware_page_is_the_programs():
+    """Its columns `rule`, which are counted, beside what was measured."""
+    memory = Memory(0, WAN_PARAMETERS.scaled(2), values_per_token=GROWING_VALUES_PER_TOKEN)
+    size = r"^\| (\d+)×(\d+), (\d+) frames \| "
+    clips = re.findall(size + r"(whole|in turn) .*\| (\S+) \|$", DOCS["hardware.md"], re.MULTILINE)
+    assert len(clips) == 4
+    for height, width, frames, placement, rule in clips:
+        peak = memory.peak(placement, int(height), int(width), int(frames))
+        assert rule == f"{peak / GIB:.1f}"
+    passes = re.findall(size + r"([\d,]+) .*\| (\S+) \|$", DOCS["hardware.md"], re.MULTILINE)
+    assert len(passes) == 7
+    for height, width, frames, tokens, rule in passes:
+        count = (int(frames) + 3) // 4 * int(height) // 16 * int(width) // 16
+        assert tokens == f"{count:,}"
+        assert rule == f"{2 * GROWING_VALUES_PER_TOKEN * count / GIB:.1f}"
