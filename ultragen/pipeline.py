@@ -43,7 +43,7 @@ from .sampling.inputs import (
     starting_noise,
 )
 from .sampling.sampler import FlowSampler
-from .weights.folders import check_pipeline
+from .weights.headers import check_pipeline
 from .weights.wan import load_wan
 
 StepCallback = Callable[["UltraGenPipeline", int, Tensor, dict[str, Any]], dict[str, Any] | None]

@@ -25,7 +25,8 @@ from ultragen.runs.compare import Cancelled, Request, compare, generate, job, wr
 from ultragen.runs.loading import load_models
 from ultragen.video import probe_video, read_video
 from ultragen.web.components import PROMPTS
-from ultragen.weights.fingerprint import check_model_files, fingerprint
+from ultragen.weights.fingerprint import fingerprint
+from ultragen.weights.folders import check_model_files
 
 REQUEST = Request("a calm lake", num_frames=5, seed=3, num_inference_steps=2).validate(EMBEDDED)
 

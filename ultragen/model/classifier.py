@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
+
+from .strict_loading import StrictLoading
 
 GRID = (3, 4)  # rows and columns of the coarse picture that keeps where things are
 
@@ -32,7 +32,7 @@ class SpaceTimeBlock(nn.Module):
         return hidden + self.time(functional.silu(branch))
 
 
-class AttributeClassifier(ModelMixin, ConfigMixin):
+class AttributeClassifier(StrictLoading, ConfigMixin):
     """Tells the attributes of a clip, each by a head of its own.
 
     Its features, which the heads read, are the mean and the maximum of every stage's channels and
@@ -47,6 +47,8 @@ class AttributeClassifier(ModelMixin, ConfigMixin):
         width: Columns that frames are reduced to.
         num_frames: Frames of a clip that are looked at, evenly spread.
     """
+
+    way_out = "Run `train classifier`, or name the folder of a trained one."
 
     @register_to_config
     def __init__(
@@ -121,23 +123,8 @@ def spread(length: int, number: int) -> list[int]:
 
 
 def load_classifier(folder: Path, device: torch.device | str = "cpu") -> AttributeClassifier:
-    """Loads a trained classifier.
-
-    Raises:
-        ValueError: The folder is missing, or its files are damaged or of another layout.
-    """
-    if not (folder / "config.json").is_file():
-        raise ValueError(
-            f"there is no attribute classifier in {folder}: run `train classifier`, or name the "
-            "folder of one."
-        )
-    try:
-        network, report = AttributeClassifier.from_pretrained(
-            folder, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
-    except Exception as error:  # the readers of a damaged file raise whatever they like
-        raise ValueError(f"the classifier in {folder} can't be read: {error}") from error
-    wrong: dict[str, Any] = {kind: keys for kind, keys in report.items() if keys}
-    if wrong:
-        raise ValueError(f"the classifier's weights in {folder} don't fit its config: {wrong}")
-    return network.eval().to(device)
+    """Loads a trained classifier in float32; errors as in `StrictLoading.from_pretrained`."""
+    network = AttributeClassifier.from_pretrained(
+        Path(folder), torch_dtype=torch.float32, local_files_only=True
+    )
+    return network.to(device)

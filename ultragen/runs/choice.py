@@ -12,7 +12,7 @@ from ..estimates.cost import Job, estimate
 from ..hardware import AUTO_MEMORY, Hardware, find_hardware, gib
 from ..estimates.memory import WAN_PARAMETERS, Memory
 from ..weights.hub import find_local
-from ..weights.fingerprint import first_weights, read_index, weight_bytes
+from ..weights.folders import first_weights, read_index, weight_bytes
 from ..presets import EMBEDDED, EMBEDDED_MODEL, RESOLUTIONS, ULTRAGEN_SOURCE, WAN, WAN_SOURCE, ModelPreset
 
 SMALL_WEIGHTS = 2 * 10**9  # bytes of what a CPU can run in bearable time

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from ..model.autoencoder import CompactAutoencoder
 from ..model.classifier import AttributeClassifier
+from ..model.strict_loading import load_strictly
 from ..model.text_encoder import ClauseTextEncoder
 from ..model.transformer import UltraGenTransformer3DModel
 from ..model.upscaler import UpscalerNetwork
@@ -77,10 +78,10 @@ def assemble(
         1 if all(distilled.values()) else None,
         distilled_steps=dict(options.distill)["steps"] if all(distilled.values()) else None,
         tokenizer=AutoTokenizer.from_pretrained(model / "tokenizer"),
-        text_encoder=ClauseTextEncoder.from_pretrained(model / "text_encoder"),
+        text_encoder=load_strictly(ClauseTextEncoder, model / "text_encoder"),
         vae=CompactAutoencoder.from_pretrained(model / "vae"),
         transformer=UltraGenTransformer3DModel.from_pretrained(weights / "transformer"),
-        base_transformer=WanTransformer3DModel.from_pretrained(weights / "base_transformer"),
+        base_transformer=load_strictly(WanTransformer3DModel, weights / "base_transformer"),
     )
     pipeline.to(torch.float16).save_pretrained(out, max_shard_size=SHARD_SIZE)
     upscaler = UpscalerNetwork.from_pretrained(model / "upscaler")
