@@ -39,9 +39,9 @@ class AttributeClassifier(StrictLoading, ConfigMixin):
     a coarse picture of the last stage: fine texture and composition are both in them.
 
     Args:
-        attributes: Values of each attribute, in the order of its head's outputs.
-        channels: Widths of the stages, each at half the size of the one before.
-        blocks: Blocks of each stage.
+        attributes: Name of each attribute → its values, in the order of its head's outputs.
+        channels: Channels of the stages, each at half the rows and columns of the one before.
+        blocks: Number of `SpaceTimeBlock`s of each stage.
         grid_features: Features of the coarse picture.
         height: Rows that frames are reduced to.
         width: Columns that frames are reduced to.
@@ -123,8 +123,18 @@ def spread(length: int, number: int) -> list[int]:
 
 
 def load_classifier(folder: Path, device: torch.device | str = "cpu") -> AttributeClassifier:
-    """Loads a trained classifier in float32; errors as in `StrictLoading.from_pretrained`."""
+    """Loads a trained classifier in float32.
+
+    Raises:
+        ValueError: if the folder is none of a classifier, or its weights don't fit.
+        OSError: if a file of it is missing or damaged.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"There is no attribute classifier in {folder}: run `train classifier`, or name the "
+            "folder of one."
+        )
     network = AttributeClassifier.from_pretrained(
-        Path(folder), torch_dtype=torch.float32, local_files_only=True
+        folder, torch_dtype=torch.float32, local_files_only=True
     )
     return network.to(device)

@@ -19,7 +19,7 @@ def with_coordinates(latents: Tensor, in_channels: int) -> Tensor:
 
     Args:
         latents: b c t h w.
-        in_channels: Of the transformer: c, or c + 3.
+        in_channels: Channels that the transformer takes: c, or c + 3.
 
     Returns:
         b in_channels t h w. The coordinates, of moment, row and column, go from -1 at the first

@@ -22,7 +22,7 @@ from .build import ModelSize, build_scheduler
 from .stage_options import StageOptions
 from .stages.distillation import DISTILLED
 
-SHARD_SIZE = "8MB"
+SHARD_SIZE = "8MB"  # the Hub refuses files above 10 MB that are not in LFS
 
 
 def put_together(
@@ -31,9 +31,10 @@ def put_together(
     """A pipeline of these parts, with the settings that they are trained with.
 
     Args:
-        size: Has the settings.
-        solver_order: In place of the size's own.
-        parts: Tokenizer, text encoder, autoencoder and transformers; other settings.
+        size: Supplies the scheduler, the prediction and the text length.
+        solver_order: Order of the sampler in place of the size's own.
+        parts: Tokenizer, text encoder, autoencoder and transformers by their names in
+            `UltraGenPipeline`; other settings of it.
     """
     return UltraGenPipeline(
         scheduler=build_scheduler(size),

@@ -206,7 +206,7 @@ class Trainer:
         )
 
     def save(self) -> None:
-        """Checkpoint and exported averaged weights."""
+        """Saves a checkpoint, and exports the averaged weights."""
         replace_folder(self.checkpoint, lambda folder: self.accelerator.save_state(str(folder)))
         self.with_average(lambda: self.stage.export(self.config.out / "export"))
 

@@ -21,7 +21,7 @@ def check_model_files(folder: Path, without: Collection[str] = ()) -> None:
     """Checks that every file the model's indexes name is there and whole.
 
     Args:
-        folder: Of a pipeline.
+        folder: A pipeline's, in diffusers' layout.
         without: Parts that need not be there.
 
     Raises:

@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
 from ..files import first_line
 from ..presets import MAIN, HubSource
 
+# Answers of HTTP, and what comes back from whoever is not the Hub.
 _MOVED = (301, 302, 303, 307, 308)
 _NOT_THE_HUB = (FileMetadataError, JSONDecodeError, UnicodeDecodeError)
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
@@ -51,7 +52,18 @@ def explained(
     source: HubSource,
     local_files_only: bool = False,
 ) -> OSError:
-    """Why a download failed and what to do, in one line."""
+    """Why a download failed and what to do, in one line.
+
+    Args:
+        error: What huggingface_hub or the network raised.
+        repository: What was asked for, `owner/name`.
+        revision: Its commit, tag or branch.
+        source: What it should have held.
+        local_files_only: Whether only this machine was looked at.
+
+    Returns:
+        The error to raise from `error`.
+    """
     address = f"{constants.ENDPOINT}/{repository}"
     another = _another_commit(repository, revision, source)
     error = _answer(error)

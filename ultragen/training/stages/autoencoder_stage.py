@@ -54,7 +54,7 @@ class AutoencoderStage(Stage):
         num_frames: Frames of a crop, 4n + 1.
         pool: Crops kept on the device.
         part: `decoder` leaves the encoder, and so all latents that were ever made, as it is.
-        seed: Of the data; another one for each resumption.
+        seed: What scenes and their order follow; another one for each resumption.
         frame_sizes: Sizes that scenes are rendered at.
         adversarial: How strongly the adversary pulls at the picture, as a part of the pull of
             the other losses; 0 for none.
