@@ -1,8 +1,9 @@
-"""Files written whole or not at all, and the line that says why one could not be."""
+"""Files written whole or not at all, folders of a run's own, and why either could not be."""
 
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,6 +67,32 @@ def create_json(path: Path, content: Any) -> None:
 
 def _json_lines(content: Any) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def unique_directory(parent: Path, stem: str) -> Path:
+    """Creates a folder that no other run has.
+
+    Args:
+        parent: Where it goes; created when missing.
+        stem: What its name begins with; what file names can't hold becomes a hyphen.
+
+    Raises:
+        OSError: The folder can't be created.
+    """
+    safe = re.sub(r"[^A-Za-z0-9]+", "-", stem).strip("-")[:40] or "run"
+    folder = Path(parent) / f"{safe}-{secrets.token_hex(4)}"
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        if folder.is_dir():
+            return unique_directory(parent, stem)
+        raise OSError(f"{folder} can't be created: a file is in the way") from None
+    except OSError as error:
+        raise OSError(
+            f"the output folder {folder} can't be created ({error.strerror});"
+            " choose another output folder"
+        ) from error
+    return folder
 
 
 def first_line(error: BaseException) -> str:

@@ -34,9 +34,10 @@ def test_the_assembled_pipeline_loads_and_runs(trained, tmp_path):
     preset = load_models(tmp_path).preset
     assert preset.num_inference_steps == dict(QUICK.distill)["steps"]
     assert preset.guidance_scale == 1  # it is in the weights
-    frames = pipe("a calm lake at sunset", 96, 128, 5, num_inference_steps=2).frames
+    size = {"height": 96, "width": 128, "num_frames": 5, "num_inference_steps": 2}
+    frames = pipe("a calm lake at sunset", **size).frames
     assert frames.shape == (1, 5, 96, 128, 3)
-    base = pipe.base_pipeline()("a calm lake at sunset", 96, 128, 5, num_inference_steps=2).frames
+    base = pipe.base_pipeline()("a calm lake at sunset", **size).frames
     assert base.shape == frames.shape
     assert pipe.unknown_words("a calm zorgon lake") == ["zorgon"]
     small = torch.rand(1, 3, 8, 8)
