@@ -14,6 +14,14 @@ if not torch.cuda.is_available():  # kernels run in Triton's interpreter, which 
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """Tiny files of the 1.3B model's layout, which no test may change."""
+    from wan_files import make_wan
+
+    return make_wan(tmp_path_factory.mktemp("wan"))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--require-browser",

@@ -28,7 +28,8 @@ from ultragen.runs.progress import Cancelled
 from ultragen.runs.request import Request
 from ultragen.runs.write import write
 from ultragen.video import probe_video, read_video
-from ultragen.weights.fingerprint import check_model_files, fingerprint
+from ultragen.weights.fingerprint import fingerprint
+from ultragen.weights.folders import check_model_files
 
 REQUEST = Request("a calm lake", num_frames=5, seed=3, num_inference_steps=2).validate(EMBEDDED)
 

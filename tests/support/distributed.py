@@ -1,6 +1,7 @@
-"""One of several processes that train a toy together; `test_training.py` starts them.
+"""One of several processes that train a toy together, and then a stage by its command;
+`test_processes.py` starts them.
 
-Writes to OUT/RANK.json what this process ended with.
+Writes to OUT/RANK.json what this process ended the toy with; the stage fills OUT/stage.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
+from commands import ultragen
 from PIL import Image
 from torch import Tensor, nn
 
@@ -50,6 +52,8 @@ def main() -> None:
     trainer.train()
     result |= {"processes": trainer.accelerator.num_processes, "end": stage.model.weight.item()}
     (out / f"{rank}.json").write_text(json.dumps(result))
+    stage = ("autoencoder", "--tiny", "--max-steps", "2", "--out", out / "stage")
+    sys.exit(ultragen("train", *stage))
 
 
 if __name__ == "__main__":

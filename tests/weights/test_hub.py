@@ -31,7 +31,6 @@ from huggingface_hub.utils import (
 )
 from huggingface_hub.utils._http import default_client_factory
 from transformers.utils.logging import disable_progress_bar
-from wan_files import WanFiles, make_wan
 
 from ultragen.presets import ULTRAGEN_SOURCE, WAN_SOURCE
 from ultragen.weights import hub
@@ -492,11 +491,6 @@ def test_a_wrong_repository_shows_before_a_download(offers, variable, value, say
         locate_wan()
     assert says in str(caught.value)
     assert {tuple(patterns) for _, patterns in offers.downloads} <= {("model_index.json",)}
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory) -> WanFiles:
-    return make_wan(tmp_path_factory.mktemp("wan"))
 
 
 def test_wrong_weights_of_ones_own_show_before_a_download(offers, files, tmp_path):

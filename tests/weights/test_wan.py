@@ -11,17 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKLWan,
-    FlowMatchEulerDiscreteScheduler,
-    WanTransformer3DModel,
-)
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
+from released_files import Code, error
 from released_reference import Sizes, released_forward, released_weights
 from safetensors.torch import load_file, save_file
-from test_released import Code, error
 from torch import Tensor
 from transformers import UMT5EncoderModel
-from wan_files import WanFiles, make_random_wan, make_wan
+from wan_files import WanFiles, make_random_wan
 
 from ultragen.model.transformer import UltraGenTransformer3DModel
 from ultragen.model.wan_1_3b import RELEASED
@@ -32,11 +28,6 @@ from ultragen.weights.read import read_weights
 from ultragen.weights.released import load_released, save_released
 
 RUN = {"height": 128, "width": 160, "num_frames": 5, "windows": 2, "num_inference_steps": 2}
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory) -> WanFiles:
-    return make_wan(tmp_path_factory.mktemp("wan"))
 
 
 @pytest.fixture(scope="module")

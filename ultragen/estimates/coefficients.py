@@ -92,8 +92,8 @@ CPU_BFLOAT16_AVX512 = Coefficients(  # without AMX: AMD EPYC, torch 2.13.0, 2026
     encode=3.3e-8,
     dtype="bfloat16",
 )
-# The embedded model on an H100 80GB HBM3, torch 2.11.0, 2026-11-28 (`measuring.measure`). Passes
-# are so short that launching kernels is what takes time: pairs cost nothing yet.
+# The embedded model on an H100 80GB HBM3, torch 2.11.0, 2026-11-28 (`runs.calibrate.measure`).
+# Passes are so short that launching kernels is what takes time: pairs cost nothing yet.
 CUDA = Coefficients(
     device="cuda",
     probe=3.58e-3,

@@ -16,7 +16,7 @@ from ..sampling.wan_strips import Clip
 
 Placement = Literal["whole", "in turn"]
 
-MARGIN = 2 * GIB
+MARGIN = 2 * GIB  # free beside the model's own clip, for longer ones: chosen, not measured
 
 # The widest point of a layer is its feed-forward network: its hidden state before and after the
 # activation, beside the stream, its norm in float32 and the result. With the fused kernels it is
@@ -75,7 +75,7 @@ class Memory:
         free: Bytes without the model.
         weights: Bytes of its parts.
         bytes_per_value: Bytes of a value in the type that is computed in.
-        values_per_token: What a forward pass takes beside its weights.
+        values_per_token: Values that a forward pass takes for each token beside its weights.
     """
 
     free: int

@@ -90,7 +90,7 @@ def load_instruments(
 
     Raises:
         ValueError: A network can't be loaded.
-        OSError: A package is missing.
+        OSError: A package or a file of the classifier is missing, or the file is damaged.
     """
     folder = classifier or source / "classifier"
     network, name = _named(folder, device) if classifier or folder.is_dir() else (None, None)

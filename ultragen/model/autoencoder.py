@@ -14,6 +14,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .strict_loading import StrictLoading
+
 FRAMES_PER_LATENT = 4
 PATCH = 4
 
@@ -88,7 +90,7 @@ def residual_stage(channels: int, blocks: int) -> nn.Sequential:
     return nn.Sequential(*(ResidualBlock(channels) for _ in range(blocks)))
 
 
-class CompactAutoencoder(ModelMixin, ConfigMixin):
+class CompactAutoencoder(StrictLoading, ConfigMixin):
     """Compresses video 16× in space and 4× in time, with the interface of diffusers' Wan VAE.
 
     Four frames are stacked in the channels and go through two-dimensional convolutions at 1/4,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
+
+from .strict_loading import StrictLoading
 
 GRID = (3, 4)  # rows and columns of the coarse picture that keeps where things are
 
@@ -32,21 +32,23 @@ class SpaceTimeBlock(nn.Module):
         return hidden + self.time(functional.silu(branch))
 
 
-class AttributeClassifier(ModelMixin, ConfigMixin):
+class AttributeClassifier(StrictLoading, ConfigMixin):
     """Tells the attributes of a clip, each by a head of its own.
 
     Its features, which the heads read, are the mean and the maximum of every stage's channels and
     a coarse picture of the last stage: fine texture and composition are both in them.
 
     Args:
-        attributes: Values of each attribute, in the order of its head's outputs.
-        channels: Widths of the stages, each at half the size of the one before.
-        blocks: Blocks of each stage.
+        attributes: Name of each attribute → its values, in the order of its head's outputs.
+        channels: Channels of the stages, each at half the rows and columns of the one before.
+        blocks: Number of `SpaceTimeBlock`s of each stage.
         grid_features: Features of the coarse picture.
         height: Rows that frames are reduced to.
         width: Columns that frames are reduced to.
         num_frames: Frames of a clip that are looked at, evenly spread.
     """
+
+    way_out = "Run `train classifier`, or name the folder of a trained one."
 
     @register_to_config
     def __init__(
@@ -121,23 +123,18 @@ def spread(length: int, number: int) -> list[int]:
 
 
 def load_classifier(folder: Path, device: torch.device | str = "cpu") -> AttributeClassifier:
-    """Loads a trained classifier.
+    """Loads a trained classifier in float32.
 
     Raises:
-        ValueError: The folder is missing, or its files are damaged or of another layout.
+        ValueError: if the folder is none of a classifier, or its weights don't fit.
+        OSError: if a file of it is missing or damaged.
     """
     if not (folder / "config.json").is_file():
         raise ValueError(
-            f"there is no attribute classifier in {folder}: run `train classifier`, or name the "
+            f"There is no attribute classifier in {folder}: run `train classifier`, or name the "
             "folder of one."
         )
-    try:
-        network, report = AttributeClassifier.from_pretrained(
-            folder, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
-    except Exception as error:  # the readers of a damaged file raise whatever they like
-        raise ValueError(f"the classifier in {folder} can't be read: {error}") from error
-    wrong: dict[str, Any] = {kind: keys for kind, keys in report.items() if keys}
-    if wrong:
-        raise ValueError(f"the classifier's weights in {folder} don't fit its config: {wrong}")
-    return network.eval().to(device)
+    network = AttributeClassifier.from_pretrained(
+        folder, torch_dtype=torch.float32, local_files_only=True
+    )
+    return network.to(device)

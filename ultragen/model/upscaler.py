@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional
+
+from .strict_loading import StrictLoading
 
 
 class ResidualBlock(nn.Module):
@@ -20,7 +21,7 @@ class ResidualBlock(nn.Module):
         return hidden + self.conv_out(functional.silu(self.conv_in(hidden)))
 
 
-class UpscalerNetwork(ModelMixin, ConfigMixin):
+class UpscalerNetwork(StrictLoading, ConfigMixin):
     """Enlarges pictures four times, by what it adds to their interpolation.
 
     All convolutions work at the small size, where they cost a sixteenth, and the last one's
@@ -33,6 +34,7 @@ class UpscalerNetwork(ModelMixin, ConfigMixin):
     """
 
     SCALE = 4
+    way_out = "Restore the folder, or choose the upscaler lanczos."
 
     @register_to_config
     def __init__(self, channels: int = 48, num_blocks: int = 5) -> None:

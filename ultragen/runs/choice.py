@@ -22,7 +22,7 @@ from ..presets import (
     WAN_SOURCE,
     ModelPreset,
 )
-from ..weights.fingerprint import first_weights, read_index, weight_bytes
+from ..weights.folders import first_weights, read_index, weight_bytes
 from ..weights.hub import find_local
 
 SMALL_WEIGHTS = 2 * 10**9  # bytes of what a CPU can run in bearable time

@@ -114,14 +114,18 @@ def load_upscaler(name_or_path: str | Path, model_root: Path) -> Upscaler:
         model_root: The model's folder, whose subfolder `upscaler` holds the network.
 
     Raises:
-        ValueError: There is no such upscaler, or its weights are missing, damaged or of another
-            layout; the text names the file or folder.
+        OSError: The network's folder lacks a file, or one is damaged.
+        ValueError: There is no such upscaler, or its weights are of another layout; the text names
+            the file or folder.
         ImportError: A file is given and spandrel can't be imported.
     """
     if name_or_path == "lanczos":
         return Upscaler()
     if name_or_path == "network":
-        return NetworkUpscaler(_load_network(Path(model_root) / "upscaler"), "×4 network")
+        network = UpscalerNetwork.from_pretrained(
+            Path(model_root) / "upscaler", torch_dtype=torch.float32, local_files_only=True
+        )
+        return NetworkUpscaler(network, "×4 network")
     path = Path(name_or_path)
     if not path.is_file():
         raise ValueError(
@@ -129,27 +133,6 @@ def load_upscaler(name_or_path: str | Path, model_root: Path) -> Upscaler:
             " path of a super-resolution file"
         )
     return NetworkUpscaler(_load_foreign(path), path.stem)
-
-
-def _load_network(folder: Path) -> UpscalerNetwork:
-    if not (folder / "config.json").is_file():
-        raise ValueError(
-            f"the upscaler's weights are missing: there is no {folder / 'config.json'};"
-            " restore the folder, or choose the upscaler lanczos"
-        )
-    try:
-        network, report = UpscalerNetwork.from_pretrained(
-            folder, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
-    except Exception as error:  # the readers of a damaged file raise whatever they like
-        raise ValueError(
-            f"the upscaler's weights in {folder} can't be read (missing, cut off or damaged):"
-            f" restore the folder, or choose the upscaler lanczos. {first_line(error)}"
-        ) from error
-    wrong = {kind: keys for kind, keys in report.items() if keys}
-    if wrong:
-        raise ValueError(f"the upscaler's weights in {folder} don't fit its config.json: {wrong}")
-    return network
 
 
 def _load_foreign(path: Path) -> nn.Module:
@@ -163,7 +146,7 @@ def _load_foreign(path: Path) -> nn.Module:
         ) from error
     try:
         model = ModelLoader().load_from_file(path)
-    except Exception as error:  # as above
+    except Exception as error:  # the readers of a damaged file raise whatever they like
         raise ValueError(
             f"{path} is no super-resolution file that spandrel can read: {first_line(error)}"
         ) from error

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from ..model.autoencoder import CompactAutoencoder
 from ..model.classifier import AttributeClassifier
+from ..model.strict_loading import load_strictly
 from ..model.text_encoder import ClauseTextEncoder
 from ..model.transformer import UltraGenTransformer3DModel
 from ..model.upscaler import UpscalerNetwork
@@ -21,7 +22,7 @@ from .build import ModelSize, build_scheduler
 from .stage_options import StageOptions
 from .stages.distillation import DISTILLED
 
-SHARD_SIZE = "8MB"
+SHARD_SIZE = "8MB"  # the Hub refuses files above 10 MB that are not in LFS
 
 
 def put_together(
@@ -30,9 +31,10 @@ def put_together(
     """A pipeline of these parts, with the settings that they are trained with.
 
     Args:
-        size: Has the settings.
-        solver_order: In place of the size's own.
-        parts: Tokenizer, text encoder, autoencoder and transformers; other settings.
+        size: Supplies the scheduler, the prediction and the text length.
+        solver_order: Order of the sampler in place of the size's own.
+        parts: Tokenizer, text encoder, autoencoder and transformers by their names in
+            `UltraGenPipeline`; other settings of it.
     """
     return UltraGenPipeline(
         scheduler=build_scheduler(size),
@@ -77,10 +79,10 @@ def assemble(
         1 if all(distilled.values()) else None,
         distilled_steps=dict(options.distill)["steps"] if all(distilled.values()) else None,
         tokenizer=AutoTokenizer.from_pretrained(model / "tokenizer"),
-        text_encoder=ClauseTextEncoder.from_pretrained(model / "text_encoder"),
+        text_encoder=load_strictly(ClauseTextEncoder, model / "text_encoder"),
         vae=CompactAutoencoder.from_pretrained(model / "vae"),
         transformer=UltraGenTransformer3DModel.from_pretrained(weights / "transformer"),
-        base_transformer=WanTransformer3DModel.from_pretrained(weights / "base_transformer"),
+        base_transformer=load_strictly(WanTransformer3DModel, weights / "base_transformer"),
     )
     pipeline.to(torch.float16).save_pretrained(out, max_shard_size=SHARD_SIZE)
     upscaler = UpscalerNetwork.from_pretrained(model / "upscaler")

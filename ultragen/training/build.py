@@ -37,9 +37,9 @@ class ModelSize:
         base_tokens: Token rows and columns of the base model's frame.
         window_size: Token rows and columns of a window that `auto` keeps.
         base_shift: Shift of the noise schedule at the base model's frame.
-        prediction: What the transformers' outputs mean, see `flow.to_velocity`.
-        data_std: Of the preconditioning, see there.
-        solver_order: Of the sampler, see `UltraGenPipeline`.
+        prediction: What the transformers' outputs mean, see `sampling.flow.to_velocity`.
+        data_std: Standard deviation of clean latents that the preconditioning takes, see there.
+        solver_order: Order of the sampler, see `UltraGenPipeline`.
     """
 
     z_dim: int = 48

@@ -16,6 +16,7 @@ from ..world.captions import WEATHERS, caption
 from ..world.renderer import render
 from ..world.scene import HELD_OUT_SEEDS, Scene, sample_scene
 
+# Weathers that a caption may leave unsaid.
 FAIR = ("clear", "scattered")
 
 
@@ -23,7 +24,7 @@ class SceneStream:
     """Endless scenes, other ones in every process and after every resumption.
 
     Args:
-        rank: Of this process, below 64.
+        rank: Number of this process, below 64.
         start: A number that no earlier run of this training had.
 
     Raises:
@@ -134,7 +135,7 @@ class ClipMaker:
     Args:
         stream: Where scenes come from.
         vae: Frozen autoencoder with latent statistics.
-        tokenizer: Of the text encoder.
+        tokenizer: What the text encoder's token ids come from.
         height: Rows in pixels.
         width: Columns in pixels.
         num_frames: Frames, 4n + 1.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from ..hardware import fast_bfloat16
+from .checkpoint import recover_folder, replace_folder
 from .graphs import GraphedGradients
 from .muon import MuonAdamW, hidden_matrices
 from .stage import Every, Progress, Stage, TrainingConfig
@@ -93,6 +93,9 @@ class Trainer:
         """Trains until the minutes are over; returns the folder of the exported weights."""
         accelerator, config = self.accelerator, self.config
         accelerator.init_trackers("logs")
+        if accelerator.is_main_process:
+            recover_folder(self.checkpoint)
+        accelerator.wait_for_everyone()
         if self.checkpoint.is_dir():
             accelerator.load_state(str(self.checkpoint))
             self.ema.to(accelerator.device)  # registered objects are loaded to the CPU
@@ -203,14 +206,8 @@ class Trainer:
         )
 
     def save(self) -> None:
-        """Checkpoint and exported averaged weights."""
-        # Written beside the last one and then renamed: a run killed here keeps what it had.
-        fresh, old = (self.checkpoint.with_suffix(suffix) for suffix in (".new", ".old"))
-        self.accelerator.save_state(str(fresh))
-        if self.checkpoint.is_dir():
-            self.checkpoint.rename(old)
-        fresh.rename(self.checkpoint)
-        shutil.rmtree(old, ignore_errors=True)
+        """Saves a checkpoint, and exports the averaged weights."""
+        replace_folder(self.checkpoint, lambda folder: self.accelerator.save_state(str(folder)))
         self.with_average(lambda: self.stage.export(self.config.out / "export"))
 
     def write_samples(self) -> None:

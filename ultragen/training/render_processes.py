@@ -21,7 +21,7 @@ from torch import Tensor, multiprocessing
 Examples = tuple[Tensor, ...]
 # Builds, in a new process, one function for each kind of example.
 Makers = Callable[[torch.device, int], Sequence[Callable[[], Examples]]]
-WAITING = 4  # batches of examples on their way
+WAITING = 4  # batches of examples on their way from each device
 
 
 def pack(x: Tensor) -> tuple[np.ndarray, torch.dtype]:

@@ -26,15 +26,16 @@ class TrainingConfig:
         learning_rate: Peak learning rate; None takes the stage's own.
         warmup_steps: Steps of linear warm-up.
         decay: Last part of the minutes, over which the learning rate falls to zero.
-        weight_decay: Of the optimiser.
+        weight_decay: Part of every weight that a step at a learning rate of 1 would take away.
         max_grad_norm: Gradients are clipped to this norm.
-        ema_decay: Of the averaged weights, which are the ones that are exported.
+        ema_decay: Part of the averaged weights, which are the ones that are exported, that stays
+            in a step.
         checkpoint_minutes: Minutes between checkpoints.
         sample_minutes: Minutes between sample sheets.
         log_steps: Steps between log lines.
         profile_step: Step after which a few steps are profiled and the dearest operations
             printed; None for never.
-        seed: Of weights and data.
+        seed: What fresh weights and the data follow.
     """
 
     out: Path

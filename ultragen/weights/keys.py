@@ -99,6 +99,9 @@ _BRANCH_SIZES = {
     "gate_dim": ("self_attn.alpha_time_embedding.0.weight", 2, 0),
 }
 
+# umT5's word embeddings: one tensor under two names, of which files hold either or both.
+WORD_EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")
+
 # What repackaging, parallel training and compilation put before all names.
 _PREFIX = re.compile(r"^((model|module|diffusion_model|_orig_mod)\.)+")
 

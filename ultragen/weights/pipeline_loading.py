@@ -9,7 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders import WanLoraLoaderMixin
 
-from .folders import check_pipeline
+from .headers import check_pipeline
 from .wan import load_wan
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")

@@ -28,7 +28,7 @@ class Sizes:
     Attributes:
         transformer: Settings of both transformers.
         full: Layers of UltraGen that keep full attention.
-        lora_rank: Of UltraGen's compressed branches.
+        lora_rank: Rank of the updates of UltraGen's compressed branches.
         text: Settings of the text encoder.
         vae: Settings of the autoencoder.
     """

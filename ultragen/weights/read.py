@@ -17,11 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..model.strict_loading import differences
-from .fingerprint import SHARD, missing_index, weight_map
+from .folders import SHARD, SUFFIXES, missing_index, weight_map
 from .pickles import foreign_objects
 
 Model = TypeVar("Model", bound=nn.Module)
-SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
 _WHOLE = "diffusion_pytorch_model.safetensors"  # what Wan and diffusers call an unsharded model
 _INDEX = ".index.json"
 _AGAIN = "download it again"

@@ -4,7 +4,6 @@ file, diffusers' folders."""
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
@@ -20,7 +19,8 @@ from ..files import whole_file
 from ..model.strict_loading import wrong_keys
 from ..model.transformer import UltraGenTransformer3DModel
 from ..model.wan_1_3b import RELEASED
-from .json_files import check_fields, corrupt, read_object
+from .headers import empty_model, without_ignored
+from .json_files import check_fields, read_object
 from .keys import CONDITIONED, TOLD, branched_layers, depth, model_keys, plain_keys, read_config
 from .read import check_tensors, fill, read_weights
 
@@ -76,10 +76,10 @@ def save_released(
         )
     weights = {key: ours[name] for key, name in names.items()}
     if path is not None:
-        path = Path(path)
+        save = save_file if Path(path).suffix == ".safetensors" else torch.save
         # The tensors may still lie in the very file that is replaced.
-        with whole_file(path) as partial:
-            (save_file if path.suffix == ".safetensors" else torch.save)(weights, partial)
+        with whole_file(path) as unfinished:
+            save(weights, unfinished)
     return weights
 
 
@@ -157,15 +157,9 @@ def _load_folder(folder: Path, config: dict[str, Any], device: str) -> WanTransf
         raise ValueError(f"{folder} holds {name}, not one of {', '.join(kinds)}.")
     if config.get("image_dim") or config.get("added_kv_proj_dim"):
         raise ValueError(f"{folder} holds {CONDITIONED}.")
-    weights = read_weights(folder, device)
-    for pattern in getattr(kinds[name], "_keys_to_ignore_on_load_unexpected", None) or ():
-        weights = {key: value for key, value in weights.items() if not re.search(pattern, key)}
     check_fields(config, get_type_hints(kinds[name].__init__), folder / "config.json")
-    try:
-        with init_empty_weights():
-            model = kinds[name].from_config(config)
-    except Exception as error:  # a constructor raises whatever its arithmetic leads to
-        raise corrupt(folder / "config.json", error) from error
+    weights = without_ignored(kinds[name], read_weights(folder, device))
+    model = empty_model(kinds[name], folder)
     return fill(model, weights, {key: key for key in model.state_dict()}, str(folder))
 
 

@@ -11,10 +11,12 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from ..files import first_line
+from ..model.strict_loading import load_strictly
 from ..presets import ULTRAGEN_SOURCE, WAN, WAN_SOURCE
-from .fingerprint import check_base, check_kind
-from .folders import check_pipeline
+from .folders import check_base, check_kind
+from .headers import check_pipeline
 from .hub import check_space, find_local, locate, preview
+from .keys import WORD_EMBEDDINGS
 from .released import cast_weights, load_dense, load_ultragen
 
 SHIFT = 5.0  # of the released schedule: σ_i = 1 − i/30, then sσ / (1 + (s − 1)σ)
@@ -34,7 +36,9 @@ def load_wan(
     parts = {
         "tokenizer": _load_tokenizer(folder / "tokenizer"),
         "text_encoder": load_text_encoder(folder / "text_encoder", dtype),
-        "vae": _load_strictly(AutoencoderKLWan, folder / "vae", torch_dtype=dtype),
+        "vae": load_strictly(
+            AutoencoderKLWan, folder / "vae", use_safetensors=True, torch_dtype=dtype
+        ),
         # Wan's own scheduler is another one, with other steps.
         "scheduler": FlowMatchEulerDiscreteScheduler(shift=SHIFT),
         "transformer": cast_weights(transformer, dtype),
@@ -121,40 +125,11 @@ def _load_tokenizer(folder: Path) -> Any:
 
 
 def load_text_encoder(folder: Path, dtype: torch.dtype) -> UMT5EncoderModel:
-    """umT5's encoder, strictly; errors as in `_load_strictly`."""
+    """umT5's encoder from a folder in transformers' layout; errors as in `load_strictly`."""
     # The published file holds the word embeddings once, under `shared`; some releases of
     # transformers missed the encoder's own, which are the same, and left them at zero.
-    model = _load_strictly(UMT5EncoderModel, folder, {"encoder.embed_tokens.weight"}, dtype=dtype)
+    model = load_strictly(
+        UMT5EncoderModel, folder, tied=WORD_EMBEDDINGS[1:], use_safetensors=True, dtype=dtype
+    )
     model.set_input_embeddings(model.shared)
     return model
-
-
-def _load_strictly(
-    kind: Any, folder: Path, tied: frozenset[str] | set[str] = frozenset(), **options: Any
-) -> Any:
-    """Loads safetensors only, and nothing that is incomplete: loaders fill gaps with noise.
-
-    Args:
-        kind: Class of the model.
-        folder: Its folder.
-        tied: Weights that the file may lack, because they are others'.
-        options: For the loader.
-
-    Raises:
-        OSError: if the weights can't be read.
-        ValueError: if a weight is missing or unexpected.
-    """
-    try:
-        model, report = kind.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
-    except Exception as error:  # as above
-        raise OSError(f"The model in {folder} can't be loaded: {first_line(error)}") from error
-    wrong = {name: sorted(map(str, set(keys) - tied))[:8] for name, keys in report.items()}
-    if wrong := {name: keys for name, keys in wrong.items() if keys}:
-        raise ValueError(f"{folder} does not fit {kind.__name__}: {wrong}.")
-    return model.eval()

@@ -161,7 +161,7 @@ def caption(scene: Scene, seed: int, placed: bool = False) -> str:
 
     Args:
         scene: What is described.
-        seed: What the wording is drawn from.
+        seed: What the wording follows.
         placed: Whether to always name the side of a sun or moon that is there, which otherwise
             happens in one of two captions.
     """

@@ -9,7 +9,7 @@ from .noise import cell_values, fetch
 from .scene import Scene
 
 Values = dict[str, Tensor]
-BIRDS = 7
+BIRDS = 7  # in a flock
 
 
 def rainy(scene: Scene) -> bool:

@@ -160,7 +160,7 @@ def cover_layers(
 
     Args:
         top: Screen heights of the layers' upper edges, n layer w.
-        base: Screen heights of their waterlines, n layer w or n layer 1.
+        base: Screen heights of the layers' waterlines, n layer w or n layer 1.
         ripple: How far a reflection is shifted, n h w.
         y: Screen height of each row, 1 h 1.
         pixel: Size of a pixel in frame heights.
@@ -186,7 +186,7 @@ def cover_layers(
 
 
 def _pick(values: Tensor, index: Tensor) -> Tensor:
-    """Picks from values (n layer w or n layer 1) those of each pixel's layer: n h w."""
+    """Picks each pixel's layer from values n layer w or n layer 1: n h w."""
     values = values.expand(-1, -1, index.shape[-1])
     return torch.gather(values, 1, index)
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args, get_type_hints
 
 VERSION = 2
-"""Changes whenever the same scene is drawn otherwise, so that clips from before and after don't
-stand in one table."""
+"""Version of the world: another one where the same scene is drawn otherwise, so that clips from
+before and after don't stand in one table."""
 
 HELD_OUT_SEEDS = range(1_000_000)
 """Scenes with these seeds are never trained on: previews, tests and measurements use them."""

@@ -54,8 +54,8 @@ class Adversary:
 
     Args:
         channels: Widths of the critic.
-        learning_rate: Of the critic.
-        penalty: Weight of its smoothness.
+        learning_rate: Learning rate of the critic's AdamW.
+        penalty: Weight of the critic's smoothness in its loss.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Adversary:
 
     @property
     def strength(self) -> float:
-        """Of its loss, from 0 to 1."""
+        """How far the critic's loss has grown, from 0 to 1."""
         return min(1.0, self.steps / WARMUP)
 
     def learn(self, real: Tensor, decoded: Tensor) -> Tensor:

@@ -55,12 +55,14 @@ class AutoencoderStage(Stage):
         num_frames: Frames of a crop, 4n + 1.
         pool: Crops kept on the device.
         part: `decoder` leaves the encoder, and so all latents that were ever made, as it is.
-        seed: Of the data; another one for each resumption.
+        seed: What scenes and their order follow; another one for each resumption.
         frame_sizes: Sizes that scenes are rendered at.
         adversarial: How strongly the adversary pulls at the picture, as a part of the pull of
             the other losses; 0 for none.
         anchor: Weight of the squared distance of the latents from those of the autoencoder that
             the stage starts from; 0 for none.
+        statistics_clips: Held-out clips of each size from which the latents' mean and deviation
+            are computed whenever the weights are exported.
 
     Raises:
         ValueError: if crops are too short for the adversary.
@@ -78,6 +80,7 @@ class AutoencoderStage(Stage):
         frame_sizes: tuple[tuple[int, int], ...] = FRAME_SIZES,
         adversarial: float = 0.5,
         anchor: float = 0.0,
+        statistics_clips: int = 24,
     ) -> None:
         if adversarial and num_frames < FRAMES:
             raise ValueError(
@@ -92,6 +95,7 @@ class AutoencoderStage(Stage):
         self.batch_size, self.crop, self.num_frames = batch_size, crop, num_frames
         self.capacity, self.seed, self.frame_sizes = pool, seed, frame_sizes
         self.adversarial, self.anchor = adversarial, anchor
+        self.statistics_clips = statistics_clips
         self.adversary = Adversary() if adversarial else None
         self.companions = (self.adversary,) if self.adversary else ()
         # Now, because a training that is resumed loads a moved encoder before `setup`.
@@ -189,7 +193,7 @@ class AutoencoderStage(Stage):
         self.vae.save_pretrained(folder / "vae")
 
     @torch.no_grad()
-    def statistics(self, number: int = 24) -> tuple[list[float], list[float]]:
+    def statistics(self) -> tuple[list[float], list[float]]:
         """Mean of each latent channel over held-out clips, and one deviation for all channels.
 
         A few channels carry the picture's large shapes and vary most; with a deviation of its own
@@ -199,7 +203,7 @@ class AutoencoderStage(Stage):
         latents = [
             self.vae.encode(video).latent_dist.mode()
             for size in self.frame_sizes[:2]
-            for video in self.held_out(*size, number, 9)
+            for video in self.held_out(*size, self.statistics_clips, 9)
         ]
         flat = torch.cat([z.transpose(0, 1).flatten(1).float() for z in latents], dim=1)
         mean = flat.mean(1, keepdim=True)

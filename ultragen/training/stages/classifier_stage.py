@@ -85,7 +85,7 @@ class ClassifierStage(Stage):
         pool: Clips kept on the device, reduced.
         chunk: Clips rendered at once.
         held_out: Scenes that the accuracy is measured on, never trained on.
-        seed: Of the data; another one for each resumption.
+        seed: What scenes and their order follow; another one for each resumption.
 
     Raises:
         ValueError: for a network of other attributes than the world's.

@@ -131,10 +131,10 @@ class DistillStage(TransformerStage):
     Args:
         pipeline: Holds the teacher, which becomes the student.
         sizes: Kinds of clips; nothing is rendered for them.
-        steps: Of the student.
-        guidance_scale: Of the teacher.
+        steps: Steps in which the student samples; the teacher takes two for each.
+        guidance_scale: Guidance that the teacher is sampled with, and the student learns.
         negative_prompt: What the teacher's guidance leads away from.
-        seed: Of captions and noise.
+        seed: What captions and noise follow.
         own_states: Whether the student leads half of the clips, or the teacher all of them.
     """
 

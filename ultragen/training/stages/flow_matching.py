@@ -27,9 +27,9 @@ class ClipMakers:
 
     Attributes:
         vae: Frozen autoencoder with latent statistics.
-        tokenizer: Of the text encoder.
+        tokenizer: What the text encoder's token ids come from.
         sizes: Kinds of clips.
-        seed: Of the data.
+        seed: What the scenes follow.
         rank: Stream of scenes of the first process.
         stride: How far the next process's stream is from it, so that no two see the same scenes.
     """
@@ -58,7 +58,7 @@ class FlowMatchingStage(TransformerStage):
         sizes: Kinds of clips; a step uses one of them.
         train_text: Whether the text encoder is trained along.
         share: Part of the time that goes into rendering new clips, where no other device does.
-        seed: Of the data; another one for each resumption.
+        seed: What scenes and their order follow; another one for each resumption.
         render_on: Devices that render, such as `cuda:1`; none for the training's own.
     """
 

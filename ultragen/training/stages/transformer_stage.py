@@ -67,9 +67,9 @@ class TransformerStage(Stage):
         pipeline: Holds what is trained and what is needed for samples.
         sizes: Kinds of clips; a step uses one of them.
         train_text: Whether the text encoder is trained along.
-        seed: Of the data; another one for each resumption.
-        num_inference_steps: Of the samples.
-        guidance_scale: Of the samples.
+        seed: What the data follow; another one for each resumption.
+        num_inference_steps: Steps in which the clips of sample sheets are sampled.
+        guidance_scale: Guidance of these clips; 1 for none.
     """
 
     recordable = True

@@ -34,7 +34,7 @@ class UpscalerStage(Stage):
         crop: Rows and columns of a low-resolution crop, a multiple of 16.
         batch_size: Crops a step in each process.
         pool: Crops kept on the device.
-        seed: Of the data; another one for each resumption.
+        seed: What scenes and their order follow; another one for each resumption.
     """
 
     def __init__(

@@ -1,0 +1,33 @@
+"""What tests of trained weights share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from inspect import signature
+from pathlib import Path
+
+import pytest
+from training_stages import QUICK, steps
+
+from ultragen.training.recipe import STAGES, train
+from ultragen.training.stages.transformer_stage import TransformerStage
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_samples() -> Iterator[None]:
+    """Sample sheets in two steps: sampling takes longer than the steps that the tests train."""
+    start = TransformerStage.__init__
+    assert signature(start).parameters["num_inference_steps"].default == 12
+    with pytest.MonkeyPatch.context() as patch:
+        seed, _, guidance_scale = start.__defaults__
+        patch.setattr(start, "__defaults__", (seed, 2, guidance_scale))
+        yield
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, short_samples) -> Path:
+    """All stages, a few steps each."""
+    out = tmp_path_factory.mktemp("training")
+    for stage in STAGES:
+        assert train(stage, steps(out, 3), QUICK) == out / "model"
+    return out

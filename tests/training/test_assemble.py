@@ -1,0 +1,65 @@
+"""Trained parts together as one pipeline."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_stages import QUICK, weights
+
+from ultragen.model.classifier import load_classifier
+from ultragen.model.upscaler import UpscalerNetwork
+from ultragen.pipeline import UltraGenPipeline
+from ultragen.presets import EMBEDDED
+from ultragen.runs.loading import load_models
+from ultragen.training.assemble import assemble
+from ultragen.world.scene import ALLOWED
+
+
+@pytest.mark.slow
+def test_the_assembled_pipeline_loads_and_runs(trained, tmp_path):
+    assemble(trained / "model", tmp_path, QUICK)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert max(path.stat().st_size for path in files) < 9_000_000
+    texts = [path.read_text() for path in files if path.suffix == ".json"]
+    assert not any(str(trained) in text for text in texts)  # they go to other people
+    stored = [load_file(path) for path in files if path.suffix == ".safetensors"]
+    assert len(stored) >= 5
+    assert {v.dtype for part in stored for v in part.values()} == {torch.float16}
+    pipe = UltraGenPipeline.from_pretrained(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.config.solver_order == 1  # both are distilled
+    preset = load_models(tmp_path).preset
+    assert preset.num_inference_steps == dict(QUICK.distill)["steps"]
+    assert preset.guidance_scale == 1  # it is in the weights
+    size = {"height": 96, "width": 128, "num_frames": 5, "num_inference_steps": 2}
+    frames = pipe("a calm lake at sunset", **size).frames
+    assert frames.shape == (1, 5, 96, 128, 3)
+    base = pipe.base_pipeline()("a calm lake at sunset", **size).frames
+    assert base.shape == frames.shape
+    assert pipe.unknown_words("a calm zorgon lake") == ["zorgon"]
+    small = torch.rand(1, 3, 8, 8)
+    assert UpscalerNetwork.from_pretrained(tmp_path / "upscaler")(small).shape == (1, 3, 32, 32)
+    judge = load_classifier(tmp_path / "classifier")
+    assert judge.classify(judge.reduce(torch.rand(5, 3, 64, 96)))["water"] in ALLOWED["water"]
+    assert (tmp_path / "classifier/accuracy.json").exists()
+
+
+@pytest.mark.slow
+def test_what_is_not_distilled_is_sampled_in_second_order(trained, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(trained / "model", model)
+    assemble(model, tmp_path / "teachers", QUICK, undistilled=True)
+    shutil.rmtree(model / "distilled" / "transformer")
+    with pytest.raises(ValueError, match="run `train distill` too"):
+        assemble(model, tmp_path / "half", QUICK)
+    shutil.rmtree(model / "distilled")
+    assemble(model, tmp_path / "plain", QUICK)
+    for folder in (tmp_path / "teachers", tmp_path / "plain"):
+        pipe = UltraGenPipeline.from_pretrained(folder)
+        assert pipe.config.solver_order == 2
+        assert load_models(folder).preset == EMBEDDED
+        taken, teacher = pipe.transformer.state_dict(), weights(model / "transformer")
+        assert all(torch.equal(taken[name].half(), value.half()) for name, value in teacher.items())

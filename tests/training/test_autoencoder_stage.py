@@ -1,0 +1,105 @@
+"""The autoencoder's objectives, and the critic that pulls at it."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from training_stages import run, settings
+
+from ultragen.training.build import TINY_SIZE, build_autoencoder
+from ultragen.training.stages import autoencoder_stage
+from ultragen.training.stages.adversary import Adversary, balance
+from ultragen.training.stages.autoencoder_stage import AutoencoderStage
+from ultragen.training.stages.losses import contrast_weight
+
+
+def test_the_autoencoder_learns_a_small_pool():
+    stage = small_autoencoder_stage()
+    stage.setup(torch.device("cpu"), 0, 1)
+    stage.pool.put(stage.pool.make())
+    batch = stage.pool.sample(2)[0].float() / 127.5 - 1
+    optimizer = torch.optim.Adam(stage.model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(120):
+        loss = stage.loss(stage.model, batch)["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def small_autoencoder_stage(**settings) -> AutoencoderStage:
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(autoencoder_stage, "Adversary", partial(Adversary, channels=(8, 16, 16)))
+        return AutoencoderStage(
+            build_autoencoder(TINY_SIZE), batch_size=2, crop=32, num_frames=5, pool=2,
+            frame_sizes=((64, 96),), statistics_clips=2, **settings,
+        )  # fmt: skip
+
+
+def test_errors_weigh_more_where_contrast_is_low():
+    torch.manual_seed(0)
+    video = torch.zeros(2, 3, 3, 40, 80)
+    video[..., 40:] = torch.rand(2, 3, 3, 40, 40)
+    weight = contrast_weight(video)
+    assert weight.shape == (2, 1, 3, 40, 80)
+    torch.testing.assert_close(weight.mean((1, 2, 3, 4)), torch.ones(2))
+    assert weight[..., :30].min() > 1.5 * weight[..., 50:].max()
+
+
+def test_the_critic_learns_to_tell_blurred_clips_from_sharp_ones():
+    torch.manual_seed(0)
+    adversary = Adversary(channels=(8, 16, 16), learning_rate=2e-3)
+    for _ in range(60):
+        real = torch.rand(2, 3, 6, 32, 32) * 2 - 1
+        blurred = torch.nn.functional.avg_pool3d(real, (1, 3, 3), 1, (0, 1, 1))
+        right = adversary.learn(real, blurred)
+    assert right > 0.95
+    assert adversary.strength == pytest.approx(60 / 500)
+    # Its loss says which of two clips looks more like the real one.
+    assert adversary.loss(real, (real + blurred) / 2) < adversary.loss(real, blurred)
+    assert not any(parameter.requires_grad for parameter in adversary.network.parameters())
+
+
+def test_two_losses_pull_equally():
+    picture = torch.rand(4, 4, requires_grad=True)
+    loss, other = picture.square().sum(), 1e-3 * (picture - 1).abs().sum()
+    factor = balance(loss, other, picture)
+    pulls = [torch.autograd.grad(x, picture)[0].norm() for x in (loss, factor * other)]
+    torch.testing.assert_close(*pulls)
+
+
+def test_an_anchor_holds_the_latents():
+    moved = []
+    for anchor in (1e-6, 10.0):
+        stage = small_autoencoder_stage(anchor=anchor, adversarial=0.0)
+        stage.setup(torch.device("cpu"), 0, 1)
+        batch = stage.pool.make()[0][:2].float() / 127.5 - 1
+        optimizer = torch.optim.Adam(stage.model.parameters(), lr=3e-3)
+        for _ in range(30):
+            losses = stage.loss(stage.model, batch)
+            losses["loss"].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        moved.append(losses["moved"].item())
+    assert moved[1] < 0.1 * moved[0]
+
+
+def test_crops_too_short_for_the_adversary_are_refused():
+    with pytest.raises(ValueError, match="3 frames together, not 1: take more, or adversarial=0"):
+        AutoencoderStage(build_autoencoder(TINY_SIZE), num_frames=1)
+
+
+def test_the_critic_is_resumed_with_the_training(tmp_path):
+    first = small_autoencoder_stage()
+    run(first, settings(tmp_path, 2))
+    second = small_autoencoder_stage()
+    run(second, settings(tmp_path, 3))
+    assert first.adversary is not None and second.adversary is not None
+    assert (first.adversary.steps, second.adversary.steps) == (2, 3)
+    old, new = (x.adversary.network.head.weight for x in (first, second))
+    assert 0 < (old - new).abs().max() < 2e-3
