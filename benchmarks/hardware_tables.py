@@ -21,7 +21,7 @@ DOC = Path(__file__).parents[1] / "docs" / "hardware.md"
 NOTHING = "–"
 NOT_YET = "Not measured yet."
 STEPS = WAN.num_inference_steps
-NAMES = {"wan": "WAN_CUDA", "embedded": "CUDA"}  # of the coefficients in `ultragen.coefficients`
+NAMES = {"wan": "WAN_CUDA", "embedded": "CUDA"}  # of the coefficients in `estimates.coefficients`
 
 
 def render(paths: Sequence[Path], doc: Path) -> None:
@@ -210,7 +210,7 @@ def coefficients_table(parts: Mapping[str, Entry]) -> list[str]:
 
 
 def coefficients_code(name: str, entry: Entry) -> str:
-    """Coefficients as `ultragen.coefficients` holds them."""
+    """Coefficients as `estimates.coefficients` holds them."""
     lines = [
         f"    {field.name}={entry[field.name]!r},"
         if isinstance(entry[field.name], str)

@@ -180,3 +180,13 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
         else:
             lines.append(word)
     return lines
+
+
+def to_image(frame: Tensor) -> Image.Image:
+    """A frame 3 h w in [0, 1] as a picture."""
+    return Image.fromarray(to_frames(frame[:, None])[0])
+
+
+def picture_grid(rows: list[list[Image.Image]]) -> Image.Image:
+    """Pictures of one size, row by row; all rows have the same length."""
+    return contact_sheet([image for row in rows for image in row], len(rows[0]))

@@ -8,7 +8,7 @@ import pytest
 from commands import PROMPT, SMALL, one_line, ultragen
 
 from ultragen.runs.request import Request
-from ultragen.sampling import guidance
+from ultragen.sampling import parallel_guidance
 from ultragen.video import probe_video
 
 
@@ -72,7 +72,7 @@ def test_compare_with_the_base_model_at_full_size(fake, tmp_path):
 
 
 def test_guidance_runs_on_a_second_device(fake, tmp_path, monkeypatch):
-    monkeypatch.setattr(guidance, "check_second", lambda device, first: None)
+    monkeypatch.setattr(parallel_guidance, "check_second", lambda device, first: None)
     guided = (*SMALL, "--guidance-scale", 3)
     run = ("generate", "--prompt", PROMPT, *guided, "--out", tmp_path / "lake.mp4")
     assert ultragen(*run) == 0
@@ -96,7 +96,7 @@ def test_guidance_on_a_device_that_saves_nothing(fake, tmp_path, capsys, device,
 
 
 def test_guidance_stays_where_the_models_take_turns(fake, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(guidance, "check_second", lambda device, first: None)
+    monkeypatch.setattr(parallel_guidance, "check_second", lambda device, first: None)
     fake.placement = "in turn"
     out = ("--guidance-device", "cuda:1", "--out", tmp_path / "run")
     assert ultragen("compare", "--prompt", PROMPT, *SMALL, *out) == 2

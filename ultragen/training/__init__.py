@@ -1,1 +1,1 @@
-"""Training: the procedural world, its captions, and the stages of training."""
+"""The training of the embedded model, stage by stage."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ..model.autoencoder import CompactAutoencoder
 from ..model.classifier import AttributeClassifier
 from ..model.coordinates import add_coordinates
+from ..model.strict_loading import load_strictly
 from ..model.text_encoder import ClauseTextEncoder
 from ..model.transformer import UltraGenTransformer3DModel
 from ..model.upscaler import UpscalerNetwork
@@ -36,6 +38,8 @@ from .stages.distillation import DistillStage
 from .stages.flow_matching import FlowMatchingStage
 from .stages.upscaler_stage import UpscalerStage
 from .vocabulary import build_text_encoder, build_tokenizer, read_by_clauses
+
+load_wan_transformer = partial(load_strictly, WanTransformer3DModel)
 
 
 def _component(folders: Sequence[Path], name: str, load: Callable[[Path], Any], stage: str) -> Any:
@@ -77,7 +81,9 @@ class Sources:
         return _component(self.folders, "tokenizer", AutoTokenizer.from_pretrained, "base")
 
     def text_encoder(self) -> ClauseTextEncoder:
-        return _component(self.folders, "text_encoder", ClauseTextEncoder.from_pretrained, "base")
+        return _component(
+            self.folders, "text_encoder", partial(load_strictly, ClauseTextEncoder), "base"
+        )
 
 
 def autoencoder_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
@@ -98,7 +104,7 @@ def decoder_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
 
 def base_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
     size = options.size
-    transformer = sources.initial("base_transformer", WanTransformer3DModel.from_pretrained)
+    transformer = sources.initial("base_transformer", load_wan_transformer)
     if transformer is None:
         if options.freeze_text:
             raise ValueError(
@@ -148,8 +154,7 @@ def ultragen_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
     size = options.size
     transformer = sources.initial("transformer", UltraGenTransformer3DModel.from_pretrained)
     if transformer is None:
-        load = WanTransformer3DModel.from_pretrained
-        base = _component(sources.folders, "base_transformer", load, "base")
+        base = _component(sources.folders, "base_transformer", load_wan_transformer, "base")
         transformer = convert(base.float(), size, **dict(options.attention))
     add_coordinates(transformer)
     pipeline = with_trained_parts(sources, size, transformer)
@@ -177,8 +182,7 @@ def distillation(
 
 def base_distill_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
     """Few steps and no guidance for the dense model."""
-    load = WanTransformer3DModel.from_pretrained
-    transformer = _component(sources.folders, "base_transformer", load, "base")
+    transformer = _component(sources.folders, "base_transformer", load_wan_transformer, "base")
     return distillation(sources, options, transformer, options.base_distill_sizes, seed)
 
 

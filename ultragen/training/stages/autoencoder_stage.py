@@ -12,11 +12,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...model.autoencoder import CompactAutoencoder
-from ...pictures import to_uint8
+from ...pictures import picture_grid, to_image, to_uint8
 from ...world.renderer import render
 from ...world.scene import sample_scene
 from ..data import Pool, SceneStream
-from ..sample_sheets import grid, to_image
 from ..stage import Stage
 from .adversary import FRAMES, Adversary, balance
 from .losses import contrast_weight, gradient_loss, psnr
@@ -184,7 +183,7 @@ class AutoencoderStage(Stage):
             scores.append(psnr((decoded - video) / 2).item())
             rows.append([to_image(v[0, :, -1] / 2 + 0.5) for v in (video, decoded)])
         print(f"held-out PSNR {sum(scores) / len(scores):.2f} dB", scores, flush=True)
-        return grid([list(column) for column in zip(*rows, strict=True)])
+        return picture_grid([list(column) for column in zip(*rows, strict=True)])
 
     def export(self, folder: Path) -> None:
         if self.part == "all":

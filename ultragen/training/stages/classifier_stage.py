@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...model.classifier import AttributeClassifier, spread
-from ...pictures import to_uint8
+from ...pictures import picture_grid, to_image, to_uint8
 from ...world.renderer import render
 from ...world.scene import ALLOWED, Scene, sample_scene
 from ..data import Pool, SceneStream
-from ..sample_sheets import grid, to_image
 from ..stage import Stage
 
 # Rows and columns that scenes are rendered at, and how often: large frames are dear, and once
@@ -213,7 +212,7 @@ class ClassifierStage(Stage):
         middle = views.shape[2] // 2
         pictures = [to_image(views[i, :, middle] / 255) for i in worst]
         columns = 4 if len(pictures) % 4 == 0 else len(pictures)
-        return grid([pictures[i : i + columns] for i in range(0, len(pictures), columns)])
+        return picture_grid([pictures[i : i + columns] for i in range(0, len(pictures), columns)])
 
     def export(self, folder: Path) -> None:
         """Saves the network, and its accuracy beside it."""

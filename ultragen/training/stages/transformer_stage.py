@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from ...hardware import fast_bfloat16
 from ...model.coordinates import with_coordinates
 from ...model.transformer import UltraGenTransformer3DModel
+from ...pictures import picture_grid, to_image
 from ...pipeline import UltraGenPipeline
 from ...presets import PROMPTS, SUGGESTED
 from ...sampling.flow import to_velocity
 from ..clip_sizes import ClipSize
 from ..data import tokenize
-from ..sample_sheets import grid, to_image
 from ..stage import Stage
 
 
@@ -136,7 +136,7 @@ class TransformerStage(Stage):
                     output_type="pt",
                 ).frames[0]
             rows.append([to_image(frames[i]) for i in (0, len(frames) // 2, -1)])
-        return grid(rows)
+        return picture_grid(rows)
 
     def export(self, folder: Path) -> None:
         name = (

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from ...model.autoencoder import CompactAutoencoder
 from ...model.upscaler import UpscalerNetwork
+from ...pictures import picture_grid, to_image
 from ...world.renderer import render
 from ...world.scene import sample_scene
 from ..data import Pool, SceneStream
-from ..sample_sheets import grid, to_image
 from ..stage import Stage
 from .losses import gradient_loss, psnr
 
@@ -105,7 +105,7 @@ class UpscalerStage(Stage):
             fine = self.network(low)
             print(f"PSNR bicubic {psnr(plain - high):.2f}, network {psnr(fine - high):.2f} dB")
             rows.append([to_image(x[0]) for x in (plain, fine, high)])
-        return grid(rows)
+        return picture_grid(rows)
 
     def export(self, folder: Path) -> None:
         self.network.save_pretrained(folder / "upscaler")
