@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 import torch
@@ -12,6 +13,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 if not torch.cuda.is_available():  # kernels run in Triton's interpreter, which it asks once
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(autouse=True)
+def own_attention_backend():
+    """Takes back what a test chose for a model of its own: diffusers 0.42.1 keeps it as the whole
+    process's default."""
+    yield
+    attention = sys.modules.get("diffusers.models.attention_dispatch")
+    if attention is not None:
+        default = attention.AttentionBackendName(attention.DIFFUSERS_ATTN_BACKEND)
+        attention._AttentionBackendRegistry.set_active_backend(default)
 
 
 @pytest.fixture(scope="session")

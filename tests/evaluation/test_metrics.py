@@ -331,8 +331,8 @@ def test_a_4k_frame_is_measured_in_less_than_2_gib():
 
     code = """
 import resource, numpy as np, torch
-from ultragen import metrics
-from ultragen.features import LPIPS
+from ultragen.evaluation import metrics
+from ultragen.evaluation.networks import LPIPS
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 metrics.DETAIL_LEVELS = (5,)  # each needs as much as the others
 lpips = LPIPS("alex").eval()

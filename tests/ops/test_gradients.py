@@ -26,9 +26,11 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 GRID = (1, 4, 6) if DEVICE == "cpu" else (2, 4, 6)
 LAYOUTS = {
     "paper": {},
-    "full layers": {"full_attention_layers": (0,)},
-    "resized, keys from queries": {"uneven": "resize", "global_keys_from": "query"},
-    "shifted, without the global branch": {"crossing": "shift", "branches": ("hierarchical",)},
+    "released": {
+        "full_attention_layers": (0,),
+        "uneven": "resize",
+        "global_keys_from": "query",
+    },
 }
 
 

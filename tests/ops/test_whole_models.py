@@ -56,7 +56,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_whole_model_with_kernels_is_the_one_without(forced, kind):
     """Also where its weights lie elsewhere, or in another precision, until a layer is called."""
-    model = tiny_ultragen(full_attention_layers=(0,), num_layers=3, cross_attn_norm=True).to(DEVICE)
+    model = tiny_ultragen(full_attention_layers=(0,), num_layers=2, cross_attn_norm=True).to(DEVICE)
     KINDS[kind](model)
     given = {k: v.to(DEVICE) for k, v in inputs(GRID, 1).items()}
     found, expected = both_ways(model, **given, windows=2)
@@ -77,7 +77,7 @@ def test_a_whole_model_with_whole_tiles_is_the_one_without(forced, monkeypatch):
     for module in ("model.attention", "ops.whole_attention"):
         monkeypatch.setattr(f"ultragen.{module}.tile_of", tile_of)
     model = tiny_ultragen(
-        full_attention_layers=(0,), num_layers=3, cross_attn_norm=True, attention_head_dim=head
+        full_attention_layers=(0,), num_layers=2, cross_attn_norm=True, attention_head_dim=head
     ).to(DEVICE, dtype)
     given = {k: v.to(DEVICE, dtype) for k, v in inputs(GRID, 1).items()}
     found, expected = both_ways(model, **given, windows=2)

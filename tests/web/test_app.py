@@ -20,7 +20,7 @@ import pytest
 from fakes import fake_models, served
 from gradio_client import Client
 from gradio_client.exceptions import AppError
-from paths import ROOT
+from paths import ROOT, SUPPORT
 
 import app
 from ultragen.presets import EMBEDDED, RESOLUTIONS
@@ -384,7 +384,7 @@ def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", **environment},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{SUPPORT}", **environment},
         capture_output=True,
         text=True,
         timeout=120,
