@@ -104,13 +104,13 @@ class Walk:
         if not self.tiny:
             return code
         code = changed(code, "--resolution 1080p", "--resolution 544p")
-        return changed(code, "--frames 81", "--frames 1 --steps 1")
+        return changed(code, "--num-frames 81", "--num-frames 1 --steps 1")
 
     def shorter(self, code: str) -> str:
         """The same with fewer steps."""
         if self.tiny or self.steps is None:
             return self.sized(code)
-        return changed(code, "--frames 81", f"--frames 81 --steps {self.steps}")
+        return changed(code, "--num-frames 81", f"--num-frames 81 --steps {self.steps}")
 
 
 def changed(code: str, old: str, new: str) -> str:

@@ -55,6 +55,7 @@ FAST = {
     "convert": (),
     "evaluate": ("--clips", "1", "--frames", "5", "--steps", "1"),
     "benchmark": ("--repeats", "1", "--skip", "parts"),
+    "doctor": (),
 }
 
 
