@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 
@@ -32,6 +33,25 @@ def files(tmp_path_factory):
     from wan_files import make_wan
 
     return make_wan(tmp_path_factory.mktemp("wan"))
+
+
+@pytest.fixture(scope="session")
+def built():
+    """A tiny pipeline with random weights, which no test may change."""
+    from tiny import tiny_pipeline
+
+    return tiny_pipeline()
+
+
+@pytest.fixture
+def pipe(built):
+    return built
+
+
+@pytest.fixture
+def changeable(built):
+    """A copy whose weights and configuration a test may change."""
+    return copy.deepcopy(built)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
