@@ -10,8 +10,8 @@ from commands import PROMPT, SMALL, one_line, ultragen
 
 from ultragen.cli import train
 from ultragen.training.build import EMBEDDED_SIZE, TINY_SIZE
-from ultragen.training.recipe import STAGES
 from ultragen.training.stage_options import StageOptions
+from ultragen.training.stage_order import STAGES
 from ultragen.video import probe_video
 
 
@@ -46,7 +46,7 @@ def trained(monkeypatch, tmp_path) -> list:
         calls.append(arguments)
         return tmp_path
 
-    monkeypatch.setattr("ultragen.training.recipe.train", train)
+    monkeypatch.setattr("ultragen.training.stage_order.train", train)
     return calls
 
 

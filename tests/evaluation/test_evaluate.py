@@ -25,9 +25,7 @@ from ultragen.runs import loading, request
 from ultragen.runs.loading import Models
 from ultragen.runs.request import Request
 from ultragen.training.build import TINY_SIZE, build_pipeline
-from ultragen.world.heldout import (
-    held_out_clips,
-)
+from ultragen.world.heldout import held_out_clips
 
 
 def test_evaluate_writes_a_table_json_and_a_sheet(fake, tmp_path, capsys):

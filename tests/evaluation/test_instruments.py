@@ -11,14 +11,8 @@ from evaluations import save_classifier
 
 from ultragen.evaluation import instruments as measuring
 from ultragen.evaluation.instruments import Instruments, load_instruments, measure, see
-from ultragen.evaluation.metrics import (
-    FrameNetwork,
-    TextFrameNetwork,
-    to_tensor,
-)
-from ultragen.world.heldout import (
-    held_out_clips,
-)
+from ultragen.evaluation.metrics import FrameNetwork, TextFrameNetwork, to_tensor
+from ultragen.world.heldout import held_out_clips
 from ultragen.world.scene import ALLOWED
 
 

@@ -11,9 +11,7 @@ from fakes import fake_models
 from ultragen.evaluation.rows import Maker, Row, rows_of
 from ultragen.runs.loading import Models
 from ultragen.runs.request import Request
-from ultragen.world.heldout import (
-    held_out_clips,
-)
+from ultragen.world.heldout import held_out_clips
 
 
 def test_rows_are_made_as_they_say(fake):

@@ -8,10 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ultragen.evaluation.metrics import (
-    fit_gaussian,
-    frechet_distance,
-)
+from ultragen.evaluation.metrics import fit_gaussian, frechet_distance
 from ultragen.evaluation.scores import (
     ClipScores,
     Estimate,

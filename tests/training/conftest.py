@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from training_stages import QUICK, steps
 
-from ultragen.training.recipe import STAGES, train
+from ultragen.training.stage_order import STAGES, train
 from ultragen.training.stages.transformer_stage import TransformerStage
 
 

@@ -8,8 +8,8 @@ import torch
 
 from ultragen.model.classifier import AttributeClassifier
 from ultragen.training.build import TINY_SIZE, build_classifier
-from ultragen.training.recipe import train
 from ultragen.training.stage import TrainingConfig
+from ultragen.training.stage_order import train
 from ultragen.training.stages.classifier_stage import (
     IGNORED,
     TOLD_BY_CROPS,

@@ -16,11 +16,11 @@ from ultragen.model.classifier import AttributeClassifier
 from ultragen.model.transformer import UltraGenTransformer3DModel
 from ultragen.model.upscaler import UpscalerNetwork
 from ultragen.pipeline import UltraGenPipeline
-from ultragen.training import recipe
+from ultragen.training import stage_order
 from ultragen.training.assemble import assemble
 from ultragen.training.build import TINY_SIZE, build_autoencoder
-from ultragen.training.recipe import STAGES, Sources, train
 from ultragen.training.stage import TrainingConfig
+from ultragen.training.stage_order import STAGES, Sources, train
 from ultragen.training.stages import distillation
 
 
@@ -130,13 +130,13 @@ def test_the_text_encoder_can_learn_to_read_by_clauses(older, trained, tmp_path,
     model = train("base", steps(tmp_path, 2), options, start=older)
     assert reads_by_clauses(model)
     read = []
-    stage = recipe.with_trained_parts
+    stage = stage_order.with_trained_parts
 
     def with_trained_parts(*arguments):
         read.append(stage(*arguments))
         return read[-1]
 
-    monkeypatch.setattr(recipe, "with_trained_parts", with_trained_parts)
+    monkeypatch.setattr(stage_order, "with_trained_parts", with_trained_parts)
     train("ultragen", steps(tmp_path, 2), QUICK, start=older)
     assert read[0].text_encoder.config.clause_ends  # this training's, not that of the start
     for part in ("vae", "upscaler"):

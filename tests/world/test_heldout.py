@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ultragen.training.stages.classifier_stage import (
-    HELD_OUT_START,
-)
+from ultragen.training.stages.classifier_stage import HELD_OUT_START
 from ultragen.world.captions import caption
 from ultragen.world.heldout import (
     EVALUATED,

@@ -144,7 +144,7 @@ def compare(
             path.replace(folder / path.name)
         result.native.parent.rmdir()
     print_seconds(result.metadata)
-    files = (*result.metadata["files"].values(), "metadata.json")
+    files = (*result.metadata["files"].values(), result.poster.name, result.metadata_path.name)
     print(f"Written to {out}: {', '.join(files)}")
 
 

@@ -107,9 +107,9 @@ def train(
     """
     if find_spec("tensorboard") is None:
         raise OSError("Training needs one more package: pip install 'ultragen[train]'.")
-    from ..training.recipe import train as train_stage
     from ..training.stage import TrainingConfig
     from ..training.stage_options import StageOptions
+    from ..training.stage_order import train as train_stage
     from ..training.tiny import TINY
 
     config = TrainingConfig(
@@ -221,7 +221,7 @@ def add_stage(name: str, summary: str, *settings: Callable[..., Any]) -> None:
     """Adds `train NAME`, with the options of `train` and the stage's own.
 
     Args:
-        name: As the recipe calls the stage.
+        name: As `training.stage_order` calls the stage.
         summary: A sentence for `--help`.
         settings: Functions that take `StageOptions` and options of the command line, and give what
             becomes of the former; one after the other.

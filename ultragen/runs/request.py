@@ -10,13 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..model.windows import check_windows
-from ..presets import (
-    RESOLUTIONS,
-    ModelPreset,
-    Resolution,
-    check_guidance_scale,
-    check_num_frames,
-)
+from ..presets import RESOLUTIONS, ModelPreset, Resolution, check_guidance_scale, check_num_frames
 
 MAX_PROMPT = 2000  # characters; the larger model reads 512 tokens, of about four each
 MAX_STEPS = 100  # that a stranger may ask of the machine
