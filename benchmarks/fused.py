@@ -22,14 +22,14 @@ from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor, nn
 
 from ultragen.benchmark.machine import sustained
-from ultragen.model.attention import UltraGenAttention, cut, join
+from ultragen.model.attention import UltraGenAttention
 from ultragen.model.block import PatchEmbedding, UltraGenBlock
 from ultragen.model.window_plan import AttentionLayout, WindowRule, plan_layout
 from ultragen.ops.axes import Axis, plan_axis
 from ultragen.ops.dispatch import use
 from ultragen.ops.interpolation import interpolation
 from ultragen.ops.modulation import modulated_norm
-from ultragen.ops.window_order import split_windows
+from ultragen.ops.window_order import merge_windows, split_windows
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,12 @@ def attention_work(
         windows = split_windows(grid, partition.rectangles)
         yield Comparison(
             f"values into windows ({name} layer)",
-            lambda p=partition: cut(grid, p),
+            lambda p=partition: split_windows(grid, p.rectangles),
             2 * size(grid),
         )
         yield Comparison(
             f"windows into the grid ({name} layer)",
-            lambda w=windows, p=partition: join(w, p),
+            lambda w=windows, p=partition: merge_windows(w, p.rectangles, p.size),
             2 * size(grid),
         )
     for name, branch in attention.branches.items():
@@ -134,7 +134,7 @@ def print_whole_tiles(
         at, found = layout.local, []
         for tile in dict.fromkeys((1, attention.tile(grid, at))):
             query, key = (attention.norm_q(grid, at, attention.heads, tile) for _ in range(2))
-            value = cut(grid, at.partition, tile)
+            value = split_windows(grid, at.partition.rectangles, tile)
             work = partial(attention.processor, attention, query, key, value, at)
             found.append(work())
             milliseconds = 1e3 * sustained(work, "cuda", 1.0)
@@ -246,7 +246,7 @@ def main() -> None:
     ]
     with torch.no_grad(), torch.device(device):
         attention = UltraGenAttention(
-            dim, heads, 1e-6, ("hierarchical", "global"), 64, dim, 0.75, 256, "key", False
+            dim, heads, 1e-6, ("hierarchical", "global"), 64, dim, 0.75, 256, "key"
         ).to(dtype)
         for branch in attention.branches.values():
             nn.init.normal_(branch.decompression.weight, std=0.2)

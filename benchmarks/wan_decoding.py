@@ -23,7 +23,8 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 from torch.nn import functional as F
 
-from ultragen.sampling.wan_decoding import activate, decode_in_strips, decode_wan
+from ultragen.ops.rms_silu import rms_silu
+from ultragen.sampling.wan_decoding import decode_in_strips, decode_wan
 from ultragen.sampling.wan_strips import Clip, Strips
 
 Row = dict[str, Any]
@@ -125,7 +126,7 @@ def measure_activation(x: Tensor, repeats: int) -> Row:
 
     norm = WanRMS_norm(x.shape[1], images=False).to(DEVICE, DTYPE).requires_grad_(False)
     out = torch.empty_like(x)
-    time = seconds(lambda: activate(norm, x[:, :, 2:], out[:, :, 2:]), repeats)
+    time = seconds(lambda: rms_silu(norm, x[:, :, 2:], out[:, :, 2:]), repeats)
     size = x[:, :, 2:].numel() * x.element_size()
     what = f"{x.shape[1]} channels, {x.shape[3]}×{x.shape[4]}, normalisation and SiLU"
     return {"what": what, "seconds": time, "gigabytes_per_second": 2 * size / time / 1e9}

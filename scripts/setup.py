@@ -203,7 +203,10 @@ def set_up(extra):
 
 def main(arguments):
     """Sets up; prints one line and returns 1 when that is not possible."""
-    extra = arguments[0] if arguments else ""
+    extra = " ".join(arguments)
+    if extra not in ("", "test"):
+        print("Usage: python3 scripts/setup.py [test]", file=sys.stderr)
+        return 2
     try:
         set_up(extra)
     except SetupError as error:

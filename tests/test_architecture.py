@@ -52,7 +52,7 @@ MOST_ROOMS, MOST_FLOORS = 30, 9
 
 # What a question about devices, kernels or gradients looks like in the model's code.
 QUESTIONS = {
-    "is_cuda", "is_available", "is_grad_enabled", "kernel_works", "requires_grad", "is_cpu",
+    "is_cuda", "is_available", "is_grad_enabled", "fused_runs", "requires_grad", "is_cpu",
     "get_device_capability", "is_autocast_enabled",
 }  # fmt: skip
 MAY_ASK = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -19,6 +20,7 @@ from ultragen.model.classifier import AttributeClassifier
 from ultragen.model.text_encoder import ClauseTextEncoder
 from ultragen.model.transformer import UltraGenTransformer3DModel
 from ultragen.model.upscaler import UpscalerNetwork
+from ultragen.pipeline import UltraGenPipeline
 
 # What `model_index.json` held in versions before the rooms.
 OLD = {
@@ -102,3 +104,11 @@ def test_what_diffusers_reads_beside_a_class_is_there(module):
     """The library's own class, which tells how a component is loaded."""
     kinds = pipeline_loading_utils.ALL_IMPORTABLE_CLASSES
     assert any(hasattr(import_module(module), name) for name in kinds)
+
+
+@pytest.mark.parametrize("content", ["[]", '"x"', "{", ""])
+def test_a_damaged_index_is_named_with_the_way_out(saved, tmp_path, content):
+    shutil.copytree(saved, tmp_path / "pipeline")
+    (tmp_path / "pipeline" / "model_index.json").write_text(content)
+    with pytest.raises(OSError, match=r"model_index.json.*(git|again)"):
+        UltraGenPipeline.from_pretrained(tmp_path / "pipeline")

@@ -123,3 +123,15 @@ def test_the_errors_of_the_hub_stay_the_libraries_own():
 
 def test_every_model_of_ours_is_loaded_strictly():
     assert all(issubclass(kind, StrictLoading) for kind in OURS)
+
+
+def test_memory_that_runs_out_while_loading_is_said_as_such(tmp_path, monkeypatch):
+    """Whoever moves models to a GPU looks for it, whatever class the error has."""
+    (tmp_path / "config.json").write_text("{}")
+
+    def out_of_memory(*arguments, **options):
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(AutoencoderKLWan, "from_pretrained", out_of_memory)
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        load_strictly(AutoencoderKLWan, tmp_path)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from kernels import DEVICE
+from torch import Tensor
 
 from ultragen.model.attention import CompressedBranch, TimeGate
-from ultragen.model.compression import Compression
+from ultragen.model.compression import Compression, Decompression
 from ultragen.ops.axes import plan_axis
 from ultragen.ops.decompress import padded, upsampled_axis
 from ultragen.ops.dispatch import use
@@ -114,3 +115,22 @@ def test_resampling(size, to):
     with use("plain"):
         expected = resize(x, to)
     torch.testing.assert_close(resample(x, rows, columns), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_convolution_that_somebody_changed_is_called(triton_decompress):
+    """Its parameters alone would not tell what it computes."""
+
+    class Doubled(Decompression):
+        def forward(self, grid: Tensor) -> Tensor:
+            return 2 * super().forward(grid)
+
+    branch = CompressedBranch(10, 2, 0, TimeGate(4, 4, 10, 0.7), "key").to(DEVICE)
+    torch.nn.init.normal_(branch.decompression.weight)
+    fine, coarse = (torch.randn(1, 2, n, n, 10, device=DEVICE) for n in (4, 2))
+    timestep = torch.randn(1, 4, device=DEVICE)
+    with torch.no_grad(), use("triton"):
+        before = branch.fuse(timestep, fine, coarse)
+        branch.decompression.__class__ = Doubled
+        found = branch.fuse(timestep, fine, coarse)
+        gate = branch.gate(timestep)[:, None, None, None]
+    torch.testing.assert_close(found, 2 * before - gate * fine, rtol=1e-4, atol=1e-4)

@@ -190,3 +190,12 @@ def test_what_does_not_run_says_why(monkeypatch):
     with pytest.warns(UserWarning, match="slower code does: no kernel image"):
         reason = dispatch.why_not.__wrapped__("cpu_modulation", torch.device("cpu"))
     assert reason == "no kernel image is available\nfor this device"
+
+
+def test_what_is_not_meant_for_a_device_is_no_failure(monkeypatch, recwarn):
+    """Whole tiles pay on Hopper alone: elsewhere they are not tried, and nobody is warned."""
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: True)
+    reason = dispatch.why_not.__wrapped__("triton_whole_tiles", torch.device("cuda"))
+    assert reason == "for Hopper alone, where it was found to pay"
+    assert not [warning for warning in recwarn if "slower code" in str(warning.message)]

@@ -1,6 +1,6 @@
 """UltraGen's self-attention as the paper's section 4 tells it: slow, plain and in float64.
 
-One clip, one window and one head at a time. Nothing here is shared with `ultragen.attention`:
+One clip, one window and one head at a time. Nothing here is shared with `ultragen.model.attention`:
 windows are index ranges, rotary positions are complex numbers, resampling is a matrix and the
 convolutions are sums over their taps. Grids are t h w d, without a batch.
 """

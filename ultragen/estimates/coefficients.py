@@ -113,8 +113,8 @@ CUDA = Coefficients(
 # K = 4 and 8), 2026-11-27 and 28; all lie within 3 %. Dense passes of 32,760 to 685,440 tokens lie
 # within 7 % of 30 layers × (2.6e-7 s a token + 1.07e-11 s a pair), 2026-11-23 to 27. Text and
 # decoding are the slower ones of two whole runs (docs/hardware.md), the probe the median of three,
-# 2026-11-28. The rest is what `measuring.measure` found, 2026-11-27: there as well, with what it
-# found for passes, and why that is not taken.
+# 2026-11-28. The rest is what `runs.calibrate.measure` found, 2026-11-27: there as well, with what
+# it found for passes, and why that is not taken.
 WAN_CUDA = replace(
     CUDA,
     probe=3.69e-3,

@@ -81,10 +81,10 @@ def load_instruments(
         source: The model's folder, whose subfolder `classifier` holds the attribute classifier;
             where it has none, what needs one is not measured.
         classifier: Folder of another attribute classifier.
-        features: Networks of HD-FVD, see `features.load_tube_network`; none takes the classifier,
+        features: Networks of HD-FVD, see `networks.load_tube_network`; none takes the classifier,
             if there is one.
-        lpips: Backbone of HD-LPIPS, see `features.load_perceptual`.
-        clip: See `features.load_clip`; also gives temporal consistency, for which the classifier
+        lpips: Backbone of HD-LPIPS, see `networks.load_perceptual`.
+        clip: See `networks.load_clip`; also gives temporal consistency, for which the classifier
             stands in without it.
         device: Where they compute.
 

@@ -145,7 +145,8 @@ class CompressedBranch(nn.Module):
         """The sum of the finer branches and of this one, decompressed, weighted by the gate
         (eq. 3, 5): timestep b d, fine b t h w d, coarse b t h' w' d → b t h w d."""
         gate = self.gate(timestep.type_as(fine))  # b d
-        return decompress_and_fuse(fine, coarse, gate, self.factor, self.decompression)
+        convolution = self.decompression
+        return decompress_and_fuse(fine, coarse, gate, self.factor, convolution, Decompression)
 
 
 class WindowAttnProcessor:

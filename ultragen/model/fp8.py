@@ -8,7 +8,7 @@ In FP8 are what every token of the full grid passes through: the projections of 
 the query and output projections of the attention to the text, and the feed-forward network. The
 rest stays as it is: keys and values of a few hundred text tokens, embeddings, gates and the head
 are a small part of the work. So does the compressed branches' work, whose tokens are few and whose
-low-rank updates go into the weights first, see `attention.updated`.
+low-rank updates go into the weights first, see `ops.linear.updated_linear`.
 """
 
 from __future__ import annotations

@@ -9,10 +9,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import ModelMixin
 
 from ..files import first_line
+from ..hardware import is_out_of_memory
 
 WAY_OUT = "Take the weights that belong to its config.json, or download the model again."
 _LISTED = 50  # keys in an error
@@ -87,10 +87,10 @@ def _load(
         # the shapes, and the tensors beside them, are the quantiser's own business.
         asked = {} if quantised else {"ignore_mismatched_sizes": True}
         model, report = load(source, output_loading_info=True, **{**asked, **options})
-    except (ImportError, MemoryError, torch.OutOfMemoryError):
+    except (ImportError, AssertionError):  # what a library lacks, such as CUDA
         raise
     except Exception as error:  # the readers of a damaged file raise whatever they like
-        if not local:
+        if not local or is_out_of_memory(error):
             raise
         reason = first_line(error).rstrip(".")
         raise OSError(f"The model in {folder} can't be loaded: {reason}. {way_out}") from error

@@ -33,7 +33,12 @@ def decompress(
 
 
 def decompress_and_fuse(
-    fine: Tensor, coarse: Tensor, gate: Tensor, factor: int, convolution: nn.Conv3d
+    fine: Tensor,
+    coarse: Tensor,
+    gate: Tensor,
+    factor: int,
+    convolution: nn.Conv3d,
+    kind: type[nn.Conv3d],
 ) -> Tensor:
     """gate · fine + (1 − gate) · decompressed coarse (eq. 3).
 
@@ -44,13 +49,13 @@ def decompress_and_fuse(
         factor: Tokens of an axis that became one.
         convolution: The branch's depthwise 3 × 3 × 3 convolution, on tokens. It is called, unless
             it is just what its class makes it: then its parameters may be read.
+        kind: The class of a convolution that nobody has changed.
 
     Returns:
         b t h w d.
     """
     size = (fine.shape[2], fine.shape[3])
-    plain = torch.is_grad_enabled() or not isinstance(convolution, nn.Conv3d)
-    plain = plain or not is_untouched(convolution, type(convolution))
+    plain = torch.is_grad_enabled() or not is_untouched(convolution, kind)
     if not plain and fused_runs("triton_decompress", fine.device):
         axes = zip(size, padded(size, factor), coarse.shape[2:4], (1, 2), strict=True)
         rows, columns = (upsampled_axis(*axis, fine.device) for axis in axes)

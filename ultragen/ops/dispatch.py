@@ -87,6 +87,10 @@ def report(device: torch.device) -> dict[str, str | None]:
     return {name: why_not(name, device) for name in FUSED.get(device.type, ())}
 
 
+class NotMeant(Exception):
+    """Raised by a trial where a fused form would run, but is not meant to; says why."""
+
+
 @cache
 def why_not(name: str, device: torch.device) -> str | None:
     """Why the fused forms of a module don't run on a device; None if they do."""
@@ -99,8 +103,11 @@ def why_not(name: str, device: torch.device) -> str | None:
         return "Triton is not installed"
     # In a thread of its own, which knows nothing of what this one is in the middle of: gradients,
     # autocast, a checkpointed region, a compiler's tracing.
-    with ThreadPoolExecutor(1, "trial") as thread:
-        reason = thread.submit(_try, name, device).result()
+    try:
+        with ThreadPoolExecutor(1, "trial") as thread:
+            reason = thread.submit(_try, name, device).result()
+    except NotMeant as elsewhere:
+        return str(elsewhere)
     if reason is not None:
         warnings.warn(f"{name} does not run on {device}, slower code does: {reason}", stacklevel=3)
     return reason
@@ -109,7 +116,7 @@ def why_not(name: str, device: torch.device) -> str | None:
 def _try(name: str, device: torch.device) -> str | None:
     try:
         import_module(name if "." in name else f"{__package__}.{name}").try_on(device)
-    except torch.OutOfMemoryError:  # says nothing of the kernels
+    except (NotMeant, torch.OutOfMemoryError):  # the latter says nothing of the kernels
         raise
     except Exception as error:  # Triton has no common class for what can go wrong
         return str(error) or type(error).__name__

@@ -16,8 +16,15 @@ from torch import Tensor
 TILE = 128  # keys of a tile; as many queries fill theirs too
 PART = 131_072
 """Tokens of a part."""
+HOPPER = 9  # compute capability
 LONG = 2 * PART
 """Up to that many keys are one part."""
+
+
+def is_measured(device: torch.device) -> bool:
+    """Whether a GPU is of the kind on which filling tiles, and taking keys in parts, was found to
+    pay: Hopper."""
+    return not torch.version.hip and torch.cuda.get_device_capability(device)[0] == HOPPER
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

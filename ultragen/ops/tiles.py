@@ -11,11 +11,11 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 from torch import Tensor
 
 from .dispatch import fused_runs
-from .key_parts import LONG, TILE
+from .key_parts import LONG, TILE, is_measured
 from .window_order import Rectangle
 
 LARGEST_ROOM = 0.03  # of a window's tokens, up to which it pays
-HEAD_DIM, HOPPER = 128, 9  # where it was measured
+HEAD_DIM = 128  # where it was measured
 CUDNN = (AttentionBackendName.NATIVE, AttentionBackendName._NATIVE_CUDNN)
 
 
@@ -23,7 +23,7 @@ CUDNN = (AttentionBackendName.NATIVE, AttentionBackendName._NATIVE_CUDNN)
 def suits(device: torch.device) -> bool:
     """Whether attention on a device is cuDNN's on a card where whole tiles were measured, and the
     kernels run that it takes."""
-    if torch.version.hip or torch.cuda.get_device_capability(device)[0] != HOPPER:
+    if not is_measured(device):
         return False
     names = ("triton_windows", "triton_rotary_norm", "triton_whole_tiles")
     enabled = torch.backends.cuda.cudnn_sdp_enabled()

@@ -21,7 +21,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from .key_parts import LONG, PART, attend, attend_in_parts
+from .dispatch import NotMeant
+from .key_parts import LONG, PART, attend, attend_in_parts, is_measured
 from .triton_windows import SIZES, empty_grid, merge_group, place, split, unflatten
 
 
@@ -108,7 +109,7 @@ def merge(
         key: The same.
         sums: What else `attention` gave, (b windows) heads n.
         heads: Attention heads; each has a power of two of features.
-        rectangles: The groups of equal windows, as `windows.split` takes them.
+        rectangles: The groups of equal windows, as `window_order.split_windows` takes them.
         size: Frames, rows and columns of the grid.
 
     Returns:
@@ -119,7 +120,9 @@ def merge(
 
 
 def try_on(device: torch.device) -> None:
-    """Runs it on little; raises where it does not run or gives something else."""
+    """Runs it on little; raises where it does not run, gives something else, or is not meant to."""
+    if not is_measured(device):
+        raise NotMeant("for Hopper alone, where it was found to pay")
     tokens, tile, d = 130, 128, 128
     angle = torch.arange(3 * tokens * d, device=device).view(3, 1, 1, 1, tokens, d)
     query, key, value = (3 * (angle % 977).sin()).to(torch.bfloat16).unbind()

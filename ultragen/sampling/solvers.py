@@ -40,6 +40,11 @@ def check_scheduler(scheduler: Any) -> None:
 def log_shift(scheduler: FlowMatchEulerDiscreteScheduler, tokens_per_frame: int) -> float:
     """log s of the dynamic shift: s grows with the square root of the tokens in a frame."""
     config = scheduler.config
+    if "base_shift" not in config:
+        raise ValueError(
+            f"A {type(scheduler).__name__} has no shift that grows with the frame: take a "
+            "FlowMatchEulerDiscreteScheduler with dynamic shifting."
+        )
     return config.base_shift + 0.5 * log(tokens_per_frame / config.base_image_seq_len)
 
 

@@ -9,6 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders import WanLoraLoaderMixin
 
+from .folders import read_index
 from .headers import check_pipeline
 from .wan import load_wan
 
@@ -32,17 +33,16 @@ class PipelineLoading(DiffusionPipeline, WanLoraLoaderMixin):
             ValueError: listing the weights that are missing, unexpected or misshapen there; or if
                 it is Wan's own folder.
         """
-        index = cls.load_config(
-            pretrained_model_name_or_path,
-            **{name: options[name] for name in HUB_OPTIONS if name in options},
-        )
+        folder = Path(pretrained_model_name_or_path)
+        saved = (folder / "model_index.json").is_file()
+        asked = {name: options[name] for name in HUB_OPTIONS if name in options}
+        index = read_index(folder) if saved else cls.load_config(folder.as_posix(), **asked)
         if index.get("_class_name") == "WanPipeline" and "scheduler" not in options:
             raise ValueError(
                 "This is the base model with its own scheduler, which UltraGen's weights are not "
                 "sampled with: load it by UltraGenPipeline.from_wan, or pass `scheduler=`."
             )
-        folder = Path(pretrained_model_name_or_path)
-        if (folder / "model_index.json").is_file():
+        if saved:
             check_pipeline(folder, options)
         return super().from_pretrained(pretrained_model_name_or_path, **options)
 

@@ -38,7 +38,7 @@ class HeldOutClip:
 
     @property
     def world(self) -> int:
-        """Which one it is drawn in, see `world.VERSION`."""
+        """Which one it is drawn in, see `scene.VERSION`."""
         return VERSION
 
     @cached_property
