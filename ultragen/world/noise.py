@@ -91,9 +91,13 @@ def fade(footprint: Tensor, octave: int) -> Tensor:
     return (1.6 - footprint * (2.4 * LACUNARITY**octave)).clamp(0, 1)
 
 
+LOOPS = "ultragen.world.triton_loops"
+"""The module of the renderer's kernels."""
+
+
 def fused(name: str, plain: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
     """The kernel of that name where kernels run, elsewhere its plain twin."""
-    if not fused_runs("ultragen.world.triton_loops", device):
+    if not fused_runs(LOOPS, device):
         return plain
     from . import triton_loops as kernels
 

@@ -17,8 +17,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..ops.dispatch import fused_runs
 from . import effects, land, sky
-from .noise import random_cells, texture
+from .noise import LOOPS, random_cells, texture
 from .palette import LAYERS, scene_values
 from .scene import Scene
 
@@ -52,6 +53,7 @@ def render(
     region = region or (0, 0, height, width)
     _check(scenes, height, width, num_frames, region)
     device = torch.device(device)
+    fused_runs(LOOPS, device)  # tried before the first picture, not in the middle of it
     chosen = range(num_frames) if chosen is None else chosen
     if not chosen or not 0 <= min(chosen) <= max(chosen) < num_frames:
         raise ValueError(f"frames {list(chosen)} do not lie in a clip of {num_frames}")
