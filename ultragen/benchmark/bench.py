@@ -23,7 +23,7 @@ SKIPPABLE = (
     *dict.fromkeys(variant.name for found in VARIANTS.values() for variant in found),
     *VAE_VARIANTS,
 )
-BASELINES = {"forward": DENSE, "vae": PLAIN, "run": ""}
+BASELINES = {"forward": DENSE, "train": DENSE, "vae": PLAIN, "run": ""}
 SLOW = 20.0  # seconds of a call from which on it needs no warm-up, and one run is enough
 LONG = 60.0  # seconds of all repeats, after which no further one begins
 

@@ -21,7 +21,7 @@ DENSE = "dense"
 PLAIN, TILED, OURS = VAE_VARIANTS = ("plain", "tiled", "ours")
 """Wan's VAE as diffusers decodes it, the same in tiles, and through our pipeline."""
 Family = Literal["wan", "embedded", "tiny"]
-Kind = Literal["forward", "vae", "run"]
+Kind = Literal["forward", "train", "vae", "run"]
 
 WIDTHS: dict[Family, dict[str, Any]] = {
     "wan": wan_1_3b.TRANSFORMER,
@@ -84,7 +84,8 @@ class Case:
 
     Attributes:
         name: As `--case` calls it.
-        kind: `forward` passes of the transformers, `vae` decoding, or a whole `run`.
+        kind: `forward` passes of the transformers, `train` steps of theirs, `vae` decoding, or a
+            whole `run`.
         family: Whose widths.
         height: Rows in pixels.
         width: Columns in pixels.
@@ -122,6 +123,9 @@ CASES = {
         Case("embedded-544p", "forward", "embedded", 544, 960, 17, needs_cuda=False),
         Case("embedded-1080p", "forward", "embedded", 1088, 1920, 17, needs_cuda=False),
         Case("tiny", "forward", "tiny", 256, 384, 9, needs_cuda=False),
+        Case("train-1088x1920x81", "train", "wan", 1088, 1920, 81),
+        Case("train-2176x3840x29", "train", "wan", 2176, 3840, 29),
+        Case("train-tiny", "train", "tiny", 256, 384, 5, needs_cuda=False),
         Case("vae-1088x1920x81", "vae", "wan", 1088, 1920, 81),
         Case("vae-2176x3840x29", "vae", "wan", 2176, 3840, 29),
         Case("vae-embedded", "vae", "embedded", 544, 960, 17, needs_cuda=False),
@@ -136,6 +140,7 @@ TINY = tuple(name for name, case in CASES.items() if case.family == "tiny")
 GROUPS = {
     "forward": tuple(n for n, c in CASES.items() if c.kind == "forward" and n not in TINY),
     "embedded": tuple(n for n, c in CASES.items() if c.family == "embedded"),
+    "train": tuple(n for n, c in CASES.items() if c.kind == "train" and n not in TINY),
     "vae": tuple(n for n, c in CASES.items() if c.kind == "vae" and n not in TINY),
     "run": tuple(n for n, c in CASES.items() if c.kind == "run" and n not in TINY),
     "all": tuple(n for n in CASES if n not in TINY),

@@ -60,7 +60,7 @@ class CaseResult:
 
     Attributes:
         name: What the command line and the tables call it.
-        kind: `forward`, `vae` or `run`.
+        kind: `forward`, `train`, `vae` or `run`.
         family: Whose widths.
         tokens: Tokens of the transformer.
         baseline: Variant that the others are compared with.

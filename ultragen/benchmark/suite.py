@@ -12,10 +12,12 @@ from .cases import Case, Kind, choose_cases
 from .forward import measure_forward
 from .machine import survey
 from .records import Report
+from .training_step import measure_training
 from .whole_clips import measure_decoding, measure_run
 
 MEASURES: dict[Kind, Callable[[Bench, Case], None]] = {
     "forward": measure_forward,
+    "train": measure_training,
     "vae": measure_decoding,
     "run": measure_run,
 }

@@ -1,0 +1,41 @@
+"""A training step of the transformers: forward and backward for one clip, without an optimiser."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from .bench import Bench
+from .cases import VARIANTS, Case, Variant, arguments, build
+from .forward import operations_of
+from .machine import default_dtype
+
+FORWARD_PASSES = 4
+"""Forward passes that cost as much as a step: with gradient checkpointing every layer runs forward
+twice, and its backward pass takes two products for each of the forward pass."""
+
+
+def measure_training(bench: Bench, case: Case) -> None:
+    """Measures every variant's step."""
+    for variant in VARIANTS[case.family]:
+        bench.attempt(case, variant.name, partial(measure_step, bench, case, variant))
+
+
+def measure_step(bench: Bench, case: Case, variant: Variant) -> None:
+    """Measures one variant, with diffusers' gradient checkpointing of every layer."""
+    operations = operations_of(case, variant)
+    floor = FORWARD_PASSES * bench.report.machine.floor(operations)
+    bench.require(floor)
+    dtype = default_dtype(bench.device)
+    model = build(case.family, variant, bench.device, dtype).train()
+    model.enable_gradient_checkpointing()  # type: ignore[operator]
+    given = arguments(case, variant, bench.device, dtype)
+
+    def step() -> None:
+        with torch.enable_grad():
+            model(**given)[0].float().square().mean().backward()
+        model.zero_grad(set_to_none=True)
+
+    work = FORWARD_PASSES * sum(operations.values())
+    bench.record(case, bench.measure(variant.name, step, work, floor))
