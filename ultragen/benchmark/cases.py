@@ -125,7 +125,7 @@ CASES = {
         Case("tiny", "forward", "tiny", 256, 384, 9, needs_cuda=False),
         Case("train-1088x1920x81", "train", "wan", 1088, 1920, 81),
         Case("train-2176x3840x29", "train", "wan", 2176, 3840, 29),
-        Case("train-tiny", "train", "tiny", 256, 384, 5, needs_cuda=False),
+        Case("train-tiny", "train", "tiny", 256, 384, 9, needs_cuda=False),
         Case("vae-1088x1920x81", "vae", "wan", 1088, 1920, 81),
         Case("vae-2176x3840x29", "vae", "wan", 2176, 3840, 29),
         Case("vae-embedded", "vae", "embedded", 544, 960, 17, needs_cuda=False),
