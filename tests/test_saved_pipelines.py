@@ -44,43 +44,33 @@ def saved(tmp_path_factory) -> Path:
     return folder
 
 
-def load_in_a_fresh_process(folder: Path) -> str:
-    """The classes that a process finds which knows nothing but the pipeline's own class; diffusers
-    0.42.1 imports no package that a folder names."""
-    code = (
-        "import sys; from ultragen import UltraGenPipeline;"
-        "pipe = UltraGenPipeline.from_pretrained(sys.argv[1]);"
-        "print(*(type(p).__name__ for p in (pipe.text_encoder, pipe.transformer, pipe.vae)))"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", code, str(folder)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    return ended.stdout.split("\n")[-2]
-
-
-FOUND = "ClauseTextEncoder UltraGenTransformer3DModel CompactAutoencoder"
-
-
-def test_a_pipeline_of_today_names_the_rooms_and_loads(saved):
+def test_pipelines_of_today_and_from_before_the_rooms_load_in_a_fresh_process(saved, tmp_path):
+    """Which knows nothing but the pipeline's own class: diffusers 0.42.1 imports no package that a
+    folder names."""
     index = json.loads((saved / "model_index.json").read_text())
     assert {name: index[name][0] for name in OLD} == {
         "text_encoder": "ultragen.model.text_encoder",
         "transformer": "ultragen.model.transformer",
         "vae": "ultragen.model.autoencoder",
     }
-    assert load_in_a_fresh_process(saved) == FOUND
-
-
-def test_a_pipeline_from_before_the_rooms_loads(saved):
-    path = saved / "model_index.json"
-    index = json.loads(path.read_text())
-    try:
-        old = {name: [module, index[name][1]] for name, module in OLD.items()}
-        path.write_text(json.dumps({**index, **old}))
-        assert load_in_a_fresh_process(saved) == FOUND
-    finally:
-        path.write_text(json.dumps(index))
+    before = tmp_path / "before"
+    shutil.copytree(saved, before)
+    old = {name: [module, index[name][1]] for name, module in OLD.items()}
+    (before / "model_index.json").write_text(json.dumps({**index, **old}))
+    code = (
+        "import sys; from ultragen import UltraGenPipeline\n"
+        "for folder in sys.argv[1:]:\n"
+        "    pipe = UltraGenPipeline.from_pretrained(folder)\n"
+        "    parts = pipe.text_encoder, pipe.transformer, pipe.vae\n"
+        "    print('found', *(type(part).__name__ for part in parts))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(saved), str(before)],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    found = [line for line in ended.stdout.splitlines() if line.startswith("found")]
+    assert found == 2 * ["found ClauseTextEncoder UltraGenTransformer3DModel CompactAutoencoder"]
 
 
 @pytest.mark.parametrize("kind", SAVABLE, ids=lambda kind: kind.__name__)

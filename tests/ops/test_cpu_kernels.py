@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import quality
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from paths import ROOT
@@ -21,6 +22,8 @@ from ultragen.model.windows import even_partition
 from ultragen.ops import cpu_modulation
 from ultragen.ops.dispatch import fused_runs, use
 from ultragen.ops.window_order import split_windows
+from ultragen.presets import Resolution
+from ultragen.runs import request
 
 CPU = torch.device("cpu")
 ERROR = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -175,13 +178,14 @@ def test_the_benchmark_as_a_toy():
 
 
 @pytest.mark.slow
-def test_the_metrics_before_and_after_in_short(tmp_path):
-    """Two clips of the shipped model, which keep what the prompt names."""
-    script = ROOT / "benchmarks" / "quality.py"
+def test_the_metrics_before_and_after_in_short(tmp_path, monkeypatch):
+    """Two clips of the shipped model at its base model's size."""
+    small = {**request.RESOLUTIONS, "small": Resolution("small", 288, 512, 288)}
+    monkeypatch.setattr(request, "RESOLUTIONS", small)
     file = tmp_path / "quality.json"
-    command = [sys.executable, script, "--clips=2", "--frames=5", "--steps=2", f"--json={file}"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert ended.returncode == 0, ended.stderr
+    options = ["--clips=2", "--frames=5", "--steps=2", "--resolution=small", f"--json={file}"]
+    monkeypatch.setattr(sys, "argv", ["quality.py", *options])
+    quality.main()
     found = json.loads(file.read_text())
     before, after, real = found["rows"]
     assert [row["key"] for row in found["rows"]] == ["before", "after", "real"]

@@ -16,10 +16,6 @@ from ultragen.training.clip_sizes import ClipSize
 from ultragen.training.loop import Trainer
 from ultragen.training.stage import Stage, TrainingConfig
 from ultragen.training.stages.flow_matching import FlowMatchingStage
-from ultragen.training.tiny import TINY
-
-# The commands' own tiny training, with fewer clips to measure.
-QUICK = replace(TINY, autoencoder=(*TINY.autoencoder, ("statistics_clips", 2)))
 
 
 class Line(Stage):

@@ -7,10 +7,11 @@ from inspect import signature
 from pathlib import Path
 
 import pytest
-from training_stages import QUICK, steps
+from training_stages import steps
 
 from ultragen.training.stage_order import STAGES, train
 from ultragen.training.stages.transformer_stage import TransformerStage
+from ultragen.training.tiny import TINY
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,5 +30,5 @@ def trained(tmp_path_factory, short_samples) -> Path:
     """All stages, a few steps each."""
     out = tmp_path_factory.mktemp("training")
     for stage in STAGES:
-        assert train(stage, steps(out, 3), QUICK) == out / "model"
+        assert train(stage, steps(out, 3), TINY) == out / "model"
     return out

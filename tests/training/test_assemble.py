@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_stages import QUICK, weights
+from training_stages import weights
 
 from ultragen.model.classifier import load_classifier
 from ultragen.model.upscaler import UpscalerNetwork
@@ -15,12 +15,13 @@ from ultragen.pipeline import UltraGenPipeline
 from ultragen.presets import EMBEDDED
 from ultragen.runs.loading import load_models
 from ultragen.training.assemble import assemble
+from ultragen.training.tiny import TINY
 from ultragen.world.scene import ALLOWED
 
 
 @pytest.mark.slow
 def test_the_assembled_pipeline_loads_and_runs(trained, tmp_path):
-    assemble(trained / "model", tmp_path, QUICK)
+    assemble(trained / "model", tmp_path, TINY)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert max(path.stat().st_size for path in files) < 9_000_000
     texts = [path.read_text() for path in files if path.suffix == ".json"]
@@ -32,7 +33,7 @@ def test_the_assembled_pipeline_loads_and_runs(trained, tmp_path):
     pipe.set_progress_bar_config(disable=True)
     assert pipe.config.solver_order == 1  # both are distilled
     preset = load_models(tmp_path).preset
-    assert preset.num_inference_steps == dict(QUICK.distill)["steps"]
+    assert preset.num_inference_steps == dict(TINY.distill)["steps"]
     assert preset.guidance_scale == 1  # it is in the weights
     size = {"height": 96, "width": 128, "num_frames": 5, "num_inference_steps": 2}
     frames = pipe("a calm lake at sunset", **size).frames
@@ -51,12 +52,12 @@ def test_the_assembled_pipeline_loads_and_runs(trained, tmp_path):
 def test_what_is_not_distilled_is_sampled_in_second_order(trained, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(trained / "model", model)
-    assemble(model, tmp_path / "teachers", QUICK, undistilled=True)
+    assemble(model, tmp_path / "teachers", TINY, undistilled=True)
     shutil.rmtree(model / "distilled" / "transformer")
     with pytest.raises(ValueError, match="run `train distill` too"):
-        assemble(model, tmp_path / "half", QUICK)
+        assemble(model, tmp_path / "half", TINY)
     shutil.rmtree(model / "distilled")
-    assemble(model, tmp_path / "plain", QUICK)
+    assemble(model, tmp_path / "plain", TINY)
     for folder in (tmp_path / "teachers", tmp_path / "plain"):
         pipe = UltraGenPipeline.from_pretrained(folder)
         assert pipe.config.solver_order == 2

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
-from training_stages import QUICK, steps, weights
+from training_stages import steps, weights
 
 from ultragen.model.classifier import AttributeClassifier
 from ultragen.model.transformer import UltraGenTransformer3DModel
@@ -22,11 +22,12 @@ from ultragen.training.build import TINY_SIZE, build_autoencoder
 from ultragen.training.stage import TrainingConfig
 from ultragen.training.stage_order import STAGES, Sources, train
 from ultragen.training.stages import distillation
+from ultragen.training.tiny import TINY
 
 
 def test_an_unknown_stage_names_the_known_ones(tmp_path):
     with pytest.raises(ValueError, match="Unknown stage 'upscale': choose from autoencoder, "):
-        train("upscale", TrainingConfig(out=tmp_path), QUICK)
+        train("upscale", TrainingConfig(out=tmp_path), TINY)
 
 
 @pytest.mark.parametrize(
@@ -36,14 +37,14 @@ def test_an_unknown_stage_names_the_known_ones(tmp_path):
 )  # fmt: skip
 def test_a_stage_names_the_one_to_train_first(tmp_path, stage, first):
     with pytest.raises(ValueError, match=f"run `train {first}` with the same --out first"):
-        train(stage, TrainingConfig(out=tmp_path), QUICK)
+        train(stage, TrainingConfig(out=tmp_path), TINY)
 
 
 @pytest.mark.parametrize("start", [False, True])
 @pytest.mark.parametrize(
     "stage, options",
-    [("autoencoder", replace(QUICK, autoencoder=(*QUICK.autoencoder, ("anchor", 0.01)))),
-     ("base", replace(QUICK, freeze_text=True))],
+    [("autoencoder", replace(TINY, autoencoder=(*TINY.autoencoder, ("anchor", 0.01)))),
+     ("base", replace(TINY, freeze_text=True))],
 )  # fmt: skip
 def test_what_shall_stay_must_be_there(tmp_path, stage, options, start):
     """Also where the folder to start from lacks the part."""
@@ -90,7 +91,7 @@ def test_stages_build_on_each_other(trained):
 
 @pytest.mark.slow
 def test_the_text_encoder_can_be_left_as_it_is(trained, tmp_path):
-    options = replace(QUICK, freeze_text=True)
+    options = replace(TINY, freeze_text=True)
     model = train("base", steps(tmp_path, 2), options, start=trained / "model")
     for part, same in (("text_encoder", True), ("base_transformer", False)):
         before, after = weights(trained / "model" / part), weights(model / part)
@@ -116,7 +117,7 @@ def reads_by_clauses(model):
 @pytest.mark.slow
 @pytest.mark.parametrize("clauses", [False, True])
 def test_the_text_encoder_reads_by_clauses_with_the_weights_that_it_has(older, tmp_path, clauses):
-    options = replace(QUICK, freeze_text=True, clauses=clauses)
+    options = replace(TINY, freeze_text=True, clauses=clauses)
     model = train("base", steps(tmp_path, 2), options, start=older)
     before, after = weights(older / "text_encoder"), weights(model / "text_encoder")
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -126,7 +127,7 @@ def test_the_text_encoder_reads_by_clauses_with_the_weights_that_it_has(older, t
 @pytest.mark.slow
 def test_the_text_encoder_can_learn_to_read_by_clauses(older, trained, tmp_path, monkeypatch):
     """From weights that read whole prompts; stages after it, and the pipeline, read so too."""
-    options = replace(QUICK, clauses=True)
+    options = replace(TINY, clauses=True)
     model = train("base", steps(tmp_path, 2), options, start=older)
     assert reads_by_clauses(model)
     read = []
@@ -137,11 +138,11 @@ def test_the_text_encoder_can_learn_to_read_by_clauses(older, trained, tmp_path,
         return read[-1]
 
     monkeypatch.setattr(stage_order, "with_trained_parts", with_trained_parts)
-    train("ultragen", steps(tmp_path, 2), QUICK, start=older)
+    train("ultragen", steps(tmp_path, 2), TINY, start=older)
     assert read[0].text_encoder.config.clause_ends  # this training's, not that of the start
     for part in ("vae", "upscaler"):
         shutil.copytree(trained / "model" / part, model / part)
-    assemble(model, tmp_path / "pipeline", QUICK)
+    assemble(model, tmp_path / "pipeline", TINY)
     pipe = UltraGenPipeline.from_pretrained(tmp_path / "pipeline")
     pipe.set_progress_bar_config(disable=True)
     assert pipe.text_encoder.config.clause_ends
@@ -169,7 +170,7 @@ def test_the_teacher_of_a_distillation_stays(trained, tmp_path, monkeypatch, sta
 
     monkeypatch.setattr(distillation.DistillStage, "setup", setup)
     for number in (2, 4):
-        train(stage, steps(tmp_path, number), QUICK, start=trained / "model")
+        train(stage, steps(tmp_path, number), TINY, start=trained / "model")
     assert len(teachers) == 2
     for teacher in teachers:
         assert all(torch.equal(teacher[name], value) for name, value in undistilled.items())
@@ -179,7 +180,7 @@ def test_the_teacher_of_a_distillation_stays(trained, tmp_path, monkeypatch, sta
 
 @pytest.mark.slow
 def test_a_stage_trains_on_what_others_render(trained, tmp_path):
-    options = replace(QUICK, render_on=("cpu",))
+    options = replace(TINY, render_on=("cpu",))
     train("ultragen", steps(tmp_path, 3), options, start=trained / "model")
     assert (tmp_path / "model" / "transformer").is_dir()
     assert not multiprocessing.active_children()
@@ -187,7 +188,7 @@ def test_a_stage_trains_on_what_others_render(trained, tmp_path):
 
 @pytest.mark.slow
 def test_a_stage_is_resumed_at_its_step(trained, capsys):
-    train("base", steps(trained, 5), QUICK)
+    train("base", steps(trained, 5), TINY)
     printed = capsys.readouterr().out
     assert "resumed at step 3" in printed
     assert "step      4" in printed and "step      6" not in printed
@@ -198,11 +199,11 @@ def test_a_stage_is_resumed_at_its_step(trained, capsys):
 @pytest.mark.parametrize("stage, part", [("base", "base_transformer"), ("ultragen", "transformer")])
 def test_a_stage_starts_from_given_weights(trained, tmp_path, stage, part):
     sources = Sources(tmp_path / "model", trained / "model")
-    started = STAGES[stage](sources, QUICK, 0).pipeline.transformer.state_dict()
+    started = STAGES[stage](sources, TINY, 0).pipeline.transformer.state_dict()
     given = weights(trained / "model" / part)
     assert all(torch.equal(started[name], value) for name, value in given.items())
 
 
 def test_a_start_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no folder .*nowhere to start from"):
-        train("base", steps(tmp_path, 1), QUICK, start=tmp_path / "nowhere")
+        train("base", steps(tmp_path, 1), TINY, start=tmp_path / "nowhere")

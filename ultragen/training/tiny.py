@@ -22,6 +22,7 @@ TINY = StageOptions(
         ("num_frames", 5),
         ("pool", 8),
         ("frame_sizes", ((64, 96), (96, 128))),
+        ("statistics_clips", 2),
     ),
     classifier=(
         ("frame_sizes", ((64, 96), (96, 128))),
