@@ -4,7 +4,7 @@
 
 Random weights and latents: cost does not depend on their values. First single causal convolutions
 in three layouts at the sizes of the last blocks, then whole decodings by diffusers and by
-`ultragen.wan_decoding`, then how far these differ. `--only` runs one part. On a CPU, only `--tiny`
+`sampling.wan_decoding`, then how far these differ. `--only` runs one part. On a CPU, only `--tiny`
 is quick.
 """
 
