@@ -90,6 +90,20 @@ def test_a_full_disk_leaves_nothing(fake, tmp_path, monkeypatch, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
 
 
+@pytest.mark.parametrize("options", [(), ("--overwrite",)])
+def test_a_folder_that_has_a_results_name_stays(fake, tmp_path, capsys, options):
+    """With everything in it, also where earlier results may be replaced."""
+    for name, command in (("lake.mp4", "generate"), ("native.mp4", "compare")):
+        kept = tmp_path / name / "kept.txt"
+        kept.parent.mkdir()
+        kept.write_text("mine")
+        out = tmp_path / name if command == "generate" else tmp_path
+        assert ultragen(command, "--prompt", PROMPT, *SMALL, "--out", out, *options) == 1
+        assert f"{name} is a folder" in one_line(capsys)
+        assert kept.read_text() == "mine"
+    assert fake.native.calls == []
+
+
 def test_errors_of_ours_keep_their_traceback():
     def broken():
         raise TypeError("a mistake")

@@ -96,10 +96,16 @@ def check_free(out: Path, names: tuple[str, ...], overwrite: bool) -> None:
     """Checks that results can go into a folder, before the work starts.
 
     Raises:
-        OSError: if the folder is a file, or has a file of one of these names that stays.
+        OSError: if the folder is a file, has a file of one of these names that stays, or a folder
+            where a file is to go, which is never replaced.
     """
     if out.exists() and not out.is_dir():
         raise OSError(f"{out} is a file: choose a folder for --out.")
+    for name in names:
+        if Path(name).suffix and (out / name).is_dir():
+            raise OSError(
+                f"{out / name} is a folder, which no file replaces: choose another --out."
+            )
     taken = [] if overwrite else [name for name in names if (out / name).exists()]
     if taken:
         raise OSError(
@@ -142,6 +148,6 @@ def _create(out: Path) -> list[Path]:
 
 
 def _move(source: Path, target: Path) -> None:
-    if target.is_dir():
+    if target.is_dir() and source.is_dir():
         shutil.rmtree(target)
-    source.replace(target)
+    source.replace(target)  # a file never takes a folder's place
