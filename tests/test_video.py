@@ -150,3 +150,19 @@ def test_unreadable_files_are_named(tmp_path: Path, read) -> None:
         (tmp_path / name).write_bytes(data)
         with pytest.raises(OSError, match=f"{name} is not a video"):
             read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "name", ["12:30.mp4", "a:b/lake.mp4", "-lake.mp4", "-a/lake.mp4", "50%d.mp4"]
+)
+def test_names_that_mean_something_to_ffmpeg(tmp_path, monkeypatch, name):
+    """Relative ones, as they are typed: a protocol, an option, a number."""
+    monkeypatch.chdir(tmp_path)
+    path = Path(name)
+    path.parent.mkdir(exist_ok=True)
+    frames = waves(5, 32, 64)
+    assert encode_video(frames, path, 12) == path
+    info = probe_video(path)
+    assert (info.num_frames, info.height, info.width) == (5, 32, 64)
+    assert read_video(path).shape == frames.shape
+    assert [each.name for each in path.parent.iterdir()] == [path.name]

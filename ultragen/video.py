@@ -101,7 +101,7 @@ def _encode(first: np.ndarray, remaining: Iterator[np.ndarray], target: Path, fp
 
     height, width = first.shape[:2]
     writer = FFMPEG_VideoWriter(
-        str(target),
+        for_ffmpeg(target),
         (width, height),
         fps,
         codec="libx264",
@@ -202,7 +202,13 @@ def probe_video(path: Path) -> VideoInfo:
 def _existing(path: Path) -> str:
     if not Path(path).is_file():
         raise FileNotFoundError(path)
-    return str(path)
+    return for_ffmpeg(path)
+
+
+def for_ffmpeg(path: Path) -> str:
+    """A path as ffmpeg understands it: of a relative one it takes what stands before a colon for a
+    protocol, and a leading hyphen for an option."""
+    return str(Path(path).absolute())
 
 
 def _cannot_read(path: Path) -> OSError:
