@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from ultragen.model.upscaler import UpscalerNetwork
 from ultragen.runs.upscale import NetworkUpscaler, Upscaler, load_upscaler
+from ultragen.sampling.sampler import GenerationError
 
 
 @pytest.fixture
@@ -112,6 +113,15 @@ def test_bfloat16_is_close(model_root: Path, caplog) -> None:
     coarse = load_upscaler("network", model_root).to("cpu", torch.bfloat16)
     assert np.abs(coarse.upscale(frames, 72, 128).astype(int) - exact).mean() < 2
     assert not caplog.records  # nothing that a run's log would wonder about
+
+
+def test_what_is_no_number_is_no_picture() -> None:
+    """It would be black, and count as a success."""
+    network = UpscalerNetwork(8, 1)
+    network.conv_in.weight.data[0, 0, 0, 0] = float("nan")
+    upscaler = NetworkUpscaler(network, "sharp")
+    with pytest.raises(GenerationError, match=r"upscaler sharp .* not finite.*lanczos"):
+        upscaler.upscale(waves(1, 16, 16), 64, 64)
 
 
 def test_saved_network_is_the_same(model_root: Path) -> None:

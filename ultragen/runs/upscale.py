@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..files import first_line
 from ..model.upscaler import UpscalerNetwork
 from ..pictures import to_frames
+from ..sampling.sampler import GenerationError
 
 NAMES = ("lanczos", "network")
 
@@ -53,6 +54,7 @@ class Upscaler:
 
         Raises:
             ValueError: A frame of another type or shape, or a size that is not positive.
+            GenerationError: A network gave something that is no picture.
         """
         if height < 1 or width < 1:
             raise ValueError(f"the target size must be positive, not {height}×{width}")
@@ -96,6 +98,12 @@ class NetworkUpscaler(Upscaler):
         weight = next(self.network.parameters())
         image = torch.tensor(frame, device=weight.device).to(weight.dtype) / 255
         image = self.network(rearrange(image, "h w c -> 1 c h w"))
+        if not torch.isfinite(image).all():  # it would become a black picture
+            raise GenerationError(
+                f"The upscaler {self.name} gave numbers that are not finite: its weights may be "
+                "damaged, or not meant for the precision that is computed in. Choose lanczos, or "
+                "compute in float32, ULTRAGEN_DTYPE=float32."
+            )
         return to_frames(rearrange(image, "1 c h w -> c 1 h w"))[0]
 
 
