@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from diffusers import FirstBlockCacheConfig, TorchAoConfig, WanTransformer3DModel
 from diffusers.models import modeling_utils
 from diffusers.models.normalization import FP32LayerNorm
@@ -59,6 +61,7 @@ def test_compiled_ends_of_blocks_give_the_same_outputs_and_gradients(monkeypatch
             part.compile_for_training()
     assert set(traced) == {block_module.enter, block_module.leave}
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
+    pickle.loads(pickle.dumps(model))  # as a training that spawns processes does
     with torch.no_grad():  # where nothing is trained, the blocks are what they were
         monkeypatch.setattr(gradients, "_compiled", None)
         model(**inputs(GRID, batch=2))
@@ -452,3 +455,17 @@ def test_the_last_norm_is_the_same_fused(affine):
     with use("plain"):
         expected = modulated_norm(norm, x, scale, shift)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("offloaded", ["blocks", "blocks.1"])
+def test_layers_that_lie_on_a_disk(tmp_path, offloaded):
+    """As `device_map` has it: accelerate 1.15.0 then moves whatever a module's call is given, and
+    a module whose weights are on the disk can't be moved."""
+    model, arguments = tiny_ultragen(), inputs(GRID)
+    expected = run(model, arguments, windows=2)
+    places = {name: "cpu" for name, _ in model.named_children() if name != "blocks"}
+    places |= {"scale_shift_table": "cpu", offloaded: "disk"}
+    if offloaded != "blocks":
+        places["blocks.0"] = "cpu"
+    dispatch_model(model, places, main_device="cpu", offload_dir=tmp_path, force_hooks=True)
+    torch.testing.assert_close(run(model, arguments, windows=2), expected, rtol=1e-4, atol=1e-4)

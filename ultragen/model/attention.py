@@ -63,7 +63,9 @@ class LowRankUpdate(nn.Module):
         nn.init.zeros_(self.lora_B.weight)
         zero_bias(self.lora_B)
 
-    def forward(self, x: Tensor, linear: nn.Linear) -> Tensor:
+    # No `forward`: hooks that accelerate puts around a module's call move what it is given, and
+    # would move the shared projection, which may lie on no device yet.
+    def project(self, x: Tensor, linear: nn.Linear) -> Tensor:
         """x·(W + A·B), with the shared projection W: … d → … d."""
         return updated_linear(x, linear, self.lora_A, self.lora_B)
 
@@ -71,7 +73,7 @@ class LowRankUpdate(nn.Module):
 class NoUpdate(nn.Module):
     """Rank 0: the compressed branch uses the shared projection as it is (the paper's ablation)."""
 
-    def forward(self, x: Tensor, linear: nn.Linear) -> Tensor:
+    def project(self, x: Tensor, linear: nn.Linear) -> Tensor:
         """x·W: … d → … d."""
         return linear(x)
 
@@ -118,9 +120,9 @@ class CompressedBranch(nn.Module):
             global branch.
     """
 
-    lora_q: nn.Module
-    lora_k: nn.Module
-    lora_v: nn.Module
+    lora_q: LowRankUpdate | NoUpdate
+    lora_k: LowRankUpdate | NoUpdate
+    lora_v: LowRankUpdate | NoUpdate
 
     def __init__(
         self, dim: int, factor: int, rank: int, gate: TimeGate, keys_from: Literal["key", "query"]
@@ -316,7 +318,7 @@ class UltraGenAttention(nn.Module, AttentionModuleMixin):
         x = resize(branch.compression(grid), at.size)  # b t h' w' d
         to_key = {"key": self.to_k, "query": self.to_q}[branch.keys_from]
         tile = self.tile(x, at)
-        query = self.norm_q(branch.lora_q(x, self.to_q), at, self.heads, tile)
-        key = self.norm_k(branch.lora_k(x, to_key), at, self.heads, tile)
-        value = split_windows(branch.lora_v(x, self.to_v), at.partition.rectangles, tile)
+        query = self.norm_q(branch.lora_q.project(x, self.to_q), at, self.heads, tile)
+        key = self.norm_k(branch.lora_k.project(x, to_key), at, self.heads, tile)
+        value = split_windows(branch.lora_v.project(x, self.to_v), at.partition.rectangles, tile)
         return self.processor(self, query, key, value, at)

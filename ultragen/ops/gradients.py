@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -21,12 +21,12 @@ def call_layer(model: Any, layer: nn.Module, *arguments: Any) -> Tensor:
 def compiled_in_training(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, compiled where gradients are computed: once for all that call it. Elsewhere its
     operations are fused already."""
+    return partial(_call, function)  # which can be copied and saved with a model
 
-    def call(*arguments: Any) -> Any:
-        chosen = _compiled(function) if torch.is_grad_enabled() else function
-        return chosen(*arguments)
 
-    return call
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    chosen = _compiled(function) if torch.is_grad_enabled() else function
+    return chosen(*arguments)
 
 
 @cache
