@@ -24,6 +24,7 @@ FUSED = {
         "triton_compress",
         "triton_decompress",
         "triton_depthwise",
+        "triton_gelu",
         "triton_modulation",
         "triton_resampling",
         "triton_rms_silu",
