@@ -15,9 +15,11 @@ from tiny import inputs, tiny_ultragen
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ultragen.model.compression import Decompression
 from ultragen.model.windows import even_partition
 from ultragen.ops import dispatch
 from ultragen.ops.compress import compress
+from ultragen.ops.decompress import decompress_and_fuse
 from ultragen.ops.depthwise import depthwise_conv3d
 from ultragen.ops.dispatch import use
 from ultragen.ops.feed_forward import feed_forward
@@ -124,6 +126,10 @@ OPERATIONS = {
     ),
     "depthwise": (depthwise_conv3d, [(12, 1, 3, 3, 3), (12,)]),
     "compression": (compress, [(12, 1, 2, 2), (12,)]),
+    "compression that fits": (
+        lambda x, *layer: compress(torch.cat([x[:, :, :2, :4], x[:, :, 1:, 1:]], 2), *layer),
+        [(12, 1, 2, 2), (12,)],
+    ),
     "resizing": (lambda x: resize(x, (4, 4)), []),
 }
 
@@ -174,6 +180,44 @@ def test_value_and_gradients_are_those_of_the_plain_form_in_float64(name, around
         found = value_and_gradients(around(function), given)
     close = 3e-2 if around is autocast else 1e-4
     for one, other in zip(found, expected, strict=True):
+        assert (one.double() - other).abs().max() < close * other.abs().max()
+
+
+@pytest.mark.parametrize("around", [plainly, checkpointed, compiled, autocast])
+@pytest.mark.parametrize(
+    "factor, size, small",
+    [(2, (3, 4), (2, 2)), (4, (5, 11), (2, 3)), (2, (4, 5), (2, 2)), (2, (1, 1), (1, 1))],
+    ids=["halves", "quarters", "resized", "one"],
+)
+def test_decompression_and_fusion_in_float64(around, factor, size, small, monkeypatch):
+    from ultragen.ops import triton_decompress, triton_decompress_gradients
+
+    if DEVICE == "cpu":  # the interpreter runs program by program
+        monkeypatch.setattr(triton_decompress, "CHANNELS", 16)
+        monkeypatch.setattr(triton_decompress_gradients, "CHANNELS", 16)
+        monkeypatch.setattr(triton_decompress_gradients, "COLUMNS", 2)
+        monkeypatch.setattr(triton_decompress_gradients, "PROGRAMS", 4)
+    torch.manual_seed(0)
+    layer = Decompression(12, 12, 3, padding=1, groups=12).to(DEVICE)
+    torch.nn.init.normal_(layer.weight)
+    torch.nn.init.normal_(layer.bias)
+    shapes = (2, 3, *size, 12), (2, 3, *small, 12), (2, 12)
+    given = [torch.randn(shape, device=DEVICE) for shape in shapes]
+    found = {}
+    for way, convolution in (("plain", deepcopy(layer).double()), ("triton", layer)):
+
+        def fused(fine: Tensor, coarse: Tensor, gate: Tensor, convolution=convolution) -> Tensor:
+            gate = gate.sigmoid()
+            return decompress_and_fuse(fine, coarse, gate, factor, convolution, Decompression)
+
+        inputs = [x.to(convolution.weight.dtype, copy=True) for x in given]
+        with use(way):
+            function = around(fused) if way == "triton" else fused
+            found[way] = value_and_gradients(function, inputs)
+        found[way] += [p.grad for p in convolution.parameters()]
+    close = 5e-2 if around is autocast else 1e-4
+    assert len(found["plain"]) == 6
+    for other, one in zip(*found.values(), strict=True):
         assert (one.double() - other).abs().max() < close * other.abs().max()
 
 

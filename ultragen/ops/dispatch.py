@@ -59,6 +59,12 @@ def plain_is_forced() -> bool:
     return _forced == "plain"
 
 
+def left_to_the_compiler() -> bool:
+    """Whether torch.compile is to differentiate what is computed here: it fuses plain operations,
+    forward and backward, with what stands around them, and needs no form of ours."""
+    return torch.is_grad_enabled() and torch.compiler.is_compiling()
+
+
 @contextmanager
 def use(implementation: Implementation) -> Iterator[None]:
     """Has all operations run in one form, to compare them: `plain`, or `triton` wherever there is

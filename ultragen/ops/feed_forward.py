@@ -18,7 +18,7 @@ from diffusers.models.normalization import FP32LayerNorm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .dispatch import fused_runs
+from .dispatch import fused_runs, left_to_the_compiler
 from .layer_checks import is_bare, is_unhooked, is_untouched
 from .modulation import gated_sum, sum_and_modulated_norm
 
@@ -66,8 +66,7 @@ def feed_forward(
 
 def _in_pieces(norm: FP32LayerNorm, x: Tensor, network: FeedForward) -> bool:
     """Whether gradients are wanted, the kernels run, and nothing is done to the layers."""
-    # A compiler can't follow what one node of the graph takes from another; it fuses by itself.
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not torch.is_grad_enabled() or left_to_the_compiler():
         return False
     if norm.weight is not None or not is_untouched(norm, FP32LayerNorm):
         return False

@@ -12,7 +12,7 @@ import torch
 from diffusers.models.normalization import FP32LayerNorm
 from torch import Tensor
 
-from .dispatch import fused_runs
+from .dispatch import fused_runs, left_to_the_compiler
 from .layer_checks import is_untouched
 
 
@@ -77,7 +77,8 @@ def gated_sum(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
 
 def _fused(x: Tensor, *norms: Any) -> Any:
     """The module whose functions do it in few passes; None where there is none."""
-    if not all(is_untouched(norm, FP32LayerNorm) for norm in norms):
+    untouched = all(is_untouched(norm, FP32LayerNorm) for norm in norms)
+    if not untouched or left_to_the_compiler():
         return None
     if torch.is_grad_enabled() and torch.compiler.is_compiling():
         return None  # the compiler fuses forward and backward with what stands around them

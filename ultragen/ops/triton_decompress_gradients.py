@@ -192,14 +192,14 @@ def _adjoint(
     factor = tl.load(factor_ptr + sample * d + features, mask=inside, other=0.0)
     of_earlier, of_same, of_later = _zeros(CHANNELS), _zeros(CHANNELS), _zeros(CHANNELS)
     zero = tl.zeros((CHANNELS,), tl.float32)
-    stride = small_w * 3 * d
+    stride, frame = small_w * 3 * d, tl.cast(small_h, tl.int64) * small_w * d
     for column in range(start, tl.minimum(start + COLUMNS, small_w)):
         token = ((sample * t * small_h + line) * small_w + column) * d + features
         before, here = zero, tl.load(coarse_ptr + token, mask=inside, other=0.0).to(tl.float32)
         of_before, of_here = zero, zero
         for moment in range(t):
-            then = token + tl.minimum(moment + 1, t - 1) * (small_h * small_w * d).to(tl.int64)
-            there = inside & (moment + 1 < t)
+            then = token + tl.minimum(moment + 1, t - 1) * frame
+            there = features < tl.where(moment + 1 < t, d, 0)
             after = tl.load(coarse_ptr + then, mask=there, other=0.0).to(tl.float32)
             at = ((sample * t + moment) * h * small_w + column) * 3 * d + features
             nine = _along_columns(
@@ -210,11 +210,12 @@ def _adjoint(
             of_later = _add(of_later, nine, after)
             # A tap on the moment before takes this gradient there.
             of_before += _dot(earlier, nine)
-            previous = token + tl.maximum(moment - 1, 0) * (small_h * small_w * d).to(tl.int64)
-            tl.store(of_coarse_ptr + previous, of_before * factor, mask=inside & (moment > 0))
+            previous = token + tl.maximum(moment - 1, 0) * frame
+            done = features < tl.where(moment > 0, d, 0)
+            tl.store(of_coarse_ptr + previous, of_before * factor, mask=done)
             of_before, of_here = of_here + _dot(same, nine), _dot(later, nine)
             before, here = here, after
-        last = token + (t - 1) * (small_h * small_w * d).to(tl.int64)
+        last = token + (t - 1) * frame
         tl.store(of_coarse_ptr + last, of_before * factor, mask=inside)
     partial_ptr += number.to(tl.int64) * 27 * d + features
     _store_nine(partial_ptr, d, of_earlier, inside)
