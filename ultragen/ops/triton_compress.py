@@ -118,14 +118,14 @@ def _(x, taps, grad, factor):
 
 def _remember(ctx, inputs, output) -> None:
     x, taps, bias, ctx.factor = inputs
-    if any(length % ctx.factor for length in x.shape[2:4]):
-        raise ValueError("The compression of grids whose edges are repeated has no gradient.")
     ctx.save_for_backward(x, taps)
     ctx.bias_dtype = None if bias is None else bias.dtype
 
 
 def _differentiate(ctx, grad):
     x, taps = ctx.saved_tensors
+    if any(length % ctx.factor for length in x.shape[2:4]):
+        raise ValueError("The compression of grids whose edges are repeated has no gradient.")
     of_x, of_taps, of_bias = _backward(x, taps, grad, ctx.factor)
     biased = ctx.bias_dtype is not None
     return of_x, of_taps.to(taps.dtype), of_bias.to(ctx.bias_dtype) if biased else None, None

@@ -1,0 +1,103 @@
+"""Attention in windows as one operation with a gradient of its own."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import partial
+
+import pytest
+import torch
+from kernels import DEVICE, angles
+from tiny import inputs, tiny_ultragen
+from torch.utils.checkpoint import checkpoint
+
+from ultragen.model.attention import RotaryNorm, UltraGenAttention
+from ultragen.model.window_plan import WindowLayout
+from ultragen.model.windows import even_partition
+from ultragen.ops import window_attention
+from ultragen.ops.dispatch import use
+
+pytest.importorskip("triton", reason="Triton is not installed: it comes with CUDA builds of torch")
+HEADS, HEAD, TILE = (2, 128, 128) if DEVICE == "cuda" else (3, 8, 8)
+DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+
+
+@pytest.fixture
+def few_programs(monkeypatch):
+    if DEVICE == "cpu":  # the interpreter runs program by program
+        from ultragen.ops import triton_rotary_norm
+
+        monkeypatch.setattr(triton_rotary_norm, "PROGRAMS", 3)
+
+
+@pytest.mark.usefixtures("few_programs")
+@pytest.mark.parametrize("tile", [1, TILE], ids=["as they are", "filled"])
+@pytest.mark.parametrize("offset", [0.0, 4.0], ids=["plain", "large sums"])
+@pytest.mark.parametrize("around", ["plainly", "checkpointed"])
+def test_value_and_gradients_in_float64(tile, offset, around, monkeypatch):
+    """Windows of four sizes; what fills their last tiles has no part in any of it."""
+    monkeypatch.setattr(window_attention, "tile_for", lambda windows: tile)
+    torch.manual_seed(0)
+    d, partition, rotary = HEADS * HEAD, even_partition(3, 5, 2), angles((2, 3, 5), HEAD // 2)
+    given = [x.requires_grad_() for x in torch.randn(3, 2, 2, 3, 5, d, device=DEVICE, dtype=DTYPE)]
+    given[1].data += offset
+    norms = [RotaryNorm(d, eps=1e-6).to(DEVICE, DTYPE) for _ in range(2)]
+    for norm in norms:
+        torch.nn.init.uniform_(norm.weight, 0.5, 2.0)
+    weights = torch.linspace(-1, 1, given[0].numel(), device=DEVICE).view_as(given[0])
+
+    def found(*given, norms):
+        arguments = given, norms, rotary, HEADS, partition.rectangles
+        return window_attention.window_attention(*arguments[0], *arguments[1:])
+
+    call = partial(found, norms=norms)
+    with use("triton"):
+        out = checkpoint(call, *given, use_reentrant=False) if around != "plainly" else call(*given)
+        (out.double() * weights).sum().backward()
+    parameters = [*given, *(norm.weight for norm in norms)]
+    gradients = [p.grad.double() for p in parameters]
+
+    doubles = [x.detach().double().requires_grad_() for x in given]
+    precise = [deepcopy(norm).double() for norm in norms]
+    at = WindowLayout((3, 5), partition, tuple(x.double() for x in rotary))
+    with use("plain"):
+        layer = UltraGenAttention(d, HEADS, 1e-6, (), 0, 8, 0.5, 8, "key").double().to(DEVICE)
+        layer.norm_q, layer.norm_k = precise
+        expected = layer.attend(
+            torch.zeros(2, 2, 3, 5, d), *(lambda _, x=x: x for x in doubles), at
+        )
+        (expected * weights).sum().backward()
+    close = 3e-2 if torch.bfloat16 == DTYPE else 1e-4
+    assert (out.double() - expected).abs().max() < close * expected.abs().max()
+    for one, other in zip(
+        gradients, [x.grad for x in (*doubles, *(norm.weight for norm in precise))], strict=True
+    ):
+        assert (one - other).abs().max() < close * other.abs().max()
+
+
+@pytest.mark.usefixtures("few_programs")
+def test_a_model_attends_with_it_in_all_branches_and_full_layers(monkeypatch):
+    """As a GPU of the kind that it was measured on would."""
+    called = []
+    real = window_attention.window_attention
+    for module in ("model.attention", "ops.whole_attention"):
+        monkeypatch.setattr(f"ultragen.{module}.keeps_little", lambda *_: way == "triton")
+        monkeypatch.setattr(
+            f"ultragen.{module}.window_attention", lambda *given: called.append(1) or real(*given)
+        )
+    monkeypatch.setattr(window_attention, "tile_for", lambda windows: 8)
+    model = tiny_ultragen(full_attention_layers=(0,), num_layers=2, attention_head_dim=16)
+    model.to(DEVICE).enable_gradient_checkpointing()
+    given = {name: value.to(DEVICE) for name, value in inputs((1, 4, 6)).items()}
+    found = {}
+    for way in ("plain", "triton"):
+        model.zero_grad()
+        with use(way):
+            out = model(**given, windows=2).sample
+            out.square().mean().backward()
+        found[way] = [out.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+    assert len(called) == 2 * 4  # one layer of three branches and one of one, each computed twice
+    assert len(found["plain"]) == len(found["triton"])
+    for one, other in zip(*found.values(), strict=True):
+        scale = max(1e-3, other.abs().max().item())
+        assert (one - other).abs().max() < 2e-3 * scale
