@@ -16,6 +16,8 @@ from ultragen.model.window_plan import WindowLayout
 from ultragen.model.windows import even_partition
 from ultragen.ops import window_attention
 from ultragen.ops.dispatch import use
+from ultragen.ops.gradients import Recomputation
+from ultragen.ops.host_memory import HostMemory
 
 pytest.importorskip("triton", reason="Triton is not installed: it comes with CUDA builds of torch")
 HEADS, HEAD, TILE = (2, 128, 128) if DEVICE == "cuda" else (3, 8, 8)
@@ -101,3 +103,64 @@ def test_a_model_attends_with_it_in_all_branches_and_full_layers(monkeypatch):
     for one, other in zip(*found.values(), strict=True):
         scale = max(1e-3, other.abs().max().item())
         assert (one - other).abs().max() < 2e-3 * scale
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch, few_programs):
+    """Has models attend as on a GPU of the kind that it was measured on; gives the calls."""
+    called = []
+    for module in ("model.attention", "ops.whole_attention"):
+        monkeypatch.setattr(f"ultragen.{module}.keeps_little", lambda *_: True)
+    monkeypatch.setattr(window_attention, "tile_for", lambda windows: 8)
+    real = window_attention._attend
+    monkeypatch.setattr(
+        window_attention, "_attend", lambda *given: called.append(1) or real(*given)
+    )
+    with use("triton"):
+        yield called
+
+
+def gradients(model) -> list[torch.Tensor]:
+    model.zero_grad()
+    given = {name: value.to(DEVICE) for name, value in inputs((1, 4, 6)).items()}
+    model(**given, windows=2).sample.square().mean().backward()
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("results, again", [("none", 7), ("whole", 3), ("all", 0)])
+def test_attention_whose_result_is_kept_is_not_computed_again(results, again, as_on_a_gpu):
+    """Three layers: one of full attention, two of three branches, of which the global one sees all,
+    and with K = 2 the hierarchical one of the even layer too."""
+    model = tiny_ultragen(full_attention_layers=(0,), num_layers=3, attention_head_dim=16)
+    model.to(DEVICE)
+    expected = gradients(model)
+    assert len(as_on_a_gpu) == 7
+    model.enable_gradient_checkpointing(Recomputation(results=results))
+    found = gradients(model)
+    assert len(as_on_a_gpu) == 7 + 7 + again
+    assert all(map(torch.equal, found, expected))
+
+
+def test_every_second_layer_may_keep_all_it_needs(as_on_a_gpu):
+    model = tiny_ultragen(full_attention_layers=(0, 1), num_layers=2, attention_head_dim=16)
+    model.to(DEVICE)
+    expected = gradients(model)
+    model.enable_gradient_checkpointing(Recomputation(every=2, results="none"))
+    assert all(map(torch.equal, gradients(model), expected))
+    assert len(as_on_a_gpu) == 2 + 2 + 1
+    with pytest.raises(ValueError, match="at least 1, not 0"):
+        Recomputation(every=0)
+
+
+def test_what_layers_are_given_may_wait_in_the_hosts_memory(monkeypatch):
+    """And the room that it took is taken again in the next step."""
+    monkeypatch.setattr(HostMemory, "is_worth_it", lambda self, x: x.ndim == 3 and x.nbytes > 2000)
+    model = tiny_ultragen(num_layers=3).to(DEVICE)
+    expected = gradients(model)
+    recomputation = Recomputation(host_memory=True)
+    model.enable_gradient_checkpointing(recomputation)
+    for _ in range(2):
+        for one, other in zip(gradients(model), expected, strict=True):
+            torch.testing.assert_close(one, other)
+        [held] = recomputation._host.free.values()
+        assert len(held) == 3

@@ -1,13 +1,21 @@
-"""How layers are called while their gradients are computed."""
+"""How layers are called while their gradients are computed, and what is kept of them until then."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .host_memory import HostMemory
+
+Results = Literal["none", "whole", "all"]
 
 
 def call_layer(model: Any, layer: nn.Module, *arguments: Any) -> Tensor:
@@ -16,6 +24,96 @@ def call_layer(model: Any, layer: nn.Module, *arguments: Any) -> Tensor:
     if torch.is_grad_enabled() and model.gradient_checkpointing:
         return model._gradient_checkpointing_func(layer, *arguments)
     return layer(*arguments)
+
+
+@dataclass
+class Recomputation:
+    """Gradient checkpointing: what is kept of a layer, beside what it is given.
+
+    An instance goes to a model's `enable_gradient_checkpointing`.
+
+    Attributes:
+        every: One layer of so many is computed again, all others keep what they need.
+        results: Which results of attention are kept, so that they are not computed again: those
+            over all tokens of a grid, which cost the most for what they take, or `all`. Works where
+            attention is one operation, see `window_attention`.
+        host_memory: Whether what layers are given waits in the host's memory.
+    """
+
+    every: int = 1
+    results: Results = "whole"
+    host_memory: bool = False
+    _count: int = field(default=0, repr=False)
+    _host: HostMemory = field(default_factory=HostMemory, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"every must be at least 1, not {self.every}.")
+
+    def __call__(self, layer: nn.Module, *arguments: Any) -> Tensor:
+        self._count += 1
+        if self._count % self.every:
+            return layer(*arguments)
+        kept = _Kept(self.results)
+        where = self._host.holding() if self.host_memory else nullcontext()
+        with where:
+            return checkpoint(
+                layer,
+                *arguments,
+                use_reentrant=False,
+                context_fn=lambda: (kept.first(), kept.again()),
+            )
+
+
+class _Kept:
+    """Results of a layer's attention, from the pass that computes them to the one that needs them
+    again."""
+
+    def __init__(self, which: Results) -> None:
+        self.which, self.results = which, []  # type: ignore[var-annotated]
+        self.given: list[Any] | None = None
+
+    @contextmanager
+    def first(self) -> Iterator[None]:
+        token = _kept.set(self)
+        try:
+            yield
+        finally:
+            _kept.reset(token)
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        # Given once: after it the pass's own saved tensors hold them, as long as they are needed.
+        self.given, self.results = self.results, []
+        token = _kept.set(self)
+        try:
+            yield
+        finally:
+            self.given = []
+            _kept.reset(token)
+
+
+_kept: ContextVar[_Kept | None] = ContextVar("kept", default=None)
+
+
+def keep_result(result: Any, whole: bool) -> None:
+    """Called with each result of attention, in a fixed order: keeps it where a layer is computed
+    for the first time of two.
+
+    Args:
+        result: Whatever `kept_result` is to give back.
+        whole: Whether all tokens of the grid were attended to.
+    """
+    kept = _kept.get()
+    if kept is not None and kept.given is None:
+        wanted = kept.which == "all" or (whole and kept.which == "whole")
+        kept.results.append(result if wanted else None)
+
+
+def kept_result() -> Any:
+    """The result that was kept of the attention that is asked for now; None where none was."""
+    kept = _kept.get()
+    return kept.given.pop(0) if kept is not None and kept.given else None
 
 
 def compiled_in_training(function: Callable[..., Any]) -> Callable[..., Any]:

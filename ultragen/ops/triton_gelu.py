@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS, TOKENS, FEATURES = 256, 16, 128  # of one program: all rows, and what it takes at a time
+ROWS, TOKENS, FEATURES = 64, 16, 128  # of one program: all rows, and what it takes at a time
 
 
 @triton.jit
@@ -17,18 +17,18 @@ def _gelu_gradients(
     features = tl.program_id(1) * FEATURES + tl.arange(0, FEATURES)
     inside = features < d
     total = tl.zeros((FEATURES,), tl.float32)
-    for first in range(0, ROWS, TOKENS):
-        rows = tl.program_id(0).to(tl.int64) * ROWS + first + tl.arange(0, TOKENS)
+    for part in tl.static_range(ROWS // TOKENS):
+        rows = tl.program_id(0).to(tl.int64) * ROWS + part * TOKENS + tl.arange(0, TOKENS)
         mask = (rows < n)[:, None] & inside[None, :]
         at = rows[:, None] * d + features[None, :]
         x = tl.load(hidden_ptr + at, mask=mask, other=0.0).to(tl.float32)
         grad = tl.load(of_hidden_ptr + at, mask=mask, other=0.0).to(tl.float32)
         # tanh(u) = 2 sigmoid(2u) - 1, and GELU = x (1 + tanh(u)) / 2 with this u:
         twice = 1.5957691216057308 * x * (1.0 + 0.044715 * x * x)
-        part = tl.sigmoid(twice)
+        share = tl.sigmoid(twice)
         slope = 1.5957691216057308 * (1.0 + 0.134145 * x * x)
-        grad *= part + x * part * (1.0 - part) * slope
-        tl.store(hidden_ptr + at, x * part, mask=mask)
+        grad *= share + x * share * (1.0 - share) * slope
+        tl.store(hidden_ptr + at, x * share, mask=mask)
         tl.store(of_hidden_ptr + at, grad, mask=mask)
         total += tl.sum(grad, axis=0)
     tl.store(partial_ptr + tl.program_id(0).to(tl.int64) * d + features, total, mask=inside)

@@ -34,8 +34,9 @@ from .triton_windows import SIZES, empty_grid, merge_group, place, split, unflat
 def _merge_and_correct(
     windows_ptr, query_ptr, key_ptr, sums_ptr, grid_ptr, scale, room, heads, d, t, h, w,
     top, rows, height, left, columns, width, HEADS: tl.constexpr, HEAD: tl.constexpr,
+    KEEP: tl.constexpr,
 ):  # fmt: skip
-    """One program: one token."""
+    """One program: one token. KEEP: the sum of its weights is corrected too, in its place."""
     row = tl.program_id(0)
     position, sample = place(row, t, h, w, top, rows, height, left, columns, width)
     tokens = t * height * width
@@ -47,30 +48,15 @@ def _merge_and_correct(
     query = tl.load(query_ptr + at, mask=inside, other=0.0).to(tl.float32)
     key = tl.load(key_ptr + window * room * d + features, mask=inside, other=0.0).to(tl.float32)
     score = tl.sum(tl.reshape(query * key, (HEADS, HEAD)), axis=1) * scale
-    total = tl.load(sums_ptr + (window * heads + head) * room + token, mask=head < heads, other=0.0)
-    factor = 1 / (1 - (room - tokens) * tl.exp(score - total))
+    sum_at = sums_ptr + (window * heads + head) * room + token
+    total = tl.load(sum_at, mask=head < heads, other=0.0)
+    rest = 1 - (room - tokens) * tl.exp(score - total)
+    factor = 1 / rest
+    if KEEP:
+        tl.store(sum_at, total + tl.log(rest), mask=head < heads)
     x = tl.reshape(tl.reshape(x, (HEADS, HEAD)) * factor[:, None], (HEADS * HEAD,))
     at = (sample.to(tl.int64) * t * h * w + position) * d + features
     tl.store(grid_ptr + at, x, mask=inside)
-
-
-@triton.jit(do_not_specialize=("tokens", "room", "heads", "d"))
-def _true_sums(
-    query_ptr, key_ptr, sums_ptr, out_ptr, scale, tokens, room, heads, d,
-    HEADS: tl.constexpr, HEAD: tl.constexpr,
-):  # fmt: skip
-    """One program: one place of a window, filled or not."""
-    row = tl.program_id(0).to(tl.int64)
-    window, token = row // room, row % room
-    features, head = tl.arange(0, HEADS * HEAD), tl.arange(0, HEADS)
-    inside = features < d
-    query = tl.load(query_ptr + row * d + features, mask=inside, other=0.0).to(tl.float32)
-    key = tl.load(key_ptr + window * room * d + features, mask=inside, other=0.0).to(tl.float32)
-    score = tl.sum(tl.reshape(query * key, (HEADS, HEAD)), axis=1) * scale
-    at = (window * heads + head) * room + token
-    total = tl.load(sums_ptr + at, mask=head < heads, other=0.0)
-    total += tl.log(1 - (room - tokens) * tl.exp(score - total))
-    tl.store(out_ptr + at, total, mask=head < heads)
 
 
 @triton.jit(do_not_specialize=("tokens", "room", "heads", "d"))
@@ -81,20 +67,19 @@ def _correct_gradient(
     """One program: one token."""
     number = tl.program_id(0).to(tl.int64)
     window, token = number // tokens, number % tokens
-    features, head = tl.arange(0, HEADS * HEAD), tl.arange(0, HEADS)
+    head = tl.arange(0, HEADS)
+    features = head[:, None] * HEAD + tl.arange(0, HEAD)[None, :]
     inside = features < d
     at = (window * room + token) * d + features
     query = tl.load(query_ptr + at, mask=inside, other=0.0).to(tl.float32)
     key = tl.load(key_ptr + window * room * d + features, mask=inside, other=0.0).to(tl.float32)
     grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
     out = tl.load(out_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    score = tl.sum(tl.reshape(query * key, (HEADS, HEAD)), axis=1) * scale
-    along = tl.sum(tl.reshape(grad * out, (HEADS, HEAD)), axis=1)
-    total = tl.load(sums_ptr + (window * heads + head) * room + token, mask=head < heads, other=0.0)
-    factor = (room - tokens) * tl.exp(score - total) * along * scale
     of_query = tl.load(of_query_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    key = tl.reshape(tl.reshape(key, (HEADS, HEAD)) * factor[:, None], (HEADS * HEAD,))
-    tl.store(of_query_ptr + at, of_query + key, mask=inside)
+    total = tl.load(sums_ptr + (window * heads + head) * room + token, mask=head < heads, other=0.0)
+    score, along = tl.sum(query * key, axis=1) * scale, tl.sum(grad * out, axis=1)
+    factor = (room - tokens) * tl.exp(score - total) * along * scale
+    tl.store(of_query_ptr + at, of_query + key * factor[:, None], mask=inside)
 
 
 @torch.library.custom_op("ultragen::merge_whole_tiles", mutates_args=())
@@ -109,7 +94,22 @@ def _merge(
 ) -> Tensor:
     """Windows (b windows) n d and sums (b windows) heads n; size: frames, rows and columns of the
     grid."""
-    grid = empty_grid(windows, groups, size)
+    return merge_and_correct(windows, query, key, sums, heads, groups, size, keep=False)
+
+
+def merge_and_correct(
+    windows: list[Tensor],
+    query: list[Tensor],
+    key: list[Tensor],
+    sums: list[Tensor],
+    heads: int,
+    groups: list[int],
+    size: Sequence[int],
+    keep: bool,
+) -> Tensor:
+    """What `merge` does, with all numbers of the groups of windows one after the other; `keep` also
+    takes what fills the last tiles out of the sums, in their place."""
+    grid = empty_grid(windows, groups, [*size])
     _, t, h, w, d = grid.shape
     for out, q, k, total, rectangle in zip(
         windows, query, key, sums, unflatten(groups), strict=True
@@ -120,8 +120,8 @@ def _merge(
             continue
         with torch.cuda.device_of(grid):
             _merge_and_correct[(len(out) * tokens,)](
-                out.contiguous(), q, k, total.contiguous(), grid, (d // heads) ** -0.5, room, heads,
-                d, t, h, w, *rectangle, triton.next_power_of_2(heads), d // heads,
+                out.contiguous(), q, k, total, grid, (d // heads) ** -0.5, room, heads,
+                d, t, h, w, *rectangle, triton.next_power_of_2(heads), d // heads, keep,
             )  # fmt: skip
     return grid
 
@@ -136,32 +136,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> tuple[Te
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
     long = key.shape[1] > LONG
     out, sums = attend_in_parts(q, k, v, PART) if long else attend(q, k, v)
-    return out.transpose(1, 2).flatten(2), sums[..., 0]
-
-
-def true_sums(sums: Tensor, query: Tensor, key: Tensor, heads: int, tokens: int) -> Tensor:
-    """The logarithms of the sums of weights without what fills the last tiles.
-
-    Args:
-        sums: What `attention` gave, (b windows) heads n.
-        query: (b windows) n d.
-        key: (b windows) n d.
-        heads: Attention heads.
-        tokens: Tokens of a window.
-
-    Returns:
-        (b windows) heads n.
-    """
-    windows, room, d = query.shape
-    if room == tokens:
-        return sums
-    found = torch.empty_like(sums.contiguous())
-    with torch.cuda.device_of(query):
-        _true_sums[(windows * room,)](
-            query, key, sums.contiguous(), found, (d // heads) ** -0.5, tokens, room, heads, d,
-            triton.next_power_of_2(heads), d // heads,
-        )  # fmt: skip
-    return found
+    return out.transpose(1, 2).flatten(2), sums[..., 0].contiguous()
 
 
 def attention_gradients(
@@ -182,7 +157,7 @@ def attention_gradients(
         key: The same.
         value: The same.
         out: What was attended to, without what fills the last tiles, (b windows) n d.
-        sums: What `true_sums` gives.
+        sums: What `merge_and_correct` keeps, (b windows) heads n.
         heads: Attention heads.
         tokens: Tokens of a window.
 

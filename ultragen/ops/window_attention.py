@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .dispatch import left_to_the_compiler
+from .gradients import keep_result, kept_result
 from .layer_checks import is_untouched
 from .rotary_norm import Rotary
 from .tiles import is_cudnns, suits, tile_for
@@ -86,22 +87,20 @@ class _Attention(torch.autograd.Function):
         sin: Tensor,
         plan: tuple[int, list[int], float, int],
     ) -> Tensor:
-        from .triton_whole_tiles import attention, merge
         from .triton_windows import unflatten
 
-        ctx.plan, (heads, groups, _, _) = plan, plan
-        windows = _in_windows(query, key, value, query_weight, key_weight, cos, sin, plan)
-        found = [attention(*group, heads) for group in zip(*windows, strict=True)]
-        outs, sums = ([*part] for part in zip(*found, strict=True))
-        size = query.shape[1:4]
-        out = merge(outs, windows[0], windows[1], sums, heads, unflatten(groups), size)
-        ctx.save_for_backward(query, key, value, query_weight, key_weight, cos, sin, out, *sums)
+        ctx.plan, given = plan, (query, key, value, query_weight, key_weight, cos, sin)
+        whole = sum(rows * columns for _, rows, _, _, columns, _ in unflatten(plan[1])) == 1
+        found = kept_result()
+        out, sums = found or _attend(*given, plan)
+        keep_result((out.detach(), sums), whole)
+        ctx.save_for_backward(*given, out, *sums)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         from .triton_rotary_norm import gradients
-        from .triton_whole_tiles import attention_gradients, true_sums
+        from .triton_whole_tiles import attention_gradients
         from .triton_windows import merge_group, unflatten
         from .triton_windows import split_flat as split
 
@@ -112,18 +111,32 @@ class _Attention(torch.autograd.Function):
         of_value, of_query, of_key = torch.empty_like(value), [], []
         for i, (rectangle, total) in enumerate(zip(unflatten(groups), sums, strict=True)):
             tokens = prod((query.shape[1], rectangle[2], rectangle[5]))
-            group = (windows[0][i], windows[1][i], windows[2][i], outs[i])
-            total = true_sums(total, *group[:2], heads, tokens)
-            of_q, of_k, of_v = attention_gradients(grads[i], *group, total, heads, tokens)
+            group = (grads[i], windows[0][i], windows[1][i], windows[2][i], outs[i])
+            of_q, of_k, of_v = attention_gradients(*group, total, heads, tokens)
             merge_group(of_value, of_v, rectangle)
             of_query.append(of_q)
             of_key.append(of_k)
-            for each in (*windows, outs, grads):
-                each[i] = None  # what has been used makes room
+            for each in (grads, *windows, outs):
+                each[i] = each[i][:0]  # what has been used makes room
+            del group
         at = cos, sin, eps, groups
         return (*_ordered(gradients(of_query, query, query_weight, *at),
                           gradients(of_key, key, key_weight, *at), of_value),
                 None, None, None)  # fmt: skip
+
+
+def _attend(*given: Any) -> tuple[Tensor, list[Tensor]]:
+    """What is attended to, b t h w d, and the logarithms of the sums of weights of each group's
+    windows, (b windows) heads n; arguments as for `_in_windows`."""
+    from .triton_whole_tiles import attention, merge_and_correct
+
+    (query, *_, plan) = given
+    heads, groups, _, _ = plan
+    windows = _in_windows(*given)
+    found = [attention(*group, heads) for group in zip(*windows, strict=True)]
+    outs, sums = ([*part] for part in zip(*found, strict=True))
+    size, (queries, keys, _) = query.shape[1:4], windows
+    return merge_and_correct(outs, queries, keys, sums, heads, groups, size, keep=True), sums
 
 
 def _in_windows(
