@@ -143,7 +143,7 @@ def checkpointed(function):
 
 
 def compiled(function):
-    return torch.compile(function, backend="aot_eager", fullgraph=True)
+    return torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=False)
 
 
 def autocast(function):

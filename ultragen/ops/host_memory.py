@@ -64,10 +64,8 @@ class _Parked:
     def __init__(self, memory: HostMemory, x: Tensor, before: _Parked | None) -> None:
         self.memory, self.device = memory, x.device
         self.before = None if before is None else ref(before)
-        self.kind = x.shape, x.dtype
-        free = memory.free[self.kind]
-        pinned = x.is_cuda
-        self.host = free.pop() if free else torch.empty(*self.kind, pin_memory=pinned)
+        free = memory.free[x.shape, x.dtype]
+        self.host = free.pop() if free else torch.empty_like(x, device="cpu", pin_memory=x.is_cuda)
         self.coming: Tensor | None = None
         if not x.is_cuda:
             self.host.copy_(x)
@@ -103,4 +101,4 @@ class _Parked:
 
     def __del__(self) -> None:
         # Later copies into it are made in the same stream, after those out of it.
-        self.memory.free[self.kind].append(self.host)
+        self.memory.free[self.host.shape, self.host.dtype].append(self.host)
