@@ -18,7 +18,6 @@ from .frames import probe
 from .shards import EncodedClip, EncodedSource
 from .sources import Source
 
-
 SIDE_STEP = 32  # pixels; what both models' tokens divide
 
 
@@ -139,8 +138,9 @@ def plan(source: Source, request: Request) -> Job:
         return Job(source, size, modified, left_out=f"can't be read: {first_line(error)}")
     if isinstance(found, str):
         return Job(source, size, modified, left_out=found)
-    frames = 1 if info.is_still else round(info.seconds * request.frame_rate)
-    return Job(source, size, modified, found, max(1, frames // found.num_frames))
+    frames = round((info.seconds or 0) * request.frame_rate)
+    clips = 1 if found.num_frames == 1 else max(1, frames // found.num_frames)
+    return Job(source, size, modified, found, clips)
 
 
 def file_state(path: Path) -> tuple[int, int]:
