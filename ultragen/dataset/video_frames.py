@@ -110,7 +110,7 @@ def timed_frames(stream: VideoStream) -> Iterator[TimedFrame]:
     """
     interval = 1 / (frame_rate(stream) or COMMON_RATE)
     start = last = None
-    count, end = 0, 0.0
+    count = 0
     try:
         for frame in _progressive(_one_size(_whole_frames(stream))):
             time = 0.0
@@ -123,10 +123,7 @@ def timed_frames(stream: VideoStream) -> Iterator[TimedFrame]:
                 start = frame.time
             duration = float(frame.duration * frame.time_base) if frame.time_base else 0.0
             yield TimedFrame(frame, time, duration or interval)
-            count, last, end = count + 1, time, time + (duration or interval)
-        seconds = stated_seconds(stream)
-        if count and seconds is not None and seconds - end > MISSING:
-            raise _Fault("damaged from")
+            count, last = count + 1, time
     except _Fault as fault:
         if count:
             raise DamagedVideo(_told(fault, count, stream), count) from fault
@@ -150,12 +147,12 @@ def _whole_frames(stream: VideoStream) -> Iterator[VideoFrame]:
     place of a lost one: only those are given that are shown before any that is lost.
     """
     av = import_av()
-    packets, last = stream.container.demux(stream), None
+    packets, last, end = stream.container.demux(stream), None, 0.0
     while True:
         packet = None
         try:
             packet = next(packets)
-            if packet.is_corrupt:
+            if packet.is_corrupt or (not packet.size and _ends_early(stream, end)):
                 break
             frames = packet.decode()
         except StopIteration:
@@ -167,9 +164,20 @@ def _whole_frames(stream: VideoStream) -> Iterator[VideoFrame]:
                 raise _Fault("damaged from")
             yield frame
         if packet.size:
-            last = packet
+            last, end = packet, max(end, _end(stream, packet))
     yield from _waiting(stream, last, packet)
     raise _Fault("damaged from")
+
+
+def _end(stream: VideoStream, packet: Packet) -> float:
+    """When the frame of a packet is no longer shown, in seconds after the first frame's start."""
+    ticks = (packet.pts or 0) + (packet.duration or 0) - (stream.start_time or 0)
+    return float(ticks * packet.time_base)
+
+
+def _ends_early(stream: VideoStream, end: float) -> bool:
+    seconds = stated_seconds(stream)
+    return seconds is not None and seconds - end > MISSING
 
 
 def _waiting(stream: VideoStream, last: Packet | None, lost: Packet | None) -> Iterator[VideoFrame]:
