@@ -70,7 +70,7 @@ def encode_clip(vae: Autoencoder, pieces: Iterable[Tensor]) -> Tensor:
     Returns:
         c t h w, of unit variance, in bfloat16 on the CPU.
     """
-    scaled = (piece[None].to(vae.device) * 2 - 1 for piece in pieces)
+    scaled = (piece[None] * 2 - 1 for piece in pieces)
     if isinstance(vae, CompactAutoencoder):
         latents = torch.cat(list(_encode_compact(vae, scaled)), dim=2)
     else:
@@ -84,6 +84,7 @@ def _encode_compact(vae: CompactAutoencoder, pieces: Iterable[Tensor]) -> Iterat
         # A group of four frames is encoded by itself, the first frame too: one that stands before
         # a further piece makes it 4n + 1 frames long, and its own latents are dropped.
         video = piece if last is None else torch.cat([last, piece], dim=2)
+        video = video.to(vae.device)
         with torch.autocast(video.device.type, torch.bfloat16, enabled=video.is_cuda):
             latents = vae.encode(video).latent_dist.mode()
         yield latents if last is None else latents[:, :, 1:]

@@ -10,17 +10,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor
 
-from ..files import first_line
 from ..hardware import free_memory, is_out_of_memory
 from .buckets import Bucket, fit
 from .encoders import (
@@ -32,8 +30,8 @@ from .encoders import (
     load_autoencoder,
     locate_base,
 )
-from .frames import DamagedVideo, read_frames
-from .planning import Job, Request, changed, file_state, plan
+from .frames import read_frames
+from .planning import Fault, Job, Request, changed, faults, file_state, plan
 from .processes import Processes
 from .report import Remaining, Report, check_disk, plan_text
 from .shards import (
@@ -57,14 +55,6 @@ from .sources import LeftOut, Source, find_sources
 
 PIECE = 8  # frames that are read, scaled and encoded at a time
 Show = Callable[[float, str], None]
-
-
-class Unreadable(Exception):
-    """A file gives no further frames; says why."""
-
-
-class TooShort(Unreadable):
-    """It has none."""
 
 
 @dataclass
@@ -103,9 +93,8 @@ class Encoding:
         jobs = self._plan([each for each in sources if each not in odd], base)
         if request.model == "wan":
             self._encode_captions(base, jobs)
-        self._encode_clips(base, jobs)
-        self.processes.wait()
-        report = Report.read(request.out, without)
+        failed = self.processes.gather(self._encode_clips(base, jobs))
+        report = Report.read(request.out, chain(without, *failed))
         if self.processes.first:
             report.write()
         return report
@@ -130,6 +119,7 @@ class Encoding:
             text_fingerprint(base) if wan else None,
             request.frame_rate,
             tuple(sorted(map(str, request.buckets))),
+            request.clips,
             request.enlarge,
         )
         if self.processes.first:
@@ -208,21 +198,30 @@ class Encoding:
         del encoder
         free_memory(self.processes.device)
 
-    def _encode_clips(self, base: Path, jobs: list[Job]) -> None:
+    def _encode_clips(self, base: Path, jobs: list[Job]) -> list[LeftOut]:
+        """Encodes the clips of jobs; returns what failed and is not written down, so that the next
+        run tries it again."""
         request, vae = self.request, None
+        failed: list[LeftOut] = []
         remaining = Remaining(sum(job.pixels for job in jobs))
         with flushed(ShardWriter(request.out, LATENTS)) as writer:
             for number, job in enumerate(jobs, 1):
                 said = f"file {number} of {len(jobs)}, {remaining}"
                 self.show(remaining.fraction, said)
-                if job.bucket is None:
-                    writer.add_source(job.done(), {})
-                    continue
-                with memory_said(f"clips of {job.bucket}"):
-                    vae = vae or load_autoencoder(request.model, base, self.processes.device)
-                    clips, latents, reason = encode_source(vae, job, request.frame_rate)
-                writer.add_source(job.done(clips, reason), latents)
+                result = job.done(), {}
+                if job.bucket is not None:
+                    with memory_said(f"clips of {job.bucket}"):
+                        vae = vae or load_autoencoder(request.model, base, self.processes.device)
+                        try:
+                            result = encode_source(vae, job, request.frame_rate)
+                        except Fault as fault:
+                            job = replace(job, left_out=str(fault), lasting=False)
+                if job.lasting:
+                    writer.add_source(*result)
+                else:
+                    failed.append(LeftOut(job.source.name, str(job.left_out)))
                 remaining.add(job.pixels)
+        return failed
 
 
 def is_unicode(*texts: str) -> bool:
@@ -275,46 +274,35 @@ def memory_said(what: str) -> Iterator[None]:
 
 def encode_source(
     vae: Autoencoder, job: Job, frame_rate: float
-) -> tuple[list[EncodedClip], dict[str, Tensor], str | None]:
+) -> tuple[EncodedSource, dict[str, Tensor]]:
     """Encodes one clip after the other of a file, as long as there are frames.
 
     Returns:
-        The clips, their latents c t h w by the key of their tensor, and why a part of the file, or
-        all of it, was left out; None if it was not.
+        What became of the file, and the latents c t h w by the keys of its clips.
+
+    Raises:
+        Fault: The file can't be read now, which may be none of its own faults.
     """
     bucket = cast(Bucket, job.bucket)
-    frames = readable(read_frames(job.source.path, frame_rate))
-    groups = read_ahead(group_frames(frames, bucket.num_frames))
     clips: list[EncodedClip] = []
     latents: dict[str, Tensor] = {}
-    with closing(groups):
+    groups = group_frames(read_frames(job.source.path, frame_rate), bucket.num_frames)
+    with closing(read_ahead(groups)) as ahead:
         for number in range(job.clips):
             try:
-                encoded = encode_clip(vae, take_clip(groups, bucket, vae.device))
-            except TooShort as error:
-                return clips, latents, None if clips else str(error)
-            except Unreadable as error:
-                return clips, latents, str(error)
+                encoded = encode_clip(vae, take_clip(ahead, bucket, vae.device))
+            except Fault as fault:
+                if not fault.lasting:
+                    raise
+                return job.done(clips, str(fault)), latents
             if not encoded.isfinite().all():
-                return clips, latents, "its latents are not finite"
+                return job.done(clips, "its latents are not finite"), latents
             tensor = f"{job.source.name}#{number}"
             start = number * bucket.num_frames / frame_rate
             size = bucket.height, bucket.width, bucket.num_frames
             clips.append(EncodedClip(start, *size, tensor, latents_digest(encoded)))
             latents[tensor] = encoded
-    return clips, latents, None
-
-
-def readable(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """The same frames, where every error of their reader is `Unreadable`."""
-    try:
-        yield from frames
-    except DamagedVideo as error:
-        raise Unreadable(first_line(error)) from error
-    except Exception as error:  # readers of people's files raise whatever they like
-        if is_out_of_memory(error):
-            raise
-        raise Unreadable(f"can't be read: {first_line(error)}") from error
+    return job.done(clips), latents
 
 
 def group_frames(frames: Iterator[np.ndarray], num_frames: int) -> Iterator[np.ndarray]:
@@ -343,17 +331,16 @@ def read_ahead(groups: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
 def take_clip(
     groups: Iterator[np.ndarray], bucket: Bucket, device: torch.device
 ) -> Iterator[Tensor]:
-    """Groups of frames t h w 3 → the pieces of one clip at its bucket's size, c t h w in [0, 1].
+    """Groups of frames t h w 3 → the pieces of one clip at its bucket's size, 3 t h w in [0, 1].
 
     Raises:
-        TooShort: The groups end before the clip does.
+        Fault: The groups end before the clip does.
     """
     missing = bucket.num_frames
     while missing:
-        group = next(groups, None)
+        with faults():
+            group = next(groups, None)
         if group is None:
-            raise TooShort(
-                f"too short: {bucket.num_frames - missing} of {bucket.num_frames} frames"
-            )
+            raise Fault("shorter than it says")
         missing -= len(group)
-        yield rearrange(fit(torch.from_numpy(group).to(device), bucket), "t c h w -> c t h w")
+        yield fit(torch.from_numpy(group).to(device), bucket).movedim(1, 0)
