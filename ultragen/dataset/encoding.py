@@ -7,22 +7,22 @@ the files whose turn it is and leaves out those that are done.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ..hardware import free_memory, is_out_of_memory
 from .buckets import Bucket, fit
 from .encoders import (
-    Autoencoder,
     CaptionEncoder,
     caption_bytes,
     encode_clip,
@@ -53,6 +53,7 @@ from .shards import (
 )
 from .sources import LeftOut, Source, find_sources
 
+T = TypeVar("T")
 PIECE = 8  # frames that are read, scaled and encoded at a time
 Show = Callable[[float, str], None]
 
@@ -201,25 +202,27 @@ class Encoding:
     def _encode_clips(self, base: Path, jobs: list[Job]) -> list[LeftOut]:
         """Encodes the clips of jobs; returns what failed and is not written down, so that the next
         run tries it again."""
-        request, vae = self.request, None
+        request, device = self.request, self.processes.device
         failed: list[LeftOut] = []
-        remaining = Remaining(sum(job.pixels for job in jobs))
-        with flushed(ShardWriter(request.out, LATENTS)) as writer:
-            for number, job in enumerate(jobs, 1):
-                said = f"file {number} of {len(jobs)}, {remaining}"
-                self.show(remaining.fraction, said)
-                result = job.done(), {}
-                if job.bucket is not None:
-                    with memory_said(f"clips of {job.bucket}"):
-                        vae = vae or load_autoencoder(request.model, base, self.processes.device)
-                        try:
-                            result = encode_source(vae, job, request.frame_rate)
-                        except Fault as fault:
-                            job = replace(job, left_out=str(fault), lasting=False)
-                if job.lasting:
-                    writer.add_source(*result)
+        done, remaining = EncodedClips(), Remaining(sum(job.pixels for job in jobs))
+        with memory_said("the clips"), flushed(ShardWriter(request.out, LATENTS)) as writer:
+            vae = None
+            if any(job.bucket for job in jobs):
+                self.show(0.0, "loading the autoencoder")
+                vae = load_autoencoder(request.model, base, device)
+            clips = read_jobs(jobs, request.frame_rate, device, vae.dtype if vae else torch.float32)
+            for job, found in read_ahead(clips):
+                self.show(remaining.fraction, f"{job.source.name}, {remaining}")
+                if isinstance(found, list):
+                    assert vae is not None
+                    done.add(job, encode_clip(vae, found), request.frame_rate)
+                    continue
+                if found is None or found.lasting:
+                    reason = str(found) if found else done.left_out
+                    writer.add_source(job.done(done.clips, reason), done.latents)
                 else:
-                    failed.append(LeftOut(job.source.name, str(job.left_out)))
+                    failed.append(LeftOut(job.source.name, str(found)))
+                done = EncodedClips()
                 remaining.add(job.pixels)
         return failed
 
@@ -272,75 +275,100 @@ def memory_said(what: str) -> Iterator[None]:
         ) from error
 
 
-def encode_source(
-    vae: Autoencoder, job: Job, frame_rate: float
-) -> tuple[EncodedSource, dict[str, Tensor]]:
-    """Encodes one clip after the other of a file, as long as there are frames.
+@dataclass
+class EncodedClips:
+    """Clips of one file, as far as they are encoded.
 
-    Returns:
-        What became of the file, and the latents c t h w by the keys of its clips.
+    Attributes:
+        clips: What is written of them.
+        latents: Their latents c t h w by the keys of their tensors.
+        seen: How many there were.
+        left_out: Why some of them are left out.
+    """
+
+    clips: list[EncodedClip] = field(default_factory=list)
+    latents: dict[str, Tensor] = field(default_factory=dict)
+    seen: int = 0
+    left_out: str | None = None
+
+    def add(self, job: Job, latents: Tensor, frame_rate: float) -> None:
+        """Adds the next clip."""
+        bucket, number = cast(Bucket, job.bucket), self.seen
+        self.seen += 1
+        if not latents.isfinite().all():
+            self.left_out = "latents that are not finite"
+            return
+        start, tensor = number * bucket.num_frames / frame_rate, f"{job.source.name}#{number}"
+        size = bucket.height, bucket.width, bucket.num_frames
+        self.clips.append(EncodedClip(start, *size, tensor, latents_digest(latents)))
+        self.latents[tensor] = latents
+
+
+def read_jobs(
+    jobs: Iterable[Job], frame_rate: float, device: torch.device, dtype: torch.dtype
+) -> Iterator[tuple[Job, list[Tensor] | Fault | None]]:
+    """Reads file after file.
+
+    Args:
+        jobs: What is to be read.
+        frame_rate: Frames a second.
+        device: Where frames are made to fit.
+        dtype: What they become then.
+
+    Yields:
+        Each job with one clip after the other, in pieces 3 t h w in [0, 1] on the CPU; then with
+        its fault, or None.
+    """
+    # Beside the encoder, which has the device's own stream.
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def fitted(group: list[np.ndarray], bucket: Bucket) -> Tensor:
+        with torch.cuda.stream(stream):
+            pictures = fit(torch.from_numpy(np.stack(group)).to(device), bucket)
+        return rearrange(pictures, "t c h w -> c t h w").to(dtype)
+
+    for job in jobs:
+        fault = None if job.left_out is None else Fault(job.left_out, job.lasting)
+        try:
+            for clip in read_clips(job, frame_rate, fitted):
+                yield job, clip
+        except Fault as error:
+            fault = error
+        yield job, fault
+
+
+def read_clips(
+    job: Job, frame_rate: float, fitted: Callable[[list[np.ndarray], Bucket], Tensor]
+) -> Iterator[list[Tensor]]:
+    """The clips of one file, each as what `fitted` makes of its first 9 frames, then of 8 at a
+    time.
 
     Raises:
-        Fault: The file can't be read now, which may be none of its own faults.
+        Fault: The frames end before the first clip does, or can't be read on.
     """
-    bucket = cast(Bucket, job.bucket)
-    clips: list[EncodedClip] = []
-    latents: dict[str, Tensor] = {}
-    groups = group_frames(read_frames(job.source.path, frame_rate), bucket.num_frames)
-    with closing(read_ahead(groups)) as ahead:
-        for number in range(job.clips):
-            try:
-                encoded = encode_clip(vae, take_clip(ahead, bucket, vae.device))
-            except Fault as fault:
-                if not fault.lasting:
-                    raise
-                return job.done(clips, str(fault)), latents
-            if not encoded.isfinite().all():
-                return job.done(clips, "its latents are not finite"), latents
-            tensor = f"{job.source.name}#{number}"
-            start = number * bucket.num_frames / frame_rate
-            size = bucket.height, bucket.width, bucket.num_frames
-            clips.append(EncodedClip(start, *size, tensor, latents_digest(encoded)))
-            latents[tensor] = encoded
-    return job.done(clips), latents
-
-
-def group_frames(frames: Iterator[np.ndarray], num_frames: int) -> Iterator[np.ndarray]:
-    """Frames h w 3 → clips one after the other, each as groups t h w 3 of 1 + 8, 8, 8, ... frames;
-    a group that is not whole is left out."""
-    while True:
-        missing = num_frames
+    if job.bucket is None:
+        return
+    frames = read_frames(job.source.path, frame_rate)
+    for number in range(job.clips):
+        pieces: list[Tensor] = []
+        missing = job.bucket.num_frames
         while missing:
-            size = min(missing, PIECE + (missing == num_frames))
-            group = list(islice(frames, size))
+            size = min(missing, PIECE + (not pieces))
+            with faults():
+                group = list(islice(frames, size))
             if len(group) < size:
-                return
-            yield np.stack(group)
+                if number:  # what a file says of its length is rounded
+                    return
+                raise Fault("shorter than it says")
+            pieces.append(fitted(group, job.bucket))
             missing -= size
+        yield pieces
 
 
-def read_ahead(groups: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """The same groups, of which the next is read while the last one is encoded."""
+def read_ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, of which the next is read while the last one is encoded."""
     with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, groups, None)
-        while (group := coming.result()) is not None:
-            coming = pool.submit(next, groups, None)
-            yield group
-
-
-def take_clip(
-    groups: Iterator[np.ndarray], bucket: Bucket, device: torch.device
-) -> Iterator[Tensor]:
-    """Groups of frames t h w 3 → the pieces of one clip at its bucket's size, 3 t h w in [0, 1].
-
-    Raises:
-        Fault: The groups end before the clip does.
-    """
-    missing = bucket.num_frames
-    while missing:
-        with faults():
-            group = next(groups, None)
-        if group is None:
-            raise Fault("shorter than it says")
-        missing -= len(group)
-        yield fit(torch.from_numpy(group).to(device), bucket).movedim(1, 0)
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item
