@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -22,7 +22,7 @@ from .buckets import Bucket
 
 PRESETS: dict[str, ModelPreset] = {"wan": WAN, "embedded": EMBEDDED}
 BATCH = 16  # captions that are encoded together
-Autoencoder = AutoencoderKLWan | CompactAutoencoder
+Autoencoder: TypeAlias = AutoencoderKLWan | CompactAutoencoder
 
 
 def locate_base(model: str, base: str | Path | None = None) -> Path:

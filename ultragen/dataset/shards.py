@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -30,7 +30,9 @@ from ..files import create_json, whole_file, write_json
 from ..weights.fingerprint import fingerprint
 
 FORMAT = 1
-LATENTS, TEXT, SETTINGS = "latents", "text", "dataset.json"
+LATENTS: Final = "latents"
+TEXT: Final = "text"
+SETTINGS = "dataset.json"
 SHARD_BYTES = 2**28
 SHARD_SECONDS = 60.0  # of work that a kill may cost
 Size = tuple[int, int, int]
