@@ -269,7 +269,7 @@ def cut_off(path: Path, part: float = 0.6) -> Path:
     return path
 
 
-def overwrite(path: Path, part: float = 0.6, size: int = 60) -> Path:
+def overwrite(path: Path, part: float = 0.6, size: int = 3000) -> Path:
     """Puts noise over some bytes in the middle of a file."""
     data = bytearray(path.read_bytes())
     first = round(len(data) * part)

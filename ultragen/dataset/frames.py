@@ -114,8 +114,10 @@ def at_rate(frames: Iterable[TimedFrame], frame_rate: float | None) -> Iterator[
         except DamagedVideo as error:
             frame, damage = None, error
         if before is not None:
-            end = before.time + before.duration - 2 * JITTER
-            until = (before.time + frame.time) / 2 if frame is not None else end
+            if frame is not None:
+                until = (before.time + frame.time) / 2
+            else:  # nobody knows how long the last one before the damage stands
+                until = before.time + (0 if damage else before.duration - 2 * JITTER)
             while count / frame_rate <= until + JITTER:
                 yield before.frame
                 count += 1
