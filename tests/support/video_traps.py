@@ -33,7 +33,7 @@ def corners(height: int = 64, width: int = 96) -> np.ndarray:
 def counted(num_frames: int, height: int = 64, width: int = 96) -> np.ndarray:
     """Plain grey frames, 4 brighter each from 20 on, by which `number_of` tells them apart."""
     levels = 20 + 4 * np.arange(num_frames, dtype=np.uint8)
-    return np.broadcast_to(levels[:, None, None, None], (num_frames, height, width, 3))
+    return np.tile(levels[:, None, None, None], (1, height, width, 3))
 
 
 def number_of(frame: np.ndarray) -> int:

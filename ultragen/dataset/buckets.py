@@ -156,12 +156,12 @@ def fit(frames: np.ndarray | Tensor, bucket: Bucket) -> Tensor:
     size = [max(bucket.height, round(height * scale)), max(bucket.width, round(width * scale))]
     top, left = (size[0] - bucket.height) // 2, (size[1] - bucket.width) // 2
     fitted = torch.empty(len(pictures), 3, bucket.height, bucket.width)
-    for picture, target in zip(pictures, fitted, strict=True):  # one float frame at a time
-        picture = picture[None].float()
+    for picture, target in zip(pictures, fitted, strict=True):
         if size != [height, width]:
-            picture = functional.interpolate(picture, size, mode="bicubic", antialias=True)
-        target.copy_(picture[0, :, top : top + bucket.height, left : left + bucket.width])
-    return fitted.div_(255).clamp_(0, 1)
+            # Of bytes, channels last, torch has a kernel that is ten times as fast as of floats.
+            picture = functional.interpolate(picture[None], size, mode="bicubic", antialias=True)[0]
+        target.copy_(picture[:, top : top + bucket.height, left : left + bucket.width])
+    return fitted.div_(255)
 
 
 def cut(frames: Iterable[np.ndarray], bucket: Bucket, clips: Clips = "head") -> Iterator[Tensor]:

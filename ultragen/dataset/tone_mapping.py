@@ -65,7 +65,8 @@ class ToneMapping:
                 np.float32(PEAK / WHITE)
             )
         if self.transfer != "gamma":
-            light *= self._gains[_index(light.max(-1, keepdims=True) / self._reach)]
+            largest = light.max(-1, keepdims=True) / self._reach
+            light *= self._gains[_index(largest)] / np.maximum(largest, 1)
         return _display_codes()[_index(light @ self._matrix)]
 
     @property
