@@ -55,7 +55,7 @@ def probe(path: Path) -> VideoInfo:
         height, width = still_size(path)
         return VideoInfo(height, width, 1, 0.0, None, is_still=True)
     with open_video(path) as (container, stream):
-        first = next(timed_frames(stream))
+        first = next(timed_frames(container, stream))
         shape = FrameToPicture(first.frame, stream.sample_aspect_ratio)
         rate, seconds = frame_rate(stream), stated_seconds(stream)
         if seconds is None and container.duration:
@@ -88,9 +88,9 @@ def read_frames(path: Path, frame_rate: float | None) -> Iterator[np.ndarray]:
     if is_still(path):
         yield read_still(path)
         return
-    with open_video(path) as (_, stream):
+    with open_video(path) as (container, stream):
         to_picture = shown = None
-        for frame in at_rate(timed_frames(stream), frame_rate):
+        for frame in at_rate(timed_frames(container, stream), frame_rate):
             to_picture = to_picture or FrameToPicture(frame, stream.sample_aspect_ratio)
             if frame is not shown:
                 shown, picture = frame, to_picture(frame)
