@@ -16,7 +16,13 @@ from patterns import waves
 from PIL import Image, ImageOps
 from video_traps import CORNERS, corners, counted, number_of
 
-from ultragen.dataset.frames import DamagedVideo, UnreadableVideo, probe, read_frames
+from ultragen.dataset.frames import (
+    DamagedVideo,
+    UnreadableVideo,
+    frames_at_rate,
+    probe,
+    read_frames,
+)
 
 STILL = np.repeat(corners()[None], 4, axis=0)
 # H.264 with frames that are stored in another order than they are shown.
@@ -208,6 +214,9 @@ def test_frames_are_taken_at_a_constant_rate(
     path = video_traps.plain(tmp_path / f"clip{suffix}", counted(24), source)
     frames, damage = read_all(path, rate)
     assert damage is None and [number_of(frame) for frame in frames] == list(expected)
+    info = probe(path)
+    assert info.num_frames == 24
+    assert frames_at_rate(info.seconds, rate or info.frame_rate) == len(frames)
 
 
 def test_frames_of_a_variable_rate_are_taken_by_their_times(tmp_path: Path) -> None:
@@ -316,6 +325,8 @@ def unreadable(folder: Path, kind: str) -> Path:
         )
     elif kind == "no index":
         video_traps.cut_off(video_traps.plain(path, waves(24)))
+    elif kind == "matrix":
+        video_traps.encode(path, STILL, filters=video_traps.tags("ictcp", "bt2020", "smpte2084"))
     elif kind == "text":
         path.write_text("not a video at all", encoding="utf-8")
     elif kind == "empty":
@@ -336,6 +347,7 @@ def unreadable(folder: Path, kind: str) -> Path:
         ("sound", "no video in it"),
         ("cover", "no video in it"),
         ("no index", "not a video, or cut before its index"),
+        ("matrix", "colours in ICtCp"),
         ("text", "not a video, or cut before its index"),
         ("empty", "not a video, or cut before its index"),
         ("missing", "no such file or directory"),

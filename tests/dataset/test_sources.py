@@ -139,6 +139,8 @@ def test_a_folder_may_be_named_relative_to_here(tmp_path: Path, monkeypatch) -> 
     monkeypatch.chdir(tmp_path)
     [source], left_out = find_sources(Path("."))
     assert (source.name, source.path, left_out) == ("sub/a.mp4", Path("sub/a.mp4"), [])
+    [source], left_out = find_sources(tmp_path / "sub" / "..")
+    assert (source.name, left_out) == ("sub/a.mp4", [])
 
 
 def test_ultravideos_table_is_read(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..presets import WAN, check_num_frames
-from .frames import VideoInfo
+from .frames import VideoInfo, frames_at_rate
 
 KEPT = 0.5
 """Part of a frame that must remain when it is cropped to a bucket's shape."""
@@ -122,7 +122,7 @@ def _length(info: VideoInfo, frame_rate: float) -> float:
     """Frames that a clip has at a rate; endless, if it does not tell."""
     if info.is_still:
         return 1
-    return math.inf if info.seconds is None else round(info.seconds * frame_rate)
+    return math.inf if info.seconds is None else frames_at_rate(info.seconds, frame_rate)
 
 
 def _scale(info: VideoInfo, bucket: Bucket) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,11 @@ def read_frames(path: Path, frame_rate: float | None) -> Iterator[np.ndarray]:
             if frame is not shown:
                 shown, picture = frame, to_picture(frame)
             yield picture
+
+
+def frames_at_rate(seconds: float, frame_rate: float) -> int:
+    """How many frames `read_frames` gives of a clip that is as long as it says."""
+    return math.floor(max(seconds - JITTER, 0) * frame_rate) + 1
 
 
 def at_rate(frames: Iterable[TimedFrame], frame_rate: float | None) -> Iterator[VideoFrame]:

@@ -86,7 +86,7 @@ def find_sources(
             column.
         OSError: The folder can't be read, or pyarrow is missing for a Parquet file.
     """
-    folder = Path(folder)
+    folder = Path(os.path.normpath(folder))
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
     files = list(_files(folder))
