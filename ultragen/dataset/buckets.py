@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..presets import WAN, check_num_frames
-from .frames import VideoInfo
+from .frames import VideoInfo, frames_at_rate
 
 KEPT = 0.5
 """Part of a frame that must remain when it is cropped to a bucket's shape."""
@@ -122,7 +122,7 @@ def _length(info: VideoInfo, frame_rate: float) -> float:
     """Frames that a clip has at a rate; endless, if it does not tell."""
     if info.is_still:
         return 1
-    return math.inf if info.seconds is None else round(info.seconds * frame_rate)
+    return math.inf if info.seconds is None else frames_at_rate(info.seconds, frame_rate)
 
 
 def _scale(info: VideoInfo, bucket: Bucket) -> float:
@@ -156,12 +156,12 @@ def fit(frames: np.ndarray | Tensor, bucket: Bucket) -> Tensor:
     size = [max(bucket.height, round(height * scale)), max(bucket.width, round(width * scale))]
     top, left = (size[0] - bucket.height) // 2, (size[1] - bucket.width) // 2
     fitted = torch.empty(len(pictures), 3, bucket.height, bucket.width)
-    for picture, target in zip(pictures, fitted, strict=True):  # one float frame at a time
-        picture = picture[None].float()
+    for picture, target in zip(pictures, fitted, strict=True):
         if size != [height, width]:
-            picture = functional.interpolate(picture, size, mode="bicubic", antialias=True)
-        target.copy_(picture[0, :, top : top + bucket.height, left : left + bucket.width])
-    return fitted.div_(255).clamp_(0, 1)
+            # Of bytes, channels last, torch has a kernel that is ten times as fast as of floats.
+            picture = functional.interpolate(picture[None], size, mode="bicubic", antialias=True)[0]
+        target.copy_(picture[:, top : top + bucket.height, left : left + bucket.width])
+    return fitted.div_(255)
 
 
 def cut(frames: Iterable[np.ndarray], bucket: Bucket, clips: Clips = "head") -> Iterator[Tensor]:
