@@ -129,9 +129,9 @@ def test_latents_are_those_of_the_autoencoder(made, clips):
 @pytest.mark.parametrize("model", ["embedded", "wan"])
 def test_pieces_are_encoded_as_the_whole(model, files):
     vae = load_autoencoder(model, locate_base(model, files.base if model == "wan" else None), CPU)
-    video = torch.from_numpy(moving(29, 64, 96)).movedim(-1, 0) / 255
-    pieces = encode_clip(vae, (piece.to(vae.dtype) for piece in video.split([9, 8, 8, 4], dim=1)))
-    whole = vae.encode(video[None].to(vae.dtype) * 2 - 1).latent_dist.mode()
+    video = torch.from_numpy(moving(29, 64, 96)).movedim(-1, 0) / 127.5 - 1
+    pieces = encode_clip(vae, video.split([9, 8, 8, 4], dim=1))
+    whole = vae.encode(video[None]).latent_dist.mode()
     assert pieces.shape[1] == 8
     assert torch.allclose(pieces.float(), normalize(vae, whole)[0], rtol=1e-2, atol=1e-2)
 
@@ -145,7 +145,7 @@ def test_all_clips_of_a_source(clips, tmp_path, made):
     assert torch.equal(dataset.latents(lying[0]), made.latents(0))
     frames = np.stack(list(read_frames(clips / "lying.mp4", RATE)))[10:15]
     vae = load_autoencoder("embedded", EMBEDDED_MODEL, CPU)
-    last = encode_clip(vae, [fit(frames, Bucket(64, 96, 5)).movedim(1, 0)])
+    last = encode_clip(vae, [fit(frames, Bucket(64, 96, 5)).movedim(1, 0) * 2 - 1])
     assert torch.allclose(dataset.latents(lying[2]).float(), last.float(), rtol=1e-2, atol=1e-2)
 
 
@@ -195,7 +195,7 @@ def test_latents_of_wan(made_by_wan, clips, files):
     for number, clip in enumerate(made_by_wan.clips):
         frames = np.stack(list(read_frames(clips / clip.name, RATE)))[: clip.num_frames]
         video = fit(frames, Bucket(*clip.size)).movedim(1, 0)[None]
-        whole = normalize(vae, vae.encode(video.to(vae.dtype) * 2 - 1).latent_dist.mode())[0]
+        whole = normalize(vae, vae.encode(video * 2 - 1).latent_dist.mode())[0]
         assert torch.allclose(made_by_wan.latents(number).float(), whole, rtol=2e-2, atol=2e-2)
 
 

@@ -313,10 +313,10 @@ def read_jobs(
         jobs: What is to be read.
         frame_rate: Frames a second.
         device: Where frames are made to fit.
-        dtype: What they become then.
+        dtype: The encoder's type.
 
     Yields:
-        Each job with one clip after the other, in pieces 3 t h w in [0, 1] on the CPU; then with
+        Each job with one clip after the other, in pieces 3 t h w in [-1, 1] on the CPU; then with
         its fault, or None.
     """
     # Beside the encoder, which has the device's own stream.
@@ -324,8 +324,8 @@ def read_jobs(
 
     def fitted(group: list[np.ndarray], bucket: Bucket) -> Tensor:
         with torch.cuda.stream(stream):
-            pictures = fit(torch.from_numpy(np.stack(group)).to(device), bucket)
-        return rearrange(pictures, "t c h w -> c t h w").to(dtype)
+            pictures = fit(torch.from_numpy(np.stack(group)).to(device), bucket) * 2 - 1
+            return rearrange(pictures, "t c h w -> c t h w").to(dtype).cpu()
 
     for job in jobs:
         fault = None if job.left_out is None else Fault(job.left_out, job.lasting)

@@ -13,7 +13,7 @@ from ..files import first_line
 from ..hardware import is_out_of_memory
 from .buckets import Bucket, Clips, choose_bucket
 from .encoders import PRESETS
-from .frames import UnreadableVideo, probe
+from .frames import UnreadableVideo, frames_at_rate, probe
 from .shards import EncodedClip, EncodedSource
 from .sources import Source
 
@@ -169,8 +169,7 @@ def plan(source: Source, request: Request) -> Job:
         return Job(source, size, modified, left_out=found)
     clips = 1
     if request.clips == "all" and found.num_frames > 1:
-        frames = round((info.seconds or 0) * request.frame_rate)
-        clips = max(1, frames // found.num_frames)
+        clips = max(1, frames_at_rate(info.seconds or 0, request.frame_rate) // found.num_frames)
     return Job(source, size, modified, found, clips)
 
 
