@@ -12,6 +12,7 @@ A shard whose `.json` is missing does not count: a run was killed before it was 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import time
@@ -19,7 +20,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -29,7 +30,9 @@ from ..files import create_json, whole_file, write_json
 from ..weights.fingerprint import fingerprint
 
 FORMAT = 1
-LATENTS, TEXT, SETTINGS = "latents", "text", "dataset.json"
+LATENTS: Final = "latents"
+TEXT: Final = "text"
+SETTINGS = "dataset.json"
 SHARD_BYTES = 2**28
 SHARD_SECONDS = 60.0  # of work that a kill may cost
 Size = tuple[int, int, int]
@@ -46,6 +49,7 @@ class DatasetSettings:
         text_encoder: Fingerprint of tokenizer and text encoder; None where captions alone are kept.
         frame_rate: Frames a second.
         buckets: Sizes that clips were cut to, each HEIGHTxWIDTHxFRAMES.
+        clips: Which clips were cut from a source: the first alone, `head`, or `all`.
         enlarge: Whether clips smaller than every bucket were enlarged.
         version: Of the files' format.
     """
@@ -55,6 +59,7 @@ class DatasetSettings:
     text_encoder: str | None
     frame_rate: float
     buckets: tuple[str, ...]
+    clips: Literal["head", "all"] = "head"
     enlarge: bool = False
     version: int = FORMAT
 
@@ -357,15 +362,17 @@ def read_sources(folder: Path) -> Iterator[tuple[str, EncodedSource]]:
     Raises:
         OSError: A shard is missing or damaged.
     """
-    seen = set()
+    found: dict[str, tuple[str, EncodedSource]] = {}
     for shard, entry in _entries(folder, LATENTS):
         try:
             source = EncodedSource.from_json(entry)
         except (TypeError, KeyError) as error:
             raise _damaged((folder / shard).with_suffix(".json")) from error
-        if source.name not in seen:  # two runs at once may both have encoded it
-            seen.add(source.name)
-            yield shard, source
+        # What was left out may have been tried again; two runs at once may encode the same.
+        best = found.get(source.name)
+        if best is None or (source.clips and not best[1].clips):
+            found[source.name] = shard, source
+    yield from found.values()
 
 
 def read_text_index(folder: Path) -> dict[str, str]:
@@ -463,10 +470,18 @@ class ShardWriter:
         # By its content: what is encoded again after a kill takes the place of what was left.
         name = hashlib.sha256(content + json.dumps(self._entries).encode()).hexdigest()[:16]
         path = self.folder / self.kind / f"{name}.safetensors"
-        # `save_file` of safetensors does not raise OSError where the disk is full.
-        with whole_file(path) as partial:
-            partial.write_bytes(content)
-        write_json(path.with_suffix(".json"), {"bytes": len(content), "entries": self._entries})
+        try:
+            # `save_file` of safetensors does not raise OSError where the disk is full.
+            with whole_file(path) as partial:
+                partial.write_bytes(content)
+            write_json(path.with_suffix(".json"), {"bytes": len(content), "entries": self._entries})
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise OSError(
+                f"The disk of {self.folder} is full. What was written before stays: free space, "
+                "and the same command goes on."
+            ) from error
         self.written += len(content)
         self._tensors, self._entries = {}, []
 
