@@ -229,6 +229,7 @@ def test_the_same_command_again_does_nothing(made, clips, monkeypatch):
     assert files_of(made.folder) == before
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_goes_on(made, clips, tmp_path):
     """SIGKILL after the first shard; the rest is made by another run, none of it twice."""
     out = tmp_path / "out"
@@ -260,6 +261,7 @@ def test_a_run_that_is_killed_goes_on(made, clips, tmp_path):
     assert not list(out.rglob("*.partial*"))
 
 
+@pytest.mark.slow
 def test_two_processes_make_what_one_makes(made, clips, tmp_path):
     options = [word for bucket in BUCKETS for word in ("--bucket", bucket)]
     # With --cpu, accelerate 1.15.0 starts one process whatever their number.
