@@ -54,7 +54,7 @@ def encode_wan(vae: AutoencoderKLWan, frames: Tensor | Iterable[Tensor]) -> Tens
     device, dtype = vae.device, vae.dtype
     if vae.use_tiling or not streams(vae, vae.encoder, device, dtype):
         whole = torch.cat(pieces, dim=2)
-        # Weights that lie on a disk have no device of their own.
+        # Weights that come when they are needed have no device of their own before.
         whole = whole if device.type == "meta" else whole.to(device, dtype)
         return vae.encode(whole).latent_dist.mode()
     groups = group_pictures(pieces)
@@ -87,7 +87,7 @@ def check_pieces(pieces: Sequence[Tensor]) -> int:
 
 def group_pictures(pieces: Sequence[Tensor]) -> list[Group]:
     """Views of the pictures, b 3 1 h w each: the first alone, then four at a time."""
-    singles = [picture for piece in pieces for picture in piece.split(1, dim=2)]
+    singles = [piece[:, :, i : i + 1] for piece in pieces for i in range(piece.shape[2])]
     return [singles[:1]] + [singles[i : i + 4] for i in range(1, len(singles), 4)]
 
 
@@ -99,7 +99,7 @@ def encode_in_strips(
     encoder = vae.encoder
     rows = groups[0][0].shape[-2] >> len(levels(encoder)[:-2])
     parts = [fine_strip(encoder, groups, strip) for strip in strips.ranges(rows)]
-    return means(vae, side_by_side(parts, strips.resident))
+    yield from means(vae, side_by_side(parts, strips.resident))
 
 
 def levels(encoder: Any) -> list[list[Any]]:
