@@ -38,6 +38,8 @@ def info(height: int, width: int, seconds: float | None = 10, rate: float | None
         (info(1080, 1920), [WIDE, LARGE], WIDE),
         (info(1920, 1080), [WIDE, HIGH], HIGH),
         (info(2160, 3840), [LARGE, WIDE], LARGE),
+        # A little more of the frame is worth less than a larger one.
+        (info(2160, 3840), [Bucket(1440, 2560, 81), LARGE], LARGE),
         (info(720, 1280), [Bucket(736, 1280, 81), WIDE], Bucket(736, 1280, 81)),
         (info(2160, 3840), [WIDE, STILL], WIDE),
         (info(2160, 3840, seconds=1), [STILL], STILL),

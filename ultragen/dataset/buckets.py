@@ -18,6 +18,8 @@ from .frames import VideoInfo, frames_at_rate
 
 KEPT = 0.5
 """Part of a frame that must remain when it is cropped to a bucket's shape."""
+ABOUT = 0.05
+"""Part of a frame by which one bucket may crop more than another and be as near in shape."""
 ROUNDED_UP = max(size.height / size.rows for size in RESOLUTIONS.values())
 """How much larger than its source a clip may be without being told to: so much are the sizes of the
 models larger than the usual ones, such as 1088 rows than 1080, because tokens must fill them."""
@@ -94,9 +96,9 @@ def choose_bucket(
     """Chooses the bucket that a clip fits best, or says in a few words why none does.
 
     Of the buckets that a clip is long and large enough for, the one nearest in shape is taken, and
-    of several the largest, then the longest. Stills fit buckets of one frame, and videos only if
-    there are no others. A source slower than `frame_rate` would stand still every few frames, which
-    models would learn.
+    of several that are about as near the largest, then the longest. Stills fit buckets of one
+    frame, and videos only if there are no others. A source slower than `frame_rate` would stand
+    still every few frames, which models would learn.
 
     Args:
         info: The clip.
@@ -118,7 +120,9 @@ def choose_bucket(
     whole = [b for b in large if _kept(info, b) >= KEPT]
     if not whole:
         return "too far from any bucket's shape"
-    return max(whole, key=lambda b: (round(_kept(info, b), 3), b.height * b.width, b.num_frames))
+    return max(
+        whole, key=lambda b: (round(_kept(info, b) / ABOUT), b.height * b.width, b.num_frames)
+    )
 
 
 def _length(info: VideoInfo, frame_rate: float) -> float:
@@ -143,8 +147,8 @@ def fit(frames: np.ndarray | Tensor, bucket: Bucket) -> Tensor:
     """Scales frames until they just cover a bucket, and keeps their middle.
 
     Scaling is bicubic with antialiasing, on the codes as they are stored and not on linear light:
-    so were the pictures scaled that Wan and its autoencoder were trained on, as all common tools
-    do, and in linear light the filter's overshoot would draw dark rings in the shadows.
+    so the common tools scale, and with them most of what models have seen; and in linear light the
+    filter's overshoot would draw dark rings in the shadows.
 
     Args:
         frames: t h w 3, uint8, on any device.
