@@ -40,6 +40,16 @@ def corners_of(picture: np.ndarray) -> np.ndarray:
     return np.array([picture[row, column] for row in rows for column in columns], int)
 
 
+@pytest.mark.parametrize("trap", video_traps.TRAPS)
+def test_the_picture_is_the_same_in_every_trap(tmp_path: Path, trap: str) -> None:
+    pictures = np.repeat(np.minimum(STILL[:1], 180), 24, axis=0)
+    frames = list(read_frames(video_traps.TRAPS[trap](tmp_path / "clip.mp4", pictures, 24), 12))
+    assert len(frames) == {"edited": 9}.get(trap, 12)
+    for frame in frames:
+        found = corners_of(np.rot90(frame, -1) if trap == "turned" else frame)
+        assert np.abs(found - np.minimum(CORNERS, 180)).max() <= 3
+
+
 # Colours
 
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import weakref
 from math import inf
 
 import pytest
 import torch
+from allocations import Allocations
 from diffusers import AutoencoderKLWan
-from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ultragen.hardware import GIB
-from ultragen.sampling import wan_decoding
+from ultragen.sampling import wan_blocks
 from ultragen.sampling.wan_decoding import decode_in_strips
 from ultragen.sampling.wan_strips import (
     Clip,
@@ -25,39 +22,6 @@ from ultragen.sampling.wan_strips import (
 )
 
 HD, UHD = Clip(1088, 1920, 21), Clip(2176, 3840, 8)
-
-
-class Allocations(TorchDispatchMode):
-    """Follows the bytes of all tensors that are made inside.
-
-    Attributes:
-        now: Bytes that live.
-        peak: The most that did at once.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                self.add(tensor.untyped_storage())
-        return out
-
-    def add(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self.known:
-            self.known.add(key)
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self.remove, key, size)
-
-    def remove(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +46,7 @@ def wan() -> AutoencoderKLWan:
 )
 def test_the_count_is_what_is_allocated(clip, strips, wan, monkeypatch):
     # On a GPU both are one kernel without working memory in the frame's size.
-    monkeypatch.setattr(wan_decoding, "rms_silu", lambda norm, x, out: None)
+    monkeypatch.setattr(wan_blocks, "rms_silu", lambda norm, x, out: None)
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v: torch.empty_like(q))
     shape = (clip.batch, 16, clip.latent_frames, clip.height // 8, clip.width // 8)
     z = torch.empty(shape, dtype=torch.bfloat16, device="meta")

@@ -7,7 +7,7 @@ checked against something else than the library it reads with.
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -276,3 +276,22 @@ def overwrite(path: Path, part: float = 0.6, size: int = 3000) -> Path:
     data[first : first + size] = np.random.default_rng(0).bytes(size)
     path.write_bytes(bytes(data))
     return path
+
+
+def _bright(path: Path, pictures: np.ndarray, rate: float = 24) -> Path:
+    """Pictures as HDR whose white is HDR's reference white."""
+    return hdr(path, 203 * (pictures / 255) ** 2.4, rate)
+
+
+# Eight files that between them hold what goes wrong most: called with a path that ends in .mp4,
+# pictures of a height that is a multiple of 4, and their rate.
+TRAPS: dict[str, Callable[[Path, np.ndarray, float], Path]] = {
+    "turned": turned,
+    "anamorphic": anamorphic,
+    "interlaced": interlaced,
+    "full range": full_range,
+    "10 bits": ten_bits,
+    "HDR": _bright,
+    "several streams": several_streams,
+    "edited": edited,
+}

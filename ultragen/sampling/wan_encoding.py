@@ -54,7 +54,7 @@ def encode_wan(vae: AutoencoderKLWan, frames: Tensor | Iterable[Tensor]) -> Tens
     device, dtype = vae.device, vae.dtype
     if vae.use_tiling or not streams(vae, vae.encoder, device, dtype):
         whole = torch.cat(pieces, dim=2)
-        # Weights that lie on a disk have no device of their own.
+        # Weights that come when they are needed have no device of their own before.
         whole = whole if device.type == "meta" else whole.to(device, dtype)
         return vae.encode(whole).latent_dist.mode()
     groups = group_pictures(pieces)
@@ -87,7 +87,7 @@ def check_pieces(pieces: Sequence[Tensor]) -> int:
 
 def group_pictures(pieces: Sequence[Tensor]) -> list[Group]:
     """Views of the pictures, b 3 1 h w each: the first alone, then four at a time."""
-    singles = [picture for piece in pieces for picture in piece.split(1, dim=2)]
+    singles = [piece[:, :, i : i + 1] for piece in pieces for i in range(piece.shape[2])]
     return [singles[:1]] + [singles[i : i + 4] for i in range(1, len(singles), 4)]
 
 
@@ -99,7 +99,7 @@ def encode_in_strips(
     encoder = vae.encoder
     rows = groups[0][0].shape[-2] >> len(levels(encoder)[:-2])
     parts = [fine_strip(encoder, groups, strip) for strip in strips.ranges(rows)]
-    return means(vae, side_by_side(parts, strips.resident))
+    yield from means(vae, side_by_side(parts, strips.resident))
 
 
 def levels(encoder: Any) -> list[list[Any]]:
@@ -113,7 +113,7 @@ def levels(encoder: Any) -> list[list[Any]]:
     return found
 
 
-def fine_strip(encoder: Any, groups: Iterable[Group], strip: range) -> Iterator[Tensor]:
+def fine_strip(encoder: Any, groups: Sequence[Group], strip: range) -> Iterator[Tensor]:
     """All levels but the last two on some rows, for each latent frame.
 
     Every level takes its rows with those beyond them that all later convolutions see. Where these
@@ -128,25 +128,23 @@ def fine_strip(encoder: Any, groups: Iterable[Group], strip: range) -> Iterator[
     Yields:
         b c t (rows of the strip) w, 2 frames for four pictures.
     """
-    past, fine = Past(), levels(encoder)[:-2]
+    past, fine, height = Past(), levels(encoder)[:-2], groups[0][0].shape[-2]
+    taken, halved = rows_seen(fine, strip, height)
+    pictures = widened(taken[0], 1, height)
     for group in groups:
-        height = group[0].shape[-2]
-        pictures, plan = rows_seen(fine, strip, height)
         x = read(group, pictures, encoder.conv_in.weight)
         x = convolve_pictures(encoder.conv_in, gather(encoder.conv_in, x, past))
-        rows = pictures
-        for (*resnets, downsampling), (taken, kept) in zip(fine, plan, strict=True):
-            x = cut(x, rows, taken)
+        x = cut(x, pictures, taken[0])
+        for (*resnets, downsampling), rows, kept in zip(fine, taken, halved, strict=False):
             for resnet in resnets:
                 x = residual(resnet, x, past)
-            x = downsample(downsampling, cut(x, taken, kept), past)
-            rows = range(kept.start // 2, kept.start // 2 + x.shape[-2])
+            x = downsample(downsampling, cut(x, rows, kept), past)
         yield x
 
 
 def rows_seen(
     fine: Sequence[Sequence[Any]], strip: range, height: int
-) -> tuple[range, list[tuple[range, range]]]:
+) -> tuple[list[range], list[range]]:
     """Rows that a strip is made of.
 
     Args:
@@ -155,16 +153,16 @@ def rows_seen(
         height: Rows of the pictures.
 
     Returns:
-        Rows of the pictures, and of each level those that its residual blocks take and, of these,
-        those that are made smaller.
+        Of each level the rows that its residual blocks take, and after the last one's the strip
+        itself; and of these rows those that are then made half as many.
     """
-    plan: list[tuple[range, range]] = []
+    taken, halved = [strip], list[range]()
     for i, blocks in reversed(list(enumerate(fine))):
         # Three rows for each of the result's, one of them shared with the next.
-        kept = range(2 * strip.start, min(2 * strip.stop + 1, height >> i))
-        strip = widened(kept, 2 * (len(blocks) - 1), height >> i)
-        plan.insert(0, (strip, kept))
-    return widened(strip, 1, height), plan
+        kept = range(2 * taken[0].start, min(2 * taken[0].stop + 1, height >> i))
+        halved.insert(0, kept)
+        taken.insert(0, widened(kept, 2 * (len(blocks) - 1), height >> i))
+    return taken, halved
 
 
 def widened(rows: range, beyond: int, height: int) -> range:
