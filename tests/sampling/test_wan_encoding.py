@@ -301,6 +301,7 @@ def test_an_offloaded_autoencoder_is_called_to_its_device(vae, monkeypatch):
         ([pictures(5), pictures(2)], "not 7: choose 5 or 9"),
         ([pictures(1), pictures(4, height=40)], r"alike but for t, not .*88, 24\), .*40, 24\)"),
         (pictures(1)[0], "b 3 t h w"),
+        (pictures(1).transpose(1, 2), r"b 3 t h w, .* not \(1, 1, 3, 88, 24\)"),
         (pictures(1).to(torch.uint8), "not torch.uint8"),
         (pictures(1).expand(-1, -1, 0, -1, -1), "not 0: choose 1 or 5"),
     ],

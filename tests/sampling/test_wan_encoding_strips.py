@@ -14,7 +14,7 @@ from ultragen.hardware import GIB
 from ultragen.sampling import wan_blocks
 from ultragen.sampling.wan_encoding import encode_in_strips, group_pictures
 from ultragen.sampling.wan_encoding_strips import EncodedClip
-from ultragen.sampling.wan_strips import Strips, choose_strips, shorter_strips, shortest_strips
+from ultragen.sampling.wan_strips import Strips, choose_strips, shortest_strips
 
 HD, UHD = EncodedClip(1088, 1920, 21), EncodedClip(2176, 3840, 8)
 
@@ -76,20 +76,6 @@ def test_long_clips_go_through_time_side_by_side():
     strips = shortest_strips(longer)
     assert strips.resident == strips.number > 1
     assert longer.least_memory < 1.2 * long.least_memory
-
-
-@pytest.mark.parametrize("frames", [1, 8, 21, 81])
-@pytest.mark.parametrize("size", [(128, 128), (1088, 1920), (2176, 3840)])
-def test_shorter_strips_end_with_the_least_memory(size, frames):
-    clip = EncodedClip(*size, frames)
-    strips, tried = choose_strips(clip, inf), []
-    while strips not in tried:
-        tried.append(strips)
-        strips = shorter_strips(clip, strips)
-    counted = [clip.memory(strips.number, strips.resident) for strips in tried]
-    assert counted == sorted(counted, reverse=True) and len(set(counted)) == len(counted)
-    assert counted[-1] == clip.least_memory
-    assert all(clip.indexable(strips.number) for strips in tried)
 
 
 def test_float32_and_batches_take_more():

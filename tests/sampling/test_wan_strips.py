@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ultragen.hardware import GIB
 from ultragen.sampling import wan_blocks
 from ultragen.sampling.wan_decoding import decode_in_strips
+from ultragen.sampling.wan_encoding_strips import EncodedClip
 from ultragen.sampling.wan_strips import (
     Clip,
     Strips,
@@ -86,13 +87,14 @@ def test_what_is_chosen_fits(clip, share):
 
 @pytest.mark.parametrize("frames", [1, 21, 81, 151, 301])
 @pytest.mark.parametrize("size", [(128, 128), (544, 960), (1088, 1920), (2176, 3840)])
-def test_shorter_strips_end_with_the_least_memory(size, frames):
+@pytest.mark.parametrize("kind", [Clip, EncodedClip])
+def test_shorter_strips_end_with_the_least_memory(kind, size, frames):
     """Also for long clips, where many strips take more: each try takes less than the one before."""
 
     def memory(strips):
         return clip.memory(strips.number, strips.resident)
 
-    clip = Clip(*size, frames)
+    clip = kind(*size, frames)
     strips, tried = choose_strips(clip, inf), []
     while strips not in tried:
         tried.append(strips)
@@ -101,7 +103,15 @@ def test_shorter_strips_end_with_the_least_memory(size, frames):
     assert counted == sorted(counted, reverse=True) and len(set(counted)) == len(counted)
     assert counted[-1] == clip.least_memory
     numbers = [n for n in range(1, clip.most_strips + 1) if clip.indexable(n)]
-    assert counted[-1] == min(clip.memory(n, r) for n in numbers for r in range(1, n + 1))
+    assert counted[-1] == min(clip.memory(n, r) for n in numbers for r in clip.residents(n))
+    assert all(clip.indexable(strips.number) for strips in tried)
+
+
+def test_as_many_strips_as_can_be_are_resident():
+    """And of what is encoded all or none, by what takes less."""
+    assert list(HD.residents(3)) == [3, 2, 1]
+    assert list(EncodedClip(1088, 1920, 21).residents(3)) == [0, 3]
+    assert list(EncodedClip(1088, 1920, 81).residents(3)) == [3, 0]
 
 
 def test_strips_that_fit_what_is_left():

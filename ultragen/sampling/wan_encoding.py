@@ -44,7 +44,8 @@ def encode_wan(vae: AutoencoderKLWan, frames: Tensor | Iterable[Tensor]) -> Tens
 
     Returns:
         The mean of the posterior b z n+1 h/8 w/8, on the autoencoder's device: its own latents,
-        which `model.autoencoder.normalize` brings to unit variance.
+        which `model.autoencoder.normalize` brings to unit variance. As in diffusers, rows and
+        columns beyond a multiple of 8 are left out.
 
     Raises:
         ValueError: The frames are no such pictures.
@@ -71,7 +72,7 @@ def check_pieces(pieces: Sequence[Tensor]) -> int:
     if not pieces:
         raise ValueError("There are no frames to encode: give 4n + 1 of them.")
     shapes = {(*piece.shape[:2], *piece.shape[3:]) for piece in pieces}
-    if len(shapes) > 1 or pieces[0].ndim != 5:
+    if len(shapes) > 1 or pieces[0].ndim != 5 or pieces[0].shape[1] != 3:
         found = ", ".join(str(tuple(piece.shape)) for piece in pieces[:4])
         raise ValueError(f"Pieces of a clip must be b 3 t h w, alike but for t, not {found}.")
     if not all(piece.is_floating_point() for piece in pieces):
@@ -85,7 +86,7 @@ def check_pieces(pieces: Sequence[Tensor]) -> int:
     return number
 
 
-def group_pictures(pieces: Sequence[Tensor]) -> list[Group]:
+def group_pictures(pieces: Sequence[Tensor]) -> Sequence[Group]:
     """Views of the pictures, b 3 1 h w each: the first alone, then four at a time."""
     singles = [piece[:, :, i : i + 1] for piece in pieces for i in range(piece.shape[2])]
     return [singles[:1]] + [singles[i : i + 4] for i in range(1, len(singles), 4)]
