@@ -310,7 +310,7 @@ def test_files_that_changed_are_named(own_clips, tmp_path):
     encode_video(moving(9, 64, 96), own_clips / "lying.mp4", RATE)
     (own_clips / "standing.mp4").unlink()
     found, said = run(asked(own_clips, out))
-    assert len(said) == 1 and "3 of the clips" in said[0] and "lying.mp4" in said[0]
+    assert len(said) == 1 and "3 of the files" in said[0] and "lying.mp4" in said[0]
     assert found.clips.total() == 4 and LatentDataset(out).fingerprint() == before
     _, said = run(asked(own_clips, out, overwrite=True))
     assert not any("changed" in line for line in said)

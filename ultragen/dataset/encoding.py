@@ -54,7 +54,7 @@ from .shards import (
 from .sources import LeftOut, Source, find_sources
 
 T = TypeVar("T")
-PIECE = 8  # frames that are read, scaled and encoded at a time
+PIECE = 4  # frames that are read, scaled and encoded at a time
 Show = Callable[[float, str], None]
 
 
@@ -83,31 +83,38 @@ class Encoding:
             OSError: Files of the model are missing, or the disk is full or too small.
             RuntimeError: The GPU's memory ran out.
         """
-        request, out = self.request, self.request.out.resolve()
+        request, processes = self.request, self.processes
+        # What is wrong is said once, and what is missing is downloaded once.
+        if not processes.first:
+            processes.wait()
         request.check()
-        sources, without = find_sources(request.folder, request.caption_columns, request.table)
-        sources = [each for each in sources if out not in each.path.resolve().parents]
-        odd = [each for each in sources if not is_unicode(each.name, *each.captions)]
-        without += [LeftOut(ascii(each.name), "name or caption is not UTF-8") for each in odd]
-        base = self._locate()
+        sources, without = self._find_sources()
+        base = locate_base(request.model, request.base)
+        if processes.first:
+            processes.wait()
         self._open(base)
-        jobs = self._plan([each for each in sources if each not in odd], base)
+        jobs = self._plan(sources, base)
         if request.model == "wan":
             self._encode_captions(base, jobs)
-        failed = self.processes.gather(self._encode_clips(base, jobs))
+        failed = processes.gather(self._encode_clips(base, jobs))
         report = Report.read(request.out, chain(without, *failed))
-        if self.processes.first:
+        if processes.first:
             report.write()
         return report
 
-    def _locate(self) -> Path:
-        """The pipeline's folder; the first process downloads what the others then find."""
-        if not self.processes.first:
-            self.processes.wait()
-        base = locate_base(self.request.model, self.request.base)
-        if self.processes.first:
-            self.processes.wait()
-        return base
+    def _find_sources(self) -> tuple[list[Source], list[LeftOut]]:
+        """The clips, without those in the dataset's own folder, and what is left out already."""
+        request, out = self.request, self.request.out.resolve()
+        found, left_out = find_sources(request.folder, request.caption_columns, request.table)
+        sources = []
+        for source in found:
+            if out in source.path.resolve().parents:
+                continue
+            if is_unicode(source.name, *source.captions):
+                sources.append(source)
+            else:
+                left_out.append(LeftOut(ascii(source.name), "name or caption is not UTF-8"))
+        return sources, left_out
 
     def _open(self, base: Path) -> None:
         """Creates the dataset, or compares its settings and tidies up after a run that was
@@ -145,9 +152,9 @@ class Encoding:
         done = {source.name: source for _, source in read_sources(request.out)}
         if processes.first and (names := changed(sources, done)):
             self.say(
-                f"{len(names)} of the clips in {request.out} are of files that have changed or "
-                f"are gone ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}): they stay "
-                "as they are; --overwrite encodes everything again."
+                f"{len(names)} of the files in {request.out} or their captions have changed since, "
+                f"or are gone ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}): their "
+                "clips stay as they are; --overwrite encodes everything again."
             )
         jobs = []
         mine = sources[processes.rank :: processes.count]
@@ -202,28 +209,28 @@ class Encoding:
     def _encode_clips(self, base: Path, jobs: list[Job]) -> list[LeftOut]:
         """Encodes the clips of jobs; returns what failed and is not written down, so that the next
         run tries it again."""
+        if not jobs:
+            return []
         request, device = self.request, self.processes.device
+        self.show(0.0, "loading the autoencoder")
         failed: list[LeftOut] = []
-        done, remaining = EncodedClips(), Remaining(sum(job.pixels for job in jobs))
+        done, remaining = EncodedClips(), Remaining(sum(j.clips * j.clip_pixels for j in jobs))
         with memory_said("the clips"), flushed(ShardWriter(request.out, LATENTS)) as writer:
-            vae = None
-            if any(job.bucket for job in jobs):
-                self.show(0.0, "loading the autoencoder")
-                vae = load_autoencoder(request.model, base, device)
-            clips = read_jobs(jobs, request.frame_rate, device, vae.dtype if vae else torch.float32)
-            for job, found in read_ahead(clips):
+            vae = load_autoencoder(request.model, base, device)
+            for job, found in read_ahead(read_jobs(jobs, request.frame_rate, device, vae.dtype)):
                 self.show(remaining.fraction, f"{job.source.name}, {remaining}")
                 if isinstance(found, list):
-                    assert vae is not None
                     done.add(job, encode_clip(vae, found), request.frame_rate)
+                    remaining.add(job.clip_pixels)
                     continue
                 if found is None or found.lasting:
                     reason = str(found) if found else done.left_out
                     writer.add_source(job.done(done.clips, reason), done.latents)
                 else:
                     failed.append(LeftOut(job.source.name, str(found)))
+                # Clips that did not come are no longer to be waited for.
+                remaining.add((job.clips - done.seen) * job.clip_pixels)
                 done = EncodedClips()
-                remaining.add(job.pixels)
         return failed
 
 
@@ -340,7 +347,7 @@ def read_jobs(
 def read_clips(
     job: Job, frame_rate: float, fitted: Callable[[list[np.ndarray], Bucket], Tensor]
 ) -> Iterator[list[Tensor]]:
-    """The clips of one file, each as what `fitted` makes of its first 9 frames, then of 8 at a
+    """The clips of one file, each as what `fitted` makes of its first 5 frames, then of 4 at a
     time.
 
     Raises:

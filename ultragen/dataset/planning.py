@@ -121,11 +121,11 @@ class Job:
     lasting: bool = True
 
     @property
-    def pixels(self) -> int:
-        """Pixels of all clips, to which the work is about proportional."""
+    def clip_pixels(self) -> int:
+        """Pixels of a clip, to which the work is about proportional."""
         if self.bucket is None:
             return 0
-        return self.clips * self.bucket.height * self.bucket.width * self.bucket.num_frames
+        return self.bucket.height * self.bucket.width * self.bucket.num_frames
 
     def done(self, clips: Sequence[EncodedClip] = (), left_out: str | None = None) -> EncodedSource:
         """What is written of it."""
