@@ -29,14 +29,15 @@ from clip_folders import (
 )
 from paths import ROOT
 
-from ultragen.dataset import encoding, planning, report
+from ultragen.dataset import clip_reading, encoding, planning, report
 from ultragen.dataset.buckets import Bucket, fit
 from ultragen.dataset.encoders import CaptionEncoder, encode_clip, load_autoencoder, locate_base
 from ultragen.dataset.encoding import Encoding
 from ultragen.dataset.frames import read_frames
 from ultragen.dataset.planning import Request
 from ultragen.dataset.processes import Processes
-from ultragen.dataset.shards import LatentDataset, ShardWriter
+from ultragen.dataset.shard_files import ShardWriter
+from ultragen.dataset.shards import LatentDataset
 from ultragen.model.autoencoder import normalize
 from ultragen.pipeline import UltraGenPipeline
 from ultragen.presets import EMBEDDED_MODEL
@@ -223,7 +224,7 @@ def test_the_same_command_again_does_nothing(made, clips, monkeypatch):
         raise AssertionError("a network was loaded")
 
     monkeypatch.setattr(encoding, "load_autoencoder", never)
-    monkeypatch.setattr(encoding, "probe", never, raising=False)
+    monkeypatch.setattr(planning, "probe", never)
     found, said = run(asked(clips, made.folder))
     assert found.clips.total() == 4 and said == []
     assert files_of(made.folder) == before
@@ -235,7 +236,8 @@ def test_a_run_that_is_killed_goes_on(made, clips, tmp_path):
     out = tmp_path / "out"
     options = [word for bucket in BUCKETS for word in ("--bucket", bucket)]
     slow = (
-        "import time; from ultragen.dataset import encoding, shards; shards.SHARD_BYTES = 1;"
+        "import time; from ultragen.dataset import encoding, shard_files as files;"
+        "files.SHARD_BYTES = 1;"
         "encode = encoding.encode_clip; n = []; encoding.encode_clip = lambda *a:"
         " (n.append(1), time.sleep(60 if len(n) > 1 else 0), encode(*a))[-1]"
     )
@@ -320,6 +322,11 @@ def test_files_that_changed_are_named(own_clips, tmp_path):
 def test_what_was_left_out_is_tried_again_once_it_has_changed(own_clips, tmp_path):
     out = tmp_path / "out"
     run(asked(own_clips, out))
+    (own_clips / "broken.mp4").write_bytes(b"still no video")
+    for _ in range(2):
+        run(asked(own_clips, out))
+        shards = len(list((out / "latents").glob("*.json")))
+        assert shards == 2  # the second time nothing is tried
     encode_video(moving(6, 64, 96), own_clips / "broken.mp4", RATE)
     found, said = run(asked(own_clips, out))
     assert [line for line in said if "changed" in line] == []
@@ -390,7 +397,7 @@ def test_a_file_that_fails_today_is_tried_again(clips, tmp_path, monkeypatch, ma
             raise OSError(errno.EIO, "Input/output error")
         yield from read_frames(path, frame_rate)
 
-    monkeypatch.setattr(encoding, "read_frames", gone)
+    monkeypatch.setattr(clip_reading, "read_frames", gone)
     found, _ = run(asked(clips, tmp_path))
     [reason] = [each.reason for each in found.left_out if each.name == "lying.mp4"]
     assert reason.startswith("failed: ") and found.clips.total() == 3

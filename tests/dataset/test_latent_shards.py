@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ultragen.dataset.shards import (
+from ultragen.dataset.shard_files import (
     DatasetSettings,
     EncodedClip,
     EncodedSource,
-    LatentDataset,
     ShardWriter,
     create_settings,
     forget,
@@ -21,6 +20,7 @@ from ultragen.dataset.shards import (
     read_sources,
     remove_leftovers,
 )
+from ultragen.dataset.shards import LatentDataset
 
 WAN = DatasetSettings("wan", "a" * 64, "b" * 64, 15.0, ("32x32x5", "32x32x1"))
 SIZES = ((32, 32, 5), (32, 32, 1), (48, 32, 5))

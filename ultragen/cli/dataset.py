@@ -93,7 +93,7 @@ def dataset(
     """
     console.quiet_libraries()
     from ..dataset.processes import Processes
-    from ..dataset.shards import is_dataset
+    from ..dataset.shard_files import is_dataset
 
     if is_dataset(folder) and out is None:
         if not preview:

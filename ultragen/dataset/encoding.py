@@ -7,21 +7,18 @@ the files whose turn it is and leaves out those that are done.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
-from typing import Literal, TypeVar, cast
+from typing import Literal, cast
 
-import numpy as np
-import torch
-from einops import rearrange
 from torch import Tensor
 
 from ..hardware import free_memory, is_out_of_memory
-from .buckets import Bucket, fit
+from .buckets import Bucket
+from .clip_reading import read_ahead, read_jobs
 from .encoders import (
     CaptionEncoder,
     caption_bytes,
@@ -30,11 +27,10 @@ from .encoders import (
     load_autoencoder,
     locate_base,
 )
-from .frames import read_frames
-from .planning import Fault, Job, Request, changed, faults, file_state, plan
+from .planning import Job, Request, changed, file_state, plan
 from .processes import Processes
 from .report import Remaining, Report, check_disk, plan_text
-from .shards import (
+from .shard_files import (
     LATENTS,
     TEXT,
     DatasetSettings,
@@ -48,14 +44,9 @@ from .shards import (
     read_sources,
     read_text_index,
     remove_leftovers,
-    text_fingerprint,
-    vae_fingerprint,
 )
+from .shards import text_fingerprint, vae_fingerprint
 from .sources import LeftOut, Source, find_sources
-
-T = TypeVar("T")
-PIECE = 4  # frames that are read, scaled and encoded at a time
-Show = Callable[[float, str], None]
 
 
 @dataclass
@@ -196,7 +187,7 @@ class Encoding:
             return
         self.show(0.0, "loading the text encoder")
         writer, remaining = ShardWriter(self.request.out, TEXT), Remaining(len(captions))
-        with memory_said("the text encoder"), flushed(writer):
+        with memory_said("the captions"), flushed(writer):
             encoder = CaptionEncoder(base, self.processes.device)
             for number, (caption, embedding) in enumerate(encoder.encode(captions), 1):
                 writer.add_text(caption, embedding)
@@ -309,73 +300,3 @@ class EncodedClips:
         size = bucket.height, bucket.width, bucket.num_frames
         self.clips.append(EncodedClip(start, *size, tensor, latents_digest(latents)))
         self.latents[tensor] = latents
-
-
-def read_jobs(
-    jobs: Iterable[Job], frame_rate: float, device: torch.device, dtype: torch.dtype
-) -> Iterator[tuple[Job, list[Tensor] | Fault | None]]:
-    """Reads file after file.
-
-    Args:
-        jobs: What is to be read.
-        frame_rate: Frames a second.
-        device: Where frames are made to fit.
-        dtype: The encoder's type.
-
-    Yields:
-        Each job with one clip after the other, in pieces 3 t h w in [-1, 1] on the CPU; then with
-        its fault, or None.
-    """
-    # Beside the encoder, which has the device's own stream.
-    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-
-    def fitted(group: list[np.ndarray], bucket: Bucket) -> Tensor:
-        with torch.cuda.stream(stream):
-            pictures = fit(torch.from_numpy(np.stack(group)).to(device), bucket) * 2 - 1
-            return rearrange(pictures, "t c h w -> c t h w").to(dtype).cpu()
-
-    for job in jobs:
-        fault = None if job.left_out is None else Fault(job.left_out, job.lasting)
-        try:
-            for clip in read_clips(job, frame_rate, fitted):
-                yield job, clip
-        except Fault as error:
-            fault = error
-        yield job, fault
-
-
-def read_clips(
-    job: Job, frame_rate: float, fitted: Callable[[list[np.ndarray], Bucket], Tensor]
-) -> Iterator[list[Tensor]]:
-    """The clips of one file, each as what `fitted` makes of its first 5 frames, then of 4 at a
-    time.
-
-    Raises:
-        Fault: The frames end before the first clip does, or can't be read on.
-    """
-    if job.bucket is None:
-        return
-    frames = read_frames(job.source.path, frame_rate)
-    for number in range(job.clips):
-        pieces: list[Tensor] = []
-        missing = job.bucket.num_frames
-        while missing:
-            size = min(missing, PIECE + (not pieces))
-            with faults():
-                group = list(islice(frames, size))
-            if len(group) < size:
-                if number:  # what a file says of its length is rounded
-                    return
-                raise Fault("shorter than it says")
-            pieces.append(fitted(group, job.bucket))
-            missing -= size
-        yield pieces
-
-
-def read_ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, of which the next is read while the last one is encoded."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = pool.submit(next, items, None)
-            yield item

@@ -14,7 +14,7 @@ from ..hardware import is_out_of_memory
 from .buckets import Bucket, Clips, choose_bucket
 from .encoders import PRESETS
 from .frames import UnreadableVideo, frames_at_rate, probe
-from .shards import EncodedClip, EncodedSource
+from .shard_files import EncodedClip, EncodedSource
 from .sources import Source
 
 SIDE_STEP = 32  # pixels; what both models' tokens divide
