@@ -303,11 +303,11 @@ class ShardWriter:
                 partial.write_bytes(content)
             write_json(path.with_suffix(".json"), {"bytes": len(content), "entries": self._entries})
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            state = "is full, or files are limited in size" if full else f"fails ({error.strerror})"
             raise OSError(
-                f"The disk of {self.folder} is full. What was written before stays: free space, "
-                "and the same command goes on."
+                f"The disk of {self.folder} {state}. What was written before stays: make room, and "
+                "the same command goes on."
             ) from error
         self.written += len(content)
         self._tensors, self._entries = {}, []
