@@ -280,10 +280,8 @@ def test_another_number_of_processes_goes_on(made, clips, tmp_path, monkeypatch)
     """Of three processes one ran; then one alone does what the others left."""
     part = Processes(rank=1, count=3)
     monkeypatch.setattr(Processes, "gather", lambda processes, part: [part])
-    Encoding(asked(clips, tmp_path), Processes(), lambda *_: None, lambda _: None)._open(
-        EMBEDDED_MODEL
-    )
-    Encoding(asked(clips, tmp_path), part, lambda *_: None, lambda _: None).run()
+    Encoding(asked(clips, tmp_path), Processes(), print, print)._open(EMBEDDED_MODEL)
+    Encoding(asked(clips, tmp_path), part, print, print).run()
     assert 0 < len(LatentDataset(tmp_path)) < 4
     run(asked(clips, tmp_path))
     assert LatentDataset(tmp_path).fingerprint() == made.fingerprint()
@@ -442,10 +440,17 @@ def test_names_and_captions_that_no_file_can_hold(own_clips, tmp_path):
 
 def test_a_dataset_inside_the_folder_is_not_read(own_clips):
     run(asked(own_clips, own_clips / "latents"))
+    (own_clips / "latents" / "preview.jpg").touch()
     (own_clips / "latents" / "preview.png").write_bytes((own_clips / "still.png").read_bytes())
     (own_clips / "latents" / "preview.txt").write_text("no clip")
-    run(asked(own_clips, own_clips / "latents"))
+    found, _ = run(asked(own_clips, own_clips / "latents"))
     assert len(LatentDataset(own_clips / "latents")) == 4
+    assert {each.name for each in found.left_out} == set(LEFT_OUT)
+
+
+def test_a_dataset_around_the_folder(own_clips):
+    run(asked(own_clips, own_clips.parent))
+    assert len(LatentDataset(own_clips.parent)) == 4
 
 
 # What is asked for

@@ -38,12 +38,10 @@ from .shard_files import (
     EncodedSource,
     ShardWriter,
     caption_key,
-    create_settings,
-    forget,
     latents_digest,
+    open_dataset,
     read_sources,
     read_text_index,
-    remove_leftovers,
 )
 from .shards import text_fingerprint, vae_fingerprint
 from .sources import LeftOut, Source, find_sources
@@ -94,13 +92,16 @@ class Encoding:
         return report
 
     def _find_sources(self) -> tuple[list[Source], list[LeftOut]]:
-        """The clips, without those in the dataset's own folder, and what is left out already."""
+        """The clips, and what is left out already. What lies in the dataset's own folder, where
+        that is one of the folders with clips, is neither."""
         request, out = self.request, self.request.out.resolve()
         found, left_out = find_sources(request.folder, request.caption_columns, request.table)
+        if out.is_relative_to(folder := request.folder.resolve()):
+            own = f"{out.relative_to(folder).as_posix()}/"
+            found = [source for source in found if not source.name.startswith(own)]
+            left_out = [each for each in left_out if not each.name.startswith(own)]
         sources = []
         for source in found:
-            if out in source.path.resolve().parents:
-                continue
             if is_unicode(source.name, *source.captions):
                 sources.append(source)
             else:
@@ -122,15 +123,7 @@ class Encoding:
             request.enlarge,
         )
         if self.processes.first:
-            try:
-                if request.overwrite:
-                    forget(request.out)
-                create_settings(request.out, settings)
-                remove_leftovers(request.out)
-            except PermissionError as error:
-                raise OSError(
-                    f"{request.out} can't be written to ({error.strerror}): choose another --out."
-                ) from error
+            open_dataset(request.out, settings, request.overwrite)
         self.processes.wait()
 
     def _plan(self, sources: list[Source], base: Path) -> list[Job]:

@@ -168,6 +168,40 @@ def create_settings(folder: Path, settings: DatasetSettings) -> None:
             )
 
 
+def open_dataset(folder: Path, settings: DatasetSettings, overwrite: bool = False) -> None:
+    """Creates a dataset, or goes on with one of the same settings, tidied up.
+
+    Args:
+        folder: Where it lies.
+        settings: What all of its clips have in common.
+        overwrite: Whether what is there is removed first.
+
+    Raises:
+        ValueError: The folder holds a dataset with other settings, or latents that are none.
+        OSError: The folder can't be written to.
+    """
+    if is_dataset(folder):
+        if overwrite:
+            forget(folder)
+    elif taken := [kind for kind in (LATENTS, TEXT) if _is_taken(folder / kind)]:
+        raise ValueError(
+            f"{folder} is no dataset, but has files in {' and '.join(taken)}: choose another --out."
+        )
+    try:
+        create_settings(folder, settings)
+        remove_leftovers(folder)
+    except OSError as error:
+        if error.strerror is None:  # our own
+            raise
+        raise OSError(
+            f"{folder} can't be written to ({error.strerror}): choose another --out."
+        ) from error
+
+
+def _is_taken(path: Path) -> bool:
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return ", ".join(value)
