@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from . import clips, console, convert, doctor, measure, scenes, train  # noqa: F401  (they add their commands)
+from . import clips, console, convert, dataset, doctor, measure, scenes, train  # noqa: F401  (they add their commands)
 from .options import app
 
 
