@@ -23,7 +23,7 @@ from ..presets import (
     ModelPreset,
 )
 from ..weights.folders import first_weights, read_index, weight_bytes
-from ..weights.hub import find_local
+from ..weights.hub import base_source, find_local, text_encoder_file
 
 SMALL_WEIGHTS = 2 * 10**9  # bytes of what a CPU can run in bearable time
 REASON = 500  # characters that a page shows of what is wrong with files
@@ -135,7 +135,9 @@ def _tight(hardware: Hardware) -> str:
 
 def _local() -> list[Path | None]:
     """The base model and the released weights, as far as they are on this machine."""
-    return [find_local(None, source) for source in (WAN_SOURCE, ULTRAGEN_SOURCE)]
+    return [
+        find_local(None, source) for source in (base_source(text_encoder_file()), ULTRAGEN_SOURCE)
+    ]
 
 
 def _incomplete() -> str:
@@ -163,7 +165,7 @@ def _wrong(base: Path | None, ultragen: Path | None, completed: bool = False) ->
     try:
         check_wan(None, ultragen)
         try:
-            check_wan(base, ultragen)
+            check_wan(base, ultragen, text_encoder_file())
         except FileNotFoundError:
             if not completed:
                 raise
@@ -199,7 +201,10 @@ def why_not(hardware: Hardware) -> str:
             f"{cpu_days():.0f} days."
         )
     width = hardware.bytes_per_value
-    memory = Memory(hardware.memory, WAN_PARAMETERS.scaled(width), width)
+    weights = WAN_PARAMETERS.scaled(width)
+    if text_encoder := text_encoder_file():  # stays as it is in the file
+        weights = replace(weights, text_encoder=text_encoder.stat().st_size)
+    memory = Memory(hardware.memory, weights, width)
     if memory.smallest <= memory.free:
         return ""
     wide = "" if hardware.bfloat16 else ", which computes no bfloat16 and so would need float32"

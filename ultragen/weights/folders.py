@@ -14,7 +14,7 @@ from .json_files import WAY_OUT, corrupt, fits, read_json, read_object
 SHARD = re.compile(r"(?P<name>.+)-\d{5}-of-(?P<number>\d{5})(?P<suffix>\.\w+)")
 _PART = tuple[str | None, str | None]  # library and class
 _PARTS = ("tokenizer", "text_encoder", "vae", "scheduler", "transformer", "base_transformer")
-SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
+SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin", ".gguf")
 
 
 def check_model_files(folder: Path, without: Collection[str] = ()) -> None:
@@ -51,17 +51,22 @@ def check_model_files(folder: Path, without: Collection[str] = ()) -> None:
         _check_safetensors(path)
 
 
-def check_base(folder: Path) -> None:
+def check_base(folder: Path, without: Collection[str] = ()) -> None:
     """Checks that a folder is text-to-video Wan in diffusers' layout, with all of its files.
+
+    Args:
+        folder: The base model's.
+        without: Parts that need not be there.
 
     Raises:
         ValueError: as in `check_kind`.
         OSError: if a file is missing, truncated or corrupt.
     """
     check_kind(folder)
-    check_model_files(folder)
+    check_model_files(folder, without)
     for part in ("text_encoder", "transformer", "vae"):
-        check_weights(folder / part)
+        if part not in without:
+            check_weights(folder / part)
     # Without either, transformers would make up a vocabulary.
     tokenizer = [folder / "tokenizer" / name for name in ("tokenizer.json", "spiece.model")]
     if not any(path.is_file() for path in tokenizer):

@@ -13,16 +13,27 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..files import whole_file
 from ..model.strict_loading import wrong_keys
 from ..model.transformer import UltraGenTransformer3DModel
 from ..model.wan_1_3b import RELEASED
+from .float8_files import Weights
 from .headers import empty_model, without_ignored
 from .json_files import check_fields, read_object
-from .keys import CONDITIONED, TOLD, branched_layers, depth, model_keys, plain_keys, read_config
-from .read import check_tensors, fill, read_weights
+from .keys import (
+    CONDITIONED,
+    TOLD,
+    branched_layers,
+    depth,
+    is_original,
+    model_keys,
+    plain_keys,
+    read_config,
+    unwrapped,
+)
+from .read import check_tensors, fill, read_stored
 
 Source = str | Path | Mapping[str, Tensor]
 Model = TypeVar("Model", UltraGenTransformer3DModel, WanTransformer3DModel)
@@ -37,10 +48,12 @@ def load_released(source: Source) -> UltraGenTransformer3DModel:
     """Loads the authors' UltraGen weights with the settings that they were trained with.
 
     Depth, widths and which layers are hierarchical come from the names and shapes alone; the
-    heads are of 128 features. Tensors keep the type they have in the file.
+    heads are of 128 features. Tensors keep the type they have in the file; those of quantised files
+    become bfloat16, and what diffusers keeps in float32 is so.
 
     Args:
-        source: A file, a folder or the index of shards, or a state dictionary, with original names.
+        source: A file, a folder or the index of shards, or a state dictionary, with original names;
+            in FP8 as ComfyUI has it, in GGUF, or as `torch.distributed.checkpoint` writes it too.
 
     Raises:
         OSError: if a file is missing, incomplete or damaged.
@@ -140,15 +153,6 @@ def load_dense(source: Source) -> WanTransformer3DModel:
     return model
 
 
-def cast_weights(model: nn.Module, dtype: torch.dtype) -> Any:
-    """Casts in place as `from_pretrained` does: what diffusers keeps in float32 is so."""
-    kept = set(getattr(model, "_keep_in_fp32_modules", None) or ())
-    for name, parameter in model.named_parameters():
-        wide = not kept.isdisjoint(name.split("."))
-        parameter.data = parameter.data.to(torch.float32 if wide else dtype)
-    return model
-
-
 def _load_folder(folder: Path, config: dict[str, Any], device: str) -> WanTransformer3DModel:
     """diffusers' layout; its own loader fills weights that are missing with noise."""
     kinds = {kind.__name__: kind for kind in (UltraGenTransformer3DModel, WanTransformer3DModel)}
@@ -158,19 +162,26 @@ def _load_folder(folder: Path, config: dict[str, Any], device: str) -> WanTransf
     if config.get("image_dim") or config.get("added_kv_proj_dim"):
         raise ValueError(f"{folder} holds {CONDITIONED}.")
     check_fields(config, get_type_hints(kinds[name].__init__), folder / "config.json")
-    weights = without_ignored(kinds[name], read_weights(folder, device))
+    stored = read_stored(folder, device)
+    plain = unwrapped(stored, str(folder))
+    if name == WanTransformer3DModel.__name__ and is_original(plain.values()):
+        # ComfyUI's or a GGUF file in place of diffusers' own.
+        return _build(WanTransformer3DModel, *_original(stored, str(folder)))
+    weights = without_ignored(kinds[name], {plain[key]: stored[key] for key in stored})
     model = empty_model(kinds[name], folder)
     return fill(model, weights, {key: key for key in model.state_dict()}, str(folder))
 
 
-def _open(source: Source, device: str = "cpu") -> tuple[dict[str, Tensor], str]:
+def _open(source: Source, device: str = "cpu") -> tuple[Weights, str]:
     """Weights with original names, and what to call them in errors."""
     where = _name(source)
     weights = (
-        check_tensors(source, where)
-        if isinstance(source, Mapping)
-        else read_weights(source, device)
+        check_tensors(source, where) if isinstance(source, Mapping) else read_stored(source, device)
     )
+    return _original(weights, where)
+
+
+def _original(weights: Weights, where: str) -> tuple[Weights, str]:
     return {plain: weights[key] for key, plain in plain_keys(weights, where).items()}, where
 
 
@@ -178,7 +189,7 @@ def _name(source: Source) -> str:
     return "The state dictionary" if isinstance(source, Mapping) else str(source)
 
 
-def _build(kind: type[Model], weights: dict[str, Tensor], where: str) -> Model:
+def _build(kind: type[Model], weights: Weights, where: str) -> Model:
     """The model that original names and shapes tell."""
     try:
         layers = depth(weights)
