@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 FLOAT8 = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
 """FP8 types by the names that torch and ComfyUI give them."""
+HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
+"""ggml's names of types of two bytes, in which there is nothing to be saved."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Quantised:
 
     Attributes:
         codes: Bytes, uint8, the first axis as the file has it.
-        kind: One of `FLOAT8`, or ggml's name of a kind of blocks, such as `Q4_K`.
+        kind: One of `FLOAT8` or `HALVES`, or ggml's name of a kind of blocks, such as `Q4_K`.
         shape: That of the weight.
         scale: What FP8 values are multiplied by, float32: one value, one for each row (out × 1), or
             one for each block (out / rows of a block × in / columns of a block); None is 1.
@@ -53,6 +55,8 @@ class Quantised:
         """The weight, computed in float32 and rounded once."""
         if self.codes.is_meta:
             return torch.empty(self.shape, dtype=dtype, device="meta")
+        if self.kind in HALVES:
+            return self.codes.view(HALVES[self.kind]).view(self.shape).to(dtype)
         if self.kind not in FLOAT8:
             return blocks_to_values(self.codes, self.kind).view(self.shape).to(dtype)
         values = self.codes.view(FLOAT8[self.kind])

@@ -142,7 +142,10 @@ def _local() -> list[Path | None]:
 
 def _incomplete() -> str:
     """What of the 1.3B model is missing on this machine, or wrong; empty if nothing is."""
-    found = _local()
+    try:
+        found = _local()
+    except OSError as error:  # of a text encoder that is named and not there
+        return str(error)
     absent = [
         source.name + (f" ({place})" if (place := os.environ.get(source.variable)) else "")
         for source, path in zip((WAN_SOURCE, ULTRAGEN_SOURCE), found, strict=True)

@@ -39,8 +39,8 @@ _CALLED_UP = {
 
 
 def read_distributed(folder: Path, device: str = "cpu") -> dict[str, Tensor]:
-    """Reads the tensors of a checkpoint by name, in one process, but for those of optimisers and
-    what else a training keeps for itself.
+    """Reads the weights of a checkpoint by name, in one process. What a training keeps for itself
+    is left out: optimisers and the like, by their names, and whole numbers, which count steps.
 
     Args:
         folder: Holds the index.
@@ -59,7 +59,9 @@ def read_distributed(folder: Path, device: str = "cpu") -> dict[str, Tensor]:
     tensors = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype, device=device)
         for name, entry in index.state_dict_metadata.items()
-        if isinstance(entry, TensorStorageMetadata) and not TRAINING.match(name)
+        if isinstance(entry, TensorStorageMetadata)
+        and entry.properties.dtype.is_floating_point
+        and not TRAINING.match(name)
     }
     if device != "meta":
         checkpoint.load(tensors, checkpoint_id=folder, no_dist=True)

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..model.quantised import Quantised, block_kinds
+from ..model.quantised import HALVES, Quantised, block_kinds
 from .float8_files import Weights
 
 _ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
-_PLAIN = ("F32", "F16", "F64")
+_PLAIN = ("F32", "F64")
 
 
 def read_gguf(path: Path) -> Weights:
@@ -34,14 +33,16 @@ def read_gguf(path: Path) -> Weights:
     weights: Weights = {}
     for stored in reader.tensors:
         kind, name = stored.tensor_type.name, stored.name
-        if kind not in (*_PLAIN, *kinds):
+        if kind not in (*_PLAIN, *HALVES, *kinds):
             raise UnreadableKind(
                 f"{path} holds {name} as {kind}: take a file in one of "
                 f"{', '.join(sorted(kinds))}, or the .safetensors file of this model."
             )
-        values = torch.from_numpy(stored.data)
-        shape = _shape(reader, stored)
-        weights[name] = _weight(values, kind, shape)
+        values, shape = torch.from_numpy(stored.data), _shape(reader, stored)
+        if kind in _PLAIN:
+            weights[name] = values.view(shape)
+        else:  # halves too: most of a file's weights are so, and the few in float32 tell no type
+            weights[name] = Quantised(values.view(torch.uint8), kind, shape)
     return weights
 
 
@@ -53,11 +54,3 @@ def _shape(reader: Any, stored: Any) -> tuple[int, ...]:
     original = reader.get_field(f"{_ORIGINAL_SHAPE}{stored.name}")
     sizes = stored.shape[::-1] if original is None else original.contents()
     return tuple(int(size) for size in sizes)
-
-
-def _weight(values: Tensor, kind: str, shape: tuple[int, ...]) -> Tensor | Quantised:
-    if kind in _PLAIN:
-        return values.view(shape)
-    if kind == "BF16":
-        return values.view(torch.bfloat16).view(shape)
-    return Quantised(values, kind, shape)

@@ -158,9 +158,12 @@ TOLD = {
 # Names that only another kind of model has, and what it is.
 CONDITIONED = "Wan conditioned on images or video: take text-to-video"
 _OF_WAN = (
+    (
+        r"^condition_embedder\.(\w+\.linear_\d|time_proj)\.(weight|bias)$",
+        "diffusers' Wan: take its folder, with config.json",
+    ),
     (r"(?<!_lora_[12])\.lora_[AB]\.|lora_(up|down)\.|^lora_", "a LoRA: `pipe.load_lora_weights`"),
     (r"^vace_|\.k_img\.|^img_emb\.", CONDITIONED),
-    (r"^condition_embedder\.", "diffusers' Wan: take its folder, with config.json"),
 )
 _OTHERS = (
     (r"^conditioner\.|label_emb\.|add_embedding\.", "Stable Diffusion XL"),

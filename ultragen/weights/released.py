@@ -145,9 +145,9 @@ def load_ultragen(source: Source, device: str = "cpu") -> UltraGenTransformer3DM
     return model
 
 
-def load_dense(source: Source) -> WanTransformer3DModel:
+def load_dense(source: Source, device: str = "cpu") -> WanTransformer3DModel:
     """Loads dense Wan, original or in diffusers' layout; else as `load_transformer`."""
-    model = load_transformer(source)
+    model = load_transformer(source, device)
     if isinstance(model, UltraGenTransformer3DModel):
         raise ValueError(f"{_name(source)} is UltraGen, where dense Wan is needed.")
     return model

@@ -14,7 +14,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
-from ..model.quantised import Quantised, QuantisedEmbedding, QuantisedLinear
+from ..model.quantised import HALVES, Quantised, QuantisedEmbedding, QuantisedLinear
 from ..model.strict_loading import differences
 from .float8_files import Weights
 from .keys import TOKENIZER, WORD_EMBEDDINGS, read_umt5_config, umt5_keys
@@ -68,13 +68,16 @@ def _fill(model: UMT5EncoderModel, weights: Weights, dtype: torch.dtype) -> None
 
 
 def _kept(layer: nn.Module, value: Tensor | Quantised, dtype: torch.dtype) -> nn.Module | None:
-    """The layer with its weight as it is stored; None where it is not quantised, or not by rows."""
+    """The layer with its weight as it is stored; None where that saves nothing, or where rows are
+    not stored one by one."""
     kinds: dict[type[nn.Module], Any] = {
         nn.Linear: QuantisedLinear,
         nn.Embedding: QuantisedEmbedding,
     }
     kind = kinds.get(type(layer))
-    if kind is None or not isinstance(value, Quantised) or not value.in_rows:
+    if kind is None or not isinstance(value, Quantised):
+        return None
+    if value.kind in HALVES or not value.in_rows:
         return None
     # A copy: the file's own bytes are read again at every use.
     return kind(value.copy(), dtype)

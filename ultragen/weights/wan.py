@@ -104,8 +104,8 @@ def check_wan(base: Path | None, ultragen: Path | None, text_encoder: Path | Non
         parts["text_encoder"] = load_umt5(text_encoder, torch.bfloat16, device="meta")
     if base is not None:
         check_base(base, _replaced(text_encoder))
-        found = check_pipeline(base, _replaced(text_encoder))
-        parts |= {"base_transformer" if key == "transformer" else key: found[key] for key in found}
+        parts |= check_pipeline(base, (*_replaced(text_encoder), "transformer"))
+        parts["base_transformer"] = load_dense(base / "transformer", device="meta")
     if {"text_encoder", "vae", "transformer", "base_transformer"} <= parts.keys():
         check_fit(parts)
 
