@@ -52,11 +52,12 @@ def load_umt5(path: Path, dtype: torch.dtype, device: str = "cpu") -> UMT5Encode
         raise ValueError(f"{path} does not fit umT5's encoder: {wrong}.")
     if device == "meta":
         return model.eval()
-    _fill(model, weights, dtype)
-    return model.eval().requires_grad_(False)
+    return fill_umt5(model, weights, dtype)
 
 
-def _fill(model: UMT5EncoderModel, weights: Weights, dtype: torch.dtype) -> None:
+def fill_umt5(model: UMT5EncoderModel, weights: Weights, dtype: torch.dtype) -> UMT5EncoderModel:
+    """Gives an empty encoder its weights, by transformers' names: quantised matrices as they are,
+    all else in the type that is computed in."""
     for key, value in weights.items():
         owner, _, name = key.rpartition(".")
         layer = model.get_submodule(owner)
@@ -65,6 +66,7 @@ def _fill(model: UMT5EncoderModel, weights: Weights, dtype: torch.dtype) -> None
         else:
             setattr(layer, name, nn.Parameter(_plain(value, dtype)))
     model.set_input_embeddings(model.shared)
+    return model.eval().requires_grad_(False)
 
 
 def _kept(layer: nn.Module, value: Tensor | Quantised, dtype: torch.dtype) -> nn.Module | None:
