@@ -26,6 +26,7 @@ SIZE = {
     "vocab_size": 128, "d_model": 256, "d_kv": 64, "d_ff": 512, "num_layers": 2, "num_heads": 4,
     "feed_forward_proj": "gated-gelu",
 }  # fmt: skip
+FIRST = "encoder.block.0.layer.0.SelfAttention"
 IDS = torch.tensor([[5, 17, 100, 1, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1, 0, 0]])
 GGUF = {
@@ -136,6 +137,21 @@ def test_llama_cpps_gguf_file(weights, tmp_path, kind, bits):
     torch.testing.assert_close(embed(model), embed(exact), rtol=1e-4, atol=1e-4)
     assert isinstance(model.shared, QuantisedEmbedding)
     assert size(model) < 1.1 * sum(x.numel() for x in weights.values()) * bits / 8
+
+
+@pytest.mark.parametrize("table", [{}, WAN], ids=["transformers", "authors"])
+def test_words_without_a_scale(weights, tmp_path, table):
+    """ComfyUI scales layers alone; tables may be in FP8 without."""
+    names = dict(zip(weights, renamed(weights, table), strict=True))
+    file = scaled({names[name]: x for name, x in weights.items()})
+    for name in ("shared.weight", f"{FIRST}.relative_attention_bias.weight"):
+        for last in ("scale_weight", "scale_input"):
+            file.pop(f"{names[name].removesuffix('.weight')}.{last}", None)
+        file[names[name]] = weights[name].to(torch.float8_e4m3fn)
+    save_file(file, tmp_path / "text.safetensors")
+    model = load_umt5(tmp_path / "text.safetensors", torch.float32)
+    expected = weights["shared.weight"].to(torch.float8_e4m3fn).float()
+    assert torch.equal(model.shared(IDS), expected[IDS])
 
 
 def test_words_with_a_scale_for_each(weights, tmp_path):

@@ -111,13 +111,16 @@ class _Kept(nn.Module):
     """A layer whose weight is `Quantised`; it can't be trained. It is saved as the plain layer that
     it stands for."""
 
+    codes: Tensor
+    scale: Tensor | None
+
     def __init__(self, weight: Quantised, dtype: torch.dtype) -> None:
         super().__init__()
         self.kind, self.shape, self.dtype = weight.kind, weight.shape, dtype
         self.register_buffer("codes", weight.codes)
         # As bytes, so that casting a model to another type leaves it as exact as it is.
         scale = weight.scale
-        self.scale_shape = None if scale is None else tuple(scale.shape)
+        self.scale_shape = () if scale is None else tuple(scale.shape)
         self.register_buffer(
             "scale", None if scale is None else scale.float().reshape(-1).view(torch.uint8)
         )

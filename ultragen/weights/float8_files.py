@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..model.quantised import FLOAT8, Quantised
 from ..model.strict_loading import listed, shape_text
-from .keys import FORMAT, INPUT_SCALES, SCALED, WEIGHT_SCALES, WORD_EMBEDDINGS
+from .keys import EMBEDDINGS, FORMAT, INPUT_SCALES, SCALED, WEIGHT_SCALES
 
 Weights = dict[str, Tensor | Quantised]
 
@@ -36,37 +36,44 @@ def join_scales(tensors: Mapping[str, Tensor], where: str) -> Weights:
         ValueError: if a scale is missing, is no scale of its weight, or belongs to none; or if
             weights are quantised in another way.
     """
-    weights: Weights = {}
+    plain: dict[str, Tensor] = {}
     beside: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         layer, _, last = name.rpartition(".")
         if last in _BESIDE:
             beside.setdefault(layer, {})[last] = tensor
         elif last != SCALED:
-            weights[name] = tensor
-    stray = [layer for layer in beside if f"{layer}.weight" not in weights]
-    if stray:
-        raise ValueError(
-            f"{where} holds scales, but not their weights: {listed(layers=sorted(stray))}."
-        )
-    unscaled = []
-    for name, tensor in weights.items():
-        layer = name.removesuffix(".weight") if name.endswith(".weight") else ""
-        described = beside.get(layer, {})
-        kind = _kind(tensor, described, f"{layer}.{FORMAT}", where)
-        scale = _scale(described, tensor, layer, where)
-        if kind is not None:
-            codes = tensor.view(torch.uint8)
-            weights[name] = Quantised(codes, kind, tuple(tensor.shape), scale)
-            if scale is None and tensor.ndim == 2 and name not in WORD_EMBEDDINGS:
-                unscaled.append(name)
-        elif scale is not None and not bool((scale == 1).all()):
-            raise ValueError(
-                f"{where} holds a scale for {name}, which is not quantised: {_ANOTHER}."
-            )
-    if unscaled and any(isinstance(x, Quantised) and x.scale is not None for x in weights.values()):
+            plain[name] = tensor
+    if stray := sorted(layer for layer in beside if f"{layer}.weight" not in plain):
+        raise ValueError(f"{where} holds scales, but not their weights: {listed(layers=stray)}.")
+    weights = {
+        name: _weight(tensor, beside.get(name.removesuffix(".weight"), {}), name, where)
+        for name, tensor in plain.items()
+    }
+    quantised = {name: x for name, x in weights.items() if isinstance(x, Quantised)}
+    unscaled = [
+        name
+        for name, weight in quantised.items()
+        if weight.scale is None and len(weight.shape) == 2 and not EMBEDDINGS.search(name)
+    ]
+    if unscaled and any(weight.scale is not None for weight in quantised.values()):
         raise ValueError(f"{where} holds FP8 weights without scales: {listed(weights=unscaled)}.")
     return weights
+
+
+def _weight(
+    tensor: Tensor, described: Mapping[str, Tensor], name: str, where: str
+) -> Tensor | Quantised:
+    """A tensor, with what describes its layer by the last part of its name."""
+    layer = name.removesuffix(".weight")
+    kind = _kind(tensor, described, f"{layer}.{FORMAT}", where)
+    scale = _scale(described, tensor, layer, where)
+    if kind is not None:
+        return Quantised(tensor.view(torch.uint8), kind, tuple(tensor.shape), scale)
+    # Layers that were left in high precision may have a scale that changes nothing.
+    if scale is not None and not bool((scale == 1).all()):
+        raise ValueError(f"{where} holds a scale for {name}, which is not quantised: {_ANOTHER}.")
+    return tensor
 
 
 def _kind(tensor: Tensor, described: Mapping[str, Tensor], name: str, where: str) -> str | None:

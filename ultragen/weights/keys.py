@@ -129,6 +129,11 @@ TOKENIZER = "spiece_model"
 # name of ComfyUI's older "scaled" files, the second that of its newer ones (`QUANTIZATION.md`).
 WEIGHT_SCALES = ("scale_weight", "weight_scale")
 INPUT_SCALES = ("scale_input", "input_scale")
+EMBEDDINGS = re.compile(
+    r"(?<![^.])(shared|embed_tokens|token_embedding|pos_embedding\.embedding|"
+    r"relative_attention_bias)\.weight"
+)
+"""Tables of umT5, which ComfyUI gives no scale even where layers have one."""
 FORMAT = "comfy_quant"  # a layer's kind of quantisation, as JSON in bytes
 SCALED = "scaled_fp8"  # marks an older file: an empty tensor, or one of two values
 
