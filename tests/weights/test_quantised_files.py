@@ -6,6 +6,8 @@ from __future__ import annotations
 import builtins
 import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +18,11 @@ from released_reference import Sizes, released_weights
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ultragen.pipeline import UltraGenPipeline
 from ultragen.weights.keys import model_keys
 from ultragen.weights.read import read_weights
 from ultragen.weights.released import load_dense, load_released, load_transformer, load_ultragen
+from ultragen.weights.wan import check_wan
 
 QKV = "blocks.1.self_attn.q"
 
@@ -146,6 +150,31 @@ def test_a_comfyui_file_stands_for_the_base_models_transformer(tmp_path, config)
     loaded = load_dense(tmp_path)
     assert loaded.config.num_layers == 2
     assert layer_error(loaded.proj_out.weight, dense.proj_out.weight) < 0.05
+
+
+def original_names(folder: Path) -> dict[str, Tensor]:
+    """The dense weights of a folder in diffusers' layout under their original names."""
+    ours = load_file(folder / "diffusion_pytorch_model.safetensors")
+    return {theirs: ours[name] for theirs, name in model_keys(3, ()).items()}
+
+
+@pytest.mark.parametrize("kind", ["FP8", "GGUF"])
+def test_the_base_model_with_a_quantised_transformer(files, tmp_path, kind):
+    base = tmp_path / "wan"
+    shutil.copytree(files.base, base)
+    weights = original_names(base / "transformer")
+    expected = load_dense(base / "transformer")
+    shutil.rmtree(base / "transformer")
+    (base / "transformer").mkdir()
+    if kind == "FP8":
+        save_file(scaled(weights), base / "transformer" / "wan2.1_t2v_1.3B_fp8.safetensors")
+    else:
+        write_gguf(base / "transformer" / "wan2.1-t2v-1.3b-Q8_0.gguf", weights, "Q8_0")
+    check_wan(base, files.ultragen)
+    dense = UltraGenPipeline.from_wan(base, files.ultragen).base_transformer
+    assert dense.dtype == torch.bfloat16
+    weight, exact = (model.blocks[1].ffn.net[0].proj.weight for model in (dense, expected))
+    assert 0 < layer_error(weight, exact) < 0.05
 
 
 def change(**tensors: Tensor | None):

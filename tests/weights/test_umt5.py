@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from ultragen.model.quantised import QuantisedEmbedding, QuantisedLinear
 from ultragen.pipeline import UltraGenPipeline
 from ultragen.runs.choice import why_not
 from ultragen.runs.loading import load_models, take_turns
+from ultragen.weights.released import load_released
 from ultragen.weights.umt5 import load_umt5
 from ultragen.weights.wan import check_wan
 
@@ -205,6 +207,15 @@ def test_a_file_that_does_not_fit_is_named(weights, tmp_path, damage, kind, says
         assert str(path) in str(caught.value)
 
 
+def test_each_file_in_the_others_place(weights, small, tmp_path):
+    write_gguf(tmp_path / "umt5.gguf", renamed(weights, GGUF), "Q8_0", "t5encoder")
+    with pytest.raises(ValueError, match=r"looks like a text .* goes into ULTRAGEN_TEXT_ENCODER"):
+        load_released(tmp_path / "umt5.gguf")
+    save_file(small, tmp_path / "wan.safetensors")
+    with pytest.raises(ValueError, match=r"no text encoder of Wan.* no shared\.weight with 2 axes"):
+        load_umt5(tmp_path / "wan.safetensors", torch.float32)
+
+
 # In the pipeline
 
 RUN = {"height": 128, "width": 160, "num_frames": 5, "windows": 2, "num_inference_steps": 2}
@@ -291,7 +302,8 @@ def test_a_text_encoder_that_is_not_there(files, monkeypatch):
 
 def test_a_small_text_encoder_lets_a_card_of_12_gb_run(tmp_path, monkeypatch):
     card = Hardware("cuda", "a card of 12 GB", int(11.4 * GIB), True)
-    assert "takes 11." in why_not(card)
+    assert "takes 11." in why_not(card) and "umT5 in FP8 or GGUF" in why_not(card)
+    assert "FP8" not in why_not(replace(card, memory=4 * GIB))
     path = tmp_path / "umt5.gguf"
     with path.open("wb") as file:
         file.truncate(4 * GIB)  # of which nothing is written

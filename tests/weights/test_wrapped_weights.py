@@ -13,7 +13,12 @@ from commands import one_line, ultragen
 from released_files import Code, dense_weights, equal
 from torch.distributed import checkpoint
 
+from ultragen.weights.fingerprint import fingerprint
+from ultragen.weights.folders import weight_bytes
 from ultragen.weights.released import load_dense, load_released, load_ultragen, save_released
+
+# Saving says that it takes itself for the only process, which it is.
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 KEY = "blocks.1.self_attn.q.weight"
 
@@ -85,6 +90,13 @@ def test_a_distributed_checkpoint(small, saved, tmp_path, capsys):
     assert "2 with UltraGen's branches\n" in capsys.readouterr().out
     assert equal(save_released(load_ultragen(tmp_path / "out")), small)
     assert all(p.is_meta for p in load_ultragen(saved, device="meta").parameters())
+
+
+def test_a_distributed_checkpoint_is_told_from_another(saved, small, tmp_path):
+    assert weight_bytes(saved) > sum(x.nbytes for x in small.values())
+    other = tmp_path / "other"
+    checkpoint.save({"model": {KEY: small[KEY]}}, checkpoint_id=other, no_dist=True)
+    assert fingerprint(other) != fingerprint(saved)
 
 
 def test_a_distributed_checkpoint_with_our_names(small, tmp_path):

@@ -17,6 +17,7 @@ from ..presets import (
     EMBEDDED,
     EMBEDDED_MODEL,
     RESOLUTIONS,
+    TEXT_ENCODER_VARIABLE,
     ULTRAGEN_SOURCE,
     WAN,
     WAN_SOURCE,
@@ -26,6 +27,7 @@ from ..weights.folders import first_weights, read_index, weight_bytes
 from ..weights.hub import base_source, find_local, text_encoder_file
 
 SMALL_WEIGHTS = 2 * 10**9  # bytes of what a CPU can run in bearable time
+FP8_SHARE = 60  # percent of the text encoder's bytes that ComfyUI's file in FP8 has
 REASON = 500  # characters that a page shows of what is wrong with files
 NEEDS_GPU = (
     "The 1.3B model needs its weights and a CUDA GPU with 24 GB or more that computes bfloat16; "
@@ -210,10 +212,13 @@ def why_not(hardware: Hardware) -> str:
     memory = Memory(hardware.memory, weights, width)
     if memory.smallest <= memory.free:
         return ""
+    smaller = replace(weights, text_encoder=FP8_SHARE * weights.text_encoder // 100)
+    fits = not text_encoder and replace(memory, weights=smaller).smallest <= memory.free
+    way_out = f" It fits with umT5 in FP8 or GGUF, see {TEXT_ENCODER_VARIABLE}." if fits else ""
     wide = "" if hardware.bfloat16 else ", which computes no bfloat16 and so would need float32"
     return (
         f"The 1.3B model does not fit {hardware.name}{wide}: it takes {gib(memory.smallest)} of "
-        f"memory at least, and {gib(memory.free)} are free."
+        f"memory at least, and {gib(memory.free)} are free.{way_out}"
     )
 
 

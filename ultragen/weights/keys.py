@@ -15,6 +15,7 @@ from typing import Any
 
 from ..model.strict_loading import shape_text
 from ..model.wan_1_3b import HEAD_DIM, RELEASED
+from ..presets import TEXT_ENCODER_VARIABLE
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -175,7 +176,10 @@ _OTHERS = (
     (r"^(encoder|decoder)\.(conv|mid|up|down)", "a VAE: the transformer is another file"),
     (r"input_blocks\.|^(down|up|mid)_block", "a Stable Diffusion UNet"),
     (r"double_blocks\.|single_transformer_blocks\.", "Flux or HunyuanVideo"),
-    (r"^(encoder\.block|shared|token_embedding|text_model|visual)\.", "a text or image encoder"),
+    (
+        r"^(encoder\.block|enc\.blk|shared|token_embd|token_embedding|text_model|visual)\.",
+        f"a text or image encoder: umT5's goes into {TEXT_ENCODER_VARIABLE}",
+    ),
     (r"transformer_blocks\.", "another video or image transformer of diffusers"),
     (r"^(vae|first_stage_model)\.", "a VAE"),
     (r"^(text_encoders?|cond_stage_model|clip)\.", "a text encoder"),
