@@ -23,7 +23,7 @@ from ultragen.estimates.memory import RESERVE, VALUES_PER_TOKEN, WAN_PARAMETERS,
 from ultragen.hardware import is_out_of_memory
 from ultragen.pipeline import UltraGenPipeline
 from ultragen.weights.random import Noise, builders
-from ultragen.weights.read import cast_weights
+from ultragen.weights.released import cast_weights
 
 
 @contextmanager

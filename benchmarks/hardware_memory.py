@@ -18,7 +18,7 @@ from ultragen.pipeline import UltraGenPipeline
 from ultragen.presets import WAN
 from ultragen.runs.loading import take_turns
 from ultragen.weights.random import Noise, Sizes, builders, make_tokenizer
-from ultragen.weights.read import cast_weights
+from ultragen.weights.released import cast_weights
 from ultragen.weights.wan import SHIFT
 
 PLACEMENTS: tuple[Placement, ...] = ("whole", "in turn")

@@ -41,7 +41,7 @@ from ultragen.model.quantised import FLOAT8, Quantised
 from ultragen.pipeline import UltraGenPipeline
 from ultragen.presets import RESOLUTIONS, WAN
 from ultragen.weights.random import Noise, builders
-from ultragen.weights.read import cast_weights
+from ultragen.weights.released import cast_weights
 from ultragen.weights.umt5 import fill_umt5
 
 Row = dict[str, Any]

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..model import wan_1_3b
 from ..model.transformer import UltraGenTransformer3DModel
 from ..presets import EMBEDDED_MODEL
-from ..weights.read import cast_weights
+from ..weights.released import cast_weights
 
 DENSE = "dense"
 PLAIN, TILED, OURS = VAE_VARIANTS = ("plain", "tiled", "ours")

@@ -21,7 +21,7 @@ from ..pictures import to_frames
 from ..pipeline import UltraGenPipeline
 from ..presets import EMBEDDED, EMBEDDED_MODEL, PROMPTS, WAN, ModelPreset
 from ..video import encode_video
-from ..weights.read import cast_weights
+from ..weights.released import cast_weights
 from ..weights.wan import SHIFT
 from .bench import Bench
 from .cases import AUTO, OURS, PLAIN, TEXT_TOKENS, TILED, Case, Family, build

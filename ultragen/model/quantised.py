@@ -65,6 +65,10 @@ class Quantised:
         return (values.float() * spread(self.scale, self.shape)).to(dtype)
 
 
+StateDict = dict[str, Tensor | Quantised]
+"""Weights by name, as a file has them."""
+
+
 def spread(scale: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Scales of blocks, one for each value of a weight; others are broadcast as they are."""
     if scale.numel() == 1:

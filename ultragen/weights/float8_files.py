@@ -14,18 +14,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..model.quantised import FLOAT8, Quantised
+from ..model.quantised import FLOAT8, Quantised, StateDict
 from ..model.strict_loading import listed, shape_text
 from .keys import EMBEDDINGS, FORMAT, INPUT_SCALES, SCALED, WEIGHT_SCALES
-
-Weights = dict[str, Tensor | Quantised]
 
 _KINDS = {dtype: kind for kind, dtype in FLOAT8.items()}
 _BESIDE = (*WEIGHT_SCALES, *INPUT_SCALES, FORMAT)
 _ANOTHER = "take the bfloat16 file, or one in FP8"
 
 
-def join_scales(tensors: Mapping[str, Tensor], where: str) -> Weights:
+def join_scales(tensors: Mapping[str, Tensor], where: str) -> StateDict:
     """The weights of a file, those in FP8 with their scales; what only describes them is gone.
 
     Args:

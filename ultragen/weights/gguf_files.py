@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 
-from ..model.quantised import HALVES, Quantised, block_kinds
-from .float8_files import Weights
+from ..model.quantised import HALVES, Quantised, StateDict, block_kinds
 
 _ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
 _PLAIN = ("F32", "F64")
 
 
-def read_gguf(path: Path) -> Weights:
+def read_gguf(path: Path) -> StateDict:
     """Reads a file's weights by name. Values stay in the file until they are used.
 
     Raises:
@@ -30,7 +29,7 @@ def read_gguf(path: Path) -> Weights:
     from gguf import GGUFReader
 
     reader = GGUFReader(path, "c")  # whose tensors may be changed in memory, as torch's may
-    weights: Weights = {}
+    weights: StateDict = {}
     for stored in reader.tensors:
         kind, name = stored.tensor_type.name, stored.name
         if kind not in (*_PLAIN, *HALVES, *kinds):
@@ -41,7 +40,7 @@ def read_gguf(path: Path) -> Weights:
         values, shape = torch.from_numpy(stored.data), _shape(reader, stored)
         if kind in _PLAIN:
             weights[name] = values.view(shape)
-        else:  # halves too: most of a file's weights are so, and the few in float32 tell no type
+        else:  # halves too: the few weights beside them in float32 shall not make all others so
             weights[name] = Quantised(values.view(torch.uint8), kind, shape)
     return weights
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import TypeVar
 from warnings import catch_warnings, simplefilter
 from zipfile import ZipFile
 
@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..files import first_line
-from ..model.quantised import Quantised, block_kinds
+from ..model.quantised import Quantised, StateDict, block_kinds
 from ..model.strict_loading import differences
 from .distributed_checkpoint import METADATA, read_distributed
-from .float8_files import Weights, join_scales
+from .float8_files import join_scales
 from .folders import SHARD, SUFFIXES, missing_index, weight_map
 from .gguf_files import UnreadableKind, read_gguf
 from .pickles import foreign_objects
@@ -40,7 +40,7 @@ def read_weights(path: str | Path, device: str = "cpu") -> dict[str, Tensor]:
     return {key: plain_tensor(value) for key, value in stored.items()}
 
 
-def read_stored(path: str | Path, device: str = "cpu", aside: Collection[str] = ()) -> Weights:
+def read_stored(path: str | Path, device: str = "cpu", aside: Collection[str] = ()) -> StateDict:
     """Reads weights by name, as they are stored.
 
     Args:
@@ -141,7 +141,7 @@ def _read_shards(index: Path) -> dict[str, Tensor | Quantised]:
             f"{index.parent} is half a download: {len(missing)} of {len(names)} files are missing "
             f"({', '.join(missing)}). Get these, or {_AGAIN}."
         )
-    weights: Weights = {}
+    weights: StateDict = {}
     for name in names:
         weights |= _as_dictionary(_read_file(index.parent / name), str(index.parent / name))
     if absent := sorted(files.keys() - weights.keys()):
@@ -188,7 +188,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise OSError(_damaged(path, error)) from error
 
 
-def _read_gguf(path: Path) -> Weights:
+def _read_gguf(path: Path) -> StateDict:
     block_kinds()  # says what is missing, if it is
     try:
         return read_gguf(path)
@@ -254,7 +254,7 @@ def _damaged(path: Path, error: object) -> str:
     return f"{path} is incomplete or damaged ({size:,} bytes; {reason}): {_AGAIN}."
 
 
-def check_tensors(content: object, where: str) -> Weights:
+def check_tensors(content: object, where: str) -> StateDict:
     """Checks that an object is a state dictionary, or a dictionary of such ones, and joins FP8
     weights with their scales.
 
@@ -273,7 +273,7 @@ def check_tensors(content: object, where: str) -> Weights:
     return weights
 
 
-def _as_dictionary(content: object, where: str) -> Weights:
+def _as_dictionary(content: object, where: str) -> StateDict:
     """Names and weights; those of dictionaries within, `{"generator": {...}}`, as one."""
     if not isinstance(content, Mapping) or not content:
         raise ValueError(f"{where} holds no state dictionary, but {type(content).__name__}.")
@@ -303,8 +303,7 @@ def fill(
     Args:
         model: On the meta device.
         weights: Tensors; of several types, the widest becomes that of all, so that nothing is lost.
-            Where some are quantised, these become bfloat16, and the model is cast to it, see
-            `cast_weights`.
+            Where some are quantised, these become bfloat16, and the others stay as they are.
         names: Name of each tensor → its name in the model.
         where: What to call the source in errors.
 
@@ -323,13 +322,4 @@ def fill(
         for key, name in names.items()
     }
     model.load_state_dict(renamed, assign=True)
-    return (cast_weights(model, torch.bfloat16) if quantised else model).eval()
-
-
-def cast_weights(model: nn.Module, dtype: torch.dtype) -> Any:
-    """Casts in place as `from_pretrained` does: what diffusers keeps in float32 is so."""
-    kept = set(getattr(model, "_keep_in_fp32_modules", None) or ())
-    for name, parameter in model.named_parameters():
-        wide = not kept.isdisjoint(name.split("."))
-        parameter.data = parameter.data.to(torch.float32 if wide else dtype)
-    return model
+    return model.eval()

@@ -13,13 +13,13 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..files import whole_file
+from ..model.quantised import Quantised, StateDict
 from ..model.strict_loading import wrong_keys
 from ..model.transformer import UltraGenTransformer3DModel
 from ..model.wan_1_3b import RELEASED
-from .float8_files import Weights
 from .headers import empty_model, without_ignored
 from .json_files import check_fields, read_object
 from .keys import (
@@ -153,6 +153,15 @@ def load_dense(source: Source, device: str = "cpu") -> WanTransformer3DModel:
     return model
 
 
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> Any:
+    """Casts in place as `from_pretrained` does: what diffusers keeps in float32 is so."""
+    kept = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    for name, parameter in model.named_parameters():
+        wide = not kept.isdisjoint(name.split("."))
+        parameter.data = parameter.data.to(torch.float32 if wide else dtype)
+    return model
+
+
 def _load_folder(folder: Path, config: dict[str, Any], device: str) -> WanTransformer3DModel:
     """diffusers' layout; its own loader fills weights that are missing with noise."""
     kinds = {kind.__name__: kind for kind in (UltraGenTransformer3DModel, WanTransformer3DModel)}
@@ -169,11 +178,11 @@ def _load_folder(folder: Path, config: dict[str, Any], device: str) -> WanTransf
         return _build(WanTransformer3DModel, *_original(stored, str(folder)))
     weights = without_ignored(kinds[name], {plain[key]: stored[key] for key in stored})
     model = empty_model(kinds[name], folder)
-    return fill(model, weights, {key: key for key in model.state_dict()}, str(folder))
+    return _fill(model, weights, {key: key for key in model.state_dict()}, str(folder))
 
 
-def _open(source: Source, device: str = "cpu") -> tuple[Weights, str]:
-    """Weights with original names, and what to call them in errors."""
+def _open(source: Source, device: str = "cpu") -> tuple[StateDict, str]:
+    """StateDict with original names, and what to call them in errors."""
     where = _name(source)
     weights = (
         check_tensors(source, where) if isinstance(source, Mapping) else read_stored(source, device)
@@ -181,7 +190,7 @@ def _open(source: Source, device: str = "cpu") -> tuple[Weights, str]:
     return _original(weights, where)
 
 
-def _original(weights: Weights, where: str) -> tuple[Weights, str]:
+def _original(weights: StateDict, where: str) -> tuple[StateDict, str]:
     return {plain: weights[key] for key, plain in plain_keys(weights, where).items()}, where
 
 
@@ -189,7 +198,7 @@ def _name(source: Source) -> str:
     return "The state dictionary" if isinstance(source, Mapping) else str(source)
 
 
-def _build(kind: type[Model], weights: Weights, where: str) -> Model:
+def _build(kind: type[Model], weights: StateDict, where: str) -> Model:
     """The model that original names and shapes tell."""
     try:
         layers = depth(weights)
@@ -202,4 +211,11 @@ def _build(kind: type[Model], weights: Weights, where: str) -> Model:
     except ValueError as error:
         wrong = filter(None, (wrong_keys(names, weights), str(error)))
         raise ValueError(f"{where} does not fit the model: {'; '.join(wrong)}") from error
-    return fill(model, weights, names, where)
+    return _fill(model, weights, names, where)
+
+
+def _fill(model: Model, weights: StateDict, names: Mapping[str, str], where: str) -> Model:
+    """A model with its weights, in bfloat16 if any of them was quantised."""
+    model = fill(model, weights, names, where)
+    quantised = any(isinstance(value, Quantised) for value in weights.values())
+    return cast_weights(model, torch.bfloat16) if quantised else model

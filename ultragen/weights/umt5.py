@@ -14,9 +14,8 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
-from ..model.quantised import HALVES, Quantised, QuantisedEmbedding, QuantisedLinear
+from ..model.quantised import HALVES, Quantised, QuantisedEmbedding, QuantisedLinear, StateDict
 from ..model.strict_loading import differences
-from .float8_files import Weights
 from .keys import TOKENIZER, WORD_EMBEDDINGS, read_umt5_config, umt5_keys
 from .read import read_stored
 
@@ -55,7 +54,7 @@ def load_umt5(path: Path, dtype: torch.dtype, device: str = "cpu") -> UMT5Encode
     return fill_umt5(model, weights, dtype)
 
 
-def fill_umt5(model: UMT5EncoderModel, weights: Weights, dtype: torch.dtype) -> UMT5EncoderModel:
+def fill_umt5(model: UMT5EncoderModel, weights: StateDict, dtype: torch.dtype) -> UMT5EncoderModel:
     """Gives an empty encoder its weights, by transformers' names: quantised matrices as they are,
     all else in the type that is computed in."""
     for key, value in weights.items():

@@ -18,8 +18,7 @@ from .folders import check_base, check_kind
 from .headers import check_pipeline
 from .hub import base_source, check_space, find_local, locate, preview, text_encoder_file
 from .keys import WORD_EMBEDDINGS
-from .read import cast_weights
-from .released import load_dense, load_ultragen
+from .released import cast_weights, load_dense, load_ultragen
 from .umt5 import load_umt5
 
 SHIFT = 5.0  # of the released schedule: σ_i = 1 − i/30, then sσ / (1 + (s − 1)σ)
