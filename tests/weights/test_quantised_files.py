@@ -276,7 +276,6 @@ def test_half_a_gguf_file(whole, tmp_path, kept):
 
 
 def test_a_gguf_file_of_another_kind(tmp_path):
-    pytest.importorskip("gguf")
     import gguf
     import numpy as np
 
@@ -288,8 +287,33 @@ def test_a_gguf_file_of_another_kind(tmp_path):
         write()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(ValueError, match=r"holds blocks\.0\.ffn\.0\.weight as TQ1_0: take a file"):
+    with pytest.raises(ValueError, match=r"blocks\.0\.ffn\.0\.weight as TQ1_0, which only ggml"):
         load_transformer(tmp_path / "tq.gguf")
+
+
+def test_a_vocabulary_in_a_gguf_file_is_passed_over(tmp_path):
+    """As text encoders bring it, before and after what is needed of the header."""
+    import gguf
+    import numpy as np
+
+    path, number = tmp_path / "umt5.gguf", 5000
+    writer = gguf.GGUFWriter(str(path), "t5encoder")
+    writer.add_array("tokenizer.ggml.tokens", [f"piece {i}" for i in range(number)])
+    writer.add_array("comfy.gguf.orig_shape.a.weight", [2, 2, 32])
+    writer.add_array("tokenizer.ggml.scores", [0.5] * number)
+    writer.add_array("tokenizer.ggml.token_type", [1] * number)
+    writer.add_array("tokenizer.ggml.added_tokens", ["<extra>"])
+    values = np.arange(128, dtype=np.float32).reshape(4, 32)
+    writer.add_tensor("a.weight", values)
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file):
+        write()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = read_weights(path)["a.weight"]
+    assert torch.equal(found, torch.from_numpy(values).view(2, 2, 32))
+    path.write_bytes(path.read_bytes()[:60_000])  # within the pieces
+    with pytest.raises(OSError, match=r"umt5\.gguf is incomplete or damaged"):
+        read_weights(path)
 
 
 def test_gguf_of_another_model_and_of_other_widths(whole, tmp_path):

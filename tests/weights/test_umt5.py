@@ -18,8 +18,10 @@ from ultragen.estimates.memory import weights_of
 from ultragen.hardware import GIB, Hardware
 from ultragen.model.quantised import QuantisedEmbedding, QuantisedLinear
 from ultragen.pipeline import UltraGenPipeline
+from ultragen.presets import WAN_SOURCE
 from ultragen.runs.choice import why_not
 from ultragen.runs.loading import load_models, take_turns
+from ultragen.weights.hub import base_source
 from ultragen.weights.released import load_released
 from ultragen.weights.umt5 import load_umt5
 from ultragen.weights.wan import check_wan
@@ -250,12 +252,19 @@ def test_the_pipeline_takes_a_file(files, without_text, text_file, tmp_path, mon
     found, expected = sample(pipe), sample(own)
     assert not torch.equal(found, expected)
     assert (found - expected).norm() < 0.1 * expected.norm()
-    assert weights_of(pipe).text_encoder < weights_of(own).text_encoder
+    assert weights_of(pipe).text_encoder == size(pipe.text_encoder)
+    assert size(pipe.text_encoder) < size(own.text_encoder)
     monkeypatch.setenv("ULTRAGEN_TEXT_ENCODER", str(text_file))
     by_variable = UltraGenPipeline.from_wan(without_text, files.ultragen, torch.float32)
     assert torch.equal(sample(by_variable), found)
     take_turns(pipe, pipe.base_pipeline(), "cpu")
     assert torch.equal(sample(pipe), found)
+
+
+def test_with_a_file_the_base_models_own_is_not_downloaded(text_file):
+    files = base_source(text_file).files
+    assert set(WAN_SOURCE.files) - set(files) == {"text_encoder/*"}
+    assert base_source(None) is WAN_SOURCE
 
 
 def test_a_saved_pipeline_has_an_ordinary_text_encoder(files, text_file, tmp_path):

@@ -18,12 +18,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..files import first_line
-from ..model.quantised import Quantised, StateDict, block_kinds
+from ..model.quantised import HALVES, Quantised, StateDict, block_kinds
 from ..model.strict_loading import differences
 from .distributed_checkpoint import METADATA, read_distributed
 from .float8_files import join_scales
 from .folders import SHARD, SUFFIXES, missing_index, weight_map
-from .gguf_files import UnreadableKind, read_gguf
 from .pickles import foreign_objects
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -189,13 +188,22 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_gguf(path: Path) -> StateDict:
-    block_kinds()  # says what is missing, if it is
+    known = {*HALVES, *block_kinds()}  # says what is missing, if gguf is
+    from .gguf_files import read_gguf
+
     try:
-        return read_gguf(path)
-    except (UnreadableKind, MemoryError):
+        weights = read_gguf(path)
+    except MemoryError:
         raise
     except Exception as error:  # a damaged file fails in more ways than gguf documents
         raise OSError(_damaged(path, error)) from error
+    for name, weight in weights.items():
+        if isinstance(weight, Quantised) and weight.kind not in known:
+            raise ValueError(
+                f"{path} holds {name} as {weight.kind}, which only ggml itself reads: take a file "
+                f"in one of {', '.join(sorted(known))}, or the .safetensors file of this model."
+            )
+    return weights
 
 
 def _read_torch(path: Path, zipped: bool) -> object:
