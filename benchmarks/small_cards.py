@@ -225,7 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, help="File that gets all rows.")
     parser.add_argument("--markdown", type=Path, help="File that gets the tables.")
-    parser.add_argument("--budget", type=float, default=170, help="Seconds; a row begun is ended.")
+    parser.add_argument("--budget", type=float, default=130, help="Seconds; a row begun is ended.")
     parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()
     device = find_hardware().device  # lets the allocator's segments grow, where that can be
