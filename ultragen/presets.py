@@ -124,6 +124,9 @@ class HubSource:
     files: tuple[str, ...]
 
 
+TEXT_ENCODER_VARIABLE = "ULTRAGEN_TEXT_ENCODER"
+"""Names a file to take umT5 from, in place of the base model's own."""
+
 MAIN = "main"
 # The commit that published projects pin and whose files their manifests list.
 WAN_REVISION = "0fad780a534b6463e45facd96134c9f345acfa5b"

@@ -57,7 +57,9 @@ def weights_of(pipe: Any) -> Weights:
     """Bytes of a pipeline's parts."""
 
     def size(part: Any) -> int:
-        return sum(p.numel() * p.element_size() for p in part.parameters()) if part else 0
+        # What is quantised lies in buffers.
+        tensors = (*part.parameters(), *part.buffers()) if part else ()
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     return Weights(
         size(pipe.text_encoder),

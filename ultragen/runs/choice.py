@@ -17,15 +17,17 @@ from ..presets import (
     EMBEDDED,
     EMBEDDED_MODEL,
     RESOLUTIONS,
+    TEXT_ENCODER_VARIABLE,
     ULTRAGEN_SOURCE,
     WAN,
     WAN_SOURCE,
     ModelPreset,
 )
 from ..weights.folders import first_weights, read_index, weight_bytes
-from ..weights.hub import find_local
+from ..weights.hub import base_source, find_local, text_encoder_file
 
 SMALL_WEIGHTS = 2 * 10**9  # bytes of what a CPU can run in bearable time
+FP8_SHARE = 60  # percent of the text encoder's bytes that ComfyUI's file in FP8 has
 REASON = 500  # characters that a page shows of what is wrong with files
 NEEDS_GPU = (
     "The 1.3B model needs its weights and a CUDA GPU with 24 GB or more that computes bfloat16; "
@@ -135,12 +137,17 @@ def _tight(hardware: Hardware) -> str:
 
 def _local() -> list[Path | None]:
     """The base model and the released weights, as far as they are on this machine."""
-    return [find_local(None, source) for source in (WAN_SOURCE, ULTRAGEN_SOURCE)]
+    return [
+        find_local(None, source) for source in (base_source(text_encoder_file()), ULTRAGEN_SOURCE)
+    ]
 
 
 def _incomplete() -> str:
     """What of the 1.3B model is missing on this machine, or wrong; empty if nothing is."""
-    found = _local()
+    try:
+        found = _local()
+    except OSError as error:  # of a text encoder that is named and not there
+        return str(error)
     absent = [
         source.name + (f" ({place})" if (place := os.environ.get(source.variable)) else "")
         for source, path in zip((WAN_SOURCE, ULTRAGEN_SOURCE), found, strict=True)
@@ -163,7 +170,7 @@ def _wrong(base: Path | None, ultragen: Path | None, completed: bool = False) ->
     try:
         check_wan(None, ultragen)
         try:
-            check_wan(base, ultragen)
+            check_wan(base, ultragen, text_encoder_file())
         except FileNotFoundError:
             if not completed:
                 raise
@@ -199,13 +206,19 @@ def why_not(hardware: Hardware) -> str:
             f"{cpu_days():.0f} days."
         )
     width = hardware.bytes_per_value
-    memory = Memory(hardware.memory, WAN_PARAMETERS.scaled(width), width)
+    weights = WAN_PARAMETERS.scaled(width)
+    if text_encoder := text_encoder_file():  # stays as it is in the file
+        weights = replace(weights, text_encoder=text_encoder.stat().st_size)
+    memory = Memory(hardware.memory, weights, width)
     if memory.smallest <= memory.free:
         return ""
+    smaller = replace(weights, text_encoder=FP8_SHARE * weights.text_encoder // 100)
+    fits = not text_encoder and replace(memory, weights=smaller).smallest <= memory.free
+    way_out = f" It fits with umT5 in FP8 or GGUF, see {TEXT_ENCODER_VARIABLE}." if fits else ""
     wide = "" if hardware.bfloat16 else ", which computes no bfloat16 and so would need float32"
     return (
         f"The 1.3B model does not fit {hardware.name}{wide}: it takes {gib(memory.smallest)} of "
-        f"memory at least, and {gib(memory.free)} are free."
+        f"memory at least, and {gib(memory.free)} are free.{way_out}"
     )
 
 

@@ -12,7 +12,7 @@ from ..estimates.memory import Memory, Placement, values_per_token, weights_of
 from ..hardware import Hardware, find_hardware, has_amx, is_out_of_memory
 from ..presets import EMBEDDED_MODEL, WAN, ModelPreset
 from ..weights.fingerprint import fingerprint
-from ..weights.hub import origin
+from ..weights.hub import origin, text_encoder_file
 from .choice import Choice, choose
 from .request import Request
 
@@ -192,8 +192,10 @@ def _load(choice: Choice, hardware: Hardware) -> tuple[Any, tuple[Path, ...]]:
 
     dtype = getattr(torch, hardware.dtype)
     if choice.name == "wan":  # its errors name what is wrong
-        sources = locate_wan()
-        return UltraGenPipeline.from_wan(*sources, dtype=dtype), sources
+        text_encoder = text_encoder_file()
+        sources = locate_wan(text_encoder=text_encoder)
+        native = UltraGenPipeline.from_wan(*sources, dtype=dtype, text_encoder=text_encoder)
+        return native, (*sources, text_encoder) if text_encoder else sources
     try:
         return UltraGenPipeline.from_pretrained(choice.folder, dtype=dtype), (choice.folder,)
     except (OSError, ValueError):  # of `check_pipeline`, which name what is wrong

@@ -53,6 +53,7 @@ class PipelineLoading(DiffusionPipeline, WanLoraLoaderMixin):
         ultragen: str | Path | None = None,
         dtype: torch.dtype = torch.bfloat16,
         local_files_only: bool = False,
+        text_encoder: str | Path | None = None,
     ) -> Self:
         """The 1.3B pipeline of Wan's parts and the released UltraGen weights, on the CPU.
 
@@ -65,12 +66,16 @@ class PipelineLoading(DiffusionPipeline, WanLoraLoaderMixin):
                 `presets.ULTRAGEN_SOURCE`.
             dtype: Type of the weights of all parts.
             local_files_only: Take only what is on this machine, as with HF_HUB_OFFLINE=1.
+            text_encoder: A file of umT5-XXL's encoder, in FP8 as ComfyUI has it or in GGUF, in
+                place of the base model's. It stays quantised, and each layer's matrix is made when
+                the layer runs. None reads ULTRAGEN_TEXT_ENCODER, and without it takes the base
+                model's own.
 
         Raises:
             OSError: if a file can't be had, is incomplete or damaged.
             ValueError: if a file is of another model, or the two don't fit each other.
         """
-        return cls(**load_wan(base, ultragen, dtype, local_files_only))
+        return cls(**load_wan(base, ultragen, dtype, local_files_only, text_encoder))
 
     @classmethod
     def _maybe_expand_t2v_lora_for_i2v(cls, transformer: Any, state_dict: dict) -> dict:

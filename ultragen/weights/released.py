@@ -16,13 +16,24 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..files import whole_file
+from ..model.quantised import Quantised, StateDict
 from ..model.strict_loading import wrong_keys
 from ..model.transformer import UltraGenTransformer3DModel
 from ..model.wan_1_3b import RELEASED
 from .headers import empty_model, without_ignored
 from .json_files import check_fields, read_object
-from .keys import CONDITIONED, TOLD, branched_layers, depth, model_keys, plain_keys, read_config
-from .read import check_tensors, fill, read_weights
+from .keys import (
+    CONDITIONED,
+    TOLD,
+    branched_layers,
+    depth,
+    is_original,
+    model_keys,
+    plain_keys,
+    read_config,
+    unwrapped,
+)
+from .read import check_tensors, fill, read_stored
 
 Source = str | Path | Mapping[str, Tensor]
 Model = TypeVar("Model", UltraGenTransformer3DModel, WanTransformer3DModel)
@@ -37,10 +48,12 @@ def load_released(source: Source) -> UltraGenTransformer3DModel:
     """Loads the authors' UltraGen weights with the settings that they were trained with.
 
     Depth, widths and which layers are hierarchical come from the names and shapes alone; the
-    heads are of 128 features. Tensors keep the type they have in the file.
+    heads are of 128 features. Tensors keep the type they have in the file; those of quantised files
+    become bfloat16, and what diffusers keeps in float32 is so.
 
     Args:
-        source: A file, a folder or the index of shards, or a state dictionary, with original names.
+        source: A file, a folder or the index of shards, or a state dictionary, with original names;
+            in FP8 as ComfyUI has it, in GGUF, or as `torch.distributed.checkpoint` writes it too.
 
     Raises:
         OSError: if a file is missing, incomplete or damaged.
@@ -132,9 +145,9 @@ def load_ultragen(source: Source, device: str = "cpu") -> UltraGenTransformer3DM
     return model
 
 
-def load_dense(source: Source) -> WanTransformer3DModel:
+def load_dense(source: Source, device: str = "cpu") -> WanTransformer3DModel:
     """Loads dense Wan, original or in diffusers' layout; else as `load_transformer`."""
-    model = load_transformer(source)
+    model = load_transformer(source, device)
     if isinstance(model, UltraGenTransformer3DModel):
         raise ValueError(f"{_name(source)} is UltraGen, where dense Wan is needed.")
     return model
@@ -158,19 +171,26 @@ def _load_folder(folder: Path, config: dict[str, Any], device: str) -> WanTransf
     if config.get("image_dim") or config.get("added_kv_proj_dim"):
         raise ValueError(f"{folder} holds {CONDITIONED}.")
     check_fields(config, get_type_hints(kinds[name].__init__), folder / "config.json")
-    weights = without_ignored(kinds[name], read_weights(folder, device))
+    stored = read_stored(folder, device)
+    plain = unwrapped(stored, str(folder))
+    if name == WanTransformer3DModel.__name__ and is_original(plain.values()):
+        # ComfyUI's or a GGUF file in place of diffusers' own.
+        return _build(WanTransformer3DModel, *_original(stored, str(folder)))
+    weights = without_ignored(kinds[name], {plain[key]: stored[key] for key in stored})
     model = empty_model(kinds[name], folder)
-    return fill(model, weights, {key: key for key in model.state_dict()}, str(folder))
+    return _fill(model, weights, {key: key for key in model.state_dict()}, str(folder))
 
 
-def _open(source: Source, device: str = "cpu") -> tuple[dict[str, Tensor], str]:
-    """Weights with original names, and what to call them in errors."""
+def _open(source: Source, device: str = "cpu") -> tuple[StateDict, str]:
+    """StateDict with original names, and what to call them in errors."""
     where = _name(source)
     weights = (
-        check_tensors(source, where)
-        if isinstance(source, Mapping)
-        else read_weights(source, device)
+        check_tensors(source, where) if isinstance(source, Mapping) else read_stored(source, device)
     )
+    return _original(weights, where)
+
+
+def _original(weights: StateDict, where: str) -> tuple[StateDict, str]:
     return {plain: weights[key] for key, plain in plain_keys(weights, where).items()}, where
 
 
@@ -178,7 +198,7 @@ def _name(source: Source) -> str:
     return "The state dictionary" if isinstance(source, Mapping) else str(source)
 
 
-def _build(kind: type[Model], weights: dict[str, Tensor], where: str) -> Model:
+def _build(kind: type[Model], weights: StateDict, where: str) -> Model:
     """The model that original names and shapes tell."""
     try:
         layers = depth(weights)
@@ -191,4 +211,11 @@ def _build(kind: type[Model], weights: dict[str, Tensor], where: str) -> Model:
     except ValueError as error:
         wrong = filter(None, (wrong_keys(names, weights), str(error)))
         raise ValueError(f"{where} does not fit the model: {'; '.join(wrong)}") from error
-    return fill(model, weights, names, where)
+    return _fill(model, weights, names, where)
+
+
+def _fill(model: Model, weights: StateDict, names: Mapping[str, str], where: str) -> Model:
+    """A model with its weights, in bfloat16 if any of them was quantised."""
+    model = fill(model, weights, names, where)
+    quantised = any(isinstance(value, Quantised) for value in weights.values())
+    return cast_weights(model, torch.bfloat16) if quantised else model
