@@ -31,6 +31,13 @@ def axis_sizes(length: int, parts: int) -> tuple[int, ...]:
     return (size + 1,) * larger + (size,) * (parts - larger)
 
 
+def nearest_divisor(length: int, count: int) -> int:
+    """The divisor of `length` whose ratio to `count` is nearest to 1."""
+    # Never two: where x and y are equally near, so that xy = count², count divides length too.
+    divisors = (number for number in range(1, length + 1) if length % number == 0)
+    return min(divisors, key=lambda number: max(number / count, count / number))
+
+
 def shifted_axis_sizes(
     length: int, parts: int, share: Fraction = Fraction(1, 2)
 ) -> tuple[int, ...]:
