@@ -78,11 +78,6 @@ class T3Layout:
     whole: WindowLayout
     counts: Counts
 
-    @property
-    def cuts(self) -> tuple[Cut, ...]:
-        """The ways of cutting the grid that differ."""
-        return (CLOSE,) if attends_once(self.grid, self.counts) else (CLOSE, REMOTE)
-
 
 def plan_t3(
     grid: tuple[int, int, int], kinds: Iterable[Counts], rotary: Rotary
@@ -94,13 +89,9 @@ def plan_t3(
         kinds: The numbers of windows that the layers have on the grid they were trained for.
         rotary: cos and sin of the grid, (t h w) × half the head size.
     """
-    whole = WindowLayout(grid[1:], even_partition(*grid[1:], 1), _on_grid(rotary, grid))
-    return {kind: T3Layout(grid, whole, fitting_counts(grid, kind)) for kind in kinds}
-
-
-def _on_grid(rotary: Rotary, grid: tuple[int, int, int]) -> Rotary:
     cos, sin = (table.unflatten(0, grid) for table in rotary)
-    return cos, sin
+    whole = WindowLayout(grid[1:], even_partition(*grid[1:], 1), (cos, sin))
+    return {kind: T3Layout(grid, whole, fitting_counts(grid, kind)) for kind in kinds}
 
 
 class T3AttnProcessor(WindowAttnProcessor):
@@ -110,8 +101,10 @@ class T3AttnProcessor(WindowAttnProcessor):
         self, attn: T3Attention, query: Tensor, key: Tensor, value: Tensor, at: T3Layout
     ) -> Tensor:
         """b t h w d each → b t h w d."""
-        found = [self._within(attn, cut, at.counts, query, key, value) for cut in at.cuts]
-        return found[0] if len(found) == 1 else torch.lerp(*found, 0.5)
+        close = self._within(attn, CLOSE, at.counts, query, key, value)
+        if attends_once(at.grid, at.counts):
+            return close
+        return torch.lerp(close, self._within(attn, REMOTE, at.counts, query, key, value), 0.5)
 
     def _within(self, attn: T3Attention, cut: Cut, counts: Counts, *qkv: Tensor) -> Tensor:
         """The windows of queries, keys and values are gone once theirs become a grid: with all

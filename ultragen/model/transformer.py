@@ -274,12 +274,12 @@ class UltraGenTransformer3DModel(StrictLoading, WanTransformer3DModel):
         """What the self-attention of each kind of layer needs to know of the input."""
         grid = self.token_grid(*latents.shape[2:])
         count = self.resolve_windows(windows, *grid[1:])
-        layouts: dict[LayerKind, Any] = {}
+        layouts: dict[Any, Any] = {}
         if count is None:
             if moved:
                 raise ValueError("T3-Video's windows can't be moved: window_motion must be none.")
             kinds = {kind for kind in self.layer_kinds if isinstance(kind, tuple)}
-            layouts |= plan_t3(grid, kinds, self._rotary(*grid))
+            layouts.update(plan_t3(grid, kinds, self._rotary(*grid)))
         else:
             sinusoid = self.condition_embedder.timesteps_proj(timestep)
             layouts |= {

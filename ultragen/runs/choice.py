@@ -17,13 +17,15 @@ from ..presets import (
     EMBEDDED,
     EMBEDDED_MODEL,
     RESOLUTIONS,
+    T3_4K,
     ULTRAGEN_SOURCE,
     WAN,
     WAN_SOURCE,
     ModelPreset,
 )
 from ..weights.folders import first_weights, read_index, weight_bytes
-from ..weights.hub import find_local
+from ..weights.hub import find_local, named
+from ..weights.layouts import asked_layout, layout_of, weights_source
 
 SMALL_WEIGHTS = 2 * 10**9  # bytes of what a CPU can run in bearable time
 REASON = 500  # characters that a page shows of what is wrong with files
@@ -105,7 +107,15 @@ def _choose_wan() -> Choice:
     # reason: the download completes it.
     if on_space and (reason := _wrong(base, ultragen, completed=True)):
         return _embedded(reason)
-    return Choice("wan", WAN, "It was asked for by ULTRAGEN_MODEL=wan.", NEEDS_NOTHING)
+    why = "It was asked for by ULTRAGEN_MODEL=wan."
+    return Choice("wan", _preset(ultragen), why, NEEDS_NOTHING)
+
+
+def _preset(ultragen: Path | None) -> ModelPreset:
+    """The settings that suit the 1.3B weights; what they are called tells it before they are
+    here."""
+    given = ultragen or named(None, weights_source())
+    return WAN if layout_of(given, asked_layout()) is None else T3_4K
 
 
 def _embedded(reason: str) -> Choice:
@@ -120,7 +130,7 @@ def _choose_for_machine() -> Choice:
     if not _small(*_local()) and (reason := why_not(hardware) or _tight(hardware)):
         return _embedded(reason)
     why = f"Its weights are here, and {hardware.name} can run it."
-    return Choice("wan", WAN, why, NEEDS_NOTHING)
+    return Choice("wan", _preset(_local()[1]), why, NEEDS_NOTHING)
 
 
 def _tight(hardware: Hardware) -> str:
@@ -135,7 +145,7 @@ def _tight(hardware: Hardware) -> str:
 
 def _local() -> list[Path | None]:
     """The base model and the released weights, as far as they are on this machine."""
-    return [find_local(None, source) for source in (WAN_SOURCE, ULTRAGEN_SOURCE)]
+    return [find_local(None, source) for source in (WAN_SOURCE, weights_source())]
 
 
 def _incomplete() -> str:
@@ -143,7 +153,7 @@ def _incomplete() -> str:
     found = _local()
     absent = [
         source.name + (f" ({place})" if (place := os.environ.get(source.variable)) else "")
-        for source, path in zip((WAN_SOURCE, ULTRAGEN_SOURCE), found, strict=True)
+        for source, path in zip((WAN_SOURCE, weights_source()), found, strict=True)
         if path is None
     ]
     if absent:
@@ -255,4 +265,7 @@ def _choose_folder(path: Path) -> Choice:
     if wan and not _small(path):
         check_can_run(find_hardware())
     why = f"It was chosen by ULTRAGEN_MODEL={path}."
-    return Choice(str(path), WAN if wan else EMBEDDED, why, NEEDS_NOTHING if wan else NEEDS_GPU)
+    if not wan:
+        return Choice(str(path), EMBEDDED, why, NEEDS_GPU)
+    preset = WAN if layout_of(path / "transformer") is None else T3_4K
+    return Choice(str(path), preset, why, NEEDS_NOTHING)

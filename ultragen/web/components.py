@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..presets import PROMPTS, RESOLUTIONS, SUGGESTED, WINDOWS, ModelPreset
+from ..presets import PROMPTS, RESOLUTIONS, SUGGESTED, ModelPreset
 from ..runs.request import MAX_STEPS
 from ..runs.write import Result
 from . import views
@@ -121,7 +121,7 @@ class Layout:
                 self.dice = gr.Button("Random seed", size="sm", elem_id="dice")
         with gr.Group():
             self.windows = gr.Radio(
-                [("auto", "auto"), *((f"{k} × {k}", k) for k in WINDOWS[1:])],
+                [("auto", "auto"), *((f"{k} × {k}", k) for k in preset.windows[1:])],
                 value="auto",
                 label="Attention windows",
                 info="How finely attention cuts the frame.",

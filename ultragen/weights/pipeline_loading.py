@@ -53,8 +53,10 @@ class PipelineLoading(DiffusionPipeline, WanLoraLoaderMixin):
         ultragen: str | Path | None = None,
         dtype: torch.dtype = torch.bfloat16,
         local_files_only: bool = False,
+        layout: str | None = None,
     ) -> Self:
-        """The 1.3B pipeline of Wan's parts and the released UltraGen weights, on the CPU.
+        """The 1.3B pipeline of Wan's parts and the released UltraGen weights, or T3-Video's, on the
+        CPU.
 
         Args:
             base: Wan2.1-T2V-1.3B in diffusers' layout: a folder, or a repository on the Hub as
@@ -62,15 +64,17 @@ class PipelineLoading(DiffusionPipeline, WanLoraLoaderMixin):
                 ULTRAGEN_WAN, and without it is `presets.WAN_SOURCE`.
             ultragen: The authors' file, or a folder with it or with a converted transformer, or a
                 repository. None reads ULTRAGEN_WEIGHTS, and without it is
-                `presets.ULTRAGEN_SOURCE`.
+                `presets.ULTRAGEN_SOURCE`. Of T3-Video the same, see `presets.T3_SOURCE`.
             dtype: Type of the weights of all parts.
             local_files_only: Take only what is on this machine, as with HF_HUB_OFFLINE=1.
+            layout: `t3` for T3-Video's weights in a file whose name does not say so. None reads
+                ULTRAGEN_LAYOUT.
 
         Raises:
             OSError: if a file can't be had, is incomplete or damaged.
             ValueError: if a file is of another model, or the two don't fit each other.
         """
-        return cls(**load_wan(base, ultragen, dtype, local_files_only))
+        return cls(**load_wan(base, ultragen, dtype, local_files_only, layout))
 
     @classmethod
     def _maybe_expand_t2v_lora_for_i2v(cls, transformer: Any, state_dict: dict) -> dict:

@@ -17,6 +17,7 @@ from .folders import check_base, check_kind
 from .headers import check_pipeline
 from .hub import check_space, find_local, locate, preview
 from .keys import WORD_EMBEDDINGS
+from .layouts import asked_layout, weights_source
 from .released import cast_weights, load_dense, load_ultragen
 
 SHIFT = 5.0  # of the released schedule: σ_i = 1 − i/30, then sσ / (1 + (s − 1)σ)
@@ -27,11 +28,13 @@ def load_wan(
     ultragen: str | Path | None,
     dtype: torch.dtype,
     local_files_only: bool,
+    layout: str | None = None,
 ) -> dict[str, Any]:
     """All arguments of the pipeline; its own as in `UltraGenPipeline.from_wan`."""
-    folder, released = locate_wan(base, ultragen, local_files_only)
+    layout = asked_layout(layout)
+    folder, released = locate_wan(base, ultragen, local_files_only, layout)
     check_base(folder)
-    transformer = load_ultragen(released)
+    transformer = load_ultragen(released, layout=layout)
     dense = load_dense(folder / "transformer")
     parts = {
         "tokenizer": _load_tokenizer(folder / "tokenizer"),
@@ -52,6 +55,7 @@ def locate_wan(
     base: str | Path | None = None,
     ultragen: str | Path | None = None,
     local_files_only: bool = False,
+    layout: str | None = None,
 ) -> tuple[Path, Path]:
     """The base model's folder and UltraGen's weights, downloaded where they are not there yet.
 
@@ -61,13 +65,13 @@ def locate_wan(
         OSError: as in `locate`.
         ValueError: if either is another model.
     """
-    wanted = (base, WAN_SOURCE), (ultragen, ULTRAGEN_SOURCE)
+    wanted = (base, WAN_SOURCE), (ultragen, weights_source(ultragen))
     if not local_files_only and not all(find_local(*each) for each in wanted):
         wan, released_ones = (preview(*each) for each in wanted)
         if wan.path is not None:
             check_kind(wan.path)
         if released_ones.path is not None:
-            load_ultragen(released_ones.path, device="meta")
+            load_ultragen(released_ones.path, "meta", asked_layout(layout))
         check_space(wan.missing + released_ones.missing)
     folder, released = (locate(*each, local_files_only) for each in wanted)
     return folder, released
@@ -83,7 +87,7 @@ def check_wan(base: Path | None, ultragen: Path | None) -> None:
     """
     parts: dict[str, Any] = {}
     if ultragen is not None:
-        parts["transformer"] = load_ultragen(ultragen, device="meta")
+        parts["transformer"] = load_ultragen(ultragen, "meta", asked_layout())
     if base is not None:
         check_base(base)
         found = check_pipeline(base)
