@@ -267,5 +267,5 @@ def _choose_folder(path: Path) -> Choice:
     why = f"It was chosen by ULTRAGEN_MODEL={path}."
     if not wan:
         return Choice(str(path), EMBEDDED, why, NEEDS_GPU)
-    preset = WAN if layout_of(path / "transformer") is None else T3_4K
+    preset = WAN if layout_of(path) is None else T3_4K
     return Choice(str(path), preset, why, NEEDS_NOTHING)

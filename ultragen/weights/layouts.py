@@ -41,7 +41,7 @@ def layout_of(source: str | Path, layout: str | None = None) -> Layout | None:
     a folder of our own says; None for UltraGen's, or dense Wan's.
 
     Args:
-        source: A file, a folder, or `owner/name@revision`.
+        source: A file, a transformer's or a pipeline's folder, or `owner/name@revision`.
         layout: What was asked for, without regard to the environment.
 
     Raises:
@@ -49,10 +49,11 @@ def layout_of(source: str | Path, layout: str | None = None) -> Layout | None:
         OSError: if the folder's configuration is corrupt.
     """
     path = Path(source)
-    if layout or _T3_NAME in path.name.lower():
+    if layout or any(_T3_NAME in name.lower() for name in (path.name, _repository_name(source))):
         return asked_layout(layout or "t3")
-    config = path / "config.json"
-    return "t3" if config.is_file() and read_object(config).get("t3_windows") else None
+    configs = (path / "config.json", path / "transformer" / "config.json")
+    found = (read_object(config) for config in configs if config.is_file())
+    return "t3" if any(config.get("t3_windows") for config in found) else None
 
 
 def published_file(path: Path) -> Path:
@@ -63,8 +64,13 @@ def published_file(path: Path) -> Path:
 
 def weights_source(given: str | Path | None = None) -> HubSource:
     """Whose files a name on the Hub stands for, in place of UltraGen's: T3-Video's."""
-    name = Path(named(given, ULTRAGEN_SOURCE)).name.lower()
-    return T3_SOURCE if name.partition("@")[0] == _T3_NAME else ULTRAGEN_SOURCE
+    name = _repository_name(named(given, ULTRAGEN_SOURCE))
+    return T3_SOURCE if name.lower() == _T3_NAME else ULTRAGEN_SOURCE
+
+
+def _repository_name(source: str | Path) -> str:
+    """The name in `owner/name@revision`."""
+    return str(source).partition("@")[0].rpartition("/")[2]
 
 
 def check_t3(channels: int, where: str) -> None:

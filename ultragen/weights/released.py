@@ -72,7 +72,8 @@ def save_released(
     ours = model.state_dict()
     if wrong := wrong_keys(names.values(), ours):
         raise ValueError(f"The model has other parts than the released one; {wrong}.")
-    other = _untold(model) if branched else "these layers from dense Wan's"
+    layers = "T3-Video's windows" if model.config.t3_windows else "full attention in all layers"
+    other = _untold(model) if branched else f"{layers} from dense Wan"
     if other:
         raise ValueError(
             f"The released layout can't tell {other}: save the model with `save_pretrained`."
