@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from functools import partial
 from itertools import chain
 from math import prod
 from typing import Any
@@ -13,6 +14,7 @@ from t3_reference import t3_attention, windows
 from tiny import inputs, tiny_ultragen, tiny_wan
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from ultragen.model import t3_attention as ours
 from ultragen.model import wan_1_3b
@@ -167,7 +169,7 @@ def test_pairs_are_those_of_all_windows():
 # Gradients
 
 
-def test_gradients_under_checkpointing_and_in_float64_are_right():
+def test_gradients_are_those_of_finite_differences():
     model = tiny_t3(num_layers=2, t3_windows=((2, 1, 3), (1, 2, 1))).double()
     attention = model.blocks[0].attn1
     grid, dim = (2, 2, 3), 24
@@ -178,6 +180,48 @@ def test_gradients_under_checkpointing_and_in_float64_are_right():
         return attention(tokens, None, None, layouts[2, 1, 3])
 
     assert torch.autograd.gradcheck(call, (tokens,))
+
+
+def plainly(function):
+    return function
+
+
+def checkpointed(function):
+    return partial(checkpoint, function, use_reentrant=False)
+
+
+def compiled(function):
+    return torch.compile(function, backend="aot_eager")
+
+
+def autocast(function):
+    def call(*arguments: Any) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return function(*arguments)
+
+    return call
+
+
+@pytest.mark.parametrize("around", [plainly, checkpointed, compiled, autocast])
+def test_a_layer_can_be_trained_however_it_is_called(around):
+    model = tiny_t3(num_layers=1, t3_windows=((2, 1, 3),))
+    grid, attention = (2, 2, 3), model.blocks[0].attn1
+    tokens = torch.randn(1, prod(grid), 24, generator=torch.Generator().manual_seed(0))
+
+    def gradients(function, x: Tensor) -> list[Tensor]:
+        model.zero_grad()
+        layout = ours.plan_t3(grid, {(2, 1, 3)}, model._rotary(*grid))[2, 1, 3]
+        out = function(x, None, None, layout)
+        out.float().square().mean().backward()
+        return [out.detach(), *(parameter.grad for parameter in attention.parameters())]
+
+    found = gradients(around(attention), tokens)
+    found = [value.double() for value in found]
+    expected = gradients(attention.double(), tokens.double())
+    assert len(found) == 11
+    close = 0.15 if around is autocast else 1e-4  # of sums in bfloat16
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).abs().max() < close * max(other.abs().max(), 1e-2)
 
 
 # Memory
