@@ -16,11 +16,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from ultragen.model import attention, wan_1_3b
 from ultragen.model import t3_attention as ours
-from ultragen.model import wan_1_3b
-from ultragen.model.t3_attention import T3Attention, attends_once, attention_pairs, fitting_counts
+from ultragen.model.t3_attention import T3Attention
 from ultragen.model.transformer import UltraGenTransformer3DModel
-from ultragen.model.windows import nearest_divisor
+from ultragen.model.windows import (
+    attends_once,
+    attention_pairs,
+    fitting_counts,
+    nearest_divisor,
+)
 from ultragen.ops.dispatch import use
 
 GRID = (4, 6, 12)
@@ -117,6 +122,22 @@ def test_one_window_is_wans_full_attention():
     given = inputs((2, 3, 4))
     with torch.no_grad():
         torch.testing.assert_close(model(**given).sample, dense(**given).sample)
+
+
+def test_another_back_end_can_be_chosen(monkeypatch):
+    asked = []
+    real = attention.dispatch_attention_fn
+
+    def dispatch(*qkv: Tensor, backend: Any, **options: Any) -> Tensor:
+        asked.append(getattr(backend, "value", backend))
+        return real(*qkv, backend=backend, **options)
+
+    monkeypatch.setattr(attention, "dispatch_attention_fn", dispatch)
+    model = tiny_t3(num_layers=2)
+    model.set_attention_backend("_native_math")
+    with torch.no_grad():
+        model(**inputs(GRID))
+    assert asked == ["_native_math"] * 3
 
 
 def test_layers_that_stay_full_do():

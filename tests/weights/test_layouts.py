@@ -122,6 +122,12 @@ def test_refusals_name_what_is_wrong(small, tmp_path):
         load_transformer(tmp_path / FILE)
 
 
+def test_a_folder_of_our_own_says_it_itself(small, tmp_path):
+    load_released(small).save_pretrained(tmp_path / "better-than-t3-video")
+    assert layout_of(tmp_path / "better-than-t3-video") is None
+    assert load_ultragen(tmp_path / "better-than-t3-video").layer_kinds[1] == "odd"
+
+
 def test_the_released_names_cannot_tell_it(tmp_path):
     model = load_transformer(dense_file(tmp_path, FILE))
     with pytest.raises(ValueError, match="can't tell T3-Video's windows from dense Wan"):

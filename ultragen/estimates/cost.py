@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from math import ceil
 from statistics import fmean
 
-from ..model.t3_attention import attention_pairs
-from ..model.windows import axis_sizes
+from ..model.windows import attention_pairs, axis_sizes
 from ..ops.strided_windows import Counts
 from .coefficients import Coefficients
 

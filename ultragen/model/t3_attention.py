@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanAttention
@@ -20,47 +19,12 @@ from torch import Tensor
 from ..ops.strided_windows import Counts, merge_close, merge_remote, split_close, split_remote
 from .attention import RotaryNorm, WindowAttnProcessor
 from .window_plan import Rotary, WindowLayout
-from .windows import even_partition, nearest_divisor
+from .windows import attends_once, even_partition, fitting_counts
 
 Cut = tuple[Callable[[Tensor, Counts], Tensor], Callable[[Tensor, Counts], Tensor]]
 """A grid b t h w d into windows, and back."""
 CLOSE: Cut = (split_close, merge_close)
 REMOTE: Cut = (split_remote, merge_remote)
-
-
-def check_counts(counts: object) -> Counts:
-    """Numbers of windows on the time, row and column axis, as a configuration has them.
-
-    Raises:
-        ValueError: if they are not three whole numbers of at least 1.
-    """
-    found = tuple(counts) if isinstance(counts, list | tuple) else ()
-    if len(found) == 3 and all(type(count) is int and count >= 1 for count in found):
-        return found
-    raise ValueError(
-        f"t3_windows must hold three whole numbers of at least 1 for each layer, the windows in "
-        f"time, of rows and of columns, not {counts!r}."
-    )
-
-
-def fitting_counts(grid: tuple[int, int, int], counts: Counts) -> Counts:
-    """The numbers of windows that divide a grid: those asked for where they do, else the divisors
-    nearest to them, for which no weights were trained."""
-    t, h, w = (nearest_divisor(length, count) for length, count in zip(grid, counts, strict=True))
-    return t, h, w
-
-
-def attends_once(grid: tuple[int, int, int], counts: Counts) -> bool:
-    """Whether close and remote windows are the same: where each axis has one window, or windows of
-    one place."""
-    return all(count in (1, length) for length, count in zip(grid, counts, strict=True))
-
-
-def attention_pairs(grid: tuple[int, int, int], counts: Counts) -> int:
-    """Query-key pairs of one layer over a grid of tokens."""
-    fitting = fitting_counts(grid, counts)
-    times = 1 if attends_once(grid, fitting) else 2
-    return times * prod(grid) ** 2 // prod(fitting)
 
 
 # Not frozen, as `AttentionLayout`.

@@ -23,9 +23,9 @@ from ..ops.strided_windows import Counts
 from .attention import UltraGenAttention
 from .block import PatchEmbedding, UltraGenBlock, cache_config
 from .strict_loading import StrictLoading
-from .t3_attention import T3Attention, T3Layout, check_counts, plan_t3
+from .t3_attention import T3Attention, T3Layout, plan_t3
 from .window_plan import AttentionLayout, Crossing, Rotary, UnevenWindows, WindowRule, plan_layout
-from .windows import auto_windows
+from .windows import auto_windows, check_counts
 
 LayerKind = Literal["full", "even", "odd"] | Counts
 """Wan's layers; UltraGen's, by their parity; T3-Video's, by their numbers of windows."""

@@ -9,8 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 from ..estimates.cost import STAGES, fitting_tiers, full_pairs, gpu_duration, native_pairs
-from ..model.t3_attention import attention_pairs, fitting_counts
-from ..model.windows import even_partition
+from ..model.windows import attention_pairs, even_partition, fitting_counts
 from ..ops.strided_windows import Counts
 from ..runs.progress import Progress
 

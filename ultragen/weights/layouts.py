@@ -37,8 +37,8 @@ def asked_layout(layout: str | None = None) -> Layout | None:
 
 
 def layout_of(source: str | Path, layout: str | None = None) -> Layout | None:
-    """The layout of weights: what was asked for, what the file or the repository is called, or what
-    a folder of our own says; None for UltraGen's, or dense Wan's.
+    """The layout of weights: what was asked for, what a folder of our own says, or what the file or
+    the repository is called; None for UltraGen's, or dense Wan's.
 
     Args:
         source: A file, a transformer's or a pipeline's folder, or `owner/name@revision`.
@@ -48,12 +48,15 @@ def layout_of(source: str | Path, layout: str | None = None) -> Layout | None:
         ValueError: if there is no such layout.
         OSError: if the folder's configuration is corrupt.
     """
+    if layout:
+        return asked_layout(layout)
     path = Path(source)
-    if layout or any(_T3_NAME in name.lower() for name in (path.name, _repository_name(source))):
-        return asked_layout(layout or "t3")
-    configs = (path / "config.json", path / "transformer" / "config.json")
-    found = (read_object(config) for config in configs if config.is_file())
-    return "t3" if any(config.get("t3_windows") for config in found) else None
+    for file in (path / "config.json", path / "transformer" / "config.json"):
+        config = read_object(file) if file.is_file() else {}
+        if config.get("_class_name") == "UltraGenTransformer3DModel":
+            return "t3" if config.get("t3_windows") else None
+    names = (path.name, _repository_name(source))
+    return "t3" if any(_T3_NAME in name.lower() for name in names) else None
 
 
 def published_file(path: Path) -> Path:
