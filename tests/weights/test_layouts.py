@@ -111,6 +111,8 @@ def test_refusals_name_what_is_wrong(small, tmp_path):
         load_transformer(tmp_path / "ours", layout="t3")
     with pytest.raises(ValueError, match="There is no layout 'dense': choose t3"):
         load_transformer(tmp_path / "ours", layout="dense")
+    with pytest.raises(ValueError, match="There is no layout 'dense'"):
+        load_transformer(dense_weights(), layout="dense")
     larger = released_weights(Sizes(layers=2, full=(0, 1), channels=48))
     save_file(larger, tmp_path / "T3-Video-Wan2.2-T2V-5B.safetensors")
     with pytest.raises(ValueError, match=r"is T3-Video for Wan2\.2-5B.*take T3-Video-Wan2\.1"):

@@ -27,13 +27,22 @@ def asked_layout(layout: str | None = None) -> Layout | None:
     Raises:
         ValueError: if there is no such layout.
     """
-    asked = layout or os.environ.get(LAYOUT_VARIABLE) or None
-    if asked not in (None, *get_args(Layout)):
+    asked = layout or os.environ.get(LAYOUT_VARIABLE)
+    return check_layout(asked) if asked else None
+
+
+def check_layout(layout: str) -> Layout:
+    """Checks the name of a layout.
+
+    Raises:
+        ValueError: if there is no such layout.
+    """
+    if layout not in get_args(Layout):
         raise ValueError(
-            f"There is no layout {asked!r}: choose {' or '.join(get_args(Layout))}, or leave "
-            f"{LAYOUT_VARIABLE} out for UltraGen's."
+            f"There is no layout {layout!r}: choose {' or '.join(get_args(Layout))}, or leave it, "
+            f"and {LAYOUT_VARIABLE}, out for UltraGen's."
         )
-    return asked  # type: ignore[return-value]
+    return layout  # type: ignore[return-value]
 
 
 def layout_of(source: str | Path, layout: str | None = None) -> Layout | None:
@@ -49,7 +58,7 @@ def layout_of(source: str | Path, layout: str | None = None) -> Layout | None:
         OSError: if the folder's configuration is corrupt.
     """
     if layout:
-        return asked_layout(layout)
+        return check_layout(layout)
     path = Path(source)
     for file in (path / "config.json", path / "transformer" / "config.json"):
         config = read_object(file) if file.is_file() else {}
