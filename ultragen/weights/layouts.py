@@ -13,7 +13,7 @@ from .json_files import read_object
 
 Layout = Literal["t3"]
 """How the layers attend, where neither names nor shapes of weights tell it."""
-SETTINGS = {"t3": T3}
+LAYOUT_SETTINGS = {"t3": T3}
 """What the transformer's configuration has for it."""
 
 _T3_NAME = T3_SOURCE.repository.rpartition("/")[2].lower()

@@ -23,7 +23,7 @@ from ..model.wan_1_3b import RELEASED
 from .headers import empty_model, without_ignored
 from .json_files import check_fields, read_object
 from .keys import CONDITIONED, TOLD, branched_layers, depth, model_keys, plain_keys, read_config
-from .layouts import SETTINGS, check_layout, check_t3, layout_of, published_file
+from .layouts import LAYOUT_SETTINGS, check_layout, check_t3, layout_of, published_file
 from .read import check_tensors, fill, read_weights
 
 Source = str | Path | Mapping[str, Tensor]
@@ -120,7 +120,7 @@ def load_transformer(
     if not isinstance(source, Mapping):
         source = published_file(Path(source))
         layout = layout_of(source, layout)
-    model = _load(source, device, SETTINGS[check_layout(layout)] if layout else {})
+    model = _load(source, device, LAYOUT_SETTINGS[check_layout(layout)] if layout else {})
     if layout:
         check_t3(model.config.in_channels, _name(source))
     return model
