@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
 from typing import Literal
@@ -151,6 +151,15 @@ ULTRAGEN_SOURCE = HubSource(
     variable="ULTRAGEN_WEIGHTS",
     files=("ultragen_1080p.ckpt",),
 )
+T3_SOURCE = HubSource(
+    name="T3-Video's weights",
+    repository="APRIL-AIGC/T3-Video",
+    revision=MAIN,
+    variable=ULTRAGEN_SOURCE.variable,
+    files=("T3-Video-Wan2.1-T2V-1.3B.safetensors",),
+)
+LAYOUT_VARIABLE = "ULTRAGEN_LAYOUT"
+"""Says of weights in `ULTRAGEN_WEIGHTS`, whose names don't tell it, how their layers attend."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +167,7 @@ class ModelPreset:
     """Settings that suit one model.
 
     Attributes:
-        name: `embedded` or `wan`.
+        name: `embedded`, `wan` or `t3-4k`.
         pixels_per_token: Rows, and columns, of pixels that a token covers.
         base_height: Rows in pixels of the dense base model's own size.
         base_width: Columns in pixels of the dense base model's own size.
@@ -173,6 +182,9 @@ class ModelPreset:
         vocabulary: `words` where the tokenizer knows some words and no others, `pieces` where it
             cuts any text into known pieces.
         ladder: Settings to offer where seconds count, best first: resolution, frames, steps.
+        windows: Choices for K; `auto` alone where the layers have windows of their own.
+        method: What the native clip is made with, as labels call it.
+        credit: Whose weights they are, for people, if not the authors' of the paper.
     """
 
     name: str
@@ -189,6 +201,9 @@ class ModelPreset:
     max_sequence_length: int
     vocabulary: Literal["words", "pieces"]
     ladder: tuple[tuple[str, int, int], ...]
+    windows: tuple[str, ...] = WINDOWS
+    method: str = "UltraGen"
+    credit: str = ""
 
 
 EMBEDDED = ModelPreset(
@@ -239,3 +254,25 @@ WAN = ModelPreset(
         ("544p", 5, 10),
     ),
 )
+
+T3_4K = replace(
+    WAN,
+    name="t3-4k",
+    resolution="4k",
+    fps=30,
+    num_inference_steps=50,
+    # Wan's own, which T3-Video's authors sample with.
+    negative_prompt=(
+        "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，"
+        "JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，"
+        "手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
+    ),
+    ladder=(("4k", 81, 50), ("4k", 81, 30), ("4k", 29, 30), *WAN.ladder[1:]),
+    windows=("auto",),
+    method="T3-Video",
+    credit=(
+        "The weights are T3-Video's, by other authors than UltraGen's (arXiv 2512.13492, "
+        "APRIL-AIGC/T3-Video on the Hub): trained for 4k with 81 frames alone."
+    ),
+)
+PRESETS = {preset.name: preset for preset in (EMBEDDED, WAN, T3_4K)}

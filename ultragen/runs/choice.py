@@ -17,6 +17,7 @@ from ..presets import (
     EMBEDDED,
     EMBEDDED_MODEL,
     RESOLUTIONS,
+    T3_4K,
     TEXT_ENCODER_VARIABLE,
     ULTRAGEN_SOURCE,
     WAN,
@@ -24,7 +25,8 @@ from ..presets import (
     ModelPreset,
 )
 from ..weights.folders import first_weights, read_index, weight_bytes
-from ..weights.hub import base_source, find_local, text_encoder_file
+from ..weights.hub import base_source, find_local, named, text_encoder_file
+from ..weights.layouts import asked_layout, layout_of, weights_source
 
 SMALL_WEIGHTS = 2 * 10**9  # bytes of what a CPU can run in bearable time
 FP8_SHARE = 60  # percent of the text encoder's bytes that ComfyUI's file in FP8 has
@@ -107,7 +109,15 @@ def _choose_wan() -> Choice:
     # reason: the download completes it.
     if on_space and (reason := _wrong(base, ultragen, completed=True)):
         return _embedded(reason)
-    return Choice("wan", WAN, "It was asked for by ULTRAGEN_MODEL=wan.", NEEDS_NOTHING)
+    why = "It was asked for by ULTRAGEN_MODEL=wan."
+    return Choice("wan", _preset(ultragen), why, NEEDS_NOTHING)
+
+
+def _preset(ultragen: Path | None) -> ModelPreset:
+    """The settings that suit the 1.3B weights; what they are called tells it before they are
+    here."""
+    given = ultragen or named(None, weights_source())
+    return WAN if layout_of(given, asked_layout()) is None else T3_4K
 
 
 def _embedded(reason: str) -> Choice:
@@ -122,7 +132,7 @@ def _choose_for_machine() -> Choice:
     if not _small(*_local()) and (reason := why_not(hardware) or _tight(hardware)):
         return _embedded(reason)
     why = f"Its weights are here, and {hardware.name} can run it."
-    return Choice("wan", WAN, why, NEEDS_NOTHING)
+    return Choice("wan", _preset(_local()[1]), why, NEEDS_NOTHING)
 
 
 def _tight(hardware: Hardware) -> str:
@@ -137,9 +147,8 @@ def _tight(hardware: Hardware) -> str:
 
 def _local() -> list[Path | None]:
     """The base model and the released weights, as far as they are on this machine."""
-    return [
-        find_local(None, source) for source in (base_source(text_encoder_file()), ULTRAGEN_SOURCE)
-    ]
+    sources = base_source(text_encoder_file()), weights_source()
+    return [find_local(None, source) for source in sources]
 
 
 def _incomplete() -> str:
@@ -150,7 +159,7 @@ def _incomplete() -> str:
         return str(error)
     absent = [
         source.name + (f" ({place})" if (place := os.environ.get(source.variable)) else "")
-        for source, path in zip((WAN_SOURCE, ULTRAGEN_SOURCE), found, strict=True)
+        for source, path in zip((WAN_SOURCE, weights_source()), found, strict=True)
         if path is None
     ]
     if absent:
@@ -268,4 +277,7 @@ def _choose_folder(path: Path) -> Choice:
     if wan and not _small(path):
         check_can_run(find_hardware())
     why = f"It was chosen by ULTRAGEN_MODEL={path}."
-    return Choice(str(path), WAN if wan else EMBEDDED, why, NEEDS_NOTHING if wan else NEEDS_GPU)
+    if not wan:
+        return Choice(str(path), EMBEDDED, why, NEEDS_GPU)
+    preset = WAN if layout_of(path) is None else T3_4K
+    return Choice(str(path), preset, why, NEEDS_NOTHING)

@@ -10,7 +10,7 @@ from ..estimates.coefficients import COEFFICIENTS, ZERO_GPU, coefficients
 from ..estimates.estimator import Estimator
 from ..estimates.memory import Memory, Placement, values_per_token, weights_of
 from ..hardware import Hardware, find_hardware, has_amx, is_out_of_memory
-from ..presets import EMBEDDED_MODEL, WAN, ModelPreset
+from ..presets import EMBEDDED, EMBEDDED_MODEL, ModelPreset
 from ..weights.fingerprint import fingerprint
 from ..weights.hub import origin, text_encoder_file
 from .choice import Choice, choose
@@ -208,7 +208,7 @@ def _place(
     native: Any, base: Any, choice: Choice, hardware: Hardware
 ) -> tuple[Memory | None, Placement]:
     """Brings both pipelines to where they compute, in turn if they are too large together."""
-    if hardware.device == "cpu" or choice.preset.name != WAN.name:
+    if hardware.device == "cpu" or choice.preset.name == EMBEDDED.name:
         native.to(hardware.device)  # the base model is one of its parts
         return None, "whole"
     try:

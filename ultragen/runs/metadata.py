@@ -15,7 +15,9 @@ from .request import Request
 LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "moviepy")
 
 
-def describe(request: Request, models: Models, run: RunState, windows: int) -> dict[str, Any]:
+def describe(
+    request: Request, models: Models, run: RunState, windows: int | None
+) -> dict[str, Any]:
     """What made the clips: enough to make them again on the same machine."""
     import torch
 
@@ -27,6 +29,7 @@ def describe(request: Request, models: Models, run: RunState, windows: int) -> d
         "request": request.to_dict(),
         "model": {
             "name": preset.name,
+            "method": preset.method,
             "fingerprint": models.fingerprint,
             "weights": list(models.origins),
             "transformer": dict_of_numbers(models.native.transformer),
@@ -40,13 +43,12 @@ def describe(request: Request, models: Models, run: RunState, windows: int) -> d
         },
         "windows": {
             "asked": request.windows,
-            "even_layers": windows,
-            "odd_layers": windows + 1,
+            **_windows(models.native.transformer, windows),
             "motion": models.native.config.window_motion,
         },
         "fps": preset.fps,
         "labels": {
-            "native": f"UltraGen, native {size.width}×{size.rows}",
+            "native": f"{preset.method}, native {size.width}×{size.rows}",
             "upscaled": f"Base {preset.base_width}×{preset.base_height} + {how}",
             "base_native": f"Base model run natively at {size.width}×{size.rows}",
         },
@@ -62,6 +64,13 @@ def describe(request: Request, models: Models, run: RunState, windows: int) -> d
         },
         "versions": {"python": platform.python_version(), **_versions()},
     }
+
+
+def _windows(transformer: Any, windows: int | None) -> dict[str, Any]:
+    """K of UltraGen's layers, or the numbers of windows that T3-Video's have in turn."""
+    if windows is None:
+        return {"t3": [list(counts) for counts in transformer.config.t3_windows]}
+    return {"even_layers": windows, "odd_layers": windows + 1}
 
 
 def dict_of_numbers(module: Any) -> dict[str, int]:

@@ -230,6 +230,11 @@ def check_window_choice(value: object, request: Request, preset: ModelPreset) ->
     """
     if isinstance(value, str) and value.strip().lower() == "auto":
         return "auto"
+    if preset.windows == ("auto",):
+        raise ValueError(
+            f"windows must be 'auto', not {_shown(value)}: {preset.method}'s layers have windows "
+            "of their own."
+        )
     number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
     if isinstance(number, float) and number.is_integer():
         number = int(number)

@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from ..model.transformer import UltraGenTransformer3DModel
-from ..presets import EMBEDDED, RESOLUTIONS, WAN, check_num_frames
+from ..presets import EMBEDDED, RESOLUTIONS, T3_4K, WAN, check_num_frames
 from .decoding import OutputType
 from .guidance import Guidance
 from .inputs import (
@@ -42,13 +42,15 @@ class PipelineInputs(DiffusionPipeline):
     @property
     def default_size(self) -> tuple[int, int, int]:
         """Height, width and num_frames that the model is made for: those of its preset, which it
-        is told by the size of its tokens. A dense base model has its own, as in `WanPipeline`.
+        is told by the size of its tokens and by T3-Video's windows. A dense base model has its
+        own, as in `WanPipeline`.
 
         Raises:
             ValueError: if no preset has such tokens.
         """
         token = self.pixels_per_token
-        for preset in (EMBEDDED, WAN):
+        larger = T3_4K if self.transformer.config.get("t3_windows") else WAN
+        for preset in (EMBEDDED, larger):
             if preset.pixels_per_token != token:
                 continue
             if isinstance(self.transformer, UltraGenTransformer3DModel):

@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from ..estimates.cost import Job
 from ..presets import RESOLUTIONS
 from ..runs.clip import job
 from ..runs.loading import Models
@@ -40,7 +41,8 @@ def describe_model(models: Models) -> str:
     """Which model runs here, why, and what the other one needs."""
     size = sum(p.numel() for p in models.native.transformer.parameters()) / 1e6
     choice = models.choice
-    why = f"{choice.why} {choice.other}" if choice else ""
+    told = [models.preset.credit, *((choice.why, choice.other) if choice else ())]
+    why = " ".join(filter(None, told))
     turns = (
         " Its parts come to the GPU in turn, which takes longer."
         if models.placement == "in turn"
@@ -79,13 +81,20 @@ def refresh(ui: Layout, models: Models, *values: Any) -> Updates:
         return {ui.estimate: views.notice("bad", "Please change a setting", str(error))}
     work = job(request, models)
     stages = models.estimator.estimate(work)
-    grid = work.grid(work.height, work.width)
     return {
         ui.estimate: views.estimate(stages, machine(models), on_zero_gpu()),
-        ui.drawing: views.windows(grid, work.windows, str(request.windows), work.full_share),
+        ui.drawing: _drawing(work, str(request.windows)),
         ui.costs: views.resolution_costs(seconds_by_resolution(models, request)),
         **offer_labels(ui, models),
     }
+
+
+def _drawing(work: Job, asked: str) -> str:
+    """The windows of a run."""
+    grid = work.grid(work.height, work.width)
+    if work.windows is None:
+        return views.t3_windows(grid, work.t3_windows)
+    return views.windows(grid, work.windows, asked, work.full_share)
 
 
 def seconds_by_resolution(models: Models, request: Request) -> list[float]:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar, get_type_hints
 
 import torch
@@ -33,14 +34,16 @@ from .keys import (
     read_config,
     unwrapped,
 )
+from .layouts import LAYOUT_SETTINGS, check_layout, check_t3, layout_of, published_file
 from .read import check_tensors, fill, read_stored
 
 Source = str | Path | Mapping[str, Tensor]
 Model = TypeVar("Model", UltraGenTransformer3DModel, WanTransformer3DModel)
 
 _DENSE = (
-    "dense Wan without UltraGen's branches: take ultragen_1080p.ckpt, or make a start for training "
-    "with `python -m ultragen convert`"
+    "dense Wan without UltraGen's branches: take ultragen_1080p.ckpt, say that the file is "
+    "T3-Video's with ULTRAGEN_LAYOUT=t3, or make a start for training with "
+    "`python -m ultragen convert`"
 )
 
 
@@ -77,12 +80,13 @@ def save_released(
     Raises:
         ValueError: if the model has a part or a setting that the authors' names can't tell.
     """
-    branched = [i for i, kind in enumerate(model.layer_kinds) if kind != "full"]
+    branched = [i for i, kind in enumerate(model.layer_kinds) if kind in ("even", "odd")]
     names = model_keys(len(model.layer_kinds), branched)
     ours = model.state_dict()
     if wrong := wrong_keys(names.values(), ours):
         raise ValueError(f"The model has other parts than the released one; {wrong}.")
-    other = _untold(model) if branched else "full attention in all layers from dense Wan"
+    layers = "T3-Video's windows" if model.config.t3_windows else "full attention in all layers"
+    other = _untold(model) if branched else f"{layers} from dense Wan"
     if other:
         raise ValueError(
             f"The released layout can't tell {other}: save the model with `save_pretrained`."
@@ -110,36 +114,65 @@ def _untold(model: UltraGenTransformer3DModel) -> dict[str, Any]:
     }
 
 
-def load_transformer(source: Source, device: str = "cpu") -> WanTransformer3DModel:
-    """Loads UltraGen or a dense Wan text-to-video transformer of any size, whichever it is.
+def load_transformer(
+    source: Source, device: str = "cpu", layout: str | None = None
+) -> WanTransformer3DModel:
+    """Loads UltraGen, T3-Video or a dense Wan text-to-video transformer of any size, whichever it
+    is.
 
     Args:
         source: A file, shards or a state dictionary with original names; or a folder in diffusers'
             layout, our own among them, of the transformer or of the whole pipeline.
         device: Where files are read to, as in `read_weights`: on `meta` they are only checked.
+        layout: `t3` for T3-Video's weights, where no name of a file or folder says that.
 
     Raises:
         OSError: if a file is missing, incomplete or damaged.
         ValueError: if it is another model; missing, unexpected and misshapen keys are listed.
     """
     if not isinstance(source, Mapping):
-        source = Path(source)
+        source = published_file(Path(source))
+        layout = layout_of(source, layout)
+    model = _load(source, device, LAYOUT_SETTINGS[check_layout(layout)] if layout else {})
+    if layout:
+        check_t3(model.config.in_channels, _name(source))
+    return model
+
+
+def _load(source: Path | Mapping[str, Tensor], device: str, settings: Mapping[str, Any]) -> Any:
+    """The transformer, with settings that its weights don't tell."""
+    if isinstance(source, Path):
         if (source / "model_index.json").is_file():
             source /= "transformer"
         if (source / "config.json").is_file():
             config = read_object(source / "config.json")
             # The original Wan folders have such a file too, which says less than their names.
             if config.get("_class_name") != "WanModel":
-                return _load_folder(source, config, device)
+                return _with_settings(_load_folder(source, config, device), source, settings)
     weights, where = _open(source, device)
-    if branched_layers(weights):
-        return _build(UltraGenTransformer3DModel, weights, where)
+    branched = bool(branched_layers(weights))
+    if branched and settings:
+        raise ValueError(f"{where} has UltraGen's branches, which T3-Video has not.")
+    if branched or settings:
+        return _build(UltraGenTransformer3DModel, weights, where, settings)
     return _build(WanTransformer3DModel, weights, where)
 
 
-def load_ultragen(source: Source, device: str = "cpu") -> UltraGenTransformer3DModel:
-    """Loads UltraGen: the released weights or a folder of our own; else as `load_transformer`."""
-    model = load_transformer(source, device)
+def _with_settings(model: Any, folder: Path, settings: Mapping[str, Any]) -> Any:
+    """A transformer in diffusers' layout: dense Wan's weights may be meant for other layers."""
+    if not isinstance(model, UltraGenTransformer3DModel):
+        return UltraGenTransformer3DModel.from_wan(model, **settings) if settings else model
+    if settings and not model.config.t3_windows:
+        raise ValueError(f"{folder} has UltraGen's layers, which T3-Video has not.")
+    return model
+
+
+def load_ultragen(
+    source: Source, device: str = "cpu", layout: str | None = None
+) -> UltraGenTransformer3DModel:
+    """Loads UltraGen or T3-Video: published weights or a folder of our own; else as
+    `load_transformer`."""
+    model = load_transformer(source, device, layout)
     if not isinstance(model, UltraGenTransformer3DModel):
         raise ValueError(f"{_name(source)} is {_DENSE}.")
     return model
@@ -198,8 +231,13 @@ def _name(source: Source) -> str:
     return "The state dictionary" if isinstance(source, Mapping) else str(source)
 
 
-def _build(kind: type[Model], weights: StateDict, where: str) -> Model:
-    """The model that original names and shapes tell."""
+def _build(
+    kind: type[Model],
+    weights: StateDict,
+    where: str,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+) -> Model:
+    """The model that original names and shapes tell, with settings that they don't."""
     try:
         layers = depth(weights)
     except ValueError as error:
@@ -207,7 +245,8 @@ def _build(kind: type[Model], weights: StateDict, where: str) -> Model:
     names = model_keys(layers, branched_layers(weights))
     try:
         with init_empty_weights():
-            model = kind(**read_config({key: tuple(x.shape) for key, x in weights.items()}))
+            told = read_config({key: tuple(x.shape) for key, x in weights.items()})
+            model = kind(**told, **settings)
     except ValueError as error:
         wrong = filter(None, (wrong_keys(names, weights), str(error)))
         raise ValueError(f"{where} does not fit the model: {'; '.join(wrong)}") from error

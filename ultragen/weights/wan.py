@@ -19,6 +19,7 @@ from .folders import check_base, check_kind
 from .headers import check_pipeline
 from .hub import base_source, check_space, find_local, locate, preview, text_encoder_file
 from .keys import WORD_EMBEDDINGS
+from .layouts import asked_layout, weights_source
 from .released import cast_weights, load_dense, load_ultragen
 from .umt5 import load_umt5
 
@@ -31,12 +32,13 @@ def load_wan(
     dtype: torch.dtype,
     local_files_only: bool,
     text_encoder: str | Path | None = None,
+    layout: str | None = None,
 ) -> dict[str, Any]:
     """All arguments of the pipeline; its own as in `UltraGenPipeline.from_wan`."""
-    text_file = text_encoder_file(text_encoder)
-    folder, released = locate_wan(base, ultragen, local_files_only, text_file)
+    layout, text_file = asked_layout(layout), text_encoder_file(text_encoder)
+    folder, released = locate_wan(base, ultragen, local_files_only, text_file, layout)
     check_base(folder, _replaced(text_file))
-    transformer = load_ultragen(released)
+    transformer = load_ultragen(released, layout=layout)
     dense = load_dense(folder / "transformer")
     parts = {
         "tokenizer": load_tokenizer(folder / "tokenizer"),
@@ -60,6 +62,7 @@ def locate_wan(
     ultragen: str | Path | None = None,
     local_files_only: bool = False,
     text_encoder: Path | None = None,
+    layout: str | None = None,
 ) -> tuple[Path, Path]:
     """The base model's folder and UltraGen's weights, downloaded where they are not there yet; of
     the base model not the text encoder, where a file is given for it.
@@ -70,13 +73,13 @@ def locate_wan(
         OSError: as in `locate`.
         ValueError: if either is another model.
     """
-    wanted = (base, base_source(text_encoder)), (ultragen, ULTRAGEN_SOURCE)
+    wanted = (base, base_source(text_encoder)), (ultragen, weights_source(ultragen))
     if not local_files_only and not all(find_local(*each) for each in wanted):
         wan, released_ones = (preview(*each) for each in wanted)
         if wan.path is not None:
             check_kind(wan.path)
         if released_ones.path is not None:
-            load_ultragen(released_ones.path, device="meta")
+            load_ultragen(released_ones.path, "meta", asked_layout(layout))
         check_space(wan.missing + released_ones.missing)
     folder, released = (locate(*each, local_files_only) for each in wanted)
     return folder, released
@@ -118,7 +121,7 @@ def check_wan(base: Path | None, ultragen: Path | None, text_encoder: Path | Non
     """
     parts: dict[str, Any] = {}
     if ultragen is not None:
-        parts["transformer"] = load_ultragen(ultragen, device="meta")
+        parts["transformer"] = load_ultragen(ultragen, "meta", asked_layout())
     if text_encoder is not None:
         parts["text_encoder"] = load_umt5(text_encoder, torch.bfloat16, device="meta")
     if base is not None:
