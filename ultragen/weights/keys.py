@@ -118,7 +118,12 @@ TOLD = {
 # Names that only another kind of model has, and what it is.
 CONDITIONED = "Wan conditioned on images or video: take text-to-video"
 _OTHERS = (
-    (r"(?<!_lora_[12])\.lora_[AB]\.|lora_(up|down)\.|^lora_", "a LoRA: `pipe.load_lora_weights`"),
+    (
+        # Or a LyCORIS, or a difference of two models.
+        r"(?<!_lora_[12])\.lora_[AB]\.|lora_(up|down)\.|^lora_|\.(hada|lokr)_|\.diff(_[bm])?$"
+        r"|\.dora_scale$|^lycoris_|\.oft_|\.[ab][12]\.weight$",
+        "a LoRA: `pipe.load_lora_weights`",
+    ),
     (r"^vace_|\.k_img\.|^img_emb\.", CONDITIONED),
     (r"^conditioner\.|label_emb\.|add_embedding\.", "Stable Diffusion XL"),
     (r"^(encoder|decoder)\.(conv|mid|up|down)", "a VAE: the transformer is another file"),

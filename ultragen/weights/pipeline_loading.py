@@ -1,4 +1,4 @@
-"""How a pipeline is loaded: a saved one, the published 1.3B files, and LoRA adapters."""
+"""How a pipeline is loaded: a saved one, and the published 1.3B files."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers import DiffusionPipeline
-from diffusers.loaders import WanLoraLoaderMixin
 
 from .folders import read_index
 from .headers import check_pipeline
+from .lora_loading import LoraLoading
 from .wan import load_wan
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 
-class PipelineLoading(DiffusionPipeline, WanLoraLoaderMixin):
+class PipelineLoading(LoraLoading):
     """Loading as in diffusers, but nothing that is incomplete."""
 
     @classmethod
@@ -71,9 +70,3 @@ class PipelineLoading(DiffusionPipeline, WanLoraLoaderMixin):
             ValueError: if a file is of another model, or the two don't fit each other.
         """
         return cls(**load_wan(base, ultragen, dtype, local_files_only))
-
-    @classmethod
-    def _maybe_expand_t2v_lora_for_i2v(cls, transformer: Any, state_dict: dict) -> dict:
-        # diffusers asks the transformer's configuration whether it is conditioned on images before
-        # it loads a LoRA; UltraGen's has no such entry, and no such inputs.
-        return state_dict

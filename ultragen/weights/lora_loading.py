@@ -1,0 +1,165 @@
+"""LoRAs in a pipeline: loaded from any tool's file, whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.loaders import WanLoraLoaderMixin
+from torch import Tensor, nn
+
+from ..model.adapters import check_unadapted, only_tensors_of
+from ..presets import check_lora_strength
+from .lora_differences import ParameterDifferences
+from .lora_files import LoraFile, read_lora
+from .lora_keys import sort_by_layer
+from .lora_layers import Lora, build_lora, state_dict
+
+_CAST = (torch.float8_e4m3fn, torch.float8_e5m2)
+_TRANSFORMERS = ("transformer", "base_transformer")
+
+
+def fit_lora(file: LoraFile, transformer: nn.Module) -> Lora:
+    """What a LoRA's file adds to which part of a model.
+
+    Raises:
+        ValueError: if a key finds no layer, or a tensor does not fit; with what the file looks
+            like.
+    """
+    layers = sort_by_layer(file.weights, transformer, file.where)
+    try:
+        return build_lora(layers, transformer, file.scales(layers))
+    except ValueError as error:
+        raise ValueError(f"{file.where} does not fit this model: {error}") from error
+
+
+class LoraLoading(DiffusionPipeline, WanLoraLoaderMixin):
+    """What diffusers offers for LoRAs, with all namings and methods that can be read exactly."""
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: str | Path | Mapping[str, Tensor],
+        adapter_name: str | None = None,
+        hotswap: bool = False,
+        low_cpu_mem_usage: bool = True,
+        weight_name: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Loads a LoRA, LoHa, LoKr or DoRA of Wan, or a difference of two models, in the naming of
+        diffusers, ComfyUI, DiffSynth, peft, or musubi and kohya: all of it, or nothing.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: A file; a folder that holds one; a repository on
+                the Hub, `owner/name` or `owner/name/FILE`, either with `@revision`; or the tensors
+                by name, which stay as they are.
+            adapter_name: What `set_adapters` and others call it; None counts them.
+            hotswap: Whether it takes the place of the adapter of this name.
+            low_cpu_mem_usage: Whether new layers are made without memory first.
+            weight_name: Which file of a folder or a repository.
+            options: `subfolder`, `revision`, `token`, `cache_dir`, `local_files_only`,
+                `force_download`.
+
+        Raises:
+            OSError: if the file can't be had, is incomplete or damaged.
+            ValueError: if a key fits no layer, a tensor is of another size or not finite, or the
+                method is another one; with what the file looks like. Nothing is loaded then.
+        """
+        if adapter_name is not None and (not adapter_name or "." in adapter_name):
+            raise ValueError(f"An adapter can't be called {adapter_name!r}: leave out the dots.")
+        source = pretrained_model_name_or_path_or_dict
+        lora = fit_lora(read_lora(source, weight_name, **options), self.transformer)
+        if not lora.updates:
+            raise ValueError(
+                "This LoRA changes norms or tables alone, or nothing, and no layer that could "
+                "carry its strength: merge it with the tool that made it."
+            )
+        _check_not_cast(self.transformer)
+        if adapter_name is None:
+            adapter_name = _free_name(self.transformer)
+        tensors = state_dict(lora, self.transformer)
+        load = {"adapter_name": adapter_name, "low_cpu_mem_usage": low_cpu_mem_usage}
+        if hotswap:
+            with only_tensors_of(self.transformer, adapter_name):
+                self.transformer.load_lora_adapter(
+                    tensors, prefix=None, hotswap=True, _pipeline=self, **load
+                )
+        else:
+            self.transformer.load_lora_adapter(tensors, prefix=None, _pipeline=self, **load)
+        ParameterDifferences.set(self.transformer, adapter_name, lora.differences)
+
+    def set_adapters(self, adapter_names: list[str] | str, adapter_weights: Any = None) -> None:
+        """Activates these adapters and no others, each with its strength, as in diffusers.
+
+        Raises:
+            ValueError: if a strength is no number, or outside `LORA_STRENGTHS`.
+        """
+        _check_strengths(adapter_weights)
+        super().set_adapters(adapter_names, adapter_weights)
+
+    def fuse_lora(
+        self,
+        components: list[str] = ["transformer"],  # noqa: B006 - diffusers' own default
+        lora_scale: float = 1.0,
+        **options: Any,
+    ) -> None:
+        """Merges adapters into the weights, as in diffusers.
+
+        Raises:
+            ValueError: if the strength is no number, or outside `LORA_STRENGTHS`.
+        """
+        _check_strengths(lora_scale)
+        super().fuse_lora(components, lora_scale, **options)
+
+    def unload_lora_weights(self) -> None:
+        """Takes all adapters off; what is merged into the weights stays in them."""
+        ParameterDifferences.remove(self.transformer, keep_merged=True)
+        super().unload_lora_weights()
+
+    def delete_adapters(self, adapter_names: list[str] | str) -> None:
+        """Takes these adapters off, as in diffusers."""
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        for name in names:
+            ParameterDifferences.set(self.transformer, name, {})
+        super().delete_adapters(adapter_names)
+
+    def save_pretrained(self, save_directory: str | Path, *arguments: Any, **options: Any) -> None:
+        """Saves the pipeline as diffusers does, with a page that says how it is loaded.
+
+        Raises:
+            ValueError: if LoRA adapters are loaded or merged and not taken off; nothing is written.
+        """
+        for name in _TRANSFORMERS:
+            if (part := getattr(self, name, None)) is not None:
+                check_unadapted(part, f"The pipeline's {name}")
+        super().save_pretrained(save_directory, *arguments, **options)
+
+
+def _check_strengths(weights: Any) -> None:
+    """Strengths as diffusers takes them: one, one for each adapter, or by block."""
+    if isinstance(weights, list | tuple):
+        for weight in weights:
+            _check_strengths(weight)
+    elif isinstance(weights, Mapping):
+        for weight in weights.values():
+            _check_strengths(weight)
+    elif weights is not None:
+        check_lora_strength("strength", weights)
+
+
+def _check_not_cast(transformer: nn.Module) -> None:
+    """peft gives a LoRA the type of its layer, and nothing multiplies in float8."""
+    cast = next((n for n, p in transformer.named_parameters() if p.dtype in _CAST), None)
+    if cast is not None:
+        raise ValueError(
+            f"The transformer's {cast} is kept in float8 (enable_layerwise_casting), and a LoRA "
+            "that is loaded now would be too: load the LoRA first, then cast."
+        )
+
+
+def _free_name(transformer: Any) -> str:
+    """`default_0`, or the first such name that no adapter has."""
+    taken = getattr(transformer, "peft_config", {})
+    return next(name for i in range(len(taken) + 1) if (name := f"default_{i}") not in taken)
