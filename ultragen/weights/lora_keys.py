@@ -20,7 +20,7 @@ _PREFIX = re.compile(
     r"|(lora_unet|lora_transformer|lycoris)__?)+"
 )
 
-# The end of a name, and which tensor that is. Some tools put the adapter's name before the last dot.
+# The end of a name, and which tensor that is. Some tools put the adapter's name into it.
 _NAMED = r"(\.(?P<adapter>(?!weight$|bias$)[^.]+))?"
 _TENSORS = (
     (rf"(lora_A|lora_down|lora\.down|lora_linear_layer\.down){_NAMED}\.weight", "down"),

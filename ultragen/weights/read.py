@@ -218,7 +218,8 @@ def check_tensors(content: object, where: str) -> dict[str, Tensor]:
             "torch.load(weights_only=True), and pass the part that is the state dictionary."
         )
     known = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    if quantised := {value.dtype for value in content.values()} - set(known):
+    # A single number, such as a LoRA's α, may be a whole one.
+    if quantised := {value.dtype for value in content.values() if value.numel() > 1} - set(known):
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in quantised))
         raise ValueError(f"{where} holds quantised weights ({names}): take the bfloat16 file.")
     return dict(content)
