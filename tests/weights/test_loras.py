@@ -216,7 +216,7 @@ def test_differences_of_several_adapters_add_up(pipe):
     pipe.set_adapters("one")
     check_merged(pipe, one)
     pipe.disable_lora()
-    assert torch.equal(output(pipe.transformer), output(tiny_ultragen()))
+    torch.testing.assert_close(output(pipe.transformer), output(tiny_ultragen()))
 
 
 def test_differences_stay_when_they_are_merged(pipe):
@@ -475,6 +475,7 @@ def test_no_adapters_name_touches_the_branches(name, way, pipe):
     pipe.load_lora_weights(first, name)
     other = pipe.transformer.blocks[0].attn1.to_q.lora_B[f"{name}2"].weight.clone()
     factors = draw_factors(pipe.transformer, ("blocks.0.self_attn.q",))
+    changes = products(factors, 1.0)  # now: of tensors with a larger rank, peft swaps the contents
     if way == "pipeline":
         pipe.load_lora_weights(LORA(factors, None), name, hotswap=True)
     else:
@@ -484,7 +485,7 @@ def test_no_adapters_name_touches_the_branches(name, way, pipe):
     assert all(torch.equal(after[key], before[key]) for key in before)
     assert torch.equal(pipe.transformer.blocks[0].attn1.to_q.lora_B[f"{name}2"].weight, other)
     pipe.set_adapters(name)
-    check_merged(pipe, products(factors, 1.0))
+    check_merged(pipe, changes)
     pipe.unload_lora_weights()
     assert torch.equal(output(pipe.transformer), output(tiny_ultragen()))
 

@@ -48,8 +48,11 @@ def only_tensors_of(model: nn.Module, adapter_name: str) -> Iterator[None]:
         tensors = everything(*arguments, **options)
         return {key: tensor for key, tensor in tensors.items() if its.fullmatch(key)}
 
+    outer = vars(model).get("state_dict")
     model.state_dict = only_its  # type: ignore[method-assign]
     try:
         yield
     finally:
         del model.state_dict
+        if outer is not None:
+            model.state_dict = outer  # type: ignore[method-assign]
