@@ -172,6 +172,27 @@ ULTRAGEN_SOURCE = HubSource(
 )
 
 
+LORA_VARIABLE = "ULTRAGEN_LORA"
+"""Environment variable that names LoRAs: files, folders or repositories, each with `:STRENGTH`."""
+LORA_FOLDER = Path("loras")
+"""Where the commands and the page look for LoRAs beside those that are named."""
+
+
+@dataclass(frozen=True)
+class LoraChoice:
+    """A LoRA that runs may ask for.
+
+    Attributes:
+        name: What they ask for it by.
+        place: A file, or a repository on the Hub, see `weights.hub_lora`.
+        strength: What runs have of it unless they ask for another.
+    """
+
+    name: str
+    place: str
+    strength: float
+
+
 @dataclass(frozen=True)
 class ModelPreset:
     """Settings that suit one model.
@@ -192,6 +213,7 @@ class ModelPreset:
         vocabulary: `words` where the tokenizer knows some words and no others, `pieces` where it
             cuts any text into known pieces.
         ladder: Settings to offer where seconds count, best first: resolution, frames, steps.
+        loras: LoRAs that this machine has for it.
     """
 
     name: str
@@ -208,6 +230,7 @@ class ModelPreset:
     max_sequence_length: int
     vocabulary: Literal["words", "pieces"]
     ladder: tuple[tuple[str, int, int], ...]
+    loras: tuple[LoraChoice, ...] = ()
 
 
 EMBEDDED = ModelPreset(

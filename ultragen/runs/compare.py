@@ -14,6 +14,7 @@ import numpy as np
 
 from .clip import encode_text, enough_memory, job, make_clip, resolve_windows
 from .loading import Models
+from .loras import use
 from .metadata import describe
 from .progress import Progress, RunState
 from .request import Request
@@ -47,6 +48,7 @@ def generate(
     windows = {"windows": resolve_windows(request, models)}
 
     with enough_memory(request, models):
+        use(models, request)
         text = encode_text(run, models.native, [request])
         full_size = (size.height, size.width)
         native = make_clip(run, models.native, request, text, full_size, "", windows)

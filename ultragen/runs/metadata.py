@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import __version__
 from .loading import Models
+from .loras import describe_loras
 from .progress import RunState
 from .request import Request
 
@@ -29,6 +30,7 @@ def describe(request: Request, models: Models, run: RunState, windows: int) -> d
             "name": preset.name,
             "fingerprint": models.fingerprint,
             "weights": list(models.origins),
+            "loras": describe_loras(models, request),
             "transformer": dict_of_numbers(models.native.transformer),
             "base_transformer": dict_of_numbers(models.base.transformer),
         },

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import fields
 from html import escape
+from textwrap import shorten
 from typing import Any
 
 import gradio as gr
 
 from ..presets import RESOLUTIONS
+from ..runs.choice import REASON
 from ..runs.clip import job
 from ..runs.loading import Models
 from ..runs.request import MAX_PROMPT, UPSCALERS, Request
@@ -46,9 +48,13 @@ def describe_model(models: Models) -> str:
         if models.placement == "in turn"
         else ""
     )
+    left_out = "".join(
+        f" The LoRA {name} is left out: {shorten(reason, REASON, placeholder=' …')}"
+        for name, reason in models.left_out.items()
+    )
     return (
         f"<b>{models.preset.name.capitalize()} model</b>, {size:.0f} million parameters, "
-        f"on {machine(models)}.{turns} {escape(why)}"
+        f"on {machine(models)}.{turns} {escape(why + left_out)}"
     )
 
 
@@ -62,18 +68,39 @@ def validated(models: Models, settings: dict[str, Any]) -> Request:
     if upscaler not in UPSCALERS:  # files are for people at the machine, not for visitors
         raise problem(f"upscaler {upscaler!r:.60} is unknown: choose {' or '.join(UPSCALERS)}.")
     try:
-        request = Request(**settings).validate(models.preset)
+        request = as_request(settings).validate(models.preset)
         models.check_memory(request)
     except ValueError as error:
         raise problem(str(error)) from error
     return request
 
 
+def as_request(settings: dict[str, Any]) -> Request:
+    """A request of settings as the page has them, whose LoRAs are rows of a table, or the API.
+
+    Raises:
+        ValueError: if a strength is missing.
+    """
+    loras = settings["loras"]
+    if isinstance(loras, list):
+        loras = {name: strength for name, strength in loras if name}
+        if empty := next(
+            (name for name, strength in loras.items() if strength in ("", None)), None
+        ):
+            raise ValueError(f"The LoRA {empty} has no strength: 0 leaves it out.")
+    return Request(**settings | {"loras": loras})
+
+
+def lora_rows(models: Models, strengths: dict[str, float]) -> list[list[Any]]:
+    """The page's table of LoRAs with these strengths."""
+    return [[lora.name, strengths.get(lora.name, 0.0)] for lora in models.preset.loras]
+
+
 def refresh(ui: Layout, models: Models, *values: Any) -> Updates:
     """What the settings cost, and their windows on the frame."""
     settings = dict(zip(SETTINGS, values, strict=True)) | {"prompt": "-"}
     try:
-        request = Request(**settings).validate(models.preset)
+        request = as_request(settings).validate(models.preset)
         models.check_memory(request)
     except ValueError as error:
         return {ui.estimate: views.notice("bad", "Please change a setting", str(error))}

@@ -15,8 +15,9 @@ from ..model.adapters import check_unadapted, only_tensors_of
 from ..presets import check_lora_strength
 from .lora_differences import ParameterDifferences
 from .lora_files import LoraFile, read_lora
-from .lora_keys import sort_by_layer
+from .lora_keys import sort_by_layer, told_width
 from .lora_layers import Lora, build_lora, state_dict
+from .read import read_weights
 
 _CAST = (torch.float8_e4m3fn, torch.float8_e5m2)
 _TRANSFORMERS = ("transformer", "base_transformer")
@@ -34,6 +35,21 @@ def fit_lora(file: LoraFile, transformer: nn.Module) -> Lora:
         return build_lora(layers, transformer, file.scales(layers))
     except ValueError as error:
         raise ValueError(f"{file.where} does not fit this model: {error}") from error
+
+
+def check_fits(path: Path, transformer: nn.Module) -> None:
+    """Checks by names and by the model's width whether a LoRA is for a model; reads no values.
+
+    Raises:
+        OSError: if the file is missing, incomplete or damaged.
+        ValueError: if it is for another model, with what it looks like.
+    """
+    weights = read_weights(path, "meta")
+    sort_by_layer(weights, transformer, str(path))
+    found, own = told_width(weights), transformer.config.num_attention_heads  # type: ignore[union-attr]
+    own *= transformer.config.attention_head_dim  # type: ignore[union-attr]
+    if found not in (None, own):
+        raise ValueError(f"{path} is for a model with {found} features, and this one has {own}.")
 
 
 class LoraLoading(DiffusionPipeline, WanLoraLoaderMixin):

@@ -1,0 +1,181 @@
+"""Which LoRAs a machine has, and the ones that a run uses."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..presets import LORA_FOLDER, LORA_VARIABLE, LoraChoice, check_lora_strength
+from ..weights.folders import SUFFIXES
+from ..weights.hub import origin
+
+if TYPE_CHECKING:
+    from .loading import Models
+    from .request import Request
+
+
+def parse(text: str) -> LoraChoice:
+    """`FILE_OR_REPOSITORY[:STRENGTH]` → a LoRA; a name in the folder `loras` will do, too.
+
+    Raises:
+        ValueError: if it names nothing, or the strength can't be used.
+    """
+    place, colon, last = text.strip().rpartition(":")
+    strength = 1.0
+    if colon and not Path(text).exists():
+        try:
+            strength = float(last)
+        except ValueError:
+            raise ValueError(
+                f"The strength of the LoRA {text} is {last!r}, not a number: give "
+                "FILE_OR_REPOSITORY:STRENGTH, such as style.safetensors:0.8."
+            ) from None
+        check_lora_strength(f"The strength of {place}", strength)
+    else:
+        place = text.strip()
+    if not place:
+        raise ValueError(f"{text!r} names no LoRA: give a file, a folder or a repository.")
+    known = {lora.name: lora.place for lora in _in_folder(LORA_FOLDER, 0.0)}
+    if not Path(place).expanduser().exists():
+        place = known.get(place, place)
+    return LoraChoice(_name(place), place, strength)
+
+
+def asked_for(texts: Iterable[str]) -> tuple[LoraChoice, ...]:
+    """The LoRAs that someone named, see `parse`.
+
+    Raises:
+        ValueError: as in `parse`, or if two have the same name.
+    """
+    found = tuple(map(parse, texts))
+    names = [lora.name for lora in found]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"Two LoRAs are called {twice}: rename one of the files.")
+    return found
+
+
+def on_this_machine() -> tuple[LoraChoice, ...]:
+    """What ULTRAGEN_LORA names, each with its strength, and what lies in the folder `loras`, which
+    is used only where a run asks for it.
+
+    Raises:
+        ValueError: as in `parse`.
+    """
+    found: dict[str, LoraChoice] = {}
+    for text in os.environ.get(LORA_VARIABLE, "").split():
+        lora = parse(text)
+        path = Path(lora.place).expanduser()
+        many = _in_folder(path, lora.strength) if path.is_dir() else ()
+        for each in many or (lora,):
+            found.setdefault(each.name, each)
+    for lora in _in_folder(LORA_FOLDER, 0.0):
+        found.setdefault(lora.name, lora)
+    return tuple(found.values())
+
+
+def locate(
+    loras: Sequence[LoraChoice], transformer: Any, strictly: bool
+) -> tuple[tuple[LoraChoice, ...], dict[str, str]]:
+    """The LoRAs that fit a model, with their files on this machine, and why others don't.
+
+    Of the files names and shapes are read.
+
+    Args:
+        loras: What is looked for; repositories are downloaded.
+        transformer: The model's.
+        strictly: Whether one that does not fit, or can't be had, is an error.
+
+    Raises:
+        OSError: if one can't be had.
+        ValueError: if one does not fit.
+    """
+    from ..weights.lora_files import find_lora
+    from ..weights.lora_loading import check_fits
+
+    kept, left_out = [], {}
+    for lora in loras:
+        try:
+            path = find_lora(lora.place)
+            check_fits(path, transformer)
+            kept.append(replace(lora, place=str(path)))
+        except (OSError, ValueError) as error:
+            if strictly:
+                raise
+            left_out[lora.name] = str(error)
+    return tuple(kept), left_out
+
+
+def use(models: Models, request: Request) -> None:
+    """Gives both models the LoRAs of a validated request, and takes off those of the run before.
+
+    Raises:
+        OSError: if a file has gone or is damaged.
+        ValueError: if it does not fit; the models have no LoRA then.
+    """
+    wanted = dict(request.loras or {})
+    if wanted == models.used_loras:
+        return
+    places = {lora.name: lora.place for lora in models.preset.loras}
+    pipes = (models.native, models.base)
+    try:
+        _take_off(models)
+        for pipe in pipes:
+            for i, name in enumerate(wanted):
+                pipe.load_lora_weights(places[name], adapter_name=f"lora_{i}")
+            if wanted:
+                names = [f"lora_{i}" for i in range(len(wanted))]
+                pipe.set_adapters(names, list(wanted.values()))
+        models.used_loras = wanted
+    except BaseException:
+        models.used_loras = wanted  # as far as it went
+        _take_off(models)
+        raise
+    finally:
+        models.place_again()
+
+
+def _take_off(models: Models) -> None:
+    # Not only switched off: a layer that has an adapter computes in another order, and the same
+    # seed would no longer give the same clip.
+    if models.used_loras:
+        for pipe in (models.native, models.base):
+            pipe.unload_lora_weights()
+    models.used_loras = {}
+
+
+def describe_loras(models: Models, request: Request) -> list[dict[str, Any]]:
+    """What tells the LoRAs of a validated request from others."""
+    places = {lora.name: lora.place for lora in models.preset.loras}
+    return [
+        {
+            "name": name,
+            "file": origin(Path(places[name])),
+            "sha256": _sha256(places[name]),
+            "strength": strength,
+        }
+        for name, strength in (request.loras or {}).items()
+    ]
+
+
+@cache
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _in_folder(folder: Path, strength: float) -> tuple[LoraChoice, ...]:
+    if not folder.is_dir():
+        return ()
+    files = (path for path in sorted(folder.iterdir()) if path.suffix in SUFFIXES)
+    return tuple(LoraChoice(path.stem, str(path), strength) for path in files)
+
+
+def _name(place: str) -> str:
+    """What a LoRA is called: its file's or its repository's last name."""
+    last = place.rstrip("/").rpartition("/")[2].partition("@")[0]
+    return next((last.removesuffix(end) for end in SUFFIXES if last.endswith(end)), last)
