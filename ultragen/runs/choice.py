@@ -74,7 +74,8 @@ def choose(name: str | Path | None = None, loras: Sequence[str] | None = None) -
     """
     choice = _choose(str(os.environ.get("ULTRAGEN_MODEL") or "auto" if name is None else name))
     there = on_this_machine() if loras is None else asked_for(loras)
-    choice = replace(choice, preset=replace(choice.preset, loras=there))
+    if there:
+        choice = replace(choice, preset=replace(choice.preset, loras=there))
     return choice if choice.name == "wan" else _with_own_settings(choice)
 
 

@@ -177,5 +177,5 @@ def _in_folder(folder: Path, strength: float) -> tuple[LoraChoice, ...]:
 
 def _name(place: str) -> str:
     """What a LoRA is called: its file's or its repository's last name."""
-    last = place.rstrip("/").rpartition("/")[2].partition("@")[0]
+    last = place.partition("@")[0].rstrip("/").rpartition("/")[2]
     return next((last.removesuffix(end) for end in SUFFIXES if last.endswith(end)), last)

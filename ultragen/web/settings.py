@@ -82,8 +82,8 @@ def as_request(settings: dict[str, Any]) -> Request:
         ValueError: if a strength is missing.
     """
     loras = settings["loras"]
-    if isinstance(loras, list):
-        loras = {name: strength for name, strength in loras if name}
+    if isinstance(loras, list) and all(isinstance(row, list) and len(row) == 2 for row in loras):
+        loras = dict(loras)
         if empty := next(
             (name for name, strength in loras.items() if strength in ("", None)), None
         ):

@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from diffusers.loaders import WanLoraLoaderMixin
 from torch import Tensor, nn
 
-from ..model.adapters import check_unadapted, only_tensors_of
+from ..model.adapters import only_tensors_of
 from ..presets import check_lora_strength
 from .lora_differences import ParameterDifferences
 from .lora_files import LoraFile, read_lora
@@ -20,7 +20,6 @@ from .lora_layers import Lora, build_lora, state_dict
 from .read import read_weights
 
 _CAST = (torch.float8_e4m3fn, torch.float8_e5m2)
-_TRANSFORMERS = ("transformer", "base_transformer")
 
 
 def fit_lora(file: LoraFile, transformer: nn.Module) -> Lora:
@@ -140,17 +139,6 @@ class LoraLoading(DiffusionPipeline, WanLoraLoaderMixin):
         for name in names:
             ParameterDifferences.set(self.transformer, name, {})
         super().delete_adapters(adapter_names)
-
-    def save_pretrained(self, save_directory: str | Path, *arguments: Any, **options: Any) -> None:
-        """Saves the pipeline as diffusers does, with a page that says how it is loaded.
-
-        Raises:
-            ValueError: if LoRA adapters are loaded or merged and not taken off; nothing is written.
-        """
-        for name in _TRANSFORMERS:
-            if (part := getattr(self, name, None)) is not None:
-                check_unadapted(part, f"The pipeline's {name}")
-        super().save_pretrained(save_directory, *arguments, **options)
 
 
 def _check_strengths(weights: Any) -> None:

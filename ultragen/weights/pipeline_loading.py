@@ -7,9 +7,11 @@ from typing import Any, Self
 
 import torch
 
+from ..model.adapters import check_unadapted
 from .folders import read_index
 from .headers import check_pipeline
 from .lora_loading import LoraLoading
+from .model_card import write_model_card
 from .wan import load_wan
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
@@ -70,3 +72,16 @@ class PipelineLoading(LoraLoading):
             ValueError: if a file is of another model, or the two don't fit each other.
         """
         return cls(**load_wan(base, ultragen, dtype, local_files_only))
+
+    def save_pretrained(self, save_directory: str | Path, *arguments: Any, **options: Any) -> None:
+        """Saves the pipeline as diffusers does, with a page that says how it is loaded.
+
+        Raises:
+            ValueError: if LoRA adapters are loaded, or merged and not taken off; nothing is
+                written then.
+        """
+        for name in ("transformer", "base_transformer"):
+            if (part := getattr(self, name, None)) is not None:
+                check_unadapted(part, f"The pipeline's {name}")
+        super().save_pretrained(save_directory, *arguments, **options)
+        write_model_card(Path(save_directory))
