@@ -31,7 +31,7 @@ def check_unadapted(model: nn.Module, what: str) -> None:
 
 
 @contextmanager
-def only_tensors_of(model: nn.Module, adapter_name: str) -> Iterator[None]:
+def only_tensors_of(model: Any, adapter_name: str) -> Iterator[None]:
     """While it lasts, a model's `state_dict` has the tensors of one adapter and no others.
 
     Before peft swaps an adapter it sets to zero what the new one lacks, and finds that by names
@@ -49,10 +49,10 @@ def only_tensors_of(model: nn.Module, adapter_name: str) -> Iterator[None]:
         return {key: tensor for key, tensor in tensors.items() if its.fullmatch(key)}
 
     outer = vars(model).get("state_dict")
-    model.state_dict = only_its  # type: ignore[method-assign]
+    model.state_dict = only_its
     try:
         yield
     finally:
         del model.state_dict
         if outer is not None:
-            model.state_dict = outer  # type: ignore[method-assign]
+            model.state_dict = outer

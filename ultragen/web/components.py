@@ -144,8 +144,6 @@ class Layout:
             label="LoRAs: 0 leaves one out, 1 is what it was trained for",
             interactive=True,
             static_columns=[0],
-            row_limits=(len(rows), len(rows)),
-            column_limits=(2, 2),
             column_widths=["70%", "30%"],
             max_height=260,
             buttons=[],

@@ -83,7 +83,7 @@ def as_request(settings: dict[str, Any]) -> Request:
     """
     loras = settings["loras"]
     if isinstance(loras, list) and all(isinstance(row, list) and len(row) == 2 for row in loras):
-        loras = dict(loras)
+        loras = {name: strength for name, strength in loras if name}  # visitors may add rows
         if empty := next(
             (name for name, strength in loras.items() if strength in ("", None)), None
         ):

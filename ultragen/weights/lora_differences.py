@@ -79,9 +79,8 @@ class ParameterDifferences:
     def strengths(self, transformer: nn.Module) -> dict[str, float]:
         """The strength with which each adapter's layers act now."""
         found = dict.fromkeys(self.adapters, 0.0)
-        for module in transformer.modules():
-            if not hasattr(module, "base_layer"):
-                continue
+        layers: list[Any] = [m for m in transformer.modules() if hasattr(m, "base_layer")]
+        for module in layers:
             active = () if module.disable_adapters else module.active_adapters
             for name in module.merged_adapters or active:
                 if name in found and name in module.scaling:

@@ -41,16 +41,16 @@ class LoraFile:
         """α / rank by layer, of a file whose α stands in its settings."""
         from peft.utils.other import get_pattern_key
 
-        if not isinstance(self.settings.get("lora_alpha"), int | float):
+        usual, patterns = self.settings.get("lora_alpha"), self.settings.get("alpha_pattern") or {}
+        if not isinstance(usual, int | float):
             return {}
-        patterns = self.settings.get("alpha_pattern") or {}
         found = {}
         for name, layer in layers.items():
             if "down" not in layer.tensors:
                 continue
+            keys = (get_pattern_key(list(patterns), each) for each in (*layer.names, name))
+            alpha = next((patterns[key] for key in keys if key in patterns), usual)
             rank = layer.tensors["down"].shape[0]
-            key = next((k for k in sorted(layer.names) if get_pattern_key(patterns, k) != k), name)
-            alpha = patterns.get(get_pattern_key(patterns, key), self.settings["lora_alpha"])
             found[name] = alpha / (sqrt(rank) if self.settings.get("use_rslora") else rank)
         return found
 

@@ -36,7 +36,7 @@ def fit_lora(file: LoraFile, transformer: nn.Module) -> Lora:
         raise ValueError(f"{file.where} does not fit this model: {error}") from error
 
 
-def check_fits(path: Path, transformer: nn.Module) -> None:
+def check_fits(path: Path, transformer: Any) -> None:
     """Checks by names and by the model's width whether a LoRA is for a model; reads no values.
 
     Raises:
@@ -45,8 +45,8 @@ def check_fits(path: Path, transformer: nn.Module) -> None:
     """
     weights = read_weights(path, "meta")
     sort_by_layer(weights, transformer, str(path))
-    found, own = told_width(weights), transformer.config.num_attention_heads  # type: ignore[union-attr]
-    own *= transformer.config.attention_head_dim  # type: ignore[union-attr]
+    config = transformer.config
+    found, own = told_width(weights), config.num_attention_heads * config.attention_head_dim
     if found not in (None, own):
         raise ValueError(f"{path} is for a model with {found} features, and this one has {own}.")
 
