@@ -434,9 +434,9 @@ def test_the_page_lists_loras_where_there_are_any(page, tmp_path):
     assert ours.ui.loras.value["data"] == [["style", 0.5], ["look", 0.0]]
     assert "The LoRA 14b is left out: It looks like &lt;b&gt;Wan 14B" in describe_model(models)
     given = dict(zip(SETTINGS, settings(), strict=True))
-    asked = validated(models, given | {"loras": [["style", 0.0], ["look", 2], ["", ""]]})
+    asked = validated(models, given | {"loras": [["style", 0.0], ["look", "2"], ["", ""]]})
     assert asked.loras == {"look": 2.0}
-    for rows, says in (([["style", ""]], "style has no strength"), ([["style", 99]], "to 10")):
+    for rows, says in (([["style", ""]], "number, not ''"), ([["style", 99]], "to 10")):
         with pytest.raises(gr.Error, match=says):
             validated(models, given | {"loras": rows})
 

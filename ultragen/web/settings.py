@@ -79,16 +79,25 @@ def as_request(settings: dict[str, Any]) -> Request:
     """A request of settings as the page has them, whose LoRAs are rows of a table, or the API.
 
     Raises:
-        ValueError: if a strength is missing.
+        ValueError: if a strength is no number.
     """
     loras = settings["loras"]
     if isinstance(loras, list) and all(isinstance(row, list) and len(row) == 2 for row in loras):
-        loras = {name: strength for name, strength in loras if name}  # visitors may add rows
-        if empty := next(
-            (name for name, strength in loras.items() if strength in ("", None)), None
-        ):
-            raise ValueError(f"The LoRA {empty} has no strength: 0 leaves it out.")
+        # Visitors may add rows, and what they type into a column of numbers comes as text.
+        loras = {name: _number(name, strength) for name, strength in loras if name}
     return Request(**settings | {"loras": loras})
+
+
+def _number(name: str, strength: object) -> object:
+    if not isinstance(strength, str):
+        return strength
+    try:
+        return float(strength)
+    except ValueError:
+        raise ValueError(
+            f"The strength of the LoRA {name} must be a number, not {strength!r:.60}: 1 is what it "
+            "was trained for, 0 leaves it out."
+        ) from None
 
 
 def lora_rows(models: Models, strengths: dict[str, float]) -> list[list[Any]]:
