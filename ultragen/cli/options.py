@@ -122,7 +122,7 @@ def load(model: str | None, loras: list[str] | None = None) -> Any:
     from ..runs.loading import load_models
 
     console.quiet_libraries()
-    return load_models(model, loras)
+    return load_models(model) if loras is None else load_models(model, loras)
 
 
 def check_fp8(model: str | None) -> None:

@@ -14,10 +14,10 @@ import numpy as np
 
 from .clip import encode_text, enough_memory, job, make_clip, resolve_windows
 from .loading import Models
-from .loras import use
 from .metadata import describe
 from .progress import Progress, RunState
 from .request import Request
+from .used_loras import use_loras
 from .write import Clips, Result, write
 
 
@@ -48,7 +48,7 @@ def generate(
     windows = {"windows": resolve_windows(request, models)}
 
     with enough_memory(request, models):
-        use(models, request)
+        use_loras(models, request)
         text = encode_text(run, models.native, [request])
         full_size = (size.height, size.width)
         native = make_clip(run, models.native, request, text, full_size, "", windows)

@@ -1,22 +1,15 @@
-"""Which LoRAs a machine has, and the ones that a run uses."""
+"""Which LoRAs a machine has, and which of them fit a model."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..presets import LORA_FOLDER, LORA_VARIABLE, LoraChoice, check_lora_strength
 from ..weights.folders import SUFFIXES
-from ..weights.hub import origin
-
-if TYPE_CHECKING:
-    from .loading import Models
-    from .request import Request
 
 
 def parse(text: str) -> LoraChoice:
@@ -108,64 +101,6 @@ def locate(
                 raise
             left_out[lora.name] = str(error)
     return tuple(kept), left_out
-
-
-def use(models: Models, request: Request) -> None:
-    """Gives both models the LoRAs of a validated request, and takes off those of the run before.
-
-    Raises:
-        OSError: if a file has gone or is damaged.
-        ValueError: if it does not fit; the models have no LoRA then.
-    """
-    wanted = dict(request.loras or {})
-    if wanted == models.used_loras:
-        return
-    places = {lora.name: lora.place for lora in models.preset.loras}
-    pipes = (models.native, models.base)
-    try:
-        _take_off(models)
-        for pipe in pipes:
-            for i, name in enumerate(wanted):
-                pipe.load_lora_weights(places[name], adapter_name=f"lora_{i}")
-            if wanted:
-                names = [f"lora_{i}" for i in range(len(wanted))]
-                pipe.set_adapters(names, list(wanted.values()))
-        models.used_loras = wanted
-    except BaseException:
-        models.used_loras = wanted  # as far as it went
-        _take_off(models)
-        raise
-    finally:
-        models.place_again()
-
-
-def _take_off(models: Models) -> None:
-    # Not only switched off: a layer that has an adapter computes in another order, and the same
-    # seed would no longer give the same clip.
-    if models.used_loras:
-        for pipe in (models.native, models.base):
-            pipe.unload_lora_weights()
-    models.used_loras = {}
-
-
-def describe_loras(models: Models, request: Request) -> list[dict[str, Any]]:
-    """What tells the LoRAs of a validated request from others."""
-    places = {lora.name: lora.place for lora in models.preset.loras}
-    return [
-        {
-            "name": name,
-            "file": origin(Path(places[name])),
-            "sha256": _sha256(places[name]),
-            "strength": strength,
-        }
-        for name, strength in (request.loras or {}).items()
-    ]
-
-
-@cache
-def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _in_folder(folder: Path, strength: float) -> tuple[LoraChoice, ...]:

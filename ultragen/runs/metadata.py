@@ -9,9 +9,9 @@ from typing import Any
 
 from .. import __version__
 from .loading import Models
-from .loras import describe_loras
 from .progress import RunState
 from .request import Request
+from .used_loras import describe_loras
 
 LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "moviepy")
 

@@ -12,10 +12,10 @@ import numpy as np
 from ..pictures import crop_rows
 from .clip import encode_text, enough_memory, job, make_clip, resolve_windows
 from .loading import Models
-from .loras import use
 from .metadata import describe
 from .progress import Progress, RunState
 from .request import Request
+from .used_loras import use_loras
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def generate_native(
     windows = resolve_windows(request, models)
     size = (request.size.height, request.size.width)
     with enough_memory(request, models):
-        use(models, request)
+        use_loras(models, request)
         text = encode_text(run, models.native, [request])
         frames = make_clip(run, models.native, request, text, size, "", {"windows": windows})
     metadata = describe(request, models, run, windows)
