@@ -11,7 +11,7 @@ import torch
 from lora_files import LAYOUTS, draw_factors, in_blocks, save
 
 from ultragen.presets import EMBEDDED, LoraChoice, Resolution
-from ultragen.runs import request
+from ultragen.runs import loading, request
 from ultragen.runs.compare import compare
 from ultragen.runs.loading import Models, load_models
 from ultragen.runs.loras import asked_for, on_this_machine, parse
@@ -89,6 +89,11 @@ def test_a_request_names_loras_of_the_machine_alone():
         Request(PROMPT, loras={"a": 1}).validate(EMBEDDED)
 
 
+def test_requests_with_loras_can_be_keys():
+    one, other = (Request(PROMPT, loras={"a": strength}) for strength in (1.0, 2.0))
+    assert len({one, other, replace(one)}) == 2
+
+
 def test_metadata_from_before_there_were_loras_has_none():
     old = Request(PROMPT).to_dict()
     del old["loras"]
@@ -142,6 +147,18 @@ def test_a_run_has_its_loras_and_the_next_one_its_own(places):
     again = compare(Request.from_metadata(styled.metadata), small(load_models()), places)
     assert again.native.read_bytes() == styled.native.read_bytes()
     assert again.upscaled.read_bytes() == styled.upscaled.read_bytes()
+
+
+def test_parts_that_come_in_turn_do_so_again(places, monkeypatch):
+    """diffusers offloads a pipeline again that it has loaded a LoRA into, but not the other one."""
+    turns = []
+    monkeypatch.setattr(loading, "take_turns", lambda *arguments: turns.append(arguments))
+    models = replace(small(load_models()), placement="in turn")
+    asked = Request(PROMPT, "544p", num_frames=1, num_inference_steps=1)
+    for loras, expected in (({}, 0), ({"one": 1.0}, 1), ({"one": 1.0}, 1), ({}, 2)):
+        generate_native(replace(asked, loras=loras), models)
+        assert len(turns) == expected
+    assert turns[0] == (models.native, models.base, models.device)
 
 
 def test_a_lora_that_was_named_and_does_not_fit_is_an_error(places):

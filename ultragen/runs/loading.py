@@ -142,7 +142,8 @@ def load_models(name: str | Path | None = None, loras: Sequence[str] | None = No
     hardware = find_hardware()
     native, sources = _load(choice, hardware)
     fitting, left_out = locate(choice.preset.loras, native.transformer, loras is not None)
-    choice = replace(choice, preset=replace(choice.preset, loras=fitting))
+    if fitting != choice.preset.loras:
+        choice = replace(choice, preset=replace(choice.preset, loras=fitting))
     base = native.base_pipeline()
     for pipe in (native, base):
         pipe.set_progress_bar_config(disable=True)

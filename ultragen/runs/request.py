@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class Request:
     negative_prompt: str | None = None
     upscaler: str = "network"
     base_native: str = "off"
-    loras: Mapping[str, float] | None = None
+    loras: Mapping[str, float] | None = field(default=None, hash=False)
 
     @property
     def size(self) -> Resolution:
