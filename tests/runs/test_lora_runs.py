@@ -15,7 +15,7 @@ from ultragen.runs import loading, request
 from ultragen.runs.compare import compare
 from ultragen.runs.loading import Models, load_models
 from ultragen.runs.loras import asked_for, on_this_machine, parse
-from ultragen.runs.native import generate_native
+from ultragen.runs.native import NativeClip, generate_native
 from ultragen.runs.request import Request
 
 PROMPT = "a calm lake"
@@ -147,6 +147,22 @@ def test_a_run_has_its_loras_and_the_next_one_its_own(places):
     again = compare(Request.from_metadata(styled.metadata), small(load_models()), places)
     assert again.native.read_bytes() == styled.native.read_bytes()
     assert again.upscaled.read_bytes() == styled.upscaled.read_bytes()
+
+
+def test_a_file_that_was_replaced_is_told_by_its_hash(places):
+    models = small(load_models())
+    asked = Request(PROMPT, "544p", num_frames=1, num_inference_steps=1, loras={"one": 1.0})
+    first = generate_native(asked, models)
+    (places / "loras" / "other.safetensors").replace(places / "loras" / "one.safetensors")
+    again = generate_native(asked, models)  # with what is loaded
+    assert (again.frames == first.frames).all() and told(again) == told(first)
+    generate_native(replace(asked, loras={}), models)
+    other = generate_native(asked, models)
+    assert (other.frames != first.frames).any() and told(other) != told(first)
+
+
+def told(clip: NativeClip) -> str:
+    return clip.metadata["model"]["loras"][0]["sha256"]
 
 
 def test_parts_that_come_in_turn_do_so_again(places, monkeypatch):

@@ -465,6 +465,13 @@ def test_a_lora_goes_before_layerwise_casting(pipe):
         pipe.load_lora_weights(named("blocks.0.self_attn.q"))
 
 
+def test_differences_go_before_weights_are_offloaded_one_by_one(pipe):
+    weights, _ = norm_lora(pipe.transformer)
+    pipe.transformer.to("meta")
+    with pytest.raises(ValueError, match=r"before enable_sequential_cpu_offload\(\)"):
+        pipe.load_lora_weights(weights)
+
+
 # Adapters and the branches' own updates
 
 

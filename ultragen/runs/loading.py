@@ -38,6 +38,7 @@ class Models:
         guidance_device: Where guidance's second pass runs, if not with the first.
         fp8: Whether large linear layers compute in FP8.
         used_loras: Strength by name of the LoRAs that both models have now.
+        lora_hashes: SHA-256 by name of their files, as they were when they were loaded.
         left_out: Why LoRAs of this machine are not offered, by name.
     """
 
@@ -56,6 +57,7 @@ class Models:
     guidance_device: str | None = None
     fp8: bool = False
     used_loras: dict[str, float] = field(default_factory=dict)
+    lora_hashes: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
     @property

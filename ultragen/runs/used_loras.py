@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,10 @@ def use_loras(models: Models, request: Request) -> None:
     if wanted == models.used_loras:
         return
     places = {lora.name: lora.place for lora in models.preset.loras}
-    pipes = (models.native, models.base)
     try:
         _take_off(models)
-        for pipe in pipes:
+        models.lora_hashes = {name: _sha256(places[name]) for name in wanted}
+        for pipe in (models.native, models.base):
             for i, name in enumerate(wanted):
                 pipe.load_lora_weights(places[name], adapter_name=f"lora_{i}")
             if wanted:
@@ -51,20 +50,19 @@ def _take_off(models: Models) -> None:
 
 
 def describe_loras(models: Models, request: Request) -> list[dict[str, Any]]:
-    """What tells the LoRAs of a validated request from others."""
+    """What tells the LoRAs of a run's request, which `use_loras` has loaded, from others."""
     places = {lora.name: lora.place for lora in models.preset.loras}
     return [
         {
             "name": name,
             "file": origin(Path(places[name])),
-            "sha256": _sha256(places[name]),
+            "sha256": models.lora_hashes[name],
             "strength": strength,
         }
         for name, strength in (request.loras or {}).items()
     ]
 
 
-@cache
 def _sha256(path: str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

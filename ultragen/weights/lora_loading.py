@@ -92,6 +92,11 @@ class LoraLoading(DiffusionPipeline, WanLoraLoaderMixin):
                 "carry its strength: merge it with the tool that made it."
             )
         _check_not_cast(self.transformer)
+        if lora.differences and any(p.is_meta for p in self.transformer.parameters()):
+            raise ValueError(
+                "This LoRA changes norms or tables, and the weights are offloaded one by one: "
+                "load it before enable_sequential_cpu_offload()."
+            )
         if adapter_name is None:
             adapter_name = _free_name(self.transformer)
         tensors = state_dict(lora, self.transformer)
