@@ -459,6 +459,12 @@ def test_an_adapters_name_has_no_dots(pipe):
         pipe.load_lora_weights(named("blocks.0.self_attn.q"), "v1.0")
 
 
+def test_options_that_are_misspelt_are_named(pipe):
+    with pytest.raises(TypeError, match="has no adaptor_name"):
+        pipe.load_lora_weights(named("blocks.0.self_attn.q"), adaptor_name="style")
+    pipe.load_lora_weights(named("blocks.0.self_attn.q"), use_safetensors=True)  # diffusers' own
+
+
 def test_a_lora_goes_before_layerwise_casting(pipe):
     pipe.transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
     with pytest.raises(ValueError, match="load the LoRA first, then cast"):
@@ -512,6 +518,14 @@ def test_released_keys_come_from_the_queries(tmp_path):
     pipe, factors = Pipe(tiny_ultragen(**config)), draw_factors(plain, in_blocks("self_attn.q"))
     pipe.load_lora_weights(LORA(factors, None))
     check_merged(pipe, products(factors, 1.0), plain)
+    keys = Pipe(tiny_ultragen(**config))
+    keys.load_lora_weights(LORA(draw_factors(plain, in_blocks("self_attn.k")), None))
+    with torch.no_grad():
+        for model in (plain, keys.transformer):
+            for block in model.blocks:  # the global branch alone
+                block.attn1.branches["global"].gate.projection[-1].bias.fill_(-1e3)
+                block.attn1.branches["global"].gate.projection[-1].weight.zero_()
+    torch.testing.assert_close(output(keys.transformer), output(plain))
 
 
 # What can't be done with adapters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from .lora_layers import Lora, build_lora, state_dict
 from .read import read_weights
 
 _CAST = (torch.float8_e4m3fn, torch.float8_e5m2)
+_OPTIONS = {
+    *("subfolder", "revision", "token", "cache_dir", "local_files_only", "force_download"),
+    "use_safetensors",  # of diffusers; here the file itself tells
+}
 
 
 def fit_lora(file: LoraFile, transformer: nn.Module) -> Lora:
@@ -82,33 +87,23 @@ class LoraLoading(DiffusionPipeline, WanLoraLoaderMixin):
             ValueError: if a key fits no layer, a tensor is of another size or not finite, or the
                 method is another one; with what the file looks like. Nothing is loaded then.
         """
-        if adapter_name is not None and (not adapter_name or "." in adapter_name):
-            raise ValueError(f"An adapter can't be called {adapter_name!r}: leave out the dots.")
-        source = pretrained_model_name_or_path_or_dict
-        lora = fit_lora(read_lora(source, weight_name, **options), self.transformer)
-        if not lora.updates:
-            raise ValueError(
-                "This LoRA changes norms or tables alone, or nothing, and no layer that could "
-                "carry its strength: merge it with the tool that made it."
+        if unknown := sorted(set(options) - _OPTIONS):
+            raise TypeError(f"load_lora_weights has no {', '.join(unknown)}.")
+        options.pop("use_safetensors", None)
+        source, transformer = pretrained_model_name_or_path_or_dict, self.transformer
+        name = _free_name(transformer) if adapter_name is None else _check_name(adapter_name)
+        lora = fit_lora(read_lora(source, weight_name, **options), transformer)
+        _check_can_carry(transformer, lora)
+        with only_tensors_of(transformer, name) if hotswap else nullcontext():
+            transformer.load_lora_adapter(
+                state_dict(lora, transformer),
+                prefix=None,
+                hotswap=hotswap,
+                adapter_name=name,
+                low_cpu_mem_usage=low_cpu_mem_usage,
+                _pipeline=self,
             )
-        _check_not_cast(self.transformer)
-        if lora.differences and any(p.is_meta for p in self.transformer.parameters()):
-            raise ValueError(
-                "This LoRA changes norms or tables, and the weights are offloaded one by one: "
-                "load it before enable_sequential_cpu_offload()."
-            )
-        if adapter_name is None:
-            adapter_name = _free_name(self.transformer)
-        tensors = state_dict(lora, self.transformer)
-        load = {"adapter_name": adapter_name, "low_cpu_mem_usage": low_cpu_mem_usage}
-        if hotswap:
-            with only_tensors_of(self.transformer, adapter_name):
-                self.transformer.load_lora_adapter(
-                    tensors, prefix=None, hotswap=True, _pipeline=self, **load
-                )
-        else:
-            self.transformer.load_lora_adapter(tensors, prefix=None, _pipeline=self, **load)
-        ParameterDifferences.set(self.transformer, adapter_name, lora.differences)
+        ParameterDifferences.set(transformer, name, lora.differences)
 
     def set_adapters(self, adapter_names: list[str] | str, adapter_weights: Any = None) -> None:
         """Activates these adapters and no others, each with its strength, as in diffusers.
@@ -158,14 +153,31 @@ def _check_strengths(weights: Any) -> None:
         check_lora_strength("strength", weights)
 
 
-def _check_not_cast(transformer: nn.Module) -> None:
-    """peft gives a LoRA the type of its layer, and nothing multiplies in float8."""
-    cast = next((n for n, p in transformer.named_parameters() if p.dtype in _CAST), None)
-    if cast is not None:
+def _check_can_carry(transformer: nn.Module, lora: Lora) -> None:
+    """Checks that a model's weights are in a state in which a LoRA can be put beside them."""
+    if not lora.updates:
+        raise ValueError(
+            "This LoRA changes norms or tables alone, or nothing, and no layer that could carry "
+            "its strength: merge it with the tool that made it."
+        )
+    parameters = dict(transformer.named_parameters())
+    # peft gives a LoRA the type of its layer, and nothing multiplies in float8.
+    if cast := next((name for name, p in parameters.items() if p.dtype in _CAST), None):
         raise ValueError(
             f"The transformer's {cast} is kept in float8 (enable_layerwise_casting), and a LoRA "
             "that is loaded now would be too: load the LoRA first, then cast."
         )
+    if lora.differences and any(p.is_meta for p in parameters.values()):
+        raise ValueError(
+            "This LoRA changes norms or tables, and the weights are offloaded one by one: load it "
+            "before enable_sequential_cpu_offload()."
+        )
+
+
+def _check_name(name: str) -> str:
+    if not name or "." in name:  # it becomes a part of names
+        raise ValueError(f"An adapter can't be called {name!r}: leave out the dots.")
+    return name
 
 
 def _free_name(transformer: Any) -> str:
