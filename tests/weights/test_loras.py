@@ -21,6 +21,7 @@ from lora_files import (
     products,
     save,
 )
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from tiny import inputs, tiny_ultragen, tiny_wan
 from torch import Tensor, nn
@@ -129,6 +130,35 @@ def test_alpha_counts_where_it_stands_beside_the_tensors(beside, rslora, pipe, t
     changes = products(factors, 6 / rank)
     changes |= {name: 2 * value for name, value in changes.items() if ".ffn." in name}
     check_merged(pipe, changes)
+
+
+@pytest.mark.parametrize("writer", ["diffusers", "diffusers, whole pipeline", "peft"])
+def test_what_the_libraries_themselves_write_is_read(writer, pipe, tmp_path):
+    """With α in the settings that they write beside the tensors."""
+    config = LoraConfig(r=RANK, lora_alpha=5, target_modules=["to_q", "net.2"], lora_bias=True)
+    trained = tiny_ultragen()
+    if writer == "peft":
+        adapted = get_peft_model(trained, config)
+    else:
+        trained.add_adapter(config)
+    for number, (key, parameter) in enumerate(trained.named_parameters()):
+        if ".default." in key:
+            parameter.data = draw(*parameter.shape, number=number) / 4
+    expected = output(trained)
+    if writer == "peft":
+        adapted.save_pretrained(tmp_path)
+    elif writer == "diffusers":
+        trained.save_lora_adapter(tmp_path)
+    else:
+        Pipe.save_lora_weights(
+            tmp_path,
+            get_peft_model_state_dict(trained),
+            transformer_lora_adapter_metadata=trained.peft_config["default"].to_dict(),
+        )
+    pipe.load_lora_weights(tmp_path)
+    change = (expected - output(tiny_ultragen())).abs().max()
+    assert change > 1e-2
+    assert (output(pipe.transformer) - expected).abs().max() <= 1e-4 * change
 
 
 def test_a_file_of_half_precision_is_scaled_exactly(pipe, tmp_path):
