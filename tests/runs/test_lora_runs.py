@@ -177,12 +177,25 @@ def test_parts_that_come_in_turn_do_so_again(places, monkeypatch):
     assert turns[0] == (models.native, models.base, models.device)
 
 
-def test_a_lora_that_was_named_and_does_not_fit_is_an_error(places):
+def test_a_lora_that_was_named_and_does_not_fit_is_an_error(places, monkeypatch):
     with pytest.raises(ValueError, match="5120 features"):
         load_models(loras=["14b"])
-    with pytest.raises(OSError, match="There is no LoRA gone"):
-        load_models(loras=["gone.safetensors"])
+    with monkeypatch.context() as patch:  # before the model is loaded
+        patch.setattr(loading, "_load", None)
+        with pytest.raises(OSError, match="There is no LoRA gone"):
+            load_models(loras=["gone.safetensors"])
     assert load_models(loras=["one:0.5"]).preset.loras[0].strength == 0.5
+
+
+def test_what_the_variable_names_and_is_not_there_is_left_out(places, monkeypatch):
+    """A duplicated Space has the variables of the original, and has to come up."""
+    monkeypatch.setenv("ULTRAGEN_LORA", "gone.safetensors one:0.5")
+    models = load_models()
+    assert [(lora.name, lora.strength) for lora in models.preset.loras] == [
+        ("one", 0.5),
+        ("other", 0.0),
+    ]
+    assert "There is no LoRA gone.safetensors" in models.left_out["gone"]
 
 
 def test_a_lora_that_goes_wrong_leaves_the_models_without_any(places):

@@ -15,7 +15,7 @@ from ..presets import EMBEDDED_MODEL, WAN, ModelPreset
 from ..weights.fingerprint import fingerprint
 from ..weights.hub import origin
 from .choice import Choice, choose
-from .loras import locate
+from .loras import find_files, find_fitting
 from .request import Request
 
 
@@ -141,9 +141,10 @@ def load_models(name: str | Path | None = None, loras: Sequence[str] | None = No
 
     for library in (diffusers, transformers):  # a second of loading needs no bars
         library.utils.logging.disable_progress_bar()
+    there, missing = find_files(choice.preset.loras, loras is not None)  # before minutes of loading
     hardware = find_hardware()
     native, sources = _load(choice, hardware)
-    fitting, left_out = locate(choice.preset.loras, native.transformer, loras is not None)
+    fitting, unfit = find_fitting(there, native.transformer, loras is not None)
     if fitting != choice.preset.loras:
         choice = replace(choice, preset=replace(choice.preset, loras=fitting))
     base = native.base_pipeline()
@@ -165,7 +166,7 @@ def load_models(name: str | Path | None = None, loras: Sequence[str] | None = No
         memory=memory,
         placement=placement,
         origins=tuple(origin(path) for path in sources),
-        left_out=left_out,
+        left_out=missing | unfit,
     )
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..presets import LORA_FOLDER, LORA_VARIABLE, LoraChoice, check_lora_strength
 from ..weights.folders import SUFFIXES
+
+Sorted = tuple[tuple[LoraChoice, ...], dict[str, str]]
+"""LoRAs that can be used, and by name why others can't."""
 
 
 def parse(text: str) -> LoraChoice:
@@ -71,31 +74,41 @@ def on_this_machine() -> tuple[LoraChoice, ...]:
     return tuple(found.values())
 
 
-def locate(
-    loras: Sequence[LoraChoice], transformer: Any, strictly: bool
-) -> tuple[tuple[LoraChoice, ...], dict[str, str]]:
-    """The LoRAs that fit a model, with their files on this machine, and why others don't.
-
-    Of the files names and shapes are read.
+def find_files(loras: Sequence[LoraChoice], strictly: bool) -> Sorted:
+    """The LoRAs with their files on this machine, to where those of repositories are downloaded,
+    and why others can't be had.
 
     Args:
-        loras: What is looked for; repositories are downloaded.
-        transformer: The model's.
-        strictly: Whether one that does not fit, or can't be had, is an error.
+        loras: What is looked for.
+        strictly: Whether one that can't be had is an error.
 
     Raises:
         OSError: if one can't be had.
-        ValueError: if one does not fit.
+        ValueError: if a folder or repository holds several, and none was named.
     """
     from ..weights.lora_files import find_lora
+
+    return _sort(loras, lambda lora: replace(lora, place=str(find_lora(lora.place))), strictly)
+
+
+def find_fitting(loras: Sequence[LoraChoice], transformer: Any, strictly: bool) -> Sorted:
+    """The LoRAs that fit a model, by names and width, and why others don't; see `find_files`."""
     from ..weights.lora_loading import check_fits
 
+    def checked(lora: LoraChoice) -> LoraChoice:
+        check_fits(Path(lora.place), transformer)
+        return lora
+
+    return _sort(loras, checked, strictly)
+
+
+def _sort(
+    loras: Sequence[LoraChoice], check: Callable[[LoraChoice], LoraChoice], strictly: bool
+) -> Sorted:
     kept, left_out = [], {}
     for lora in loras:
         try:
-            path = find_lora(lora.place)
-            check_fits(path, transformer)
-            kept.append(replace(lora, place=str(path)))
+            kept.append(check(lora))
         except (OSError, ValueError) as error:
             if strictly:
                 raise
