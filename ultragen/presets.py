@@ -61,6 +61,8 @@ FRAMES_PER_LATENT = 4
 """Frames that Wan's autoencoder, and the embedded one, pack into one latent frame."""
 GUIDANCE_SCALES = (0, 100)
 """Lowest and highest scale of classifier-free guidance; 1 and below switch it off."""
+LORA_STRENGTHS = (-10, 10)
+"""Lowest and highest strength of a LoRA; 0 leaves it out, below that it is taken away."""
 
 
 def check_num_frames(
@@ -100,6 +102,26 @@ def check_guidance_scale(scale: object) -> float:
     raise ValueError(
         f"guidance_scale must be a number from {lowest} to {highest}, not {scale!r:.60}: "
         "1 switches it off."
+    )
+
+
+def check_lora_strength(name: str, strength: object) -> float:
+    """A LoRA's strength as a float.
+
+    Args:
+        name: What the error calls it.
+        strength: The strength.
+
+    Raises:
+        ValueError: It is no number, or outside `LORA_STRENGTHS`.
+    """
+    lowest, highest = LORA_STRENGTHS
+    number = isinstance(strength, Real) and not isinstance(strength, bool)
+    if number and lowest <= strength <= highest:  # type: ignore[operator]
+        return float(strength)  # type: ignore[arg-type]
+    raise ValueError(
+        f"{name} must be a number from {lowest} to {highest}, not {strength!r:.60}: 1 is what the "
+        "LoRA was trained for, 0 leaves it out."
     )
 
 
@@ -162,6 +184,27 @@ LAYOUT_VARIABLE = "ULTRAGEN_LAYOUT"
 """Says of weights in `ULTRAGEN_WEIGHTS`, whose names don't tell it, how their layers attend."""
 
 
+LORA_VARIABLE = "ULTRAGEN_LORA"
+"""Environment variable that names LoRAs: files, folders or repositories, each with `:STRENGTH`."""
+LORA_FOLDER = Path("loras")
+"""Where the commands and the page look for LoRAs beside those that are named."""
+
+
+@dataclass(frozen=True)
+class LoraChoice:
+    """A LoRA that runs may ask for.
+
+    Attributes:
+        name: What they ask for it by.
+        place: A file, or a repository on the Hub, see `weights.hub_lora`.
+        strength: What runs have of it unless they ask for another.
+    """
+
+    name: str
+    place: str
+    strength: float
+
+
 @dataclass(frozen=True)
 class ModelPreset:
     """Settings that suit one model.
@@ -185,6 +228,7 @@ class ModelPreset:
         windows: Choices for K; `auto` alone where the layers have windows of their own.
         method: What the native clip is made with, as labels call it.
         credit: Whose weights they are, for people, if not the authors' of the paper.
+        loras: LoRAs that this machine has for it.
     """
 
     name: str
@@ -204,6 +248,7 @@ class ModelPreset:
     windows: tuple[str, ...] = WINDOWS
     method: str = "UltraGen"
     credit: str = ""
+    loras: tuple[LoraChoice, ...] = ()
 
 
 EMBEDDED = ModelPreset(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
 import torch
@@ -20,6 +21,7 @@ from ..ops.dispatch import prepare
 from ..ops.gradients import call_layer
 from ..ops.modulation import modulated_norm
 from ..ops.strided_windows import Counts
+from .adapters import check_unadapted, only_tensors_of
 from .attention import UltraGenAttention
 from .block import PatchEmbedding, UltraGenBlock, cache_config
 from .strict_loading import StrictLoading
@@ -219,6 +221,54 @@ class UltraGenTransformer3DModel(StrictLoading, WanTransformer3DModel):
         if wrong:
             raise ValueError(f"The dense model's weights don't fit: {wrong}.")
         return model
+
+    @classmethod
+    def from_single_file(cls, *arguments: Any, **options: Any) -> Any:
+        """Refused: diffusers' loader of single files knows Wan's parts alone, and would leave
+        UltraGen's as they are made.
+
+        Raises:
+            ValueError: always, with what loads such a file.
+        """
+        raise ValueError(
+            "from_single_file would leave UltraGen's branches untrained: load the authors' file "
+            "with UltraGenPipeline.from_wan(ultragen=FILE) or ultragen.weights.released."
+            "load_released(FILE), or turn it into a folder with `python -m ultragen convert`."
+        )
+
+    def load_lora_adapter(
+        self,
+        pretrained_model_name_or_path_or_dict: Any,
+        prefix: str | None = "transformer",
+        hotswap: bool = False,
+        **options: Any,
+    ) -> None:
+        """Loads an adapter in diffusers' naming, see `PeftAdapterMixin`; the pipeline's
+        `load_lora_weights` reads others too."""
+        source, name = pretrained_model_name_or_path_or_dict, options.get("adapter_name")
+        with only_tensors_of(self, name) if hotswap and name else nullcontext():
+            super().load_lora_adapter(source, prefix, hotswap, **options)
+
+    def save_pretrained(self, save_directory: Any, *arguments: Any, **options: Any) -> None:
+        """Saves as diffusers does.
+
+        Raises:
+            ValueError: if LoRA adapters are loaded, or merged and not taken off.
+        """
+        check_unadapted(self, "The transformer")
+        super().save_pretrained(save_directory, *arguments, **options)
+
+    def enable_parallelism(self, *arguments: Any, **options: Any) -> None:
+        """Refused: diffusers' plan for Wan cuts the tokens between GPUs, and windows need theirs
+        together.
+
+        Raises:
+            ValueError: always, with what a second GPU can do.
+        """
+        raise ValueError(
+            "enable_parallelism does not know UltraGen's windows: a second GPU can run guidance's "
+            "second pass, pipe.enable_parallel_guidance('cuda:1'), or other prompts."
+        )
 
     def enable_cache(self, config: Any) -> None:
         """Reuses what changes little from step to step, see diffusers' `CacheMixin`."""

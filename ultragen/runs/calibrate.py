@@ -82,7 +82,8 @@ def measure(
     runs = []
     with TemporaryDirectory() as folder:
         for run, short in enumerate(settings):
-            request = Request(PROMPTS[0], guidance_scale=1.0, **short).validate(models.preset)
+            own = {"guidance_scale": 1.0, "loras": {}, **short}
+            request = Request(PROMPTS[0], **own).validate(models.preset)
             report(
                 f"run {run + 1} of {len(settings)}: {request.resolution}, {request.frames} frames"
             )

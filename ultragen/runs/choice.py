@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import shorten
@@ -27,6 +28,7 @@ from ..presets import (
 from ..weights.folders import first_weights, read_index, weight_bytes
 from ..weights.hub import base_source, find_local, named, text_encoder_file
 from ..weights.layouts import asked_layout, layout_of, weights_source
+from .loras import asked_for, on_this_machine
 
 SMALL_WEIGHTS = 2 * 10**9  # bytes of what a CPU can run in bearable time
 FP8_SHARE = 60  # percent of the text encoder's bytes that ComfyUI's file in FP8 has
@@ -60,19 +62,24 @@ class Choice:
         return EMBEDDED_MODEL if self.name == "embedded" else Path(self.name)
 
 
-def choose(name: str | Path | None = None) -> Choice:
-    """Settles which model runs; downloads nothing.
+def choose(name: str | Path | None = None, loras: Sequence[str] | None = None) -> Choice:
+    """Settles which model runs, and which LoRAs may be asked for; downloads nothing.
 
     Args:
         name: `auto`, `embedded`, `wan` or a folder; None reads the environment variable
             ULTRAGEN_MODEL, and without it is `auto`. `auto` takes the 1.3B model where its weights
             and a GPU that can hold it are here, and never starts a download.
+        loras: `FILE_OR_REPOSITORY[:STRENGTH]` each; None takes those of this machine.
 
     Raises:
-        ValueError: if the name is unknown, or if this machine can't run the model.
+        ValueError: if the name is unknown, or if this machine can't run the model; or if a LoRA's
+            strength can't be used.
         OSError: if a folder is no model.
     """
     choice = _choose(str(os.environ.get("ULTRAGEN_MODEL") or "auto" if name is None else name))
+    there = on_this_machine() if loras is None else asked_for(loras)
+    if there:
+        choice = replace(choice, preset=replace(choice.preset, loras=there))
     return choice if choice.name == "wan" else _with_own_settings(choice)
 
 

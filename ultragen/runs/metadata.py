@@ -11,6 +11,7 @@ from .. import __version__
 from .loading import Models
 from .progress import RunState
 from .request import Request
+from .used_loras import describe_loras
 
 LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "moviepy")
 
@@ -32,6 +33,7 @@ def describe(
             "method": preset.method,
             "fingerprint": models.fingerprint,
             "weights": list(models.origins),
+            "loras": describe_loras(models, request),
             "transformer": dict_of_numbers(models.native.transformer),
             "base_transformer": dict_of_numbers(models.base.transformer),
         },

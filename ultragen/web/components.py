@@ -57,6 +57,7 @@ class Layout:
             self.negative,
             self.upscaler,
             self.base_native,
+            self.loras,
         ]
 
     @property
@@ -128,8 +129,27 @@ class Layout:
                 elem_id="windows",
             )
             self.drawing = gr.HTML(apply_default_css=False, elem_id="drawing")
+        self.loras = self.lora_table(preset)
         with gr.Accordion("Advanced settings", open=False, elem_id="advanced"):
             self.advanced_settings(preset)
+
+    def lora_table(self, preset: ModelPreset) -> gr.Dataframe:
+        """The machine's LoRAs, each with a strength; not shown where there is none."""
+        rows = [[lora.name, lora.strength] for lora in preset.loras]
+        return gr.Dataframe(
+            rows,
+            headers=["LoRA", "Strength"],
+            datatype=["str", "number"],
+            type="array",
+            label="LoRAs: 0 leaves one out, 1 is what it was trained for",
+            interactive=True,
+            static_columns=[0],
+            column_widths=["70%", "30%"],
+            max_height=260,
+            buttons=[],
+            visible=bool(rows),
+            elem_id="loras",
+        )
 
     def advanced_settings(self, preset: ModelPreset) -> None:
         """Settings that few people change."""

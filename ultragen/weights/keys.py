@@ -168,7 +168,12 @@ _OF_WAN = (
         r"^condition_embedder\.(\w+\.linear_\d|time_proj)\.(weight|bias)$",
         "diffusers' Wan: take its folder, with config.json",
     ),
-    (r"(?<!_lora_[12])\.lora_[AB]\.|lora_(up|down)\.|^lora_", "a LoRA: `pipe.load_lora_weights`"),
+    (
+        # Or a LyCORIS, or a difference of two models.
+        r"(?<!_lora_[12])\.lora_[AB]\.|lora_(up|down)\.|^lora_|\.(hada|lokr)_|\.diff(_[bm])?$"
+        r"|\.dora_scale$|^lycoris_|\.oft_|\.[ab][12]\.weight$",
+        "a LoRA: `pipe.load_lora_weights`",
+    ),
     (r"^vace_|\.k_img\.|^img_emb\.", CONDITIONED),
 )
 _OTHERS = (

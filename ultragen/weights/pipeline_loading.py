@@ -1,4 +1,4 @@
-"""How a pipeline is loaded: a saved one, the published 1.3B files, and LoRA adapters."""
+"""How a pipeline is loaded: a saved one, and the published 1.3B files."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers import DiffusionPipeline
-from diffusers.loaders import WanLoraLoaderMixin
 
+from ..model.adapters import check_unadapted
 from .folders import read_index
 from .headers import check_pipeline
+from .lora_loading import LoraLoading
+from .model_card import write_model_card
 from .wan import load_wan
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 
-class PipelineLoading(DiffusionPipeline, WanLoraLoaderMixin):
+class PipelineLoading(LoraLoading):
     """Loading as in diffusers, but nothing that is incomplete."""
 
     @classmethod
@@ -81,8 +82,15 @@ class PipelineLoading(DiffusionPipeline, WanLoraLoaderMixin):
         """
         return cls(**load_wan(base, ultragen, dtype, local_files_only, text_encoder, layout))
 
-    @classmethod
-    def _maybe_expand_t2v_lora_for_i2v(cls, transformer: Any, state_dict: dict) -> dict:
-        # diffusers asks the transformer's configuration whether it is conditioned on images before
-        # it loads a LoRA; UltraGen's has no such entry, and no such inputs.
-        return state_dict
+    def save_pretrained(self, save_directory: str | Path, *arguments: Any, **options: Any) -> None:
+        """Saves the pipeline as diffusers does, with a page that says how it is loaded.
+
+        Raises:
+            ValueError: if LoRA adapters are loaded, or merged and not taken off; nothing is
+                written then.
+        """
+        for name in ("transformer", "base_transformer"):
+            if (part := getattr(self, name, None)) is not None:
+                check_unadapted(part, f"The pipeline's {name}")
+        super().save_pretrained(save_directory, *arguments, **options)
+        write_model_card(Path(save_directory))

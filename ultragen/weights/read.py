@@ -274,7 +274,9 @@ def check_tensors(content: object, where: str) -> StateDict:
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     weights = join_scales(tensors, where) | blocks
     known = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    kinds = {value.dtype for value in weights.values() if isinstance(value, Tensor)}
+    # A single number, such as a LoRA's α, may be a whole one.
+    tensors = {k: v for k, v in weights.items() if isinstance(v, Tensor) and v.numel() > 1}
+    kinds = {value.dtype for value in tensors.values()}
     if quantised := kinds - set(known):
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in quantised))
         raise ValueError(f"{where} holds quantised weights ({names}): take the bfloat16 file.")
