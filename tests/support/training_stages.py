@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from math import nan
 from pathlib import Path
@@ -74,6 +75,7 @@ class Numbered(Stage):
         batch_size: Samples of a batch of one process.
         width: Numbers of a sample.
         poison: A sample that is no number.
+        stuck: A sample at which its process waits for ever.
         whole: Leaves all weights on each process.
         data: What tells the data from others.
         layout: A setting that can't change while the training goes on.
@@ -84,6 +86,7 @@ class Numbered(Stage):
         batch_size: int,
         width: int = 5,
         poison: int | None = None,
+        stuck: int | None = None,
         whole: bool = False,
         data: str = "clips",
         layout: str = "paper",
@@ -94,11 +97,13 @@ class Numbered(Stage):
         self.blocks = () if whole else tuple(blocks)
         self.samples_per_batch, self.width, self.poison = batch_size, width, poison
         self.tokens, self.fingerprint, self.settings = 7 * batch_size, data, {"layout": layout}
+        self.stuck = stuck
         self.asked: list[int] = []
-        self.torn = False
 
     def samples(self, numbers: range) -> tuple[Tensor, Tensor]:
         self.asked += numbers
+        if self.stuck in numbers:
+            time.sleep(1000)
         drawn = [
             torch.randn(self.width, generator=torch.Generator().manual_seed(n)) for n in numbers
         ]
@@ -123,9 +128,6 @@ class Numbered(Stage):
         if weights:
             folder.mkdir(parents=True, exist_ok=True)
             save_file(weights, folder / "weights.safetensors")
-
-    def teardown(self) -> None:
-        self.torn = True
 
 
 def numbered_settings(out: Path, steps: int, **changes) -> TrainingConfig:

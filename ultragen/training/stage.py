@@ -84,12 +84,16 @@ class TrainingConfig:
             raise ValueError(f"minutes must be positive, not {self.minutes}.")
         if self.accumulation < 1:
             raise ValueError(f"accumulation must be at least 1, not {self.accumulation}.")
-        for name, known in (("optimizer", OptimizerName), ("precision", Precision)):
-            value = getattr(self, name)
-            if value is not None and value not in get_args(known):
-                raise ValueError(
-                    f"Unknown {name} {value!r}: choose from {', '.join(get_args(known))}."
-                )
+        _check_known("optimizer", self.optimizer, OptimizerName)
+        if self.precision is not None:
+            _check_known("precision", self.precision, Precision)
+        for tracker in self.trackers:
+            _check_known("tracker", tracker, Tracker)
+
+
+def _check_known(what: str, name: str, known: Any) -> None:
+    if name not in get_args(known):
+        raise ValueError(f"Unknown {what} {name!r}: choose from {', '.join(get_args(known))}.")
 
 
 class Stage(ABC):
