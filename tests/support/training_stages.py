@@ -100,15 +100,19 @@ class Numbered(Stage):
         self.stuck = stuck
         self.asked: list[int] = []
 
+    def setup(self, device: torch.device, rank: int, world: int) -> None:
+        self.device = device
+
     def samples(self, numbers: range) -> tuple[Tensor, Tensor]:
         self.asked += numbers
         if self.stuck in numbers:
+            print("waits for ever", flush=True)
             time.sleep(1000)
         drawn = [
             torch.randn(self.width, generator=torch.Generator().manual_seed(n)) for n in numbers
         ]
-        x = torch.stack(drawn)
-        return (x * nan if self.poison in numbers else x), torch.tensor(numbers)
+        x = torch.stack(drawn).to(self.device)
+        return (x * nan if self.poison in numbers else x), torch.tensor(numbers).to(self.device)
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         x, numbers = batch
@@ -120,7 +124,7 @@ class Numbered(Stage):
         return losses
 
     def sample_sheet(self) -> Image.Image:
-        self.model(torch.zeros(1, self.width, dtype=self.compute_dtype))
+        self.model(torch.zeros(1, self.width, dtype=self.compute_dtype, device=self.device))
         return Image.new("RGB", (8, 8))
 
     def export(self, folder: Path) -> None:

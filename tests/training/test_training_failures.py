@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch.distributed as dist
@@ -55,7 +54,7 @@ def small_disk(size: int) -> Iterator[None]:
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "in parts"])
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, whole):
     run(Numbered(2, width=128, whole=whole), numbered_settings(tmp_path, 2))
-    with small_disk(2**16), pytest.raises(OSError, match=r"^Step 3 could not be saved.*once there"):
+    with small_disk(2**16), pytest.raises(OSError, match=r"^Step 3 could not be saved.*once that"):
         run(Numbered(2, width=128, whole=whole), numbered_settings(tmp_path, 3))
     assert not [path.name for path in tmp_path.iterdir() if path.suffix in (".new", ".old")]
     stage = run(Numbered(2, width=128, whole=whole), numbered_settings(tmp_path, 3))
@@ -173,7 +172,7 @@ def test_a_host_that_is_killed_ends_the_other_one(tmp_path):
     port = free_port()
     hosts = [start_host(rank, port, training) for rank in range(2)]
     try:
-        wait_for(out / "checkpoint", hosts)
+        assert any("waits for ever" in line for line in hosts[0].stdout)
         hosts[1].kill()
         started = time.monotonic()
         _, errors = hosts[0].communicate(timeout=60)
@@ -184,11 +183,4 @@ def test_a_host_that_is_killed_ends_the_other_one(tmp_path):
     assert time.monotonic() - started < 60
     assert "another process of this training is gone" in errors
     stage = run(Numbered(4), numbered_settings(out, 12))
-    assert stage.asked in (list(range(20, 48)), list(range(40, 48)))
-
-
-def wait_for(path: Path, running: list[subprocess.Popen]) -> None:
-    end = time.monotonic() + 120
-    while not path.is_dir():
-        assert time.monotonic() < end and all(process.poll() is None for process in running)
-        time.sleep(0.1)
+    assert stage.asked == list(range(40, 48))

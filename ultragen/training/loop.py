@@ -372,7 +372,7 @@ class Trainer:
             raise OSError(
                 f"Step {self.progress.step} could not be saved: {first_line(error)}. What was "
                 f"saved in {self.config.out} before stays, and the same command goes on from it "
-                "once there is room."
+                "once that is mended."
             ) from error
 
     def write_checkpoint(self, folder: Path) -> None:
