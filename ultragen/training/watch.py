@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 from datetime import timedelta
 
 import torch
@@ -55,9 +54,8 @@ class Watch:
             except RuntimeError:
                 break
             self.leaving.wait(BEAT)
-        if self.vote and votes >= dist.get_world_size():
+        if self.leaving.wait(GRACE):
             return
-        time.sleep(GRACE)
         print(
             f"ultragen: another process of this training is gone, or silent for {LATEST.seconds} "
             f"s: process {dist.get_rank()} ends. The same command goes on from the last "
