@@ -12,7 +12,7 @@ from warnings import catch_warnings, simplefilter
 from zipfile import ZipFile
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -53,6 +53,22 @@ def read_weights(path: str | Path, device: str = "cpu") -> dict[str, Tensor]:
         )
     read = _read_shards if path.name.endswith(_INDEX) else _read_file
     return read(path, device)
+
+
+def read_header(path: str | Path) -> dict[str, str]:
+    """What the header of a safetensors file says beside its tensors; nothing for other files.
+
+    Args:
+        path: As in `read_weights`, which has read it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = find_weights(path)
+    with path.open("rb") as file:
+        if not _is_safetensors(file.read(16)):
+            return {}
+    with safe_open(path, framework="pt") as opened:
+        return opened.metadata() or {}
 
 
 def find_weights(folder: Path) -> Path:
@@ -112,13 +128,18 @@ def _read_file(path: Path, device: str) -> dict[str, Tensor]:
     content: object
     if not start:
         raise OSError(f"{path} is empty: {_AGAIN}.")
-    if start[5:9] == b"\0\0\0{":  # the header's length in 8 bytes, the upper ones zero
+    if _is_safetensors(start):
         content = _read_safetensors(path, device)
     elif start.startswith((b"PK", b"\x80")):
         content = _read_torch(path, device, zipped=start.startswith(b"PK"))
     else:
         raise _not_weights(path, start)
     return check_tensors(content, str(path))
+
+
+def _is_safetensors(start: bytes) -> bool:
+    """By the header's length in 8 bytes, the upper ones zero, and its first brace."""
+    return start[5:9] == b"\0\0\0{"
 
 
 def _not_weights(path: Path, start: bytes) -> Exception:

@@ -20,9 +20,22 @@ from ..model.strict_loading import wrong_keys
 from ..model.transformer import UltraGenTransformer3DModel
 from ..model.wan_1_3b import RELEASED
 from .headers import empty_model, without_ignored
-from .json_files import check_fields, read_object
+from .json_files import check_fields, corrupt, read_object
 from .keys import CONDITIONED, TOLD, branched_layers, depth, model_keys, plain_keys, read_config
-from .read import check_tensors, fill, read_weights
+from .read import check_tensors, fill, read_header, read_weights
+
+SETTINGS = "ultragen"
+"""The entry of a safetensors header that holds settings as JSON."""
+HEADER_SETTINGS = {
+    "crossing",
+    "uneven",
+    "global_keys_from",
+    "timestep_dtype",
+    "window_size",
+    "eps",
+    "rope_max_seq_len",
+}
+"""What that entry may tell: no name or shape depends on it."""
 
 Source = str | Path | Mapping[str, Tensor]
 Model = TypeVar("Model", UltraGenTransformer3DModel, WanTransformer3DModel)
@@ -49,7 +62,7 @@ def load_released(source: Source) -> UltraGenTransformer3DModel:
     weights, where = _open(source)
     if not branched_layers(weights):
         raise ValueError(f"{where} is {_DENSE}.")
-    return _build(UltraGenTransformer3DModel, weights, where)
+    return _build(UltraGenTransformer3DModel, weights, where, _settings(source))
 
 
 def save_released(
@@ -58,11 +71,12 @@ def save_released(
     """The inverse of `load_released`: the model's tensors under the authors' names.
 
     Args:
-        model: With the settings of the released weights.
+        model: With the parts of the released weights. Settings that differ from theirs and change
+            no shape, as those of the paper's layout do, go into the header of a safetensors file.
         path: Where to write them too: safetensors, or by PyTorch for other suffixes.
 
     Raises:
-        ValueError: if the model has a part or a setting that the authors' names can't tell.
+        ValueError: if the model has a part or a setting that what is written can't tell.
     """
     branched = [i for i, kind in enumerate(model.layer_kinds) if kind != "full"]
     names = model_keys(len(model.layer_kinds), branched)
@@ -70,16 +84,21 @@ def save_released(
     if wrong := wrong_keys(names.values(), ours):
         raise ValueError(f"The model has other parts than the released one; {wrong}.")
     other = _untold(model) if branched else "full attention in all layers from dense Wan"
-    if other:
+    has_header = path is not None and Path(path).suffix == ".safetensors"
+    told = has_header and not isinstance(other, str) and other.keys() <= HEADER_SETTINGS
+    if other and not told:
         raise ValueError(
             f"The released layout can't tell {other}: save the model with `save_pretrained`."
         )
     weights = {key: ours[name] for key, name in names.items()}
     if path is not None:
-        save = save_file if Path(path).suffix == ".safetensors" else torch.save
         # The tensors may still lie in the very file that is replaced.
         with whole_file(path) as unfinished:
-            save(weights, unfinished)
+            if has_header:
+                header = {SETTINGS: json.dumps(other)} if other else None
+                save_file(weights, unfinished, header)
+            else:
+                torch.save(weights, unfinished)
     return weights
 
 
@@ -120,8 +139,8 @@ def load_transformer(source: Source, device: str = "cpu") -> WanTransformer3DMod
                 return _load_folder(source, config, device)
     weights, where = _open(source, device)
     if branched_layers(weights):
-        return _build(UltraGenTransformer3DModel, weights, where)
-    return _build(WanTransformer3DModel, weights, where)
+        return _build(UltraGenTransformer3DModel, weights, where, _settings(source))
+    return _build(WanTransformer3DModel, weights, where, {})
 
 
 def load_ultragen(source: Source, device: str = "cpu") -> UltraGenTransformer3DModel:
@@ -174,12 +193,31 @@ def _open(source: Source, device: str = "cpu") -> tuple[dict[str, Tensor], str]:
     return {plain: weights[key] for key, plain in plain_keys(weights, where).items()}, where
 
 
+def _settings(source: Source) -> dict[str, Any]:
+    """Settings that `save_released` wrote beside the weights; none in the authors' own files."""
+    text = None if isinstance(source, Mapping) else read_header(source).get(SETTINGS)
+    if text is None:
+        return {}
+    where = Path(source)  # type: ignore[arg-type]
+    try:
+        settings = json.loads(text)
+        unknown = settings.keys() - HEADER_SETTINGS
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise corrupt(where, error) from error
+    if unknown:
+        raise corrupt(where, f"its header has settings of another kind, {sorted(unknown)}")
+    check_fields(settings, get_type_hints(UltraGenTransformer3DModel.__init__), where)
+    return {key: tuple(x) if isinstance(x, list) else x for key, x in settings.items()}
+
+
 def _name(source: Source) -> str:
     return "The state dictionary" if isinstance(source, Mapping) else str(source)
 
 
-def _build(kind: type[Model], weights: dict[str, Tensor], where: str) -> Model:
-    """The model that original names and shapes tell."""
+def _build(
+    kind: type[Model], weights: dict[str, Tensor], where: str, settings: dict[str, Any]
+) -> Model:
+    """The model that original names and shapes tell, with the settings that a header adds."""
     try:
         layers = depth(weights)
     except ValueError as error:
@@ -187,7 +225,8 @@ def _build(kind: type[Model], weights: dict[str, Tensor], where: str) -> Model:
     names = model_keys(layers, branched_layers(weights))
     try:
         with init_empty_weights():
-            model = kind(**read_config({key: tuple(x.shape) for key, x in weights.items()}))
+            config = read_config({key: tuple(x.shape) for key, x in weights.items()})
+            model = kind(**config | settings)
     except ValueError as error:
         wrong = filter(None, (wrong_keys(names, weights), str(error)))
         raise ValueError(f"{where} does not fit the model: {'; '.join(wrong)}") from error
