@@ -22,7 +22,7 @@ FLOORS = (
     {"ops"},
     {"model", "world"},
     {"sampling", "weights"},
-    {"pipeline", "estimates"},
+    {"pipeline", "estimates", "dataset"},
     {"runs", "training", "benchmark"},
     {"evaluation", "web"},
     {"cli", "app"},

@@ -1,0 +1,1 @@
+"""People's clips as latents that transformers are trained on."""
