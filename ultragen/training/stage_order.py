@@ -245,10 +245,7 @@ def train(
     if start is not None and not start.is_dir():
         raise ValueError(f"There is no folder {start} to start from.")
     options = options or StageOptions()
-    if torch.cuda.is_available():
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
+    allow_fast_products()
     config = replace(
         config,
         out=config.out / name,
@@ -265,6 +262,14 @@ def train(
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()  # the processes part: none can wait for another after it
     return sources.model
+
+
+def allow_fast_products() -> None:
+    """Lets a GPU compute what is still in float32 in its faster, coarser way."""
+    if torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
 
 
 def _count_run(folder: Path) -> int:

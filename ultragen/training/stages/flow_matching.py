@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...model.autoencoder import CompactAutoencoder
 from ...pipeline import UltraGenPipeline
-from ...sampling.flow import falling_shift
+from ...sampling.flow import falling_shift, noised
 from ..clip_sizes import ClipSize
 from ..data import ClipMaker, Pool, SceneStream
 from ..render_processes import Renderers
@@ -138,10 +138,8 @@ class FlowMatchingStage(TransformerStage):
     ) -> dict[str, Tensor]:
         size, windows, clean, ids = batch
         sigma = self.draw_sigmas(len(clean), size, clean.device)
-        weight = sigma.view(-1, 1, 1, 1, 1)
         noise = torch.randn_like(clean)
-        noisy = (1 - weight) * clean + weight * noise
-        velocity = self.velocity(model, noisy, sigma, ids, windows)
+        velocity = self.velocity(model, noised(clean, noise, sigma), sigma, ids, windows)
         loss = F.mse_loss(velocity, noise - clean)
         return {"loss": loss, f"loss_{size.height}x{size.num_frames}": loss}
 
