@@ -69,9 +69,13 @@ def quiet_libraries() -> None:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[float, str], None]]:
+def progress_bar(shown: bool = True) -> Iterator[Callable[[float, str], None]]:
     """Shows a bar on stderr, where that is a terminal; yields a function of the fraction that is
-    done and a text."""
+    done and a text.
+
+    Args:
+        shown: Whether there is a bar at all: one of several processes has it.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
@@ -82,7 +86,7 @@ def progress_bar() -> Iterator[Callable[[float, str], None]]:
         TimeElapsedColumn(),
     )
     console = Console(stderr=True)
-    hidden = not console.is_terminal
+    hidden = not (shown and console.is_terminal)
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task("Starting", total=1.0)
 

@@ -8,6 +8,7 @@ from . import (  # noqa: F401  (they add their commands)
     clips,
     console,
     convert,
+    dataset,
     doctor,
     measure,
     scenes,

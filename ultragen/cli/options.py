@@ -15,7 +15,7 @@ from . import console
 HEADINGS = {
     "Clips": ("generate", "compare", "sheets"),
     "Measurements and reports": ("measure", "evaluate", "benchmark", "doctor"),
-    "Training and weights": ("scenes", "train", "assemble", "convert"),
+    "Training and weights": ("scenes", "dataset", "train", "assemble", "convert"),
 }
 """How `--help` lists the commands."""
 

@@ -12,6 +12,7 @@ A shard whose `.json` is missing does not count: a run was killed before it was 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import time
@@ -357,15 +358,17 @@ def read_sources(folder: Path) -> Iterator[tuple[str, EncodedSource]]:
     Raises:
         OSError: A shard is missing or damaged.
     """
-    seen = set()
+    found: dict[str, tuple[str, EncodedSource]] = {}
     for shard, entry in _entries(folder, LATENTS):
         try:
             source = EncodedSource.from_json(entry)
         except (TypeError, KeyError) as error:
             raise _damaged((folder / shard).with_suffix(".json")) from error
-        if source.name not in seen:  # two runs at once may both have encoded it
-            seen.add(source.name)
-            yield shard, source
+        # What was left out may have been tried again; two runs at once may encode the same.
+        best = found.get(source.name)
+        if best is None or (source.clips and not best[1].clips):
+            found[source.name] = shard, source
+    yield from found.values()
 
 
 def read_text_index(folder: Path) -> dict[str, str]:
@@ -463,10 +466,18 @@ class ShardWriter:
         # By its content: what is encoded again after a kill takes the place of what was left.
         name = hashlib.sha256(content + json.dumps(self._entries).encode()).hexdigest()[:16]
         path = self.folder / self.kind / f"{name}.safetensors"
-        # `save_file` of safetensors does not raise OSError where the disk is full.
-        with whole_file(path) as partial:
-            partial.write_bytes(content)
-        write_json(path.with_suffix(".json"), {"bytes": len(content), "entries": self._entries})
+        try:
+            # `save_file` of safetensors does not raise OSError where the disk is full.
+            with whole_file(path) as partial:
+                partial.write_bytes(content)
+            write_json(path.with_suffix(".json"), {"bytes": len(content), "entries": self._entries})
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise OSError(
+                f"The disk of {self.folder} is full. What was written before stays: free space, "
+                "and the same command goes on."
+            ) from error
         self.written += len(content)
         self._tensors, self._entries = {}, []
 

@@ -104,3 +104,9 @@ def embed_prompts(
     ids, mask = tokens.input_ids.to(device), tokens.attention_mask.to(device)
     embeddings = text_encoder(ids, mask).last_hidden_state
     return embeddings * mask[..., None]
+
+
+def count_tokens(tokenizer: PreTrainedTokenizerBase, prompts: list[str], length: int) -> list[int]:
+    """Tokens of each prompt that are no padding, as `embed_prompts` cuts them to `length`."""
+    cleaned = [prompt_clean(p) for p in prompts]
+    return [len(ids) for ids in tokenizer(cleaned, max_length=length, truncation=True).input_ids]

@@ -51,17 +51,22 @@ def check_model_files(folder: Path, without: Collection[str] = ()) -> None:
         _check_safetensors(path)
 
 
-def check_base(folder: Path) -> None:
+def check_base(folder: Path, without: Collection[str] = ()) -> None:
     """Checks that a folder is text-to-video Wan in diffusers' layout, with all of its files.
+
+    Args:
+        folder: A pipeline's.
+        without: Parts that need not be there.
 
     Raises:
         ValueError: as in `check_kind`.
         OSError: if a file is missing, truncated or corrupt.
     """
     check_kind(folder)
-    check_model_files(folder)
+    check_model_files(folder, without)
     for part in ("text_encoder", "transformer", "vae"):
-        check_weights(folder / part)
+        if part not in without:
+            check_weights(folder / part)
     # Without either, transformers would make up a vocabulary.
     tokenizer = [folder / "tokenizer" / name for name in ("tokenizer.json", "spiece.model")]
     if not any(path.is_file() for path in tokenizer):

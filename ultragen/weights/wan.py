@@ -3,6 +3,7 @@ folder in diffusers' layout, the authors' UltraGen transformer from their releas
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,9 @@ def load_wan(
     transformer = load_ultragen(released)
     dense = load_dense(folder / "transformer")
     parts = {
-        "tokenizer": _load_tokenizer(folder / "tokenizer"),
+        "tokenizer": load_tokenizer(folder / "tokenizer"),
         "text_encoder": load_text_encoder(folder / "text_encoder", dtype),
-        "vae": load_strictly(
-            AutoencoderKLWan, folder / "vae", use_safetensors=True, torch_dtype=dtype
-        ),
+        "vae": load_vae(folder / "vae", dtype),
         # Wan's own scheduler is another one, with other steps.
         "scheduler": FlowMatchEulerDiscreteScheduler(shift=SHIFT),
         "transformer": cast_weights(transformer, dtype),
@@ -71,6 +70,27 @@ def locate_wan(
         check_space(wan.missing + released_ones.missing)
     folder, released = (locate(*each, local_files_only) for each in wanted)
     return folder, released
+
+
+def locate_encoders(base: str | Path | None = None, local_files_only: bool = False) -> Path:
+    """The base model's folder, of which autoencoder, tokenizer and text encoder are needed alone:
+    only these are downloaded where they are not there yet.
+
+    Raises:
+        OSError: as in `locate`, or if a file is missing, truncated or corrupt.
+        ValueError: if it is another model.
+    """
+    unneeded = ("transformer", "scheduler")
+    patterns = [name for name in WAN_SOURCE.files if not name.startswith(unneeded)]
+    source = replace(WAN_SOURCE, files=tuple(patterns))
+    if not local_files_only and not find_local(base, source):
+        found = preview(base, source)
+        if found.path is not None:
+            check_kind(found.path)
+        check_space(found.missing)
+    folder = locate(base, source, local_files_only)
+    check_base(folder, unneeded)
+    return folder
 
 
 def check_wan(base: Path | None, ultragen: Path | None) -> None:
@@ -117,7 +137,12 @@ def check_fit(parts: dict[str, Any]) -> None:
             )
 
 
-def _load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Any:
+    """The text encoder's tokenizer.
+
+    Raises:
+        OSError: if it is damaged.
+    """
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the readers of a damaged file raise whatever they like
@@ -133,3 +158,8 @@ def load_text_encoder(folder: Path, dtype: torch.dtype) -> UMT5EncoderModel:
     )
     model.set_input_embeddings(model.shared)
     return model
+
+
+def load_vae(folder: Path, dtype: torch.dtype) -> AutoencoderKLWan:
+    """Wan's autoencoder from a folder in diffusers' layout; errors as in `load_strictly`."""
+    return load_strictly(AutoencoderKLWan, folder, use_safetensors=True, torch_dtype=dtype)
