@@ -160,14 +160,25 @@ def on_clips(
         ),
     ] = None,
     batch_scale: BatchScale = 1.0,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of clips that `dataset --model embedded` encoded with this training's "
+            "autoencoder, instead of rendered ones."
+        ),
+    ] = None,
 ) -> Any:
-    """A transformer that learns from clips that are rendered while it does."""
+    """A transformer that learns from clips, which are rendered while it does unless they are
+    given."""
     if render_share and render_on:
         raise ValueError(
             "--render-share is for a device that also trains: leave it out with --render-on."
         )
+    if data is not None and (render_share or render_on):
+        raise ValueError("Clips that are given are not rendered: leave out --render-on or --data.")
     return replace(
         options.with_batches(batch_scale),
+        data=data,
         render_on=tuple(render_on or ()),
         render_share=render_share or options.render_share,
     )

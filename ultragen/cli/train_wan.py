@@ -135,6 +135,9 @@ def train_wan(
         list[str] | None,
         typer.Option(help="What samples show; may be repeated. Without it landscapes."),
     ] = None,
+    sample_steps: Annotated[
+        int, typer.Option(min=1, help="Denoising steps of the samples' clips.")
+    ] = 20,
     log_steps: Annotated[int, typer.Option(min=1, help="Steps between log lines.")] = 10,
     tracker: Annotated[
         list[str] | None,
@@ -177,6 +180,7 @@ def train_wan(
         batch_size=batch,
         recomputed=recompute,
         on_host=keep_on_host,
+        sample_steps=sample_steps,
         **({"sample_prompts": tuple(sample_prompt)} if sample_prompt else {}),
     )
     config = TrainingConfig(

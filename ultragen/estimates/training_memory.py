@@ -15,7 +15,9 @@ layout on one NVIDIA H200 (docs/training-wan.md): 3.0 at 1088 × 1920 × 81, 3.2
 STATE_BYTES = {"muon": 4, "adamw": 8, "adamw8bit": 2}
 """Of the optimiser's state of each trained weight."""
 GATHERED_BLOCKS = 2
-"""Sharded, so many blocks lie whole on a GPU: one computes, the next one is on its way."""
+"""So many blocks lie on a GPU whole and in the type that is computed in, with inputs that come from
+the host: one is computed, the next one is on its way."""
+OFFERED = 4  # ways to take less, in an error
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,12 @@ class TrainingMemory:
     @property
     def states(self) -> int:
         """Bytes of weights, gradients and the optimiser's states on each GPU."""
-        # Weights, gradients, averaged weights in float32, and a copy in the type of the products.
+        # Weights, gradients and averaged weights are in float32.
         each = 4 + 4 + 4 * self.average + STATE_BYTES[self.optimizer]
         frozen = self.parameters - self.trained
-        whole = self.bytes_per_value * self.parameters
-        if self.processes > 1:
-            whole = whole * GATHERED_BLOCKS // self.layers
         shared = each * self.trained + self.bytes_per_value * frozen
-        return shared // self.processes + whole
+        gathered = GATHERED_BLOCKS * self.bytes_per_value * self.parameters // self.layers
+        return shared // self.processes + gathered
 
     @property
     def activations(self) -> int:
@@ -91,8 +91,8 @@ class TrainingMemory:
         """
         if self.peak <= free:
             return
-        fits = [text for text, other in self.smaller() if other.peak <= free]
-        way_out = f"choose {', '.join(fits)}" if fits else "take a larger GPU, or several"
+        fits = [text for text, other in self.smaller() if other.peak <= free][:OFFERED]
+        way_out = f"choose {' or '.join(fits)}" if fits else "take a larger GPU, or several"
         raise ValueError(
             f"Training on {what} needs about {gib(self.peak)} of GPU memory, and {gib(free)} are "
             f"there: {way_out}."

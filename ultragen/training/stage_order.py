@@ -17,6 +17,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from ..dataset.shards import LatentDataset, vae_fingerprint
 from ..model.autoencoder import CompactAutoencoder
 from ..model.classifier import AttributeClassifier
 from ..model.coordinates import add_coordinates
@@ -77,6 +78,15 @@ class Sources:
         load = CompactAutoencoder.from_pretrained
         return _component(self.folders, "vae", load, "autoencoder").float()
 
+    def dataset(self, folder: Path | None) -> LatentDataset | None:
+        """The clips of a folder, if there is one, whose latents must be the autoencoder's."""
+        if folder is None:
+            return None
+        dataset = LatentDataset(folder)
+        [own, *_] = [each for each in self.folders if (each / "vae").is_dir()]
+        dataset.check("embedded", vae_fingerprint(own))
+        return dataset
+
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return _component(self.folders, "tokenizer", AutoTokenizer.from_pretrained, "base")
 
@@ -133,6 +143,7 @@ def base_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
         share=options.render_share,
         seed=seed,
         render_on=options.render_on,
+        dataset=sources.dataset(options.data),
     )
 
 
@@ -165,6 +176,7 @@ def ultragen_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
         share=options.render_share,
         seed=seed,
         render_on=options.render_on,
+        dataset=sources.dataset(options.data),
     )
 
 
