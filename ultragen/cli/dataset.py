@@ -69,6 +69,13 @@ def dataset(
     table: Annotated[
         Path | None, typer.Option(help="The table, if the folder has several or none.")
     ] = None,
+    clips: Annotated[
+        Literal["head", "all"],
+        typer.Option(
+            help="Of a source that is longer than its bucket: the first clip, or all that follow "
+            "one another."
+        ),
+    ] = "head",
     enlarge: Annotated[
         bool, typer.Option("--enlarge", help="Enlarge clips that are smaller than every bucket.")
     ] = False,
@@ -108,6 +115,7 @@ def dataset(
         base,
         tuple(caption_column or ()),
         table,
+        clips,
         enlarge,
         overwrite,
     )

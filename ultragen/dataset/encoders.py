@@ -15,6 +15,7 @@ from ..model.autoencoder import FRAMES_PER_LATENT, CompactAutoencoder, normalize
 from ..model.strict_loading import load_strictly
 from ..presets import EMBEDDED, EMBEDDED_MODEL, WAN, ModelPreset
 from ..sampling.prompts import count_tokens, embed_prompts
+from ..sampling.wan_encoding import encode_wan
 from ..weights.json_files import read_object
 from ..weights.wan import load_text_encoder, load_tokenizer, load_vae, locate_encoders
 from .buckets import Bucket
@@ -70,11 +71,11 @@ def encode_clip(vae: Autoencoder, pieces: Iterable[Tensor]) -> Tensor:
     Returns:
         c t h w, of unit variance, in bfloat16 on the CPU.
     """
-    scaled = (piece[None].to(vae.device) * 2 - 1 for piece in pieces)
+    scaled = (piece[None] * 2 - 1 for piece in pieces)
     if isinstance(vae, CompactAutoencoder):
         latents = torch.cat(list(_encode_compact(vae, scaled)), dim=2)
     else:
-        latents = _encode_wan(vae, scaled)
+        latents = encode_wan(vae, scaled)
     return normalize(vae, latents)[0].bfloat16().cpu()
 
 
@@ -84,15 +85,11 @@ def _encode_compact(vae: CompactAutoencoder, pieces: Iterable[Tensor]) -> Iterat
         # A group of four frames is encoded by itself, the first frame too: one that stands before
         # a further piece makes it 4n + 1 frames long, and its own latents are dropped.
         video = piece if last is None else torch.cat([last, piece], dim=2)
+        video = video.to(vae.device)
         with torch.autocast(video.device.type, torch.bfloat16, enabled=video.is_cuda):
             latents = vae.encode(video).latent_dist.mode()
         yield latents if last is None else latents[:, :, 1:]
         last = piece[:, :, -1:]
-
-
-def _encode_wan(vae: AutoencoderKLWan, pieces: Iterable[Tensor]) -> Tensor:
-    video = torch.cat([piece.to(vae.dtype) for piece in pieces], dim=2)
-    return vae.encode(video).latent_dist.mode()
 
 
 class CaptionEncoder:

@@ -7,24 +7,22 @@ the files whose turn it is and leaves out those that are done.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from itertools import islice
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
 import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..files import first_line
 from ..hardware import free_memory, is_out_of_memory
 from .buckets import Bucket, fit
 from .encoders import (
-    Autoencoder,
     CaptionEncoder,
     caption_bytes,
     encode_clip,
@@ -32,8 +30,8 @@ from .encoders import (
     load_autoencoder,
     locate_base,
 )
-from .frames import DamagedVideo, read_frames
-from .planning import Job, Request, changed, file_state, plan
+from .frames import read_frames
+from .planning import Fault, Job, Request, changed, faults, file_state, plan
 from .processes import Processes
 from .report import Remaining, Report, check_disk, plan_text
 from .shards import (
@@ -55,16 +53,9 @@ from .shards import (
 )
 from .sources import LeftOut, Source, find_sources
 
+T = TypeVar("T")
 PIECE = 8  # frames that are read, scaled and encoded at a time
 Show = Callable[[float, str], None]
-
-
-class Unreadable(Exception):
-    """A file gives no further frames; says why."""
-
-
-class TooShort(Unreadable):
-    """It has none."""
 
 
 @dataclass
@@ -103,9 +94,8 @@ class Encoding:
         jobs = self._plan([each for each in sources if each not in odd], base)
         if request.model == "wan":
             self._encode_captions(base, jobs)
-        self._encode_clips(base, jobs)
-        self.processes.wait()
-        report = Report.read(request.out, without)
+        failed = self.processes.gather(self._encode_clips(base, jobs))
+        report = Report.read(request.out, chain(without, *failed))
         if self.processes.first:
             report.write()
         return report
@@ -130,6 +120,7 @@ class Encoding:
             text_fingerprint(base) if wan else None,
             request.frame_rate,
             tuple(sorted(map(str, request.buckets))),
+            request.clips,
             request.enlarge,
         )
         if self.processes.first:
@@ -208,21 +199,32 @@ class Encoding:
         del encoder
         free_memory(self.processes.device)
 
-    def _encode_clips(self, base: Path, jobs: list[Job]) -> None:
-        request, vae = self.request, None
-        remaining = Remaining(sum(job.pixels for job in jobs))
-        with flushed(ShardWriter(request.out, LATENTS)) as writer:
-            for number, job in enumerate(jobs, 1):
-                said = f"file {number} of {len(jobs)}, {remaining}"
-                self.show(remaining.fraction, said)
-                if job.bucket is None:
-                    writer.add_source(job.done(), {})
+    def _encode_clips(self, base: Path, jobs: list[Job]) -> list[LeftOut]:
+        """Encodes the clips of jobs; returns what failed and is not written down, so that the next
+        run tries it again."""
+        request, device = self.request, self.processes.device
+        failed: list[LeftOut] = []
+        done, remaining = EncodedClips(), Remaining(sum(job.pixels for job in jobs))
+        with memory_said("the clips"), flushed(ShardWriter(request.out, LATENTS)) as writer:
+            vae = None
+            if any(job.bucket for job in jobs):
+                self.show(0.0, "loading the autoencoder")
+                vae = load_autoencoder(request.model, base, device)
+            clips = read_jobs(jobs, request.frame_rate, device, vae.dtype if vae else torch.float32)
+            for job, found in read_ahead(clips):
+                self.show(remaining.fraction, f"{job.source.name}, {remaining}")
+                if isinstance(found, list):
+                    assert vae is not None
+                    done.add(job, encode_clip(vae, found), request.frame_rate)
                     continue
-                with memory_said(f"clips of {job.bucket}"):
-                    vae = vae or load_autoencoder(request.model, base, self.processes.device)
-                    clips, latents, reason = encode_source(vae, job, request.frame_rate)
-                writer.add_source(job.done(clips, reason), latents)
+                if found is None or found.lasting:
+                    reason = str(found) if found else done.left_out
+                    writer.add_source(job.done(done.clips, reason), done.latents)
+                else:
+                    failed.append(LeftOut(job.source.name, str(found)))
+                done = EncodedClips()
                 remaining.add(job.pixels)
+        return failed
 
 
 def is_unicode(*texts: str) -> bool:
@@ -273,87 +275,100 @@ def memory_said(what: str) -> Iterator[None]:
         ) from error
 
 
-def encode_source(
-    vae: Autoencoder, job: Job, frame_rate: float
-) -> tuple[list[EncodedClip], dict[str, Tensor], str | None]:
-    """Encodes one clip after the other of a file, as long as there are frames.
+@dataclass
+class EncodedClips:
+    """Clips of one file, as far as they are encoded.
 
-    Returns:
-        The clips, their latents c t h w by the key of their tensor, and why a part of the file, or
-        all of it, was left out; None if it was not.
+    Attributes:
+        clips: What is written of them.
+        latents: Their latents c t h w by the keys of their tensors.
+        seen: How many there were.
+        left_out: Why some of them are left out.
     """
-    bucket = cast(Bucket, job.bucket)
-    frames = readable(read_frames(job.source.path, frame_rate))
-    groups = read_ahead(group_frames(frames, bucket.num_frames))
-    clips: list[EncodedClip] = []
-    latents: dict[str, Tensor] = {}
-    with closing(groups):
-        for number in range(job.clips):
-            try:
-                encoded = encode_clip(vae, take_clip(groups, bucket, vae.device))
-            except TooShort as error:
-                return clips, latents, None if clips else str(error)
-            except Unreadable as error:
-                return clips, latents, str(error)
-            if not encoded.isfinite().all():
-                return clips, latents, "its latents are not finite"
-            tensor = f"{job.source.name}#{number}"
-            start = number * bucket.num_frames / frame_rate
-            size = bucket.height, bucket.width, bucket.num_frames
-            clips.append(EncodedClip(start, *size, tensor, latents_digest(encoded)))
-            latents[tensor] = encoded
-    return clips, latents, None
+
+    clips: list[EncodedClip] = field(default_factory=list)
+    latents: dict[str, Tensor] = field(default_factory=dict)
+    seen: int = 0
+    left_out: str | None = None
+
+    def add(self, job: Job, latents: Tensor, frame_rate: float) -> None:
+        """Adds the next clip."""
+        bucket, number = cast(Bucket, job.bucket), self.seen
+        self.seen += 1
+        if not latents.isfinite().all():
+            self.left_out = "latents that are not finite"
+            return
+        start, tensor = number * bucket.num_frames / frame_rate, f"{job.source.name}#{number}"
+        size = bucket.height, bucket.width, bucket.num_frames
+        self.clips.append(EncodedClip(start, *size, tensor, latents_digest(latents)))
+        self.latents[tensor] = latents
 
 
-def readable(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """The same frames, where every error of their reader is `Unreadable`."""
-    try:
-        yield from frames
-    except DamagedVideo as error:
-        raise Unreadable(first_line(error)) from error
-    except Exception as error:  # readers of people's files raise whatever they like
-        if is_out_of_memory(error):
-            raise
-        raise Unreadable(f"can't be read: {first_line(error)}") from error
+def read_jobs(
+    jobs: Iterable[Job], frame_rate: float, device: torch.device, dtype: torch.dtype
+) -> Iterator[tuple[Job, list[Tensor] | Fault | None]]:
+    """Reads file after file.
+
+    Args:
+        jobs: What is to be read.
+        frame_rate: Frames a second.
+        device: Where frames are made to fit.
+        dtype: What they become then.
+
+    Yields:
+        Each job with one clip after the other, in pieces 3 t h w in [0, 1] on the CPU; then with
+        its fault, or None.
+    """
+    # Beside the encoder, which has the device's own stream.
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def fitted(group: list[np.ndarray], bucket: Bucket) -> Tensor:
+        with torch.cuda.stream(stream):
+            pictures = fit(torch.from_numpy(np.stack(group)).to(device), bucket)
+        return rearrange(pictures, "t c h w -> c t h w").to(dtype)
+
+    for job in jobs:
+        fault = None if job.left_out is None else Fault(job.left_out, job.lasting)
+        try:
+            for clip in read_clips(job, frame_rate, fitted):
+                yield job, clip
+        except Fault as error:
+            fault = error
+        yield job, fault
 
 
-def group_frames(frames: Iterator[np.ndarray], num_frames: int) -> Iterator[np.ndarray]:
-    """Frames h w 3 → clips one after the other, each as groups t h w 3 of 1 + 8, 8, 8, ... frames;
-    a group that is not whole is left out."""
-    while True:
-        missing = num_frames
-        while missing:
-            size = min(missing, PIECE + (missing == num_frames))
-            group = list(islice(frames, size))
-            if len(group) < size:
-                return
-            yield np.stack(group)
-            missing -= size
-
-
-def read_ahead(groups: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """The same groups, of which the next is read while the last one is encoded."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, groups, None)
-        while (group := coming.result()) is not None:
-            coming = pool.submit(next, groups, None)
-            yield group
-
-
-def take_clip(
-    groups: Iterator[np.ndarray], bucket: Bucket, device: torch.device
-) -> Iterator[Tensor]:
-    """Groups of frames t h w 3 → the pieces of one clip at its bucket's size, c t h w in [0, 1].
+def read_clips(
+    job: Job, frame_rate: float, fitted: Callable[[list[np.ndarray], Bucket], Tensor]
+) -> Iterator[list[Tensor]]:
+    """The clips of one file, each as what `fitted` makes of its first 9 frames, then of 8 at a
+    time.
 
     Raises:
-        TooShort: The groups end before the clip does.
+        Fault: The frames end before the first clip does, or can't be read on.
     """
-    missing = bucket.num_frames
-    while missing:
-        group = next(groups, None)
-        if group is None:
-            raise TooShort(
-                f"too short: {bucket.num_frames - missing} of {bucket.num_frames} frames"
-            )
-        missing -= len(group)
-        yield rearrange(fit(torch.from_numpy(group).to(device), bucket), "t c h w -> c t h w")
+    if job.bucket is None:
+        return
+    frames = read_frames(job.source.path, frame_rate)
+    for number in range(job.clips):
+        pieces: list[Tensor] = []
+        missing = job.bucket.num_frames
+        while missing:
+            size = min(missing, PIECE + (not pieces))
+            with faults():
+                group = list(islice(frames, size))
+            if len(group) < size:
+                if number:  # what a file says of its length is rounded
+                    return
+                raise Fault("shorter than it says")
+            pieces.append(fitted(group, job.bucket))
+            missing -= size
+        yield pieces
+
+
+def read_ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, of which the next is read while the last one is encoded."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item

@@ -4,17 +4,16 @@ decoded."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..files import first_line
 from ..hardware import is_out_of_memory
-from ..presets import check_num_frames
-from ..sampling.inputs import check_size
-from .buckets import Bucket, choose_bucket
+from .buckets import Bucket, Clips, choose_bucket
 from .encoders import PRESETS
-from .frames import probe
+from .frames import UnreadableVideo, probe
 from .shards import EncodedClip, EncodedSource
 from .sources import Source
 
@@ -34,6 +33,7 @@ class Request:
         base: The pipeline whose autoencoder encodes, as in `locate_base`.
         caption_columns: Columns of the folder's table that hold captions; none for the usual ones.
         table: The table, if it is not in the folder under a usual name.
+        clips: Which clips are cut from a file that is longer than its bucket: the first, or all.
         enlarge: Whether small clips are enlarged.
         overwrite: Whether an earlier dataset in `out` is removed first.
     """
@@ -46,6 +46,7 @@ class Request:
     base: str | Path | None = None
     caption_columns: tuple[str, ...] = ()
     table: Path | None = None
+    clips: Clips = "head"
     enlarge: bool = False
     overwrite: bool = False
 
@@ -59,15 +60,42 @@ class Request:
         if self.model not in PRESETS:
             raise ValueError(f"model must be one of {', '.join(PRESETS)}, not {self.model!r:.40}.")
         for bucket in self.buckets:
-            try:
-                check_size(bucket.height, bucket.width, PRESETS[self.model].pixels_per_token)
-                check_num_frames(bucket.num_frames)
-            except ValueError as error:
-                raise ValueError(f"The bucket {bucket} can't be used: {error}") from error
+            bucket.check_grid(PRESETS[self.model].pixels_per_token)
         if not self.frame_rate > 0:
             raise ValueError(f"The frame rate must be positive, not {self.frame_rate}.")
         if self.out.resolve() == self.folder.resolve():
             raise ValueError(f"{self.out} holds the clips: choose another folder for --out.")
+
+
+class Fault(Exception):
+    """A file can't be used, or not beyond some frame; says why.
+
+    Attributes:
+        lasting: Whether it is the file's own, which is not tried again until it has changed.
+    """
+
+    def __init__(self, reason: str, lasting: bool = True) -> None:
+        super().__init__(reason)
+        self.lasting = lasting
+
+
+@contextmanager
+def faults() -> Iterator[None]:
+    """Turns whatever goes wrong while a file is read into a fault of this file.
+
+    Raises:
+        Fault: The file can't be read on.
+        OSError: A package is missing.
+        MemoryError: Memory ran out.
+    """
+    try:
+        yield
+    except UnreadableVideo as error:
+        raise Fault(str(error)) from error
+    except Exception as error:  # a drive that is gone, or what no reader has foreseen
+        if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno is None):
+            raise
+        raise Fault(f"failed: {first_line(error)}", lasting=False) from error
 
 
 @dataclass(frozen=True)
@@ -81,6 +109,7 @@ class Job:
         bucket: What its clips are cut to; None if it is left out.
         clips: How many there will be, as far as the file tells.
         left_out: Why it is left out.
+        lasting: Whether that is to be written down, see `Fault`.
     """
 
     source: Source
@@ -89,6 +118,7 @@ class Job:
     bucket: Bucket | None = None
     clips: int = 0
     left_out: str | None = None
+    lasting: bool = True
 
     @property
     def pixels(self) -> int:
@@ -130,16 +160,17 @@ def plan(source: Source, request: Request) -> Job:
     """Looks at a file without decoding it; whatever is wrong with it leaves it out."""
     size, modified = file_state(source.path)
     try:
-        info = probe(source.path)
-        found = choose_bucket(info, request.buckets, request.frame_rate, request.enlarge)
-    except Exception as error:  # readers of people's files raise whatever they like
-        if is_out_of_memory(error):
-            raise
-        return Job(source, size, modified, left_out=f"can't be read: {first_line(error)}")
+        with faults():
+            info = probe(source.path)
+    except Fault as fault:
+        return Job(source, size, modified, left_out=str(fault), lasting=fault.lasting)
+    found = choose_bucket(info, request.buckets, request.frame_rate, request.enlarge)
     if isinstance(found, str):
         return Job(source, size, modified, left_out=found)
-    frames = round((info.seconds or 0) * request.frame_rate)
-    clips = 1 if found.num_frames == 1 else max(1, frames // found.num_frames)
+    clips = 1
+    if request.clips == "all" and found.num_frames > 1:
+        frames = round((info.seconds or 0) * request.frame_rate)
+        clips = max(1, frames // found.num_frames)
     return Job(source, size, modified, found, clips)
 
 

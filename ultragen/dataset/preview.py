@@ -19,6 +19,7 @@ PREVIEW = "preview.jpg"
 MOST_CLIPS, COLUMNS = 12, 2
 FRAMES = 3  # of each clip: the first, the middle and the last one
 PANEL = (320, 180)  # columns and rows of one of them
+GAP = 4
 MOST_LETTERS = 220  # of a caption
 
 
@@ -81,10 +82,10 @@ def frames_of(vae: Autoencoder, latents: torch.Tensor, num_frames: int) -> list[
 def strip(frames: list[np.ndarray]) -> Image.Image:
     """Frames beside each other, each whole within a panel of one size."""
     width, height = PANEL
-    sheet = Image.new("RGB", (FRAMES * width, height), (250, 250, 250))
+    sheet = Image.new("RGB", (FRAMES * (width + GAP) - GAP, height), (250, 250, 250))
     for place, frame in enumerate(frames):
         panel = ImageOps.pad(
             Image.fromarray(frame), PANEL, Image.Resampling.LANCZOS, color=(250, 250, 250)
         )
-        sheet.paste(panel, (place * width, 0))
+        sheet.paste(panel, (place * (width + GAP), 0))
     return sheet

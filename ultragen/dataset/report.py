@@ -76,17 +76,17 @@ class Report:
     left_out: list[LeftOut] = field(default_factory=list)
 
     @classmethod
-    def read(cls, out: Path, without_caption: Iterable[LeftOut] = ()) -> Report:
+    def read(cls, out: Path, others: Iterable[LeftOut] = ()) -> Report:
         """Reads a dataset.
 
         Args:
             out: Its folder.
-            without_caption: Files that were left out before they were looked at.
+            others: Files that were left out without being written down.
 
         Raises:
             OSError: A shard is missing or damaged.
         """
-        report = cls(out, left_out=list(without_caption))
+        report = cls(out, left_out=list(others))
         for _, source in read_sources(out):
             sizes = ((clip.height, clip.width, clip.num_frames) for clip in source.clips)
             report.clips.update(map(size_text, sizes))

@@ -47,6 +47,7 @@ class DatasetSettings:
         text_encoder: Fingerprint of tokenizer and text encoder; None where captions alone are kept.
         frame_rate: Frames a second.
         buckets: Sizes that clips were cut to, each HEIGHTxWIDTHxFRAMES.
+        clips: Which clips were cut from a source: the first alone, `head`, or `all`.
         enlarge: Whether clips smaller than every bucket were enlarged.
         version: Of the files' format.
     """
@@ -56,6 +57,7 @@ class DatasetSettings:
     text_encoder: str | None
     frame_rate: float
     buckets: tuple[str, ...]
+    clips: Literal["head", "all"] = "head"
     enlarge: bool = False
     version: int = FORMAT
 

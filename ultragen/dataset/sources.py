@@ -21,8 +21,8 @@ VIDEO_SUFFIXES = frozenset((
 # fmt: on
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | STILL_SUFFIXES
 TABLE_SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
-# By whom: DiffSynth-Studio, musubi-tuner, Hugging Face's `datasets`, others; UltraVideo.
-PATH_COLUMNS = ("video", "video_path", "file_name", "media_path", "clip_id")
+# By whom: DiffSynth-Studio, musubi-tuner, Hugging Face's `datasets`, others; UltraVideo; `scenes`.
+PATH_COLUMNS = ("video", "video_path", "file_name", "media_path", "clip_id", "file")
 # The last is the one of UltraVideo's ten descriptions that says all in a few sentences.
 TEXT_COLUMNS = ("prompt", "caption", "text", "Summarized Description")
 

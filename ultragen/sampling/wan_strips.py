@@ -24,6 +24,7 @@ operations than the whole frame, 8 strips 26 % and 17 strips 59 % (counted).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -95,6 +96,11 @@ class Clip:
         rows = min(self.height, -(-self.height // strips) + 2 * WORKING_ROWS)
         return rows * self.width * self.batch * 6 * 96 <= MOST_VALUES
 
+    def residents(self, strips: int) -> Iterable[int]:
+        """How many of the strips may be resident, the best numbers first: with many, the first
+        frame is complete sooner."""
+        return range(strips, 0, -1)
+
     @property
     def most_strips(self) -> int:
         return max(1, self.height // SHORTEST)
@@ -120,7 +126,7 @@ class Strips:
     Attributes:
         number: Strips of about equal height, from top to bottom.
         resident: How many of them, the lowest, go through time side by side; those above are
-            decoded through the whole clip before the first frame is complete.
+            computed through the whole clip before the first frame is complete.
     """
 
     number: int = 1
@@ -138,22 +144,22 @@ def shortest_strips(clip: Clip) -> Strips:
     """What takes the least memory. Of a long clip that is not as many strips as there can be: what
     all but the resident ones start from, and their pictures, are kept for the whole clip."""
     numbers = [n for n in range(1, clip.most_strips + 1) if clip.indexable(n)]
-    pairs = [(n, resident) for n in numbers for resident in range(1, n + 1)]
+    pairs = [(n, resident) for n in numbers for resident in clip.residents(n)]
     return Strips(*min(pairs or [(clip.most_strips, 1)], key=lambda pair: clip.memory(*pair)))
 
 
 def choose_strips(clip: Clip, memory: float) -> Strips:
-    """The fewest strips that memory holds, and of these as many resident ones as it holds; where
-    it holds none, those that take the least.
+    """The fewest strips that memory holds, and of these the best number of resident ones that it
+    holds; where it holds none, those that take the least.
 
     Args:
-        clip: What is decoded.
-        memory: Bytes that decoding may take beside the weights.
+        clip: What is decoded or encoded.
+        memory: Bytes that this may take beside the weights.
     """
     for number in range(1, clip.most_strips + 1):
         if not clip.indexable(number):
             continue
-        for resident in range(number, 0, -1):
+        for resident in clip.residents(number):
             if clip.memory(number, resident) <= memory:
                 return Strips(number, resident)
     return shortest_strips(clip)
