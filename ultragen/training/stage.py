@@ -109,6 +109,8 @@ class Stage(ABC):
         batch_size: Samples of a batch of one process, in a stage that draws samples by their
             numbers; 0 in one that draws batches as it likes.
         tokens: Tokens of the batch that was drawn last, in this process.
+        compute_dtype: What a model with blocks computes in and takes its inputs in; set before
+            `setup`. A model without blocks runs under autocast.
         fingerprint: What tells the data from others; kept in checkpoints.
         settings: What can't change while a training goes on, for people to read, such as the
             attention's layout or which weights are trained; kept in checkpoints.
@@ -120,6 +122,7 @@ class Stage(ABC):
     blocks: tuple[nn.Module, ...] = ()
     batch_size = 0
     tokens = 0
+    compute_dtype = torch.float32
     fingerprint = ""
     settings: Mapping[str, str] = MappingProxyType({})
 
@@ -161,10 +164,11 @@ class Stage(ABC):
 
 
 class Progress:
-    """How far a training is: steps and seconds, kept over resumed runs."""
+    """How far a training is: steps, samples that were drawn by numbers, and seconds, kept over
+    resumed runs."""
 
     def __init__(self) -> None:
-        self.step = 0
+        self.step = self.samples = 0
         self.before = 0.0
         self.started = time.monotonic()
 
@@ -177,21 +181,25 @@ class Progress:
         return self.before + self.run_seconds
 
     def state_dict(self) -> dict[str, float]:
-        return {"step": self.step, "seconds": self.seconds}
+        return {"step": self.step, "samples": self.samples, "seconds": self.seconds}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         self.step, self.before = int(state["step"]), state["seconds"]
+        self.samples = int(state.get("samples", 0))  # older checkpoints have none
         self.started = time.monotonic()
 
 
 class Every:
-    """True once in so many minutes."""
+    """True once in so many minutes, and besides after so many steps."""
 
-    def __init__(self, minutes: float) -> None:
+    def __init__(self, minutes: float, steps: int | None = None) -> None:
         self.seconds, self.last = 60 * minutes, time.monotonic()
+        self.steps = steps
 
-    def __call__(self) -> bool:
+    def __call__(self, step: int) -> bool:
         due = time.monotonic() - self.last >= self.seconds
+        if self.steps is not None and step > 0:
+            due = due or step % self.steps == 0
         if due:
             self.last = time.monotonic()
         return due

@@ -30,7 +30,8 @@ from ..world.captions import vocabulary
 from .assemble import put_together
 from .build import ModelSize, build_autoencoder, build_base_transformer, build_classifier, convert
 from .clip_sizes import ClipSize
-from .loop import Trainer, check_processes
+from .loop import Trainer
+from .processes import check_processes
 from .stage import Stage, TrainingConfig
 from .stage_options import StageOptions
 from .stages.autoencoder_stage import AutoencoderStage

@@ -1,0 +1,71 @@
+"""What is told about a training: means over steps and processes, speed, memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+
+class Means:
+    """Means of scalars over all steps and processes since they were taken last. A scalar that a
+    step lacks, such as the loss of a noise level, does not count for that step."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Adds a step's scalars, without waiting for the device."""
+        for name, value in values.items():
+            value = value.detach().float()
+            # A new tensor: a recorded step writes its losses over.
+            self.sums[name] = self.sums.get(name, 0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def take(self) -> dict[str, float]:
+        """The means, the same in all processes; starts anew."""
+        mine = {name: (float(total), self.counts[name]) for name, total in self.sums.items()}
+        self.sums, self.counts = {}, {}
+        sums: dict[str, float] = {}
+        counts: dict[str, int] = {}
+        for part in gather_object([mine]):
+            for name, (total, count) in part.items():
+                sums[name] = sums.get(name, 0.0) + total
+                counts[name] = counts.get(name, 0) + count
+        return {name: total / counts[name] for name, total in sums.items()}
+
+
+class Speed:
+    """Seconds a step, tokens a second and the peak of memory, since they were taken last."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.tokens = self.steps = 0
+        self.since = time.monotonic()
+
+    def step(self, tokens: int) -> None:
+        """Counts a step with so many tokens in this process."""
+        self.steps += 1
+        self.tokens += tokens
+
+    def take(self) -> dict[str, float]:
+        """Figures of all processes together, the peak of the fullest one; starts anew."""
+        seconds = max(time.monotonic() - self.since, 1e-9)
+        peak = 0.0
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.device) / 2**30
+            torch.cuda.reset_peak_memory_stats(self.device)
+        parts = gather_object([(self.tokens, peak)])
+        tokens, peak = sum(t for t, _ in parts), max(p for _, p in parts)
+        figures = {"seconds_per_step": seconds / max(self.steps, 1)}
+        if tokens:
+            figures["tokens_per_second"] = tokens / seconds
+        if peak:
+            figures["memory_gib"] = peak
+        self.tokens = self.steps = 0
+        self.since = time.monotonic()
+        return figures
