@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from latent_files import SMALL, WIDE, write_latents
+from tiny import randomise
 
 from ultragen.dataset.shards import LatentDataset
 from ultragen.model.transformer import UltraGenTransformer3DModel
+from ultragen.ops.gradients import recompute_layers
 from ultragen.training.stages.wan_stage import WanStage
 from ultragen.weights.random import SIZES
 
@@ -109,3 +111,39 @@ def test_longer_clips_are_cut_to_their_beginning(dataset):
 def test_a_stage_without_samples_says_why(dataset):
     with pytest.raises(ValueError, match="no text encoder"):
         stage(dataset).sample_sheet()
+
+
+def test_how_much_is_computed_again_and_where_it_waits_changes_no_gradient(dataset):
+    made = stage(dataset, 2, 2)
+    model = made.model
+    randomise(model, strength=0.1)
+    batch = made.samples(range(2))
+
+    def gradients(layers, on_host: bool) -> dict[str, torch.Tensor]:
+        recompute_layers(model, layers, on_host)
+        model.zero_grad()
+        made.loss(model, batch)["loss"].backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    plain = gradients((), on_host=False)
+    for layers in (model.blocks, model.blocks[::2]):
+        for on_host in (False, True):
+            again = gradients(layers, on_host)
+            assert all(torch.equal(again[name], value) for name, value in plain.items())
+
+
+def test_only_the_inputs_of_what_is_computed_again_are_kept(dataset):
+    made = stage(dataset)
+    model, batch = made.model, made.samples(range(1))
+
+    def kept(layers) -> int:
+        sizes = []
+        recompute_layers(model, layers)
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x: sizes.append(x.numel()) or x, lambda x: x
+        ):
+            made.loss(model, batch)
+        return sum(sizes)
+
+    none, half, all_ = kept(()), kept(model.blocks[::2]), kept(model.blocks)
+    assert all_ < 0.3 * none and all_ < half < 0.7 * none

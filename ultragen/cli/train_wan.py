@@ -111,6 +111,13 @@ def train_wan(
         Literal["adamw", "adamw8bit", "muon"],
         typer.Option(help="AdamW; AdamW with states of 8 bits; Muon for matrices."),
     ] = "adamw",
+    precision: Annotated[
+        Literal["bfloat16", "float32"] | None,
+        typer.Option(
+            help="What is computed in, over weights in float32; without it bfloat16 where it is "
+            "fast."
+        ),
+    ] = None,
     average: Annotated[
         bool, typer.Option("--average", help="Average the weights over steps, and export these.")
     ] = False,
@@ -190,6 +197,7 @@ def train_wan(
         optimizer=optimizer,
         betas=(0.9, 0.999),
         accumulation=accumulation or 1,
+        precision=precision,
         average=average,
         checkpoint_minutes=checkpoint_minutes,
         sample_steps=sample_every,

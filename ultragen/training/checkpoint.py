@@ -136,6 +136,14 @@ def check_record(folder: Path, settings: Mapping[str, str], fingerprint: str) ->
                 f"The checkpoint {folder} has another {name}: {was}, not {now}. Name the former to "
                 "go on with it, or another folder to start afresh."
             )
+    check_data(folder, fingerprint)
+
+
+def check_data(folder: Path, fingerprint: str) -> None:
+    """Checks that a checkpoint, if there is one, was made with these data; as `check_record`."""
+    if not (folder / RECORD).exists():
+        return
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     if record["fingerprint"] != fingerprint:
         raise ValueError(
             f"The data have changed since the checkpoint {folder}: bring the former ones back to "

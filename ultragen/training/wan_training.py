@@ -26,13 +26,16 @@ from ..presets import (
     WAN_SOURCE,
     check_num_frames,
 )
+from ..weights.fingerprint import fingerprint
 from ..weights.folders import check_base, check_kind, check_model_files, check_weights
 from ..weights.hub import locate
 from ..weights.keys import CONDITIONED
 from ..weights.released import load_dense, load_transformer, load_ultragen
 from ..weights.wan import load_vae
+from .checkpoint import check_data
 from .clip_order import ClipOrder, Size
-from .loop import Trainer, check_processes
+from .loop import Trainer
+from .processes import check_processes
 from .stage import TrainingConfig
 from .stage_order import allow_fast_products
 from .stages.wan_samples import WanSamples, embed_sample_prompts, sample_size
@@ -42,7 +45,7 @@ from .wan_options import LAYOUTS, WanOptions
 
 ALIKE = 0.15  # sizes whose areas differ by less are one resolution, whatever their shape
 READERS = ("text_encoder", "tokenizer")  # which the dataset has been encoded with already
-EXPORT = "export"
+CHECKPOINT, EXPORT = "checkpoint", "export"
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def train_wan(options: WanOptions, config: TrainingConfig, epochs: float | None 
         OSError: if a file is missing, incomplete or damaged.
     """
     processes = check_processes().num_processes
-    sources = check_sources(options)
+    sources = check_sources(options, config.out)
     group = options.batch_size * config.accumulation * processes
     steps = ClipOrder(sources.clips, group, config.seed).groups
     if epochs is not None:
@@ -126,9 +129,13 @@ def print_plan(trainer: Trainer, sources: Sources, group: int, steps: int) -> No
 # Checks
 
 
-def check_sources(options: WanOptions) -> Sources:
+def check_sources(options: WanOptions, out: Path) -> Sources:
     """Finds and checks what a training is made of, the clips first: the base model may have to be
     downloaded.
+
+    Args:
+        options: As in `train_wan`.
+        out: The training's folder, which may have a checkpoint.
 
     Raises:
         ValueError: if something does not fit.
@@ -142,6 +149,7 @@ def check_sources(options: WanOptions) -> Sources:
             "--keep-on-host, or recompute all or half of the blocks."
         )
     dataset = LatentDataset(options.data)
+    check_data(out / CHECKPOINT, dataset.fingerprint())
     clips = choose_clips(dataset, options.resolution, options.num_frames)
     base = locate(options.base, WAN_SOURCE)
     dense = check_dense(base)
@@ -154,8 +162,12 @@ def check_sources(options: WanOptions) -> Sources:
     else:
         model = check_start(start, dense, options)
     check_latents(dataset, clips, model)
-    layout = options.layout or ("its own" if start else "paper")
-    settings = {"layout": layout, "trained": options.trained}
+    settings = {
+        "layout": options.layout or ("its own" if start else "paper"),
+        "kind of training": options.trained,
+    }
+    if options.trained != "all":  # what stays is not in checkpoints
+        settings["start"] = fingerprint(start or base / "transformer")[:12]
     return Sources(base, start, dataset, clips, dict(model.config), settings)
 
 

@@ -122,10 +122,11 @@ class WanStage(Stage):
         return clean, noise, sigma, pad(text, WAN.max_sequence_length)
 
     def loss(self, model: nn.Module, batch: WanBatch) -> dict[str, Tensor]:
+        noisy = noised(batch.clean, batch.noise, batch.sigma)
         velocity = model(
-            hidden_states=noised(batch.clean, batch.noise, batch.sigma),
+            hidden_states=noisy.to(self.compute_dtype),
             timestep=(TIMESTEPS * batch.sigma).to(self.device),
-            encoder_hidden_states=batch.text,
+            encoder_hidden_states=batch.text.to(self.compute_dtype),
             return_dict=False,
         )[0]
         target = batch.noise - batch.clean
