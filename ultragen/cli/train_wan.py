@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ..presets import FRAMES_PER_LATENT, RESOLUTIONS
+from ..presets import FRAMES_PER_LATENT, PROMPTS, RESOLUTIONS, SUGGESTED
 from . import console
 from .train import _parameters, stages, train
 
@@ -82,7 +82,8 @@ def train_wan(
     ] = "all",
     lora_rank: Annotated[int, typer.Option(min=1, help="Of a LoRA's updates.")] = 32,
     lora_alpha: Annotated[
-        float | None, typer.Option(min=1e-6, help="A LoRA's strength times its rank; its rank.")
+        int | None,
+        typer.Option(min=1, help="A LoRA's strength times its rank; without it the rank."),
     ] = None,
     lora_target: Annotated[
         list[str] | None,
@@ -147,8 +148,8 @@ def train_wan(
     ] = 20,
     log_steps: Annotated[int, typer.Option(min=1, help="Steps between log lines.")] = 10,
     tracker: Annotated[
-        list[str] | None,
-        typer.Option(help="tensorboard or trackio; may be repeated. Without it tensorboard."),
+        list[Literal["tensorboard", "trackio"]] | None,
+        typer.Option(help="Where losses are shown; may be repeated. Without it tensorboard."),
     ] = None,
 ) -> None:
     """Trains; the first parameter is what `train` has too, all others are options."""
@@ -157,7 +158,7 @@ def train_wan(
     console.quiet_libraries()
     from ..training.loop import check_processes
     from ..training.stage import TrainingConfig
-    from ..training.wan_options import PRESETS, LoraOptions, WanOptions
+    from ..training.wan_options import LORA_TARGETS, PRESETS, LoraOptions, WanOptions
     from ..training.wan_training import train_wan as train_model
 
     paper = PRESETS[preset] if preset else None
@@ -171,9 +172,6 @@ def train_wan(
             "Nothing says when the training ends: give --epochs, --max-steps, --minutes or "
             "--preset."
         )
-    adapter = LoraOptions(lora_rank, lora_alpha)
-    if lora_target:
-        adapter = LoraOptions(lora_rank, lora_alpha, tuple(lora_target))
     options = WanOptions(
         data=data,
         base=base,
@@ -183,12 +181,12 @@ def train_wan(
         resolution=resolution,
         num_frames=num_frames,
         trained=trained,
-        lora=adapter,
+        lora=LoraOptions(lora_rank, lora_alpha, tuple(lora_target or LORA_TARGETS)),
         batch_size=batch,
         recomputed=recompute,
         on_host=keep_on_host,
+        sample_prompts=tuple(sample_prompt or PROMPTS[:SUGGESTED]),
         sample_steps=sample_steps,
-        **({"sample_prompts": tuple(sample_prompt)} if sample_prompt else {}),
     )
     config = TrainingConfig(
         **{**shared, "learning_rate": shared["learning_rate"] or LEARNING_RATE},
@@ -202,7 +200,7 @@ def train_wan(
         checkpoint_minutes=checkpoint_minutes,
         sample_steps=sample_every,
         log_steps=log_steps,
-        **({"trackers": tuple(tracker)} if tracker else {}),
+        trackers=tuple(tracker or ("tensorboard",)),
     )
     result = train_model(options, config, epochs)
     if os.environ.get("RANK", "0") == "0":

@@ -48,7 +48,7 @@ class LoraOptions:
     """
 
     rank: int = 32
-    alpha: float | None = None
+    alpha: int | None = None
     targets: tuple[str, ...] = LORA_TARGETS
 
 

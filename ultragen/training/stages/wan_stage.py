@@ -79,7 +79,7 @@ class WanStage(Stage):
         samples: WanSamples | None,
         settings: Mapping[str, str],
     ) -> None:
-        self.model = transformer.train()
+        self.model = self.transformer = transformer.train()
         self.blocks = tuple(transformer.blocks)
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.order = ClipOrder(clips, group, seed)
@@ -97,7 +97,7 @@ class WanStage(Stage):
         size = self.order[numbers.start][0]
         drawn = [self.draw(number, size) for number in numbers]
         clean, noise, sigma, text = (torch.stack(parts) for parts in zip(*drawn, strict=True))
-        _, patch_rows, patch_columns = self.model.config.patch_size
+        _, patch_rows, patch_columns = self.transformer.config.patch_size
         self.tokens = len(clean) * clean[0, 0].numel() // (patch_rows * patch_columns)
         return WanBatch(
             clean.to(self.device, non_blocking=True),
@@ -136,7 +136,7 @@ class WanStage(Stage):
     def sample_sheet(self) -> Image.Image:
         if self.sheet is None:
             raise ValueError("The base has no text encoder, and so there are no samples.")
-        return self.sheet.sheet(self.model, self.device)
+        return self.sheet.sheet(self.transformer, self.device)
 
     def export(self, folder: Path) -> None:
         """Writes a transformer's folder, or an adapter's files, which loaders take as they are."""
