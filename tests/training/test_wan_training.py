@@ -213,6 +213,7 @@ def refused(capsys, files: WanFiles, data: Path, out: Path, *words: object) -> s
         (("--train", "lora"), ["--start", "--train new"]),
         (("--keep-on-host", "--recompute", "none"), ["--keep-on-host"]),
         (("--optimizer", "sgd"), ["sgd", "adamw"]),
+        (("--tracker", "paper"), ["'paper'", "tensorboard, trackio"]),
         (("--data", "nowhere"), ["nowhere", "ultragen dataset"]),
         (("--base", "nowhere/wan"), ["nowhere/wan"]),
         (("--start", "nowhere.ckpt"), ["nowhere.ckpt"]),

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from inspect import Signature
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
@@ -26,6 +26,7 @@ SHARED = (
     "profile_step",
 )
 """Options that other stages have too."""
+TRACKERS = ("tensorboard", "trackio")
 LEARNING_RATE = 1e-4  # the paper's (appendix C)
 
 
@@ -148,8 +149,11 @@ def train_wan(
     ] = 20,
     log_steps: Annotated[int, typer.Option(min=1, help="Steps between log lines.")] = 10,
     tracker: Annotated[
-        list[Literal["tensorboard", "trackio"]] | None,
-        typer.Option(help="Where losses are shown; may be repeated. Without it tensorboard."),
+        list[str] | None,
+        typer.Option(
+            help=f"Where losses are shown, {' or '.join(TRACKERS)}; may be repeated. Without it "
+            "tensorboard."
+        ),
     ] = None,
 ) -> None:
     """Trains; the first parameter is what `train` has too, all others are options."""
@@ -161,6 +165,9 @@ def train_wan(
     from ..training.wan_options import LORA_TARGETS, PRESETS, LoraOptions, WanOptions
     from ..training.wan_training import train_wan as train_model
 
+    for name in tracker or ():
+        if name not in TRACKERS:
+            raise ValueError(f"Unknown --tracker {name!r}: choose from {', '.join(TRACKERS)}.")
     paper = PRESETS[preset] if preset else None
     if paper:
         resolution, num_frames = resolution or paper.resolution, num_frames or paper.num_frames
@@ -200,7 +207,7 @@ def train_wan(
         checkpoint_minutes=checkpoint_minutes,
         sample_steps=sample_every,
         log_steps=log_steps,
-        trackers=tuple(tracker or ("tensorboard",)),
+        trackers=cast(Any, tuple(tracker or TRACKERS[:1])),
     )
     result = train_model(options, config, epochs)
     if os.environ.get("RANK", "0") == "0":
