@@ -20,10 +20,28 @@ from ultragen.dataset.shards import (
 )
 from ultragen.model.wan_1_3b import PIXELS_PER_LATENT
 from ultragen.presets import FRAMES_PER_LATENT
+from ultragen.training.build import TINY_SIZE
 from ultragen.weights.random import SIZES
 
 SMALL: Size = (64, 96, 9)
 WIDE: Size = (64, 128, 5)
+
+
+def write_embedded(folder: Path, size: Size, captions: list[tuple[str, ...]]) -> Path:
+    """A dataset of the tiny embedded model: noise, one clip for each tuple of captions."""
+    create_settings(folder, DatasetSettings("embedded", "vae", None, 12.0, (size_text(size),)))
+    chance = torch.Generator().manual_seed(7)
+    height, width, frames = size
+    shape = (TINY_SIZE.z_dim, (frames + 3) // FRAMES_PER_LATENT, height // 16, width // 16)
+    writer = ShardWriter(folder, "latents")
+    for number, said in enumerate(captions):
+        values = torch.randn(shape, generator=chance).bfloat16()
+        clip = EncodedClip(0.0, *size, str(number), latents_digest(values))
+        writer.add_source(
+            EncodedSource(f"{number}.mp4", 1, 1, said, (clip,)), {clip.tensor: values}
+        )
+    writer.flush()
+    return folder
 
 
 def write_latents(
