@@ -230,9 +230,10 @@ PARTS = {
 
 
 @torch.no_grad()
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", choices=list(PARTS))
+def run(parts: dict[str, Callable[[argparse.Namespace], Iterator[Row]]], what: str) -> None:
+    """Runs the parts that the command line names, and prints their rows."""
+    parser = argparse.ArgumentParser(description=what.split("\n")[0])
+    parser.add_argument("--only", choices=list(parts))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, help="File that gets all rows.")
     parser.add_argument("--tiny", action="store_true")
@@ -240,8 +241,8 @@ def main() -> None:
     card = torch.cuda.get_device_name() if CUDA else "cpu"
     print(f"{card}, torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}, {DTYPE}")
     rows: list[Row] = []
-    for name in [arguments.only] if arguments.only else PARTS:
-        for row in PARTS[name](arguments):
+    for name in [arguments.only] if arguments.only else parts:
+        for row in parts[name](arguments):
             rows.append(row)
             values = (
                 f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
@@ -255,4 +256,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(PARTS, __doc__)

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from clip_folders import moving
 from commands import ultragen
 from fakes import fake_models, served
 from paths import ROOT
@@ -26,13 +27,15 @@ from released_reference import Sizes, released_weights
 from wan_files import make_wan
 
 import app
+from ultragen.cli import dataset
+from ultragen.dataset.shards import LatentDataset
 from ultragen.estimates.memory import GROWING_VALUES_PER_TOKEN, WAN_PARAMETERS, Memory
 from ultragen.hardware import GIB, Hardware
-from ultragen.presets import RESOLUTIONS, ULTRAGEN_SOURCE, WAN_SOURCE, Resolution
+from ultragen.presets import RESOLUTIONS, ULTRAGEN_SOURCE, WAN, WAN_SOURCE, Resolution
 from ultragen.runs import choice, loading, request
 from ultragen.training.build import TINY_SIZE, build_classifier
 from ultragen.training.stages.transformer_stage import TransformerStage
-from ultragen.video import probe_video
+from ultragen.video import encode_video, probe_video
 from ultragen.world.captions import vocabulary
 from ultragen.world.heldout import HeldOutClip
 from ultragen.world.scene import ALLOWED
@@ -56,6 +59,7 @@ FAST = {
     "evaluate": ("--clips", "1", "--frames", "5", "--steps", "1"),
     "benchmark": ("--repeats", "1", "--skip", "parts"),
     "doctor": (),
+    "dataset": (),
 }
 
 
@@ -115,7 +119,7 @@ def test_no_block_is_left_out():
         pytest.param(words, marks=[pytest.mark.slow] if "imagenet" in words else [])
         for text in TEXTS.values()
         for words in commands(text)
-        if words[0] not in ("train", "assemble", "convert")
+        if words[0] not in ("train", "assemble", "convert", "dataset")
     ],
     ids=" ".join,
 )
@@ -136,6 +140,23 @@ def test_commands(words, monkeypatch, capsys):
     assert run([*words, *FAST[words[0]]]) == 0, capsys.readouterr().err
     if "--out" in words:
         assert Path(words[words.index("--out") + 1]).exists()
+
+
+def test_the_commands_for_clips_of_ones_own(files, monkeypatch, capsys):
+    """In their order, with small sizes and a table as UltraVideo's."""
+    monkeypatch.setenv(WAN_SOURCE.variable, str(files.base))
+    sizes = {name: Resolution(name, 32, 64, 32) for name in RESOLUTIONS}
+    monkeypatch.setattr(dataset, "RESOLUTIONS", sizes)
+    Path("clips").mkdir()
+    encode_video(moving(82, 64, 96), Path("clips/a.mp4"), WAN.fps)
+    rows = "clip_id,Brief Description,Summarized Description\na,waves,colours in waves\n"
+    Path("clips/metadata.csv").write_text(rows)
+    for words in commands(DOCS["dataset.md"]):
+        assert run(words) == 0, capsys.readouterr().err
+    assert Path("latents/preview.jpg").exists() and Path("latents-4k/preview.jpg").exists()
+    assert LatentDataset("latents-4k").clips[0].num_frames == 29
+    [clip] = LatentDataset("latents-two-captions").clips
+    assert clip.captions == ("colours in waves", "waves")
 
 
 def test_the_released_weights_become_a_folder(capsys):

@@ -9,18 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from ultragen.dataset.shards import (
+from ultragen.dataset.shard_files import (
     DatasetSettings,
     EncodedClip,
     EncodedSource,
-    LatentDataset,
     ShardWriter,
     create_settings,
     forget,
     latents_digest,
+    open_dataset,
     read_sources,
     remove_leftovers,
 )
+from ultragen.dataset.shards import LatentDataset
 
 WAN = DatasetSettings("wan", "a" * 64, "b" * 64, 15.0, ("32x32x5", "32x32x1"))
 SIZES = ((32, 32, 5), (32, 32, 1), (48, 32, 5))
@@ -201,3 +202,28 @@ def test_only_the_dataset_is_forgotten(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     forget(tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "notes.txt"]
+
+
+def test_what_is_no_dataset_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "latents").mkdir()
+    theirs = tmp_path / "latents" / "theirs.safetensors"
+    theirs.write_bytes(b"of another program")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="no dataset, but has files in latents: choose"):
+            open_dataset(tmp_path, WAN, overwrite)
+    assert theirs.exists() and not (tmp_path / "dataset.json").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"can't be written to \(.*\): choose another --out"):
+        open_dataset(tmp_path / "file" / "out", WAN)
+
+
+def test_a_dataset_is_opened_again_or_anew(tmp_path: Path) -> None:
+    write(tmp_path, range(2))
+    (tmp_path / "latents" / ".0123.partial.safetensors").write_bytes(b"half")
+    open_dataset(tmp_path, WAN)
+    assert len(LatentDataset(tmp_path)) == 2 and not list(tmp_path.rglob("*.partial*"))
+    open_dataset(tmp_path, WAN, overwrite=True)
+    assert list(read_sources(tmp_path)) == []
+    (tmp_path / "dataset.json").write_text("{")
+    with pytest.raises(OSError, match="is damaged"):
+        open_dataset(tmp_path, WAN)

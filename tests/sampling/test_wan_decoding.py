@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from allocations import NO_ENGINE, OUT_OF_MEMORY, run_out_of_memory
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from ultragen.sampling import wan_decoding
 from ultragen.sampling import wan_strips as strips_module
 from ultragen.sampling.wan_decoding import decode_in_strips, decode_wan, halos
+from ultragen.sampling.wan_streaming import streams
 from ultragen.sampling.wan_strips import Strips
 
 ROWS, COLUMNS = 11, 6  # of the latents; the features have twice as many
@@ -167,24 +169,9 @@ def test_decoded_piece_by_piece(vae):
     assert pieces_of(vae, latents(3)) == [1, 4, 4]
 
 
-NO_ENGINE = RuntimeError("GET was unable to find an engine to execute this computation")
-OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
-
-
-def out_of_memory(monkeypatch, holds, error):
-    """A device that runs out of memory with its second piece, unless it holds the strips."""
-    tried, decode = [], wan_decoding.decode_in_strips
-
-    def decode_in_strips(vae, z, strips):
-        tried.append(strips)
-        for number, piece in enumerate(decode(vae, z, strips)):
-            if number == 1 and not holds(strips):
-                raise error
-            yield piece
-
-    monkeypatch.setattr(wan_decoding, "decode_in_strips", decode_in_strips)
+def runs_out(monkeypatch, holds, error):
     monkeypatch.setattr(strips_module, "SHORTEST", 16)  # the frame has 88 rows
-    return tried
+    return run_out_of_memory(monkeypatch, wan_decoding, "decode_in_strips", holds, error)
 
 
 @pytest.mark.parametrize("error", [OUT_OF_MEMORY, NO_ENGINE], ids=["memory", "no engine"])
@@ -192,7 +179,7 @@ def test_less_memory_than_was_counted(precise, monkeypatch, error):
     """The clip is that of the whole frame, each frame once; also where a convolution's work space
     is what does not fit."""
     z = latents(3).double()
-    tried = out_of_memory(monkeypatch, lambda strips: strips.number >= 3, error)
+    tried = runs_out(monkeypatch, lambda strips: strips.number >= 3, error)
     with pytest.warns(UserWarning, match=r"begins again in \d strips"):
         pieces = list(decode_wan(precise, z))
     assert [piece.shape[2] for piece in pieces] == [1, 4, 4]
@@ -201,14 +188,14 @@ def test_less_memory_than_was_counted(precise, monkeypatch, error):
 
 
 def test_too_little_memory_for_the_shortest_strips(vae, monkeypatch):
-    tried = out_of_memory(monkeypatch, lambda strips: False, OUT_OF_MEMORY)
+    tried = runs_out(monkeypatch, lambda strips: False, OUT_OF_MEMORY)
     with pytest.raises(torch.OutOfMemoryError), pytest.warns(UserWarning):
         list(decode_wan(vae, latents(3)))
     assert tried[-1] == Strips(5) and len(set(tried)) == len(tried)
 
 
 def test_another_error_is_passed_on(vae, monkeypatch):
-    tried = out_of_memory(monkeypatch, lambda strips: False, RuntimeError("illegal address"))
+    tried = runs_out(monkeypatch, lambda strips: False, RuntimeError("illegal address"))
     with pytest.raises(RuntimeError, match="illegal address"):
         list(decode_wan(vae, latents(3)))
     assert len(tried) == 1
@@ -222,9 +209,9 @@ def test_who_asks_for_tiles_gets_them(vae, monkeypatch):
 def test_weights_that_are_elsewhere_decode_as_diffusers_has_it(vae):
     """As where layers come to the device one by one."""
     z = latents(2)
-    assert wan_decoding.streams(vae, z)
-    assert not wan_decoding.streams(vae, z.to("meta"))
-    assert not wan_decoding.streams(vae, z.bfloat16())
+    assert streams(vae, vae.decoder, z.device, z.dtype)
+    assert not streams(vae, vae.decoder, torch.device("meta"), z.dtype)
+    assert not streams(vae, vae.decoder, z.device, torch.bfloat16)
 
 
 def test_another_variant_decodes_as_diffusers_has_it():

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import weakref
 from math import inf
 
 import pytest
 import torch
+from allocations import Allocations
 from diffusers import AutoencoderKLWan
-from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ultragen.hardware import GIB
-from ultragen.sampling import wan_decoding
+from ultragen.sampling import wan_blocks
 from ultragen.sampling.wan_decoding import decode_in_strips
+from ultragen.sampling.wan_encoding_strips import EncodedClip
 from ultragen.sampling.wan_strips import (
     Clip,
     Strips,
@@ -25,39 +23,6 @@ from ultragen.sampling.wan_strips import (
 )
 
 HD, UHD = Clip(1088, 1920, 21), Clip(2176, 3840, 8)
-
-
-class Allocations(TorchDispatchMode):
-    """Follows the bytes of all tensors that are made inside.
-
-    Attributes:
-        now: Bytes that live.
-        peak: The most that did at once.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                self.add(tensor.untyped_storage())
-        return out
-
-    def add(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self.known:
-            self.known.add(key)
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self.remove, key, size)
-
-    def remove(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +47,7 @@ def wan() -> AutoencoderKLWan:
 )
 def test_the_count_is_what_is_allocated(clip, strips, wan, monkeypatch):
     # On a GPU both are one kernel without working memory in the frame's size.
-    monkeypatch.setattr(wan_decoding, "rms_silu", lambda norm, x, out: None)
+    monkeypatch.setattr(wan_blocks, "rms_silu", lambda norm, x, out: None)
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v: torch.empty_like(q))
     shape = (clip.batch, 16, clip.latent_frames, clip.height // 8, clip.width // 8)
     z = torch.empty(shape, dtype=torch.bfloat16, device="meta")
@@ -122,13 +87,14 @@ def test_what_is_chosen_fits(clip, share):
 
 @pytest.mark.parametrize("frames", [1, 21, 81, 151, 301])
 @pytest.mark.parametrize("size", [(128, 128), (544, 960), (1088, 1920), (2176, 3840)])
-def test_shorter_strips_end_with_the_least_memory(size, frames):
+@pytest.mark.parametrize("kind", [Clip, EncodedClip])
+def test_shorter_strips_end_with_the_least_memory(kind, size, frames):
     """Also for long clips, where many strips take more: each try takes less than the one before."""
 
     def memory(strips):
         return clip.memory(strips.number, strips.resident)
 
-    clip = Clip(*size, frames)
+    clip = kind(*size, frames)
     strips, tried = choose_strips(clip, inf), []
     while strips not in tried:
         tried.append(strips)
@@ -137,7 +103,15 @@ def test_shorter_strips_end_with_the_least_memory(size, frames):
     assert counted == sorted(counted, reverse=True) and len(set(counted)) == len(counted)
     assert counted[-1] == clip.least_memory
     numbers = [n for n in range(1, clip.most_strips + 1) if clip.indexable(n)]
-    assert counted[-1] == min(clip.memory(n, r) for n in numbers for r in range(1, n + 1))
+    assert counted[-1] == min(clip.memory(n, r) for n in numbers for r in clip.residents(n))
+    assert all(clip.indexable(strips.number) for strips in tried)
+
+
+def test_as_many_strips_as_can_be_are_resident():
+    """And of what is encoded all or none, by what takes less."""
+    assert list(HD.residents(3)) == [3, 2, 1]
+    assert list(EncodedClip(1088, 1920, 21).residents(3)) == [0, 3]
+    assert list(EncodedClip(1088, 1920, 81).residents(3)) == [3, 0]
 
 
 def test_strips_that_fit_what_is_left():

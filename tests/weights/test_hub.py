@@ -33,9 +33,9 @@ from huggingface_hub.utils._http import default_client_factory
 from transformers.utils.logging import disable_progress_bar
 
 from ultragen.presets import ULTRAGEN_SOURCE, WAN_SOURCE
-from ultragen.weights import hub
+from ultragen.weights import hub, wan
 from ultragen.weights.hub import Preview, find_local, locate, origin, preview
-from ultragen.weights.wan import locate_wan
+from ultragen.weights.wan import locate_encoders, locate_wan
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -464,6 +464,20 @@ def test_both_models_are_looked_up_before_either_is_downloaded(offers):
         (WAN_SOURCE.repository, list(WAN_SOURCE.files)),
         (ULTRAGEN_SOURCE.repository, list(ULTRAGEN_SOURCE.files)),
     ]
+
+
+def test_encoders_are_downloaded_without_the_transformer(offers, monkeypatch):
+    monkeypatch.setattr(wan, "check_base", lambda folder, without: None)  # these hold no weights
+    assert locate_encoders() == offers.folder / WAN_SOURCE.repository
+    _, (repository, patterns) = offers.downloads
+    assert repository == WAN_SOURCE.repository
+    assert patterns == ["model_index.json", "tokenizer/*", "text_encoder/*", "vae/*"]
+    with pytest.raises(ValueError, match="looks like FluxPipeline"):
+        locate_encoders("someone/flux")
+    assert len(offers.downloads) == 3  # what it is, and no more
+    monkeypatch.setattr(hub, "disk_usage", lambda folder: SimpleNamespace(free=0))
+    with pytest.raises(OSError, match="does not fit on the disk"):
+        locate_encoders()
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from ultragen.model.transformer import UltraGenTransformer3DModel
 from ultragen.model.wan_1_3b import RELEASED
 from ultragen.pipeline import UltraGenPipeline
 from ultragen.runs.loading import take_turns
-from ultragen.sampling import wan_decoding
+from ultragen.sampling import wan_streaming
 from ultragen.weights.read import read_weights
 from ultragen.weights.released import load_released, save_released
 
@@ -210,7 +210,7 @@ def test_the_base_pipeline_is_the_dense_model(pipe, files):
 def test_memory_that_is_short_changes_nothing_in_the_clip(pipe, monkeypatch):
     latents = torch.randn(1, 16, 2, 16, 8, generator=seed())
     plain = list(pipe.decode_stream(latents))
-    monkeypatch.setattr(wan_decoding, "free_memory", lambda device: 0)
+    monkeypatch.setattr(wan_streaming, "free_memory", lambda device: 0)
     in_strips = list(pipe.decode_stream(latents))
     assert [piece.shape for piece in plain] == [(1, 3, t, 128, 64) for t in (1, 4)]
     for one, other in zip(in_strips, plain, strict=True):

@@ -93,7 +93,7 @@ def dataset(
     """
     console.quiet_libraries()
     from ..dataset.processes import Processes
-    from ..dataset.shards import is_dataset
+    from ..dataset.shard_files import is_dataset
 
     if is_dataset(folder) and out is None:
         if not preview:
@@ -169,7 +169,7 @@ def look(folder: Path, base: str | None) -> None:
     import torch
 
     from ..dataset.encoders import load_autoencoder, locate_base
-    from ..dataset.preview import write_preview
+    from ..dataset.latent_preview import write_preview
     from ..dataset.shards import LatentDataset, vae_fingerprint
     from ..hardware import find_hardware
 

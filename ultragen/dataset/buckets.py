@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,11 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..presets import WAN, check_num_frames
-from .frames import VideoInfo
+from ..presets import RESOLUTIONS, WAN, check_num_frames
+from .frames import VideoInfo, frames_at_rate
 
 KEPT = 0.5
 """Part of a frame that must remain when it is cropped to a bucket's shape."""
+ABOUT = 0.05
+"""Part of a frame by which one bucket may crop more than another and be as near in shape."""
+ROUNDED_UP = max(size.height / size.rows for size in RESOLUTIONS.values())
+"""How much larger than its source a clip may be without being told to: so much are the sizes of the
+models larger than the usual ones, such as 1088 rows than 1080, because tokens must fill them."""
 SLOWER = 0.98
 """Part of a model's frame rate that a source must have: 14.985 counts as 15."""
 
@@ -91,15 +96,15 @@ def choose_bucket(
     """Chooses the bucket that a clip fits best, or says in a few words why none does.
 
     Of the buckets that a clip is long and large enough for, the one nearest in shape is taken, and
-    of several the largest, then the longest. Stills fit buckets of one frame, and videos only if
-    there are no others. A source slower than `frame_rate` would stand still every few frames, which
-    models would learn.
+    of several that are about as near the largest, then the longest. Stills fit buckets of one
+    frame, and videos only if there are no others. A source slower than `frame_rate` would stand
+    still every few frames, which models would learn.
 
     Args:
         info: The clip.
         buckets: At least one.
         frame_rate: Frames a second that the clip is read with.
-        enlarge: Also takes clips that are smaller than the bucket.
+        enlarge: Also takes clips that are smaller than the bucket by more than `ROUNDED_UP`.
     """
     if not info.is_still and (info.frame_rate or frame_rate) < SLOWER * frame_rate:
         return f"slower than {frame_rate:g} frames a second"
@@ -109,20 +114,22 @@ def choose_bucket(
     long = [b for b in some or buckets if b.num_frames <= _length(info, frame_rate)]
     if not long:
         return "too short for any bucket"
-    large = [b for b in long if enlarge or _scale(info, b) <= 1]
+    large = [b for b in long if enlarge or _scale(info, b) <= ROUNDED_UP]
     if not large:
         return "too small for any bucket"
     whole = [b for b in large if _kept(info, b) >= KEPT]
     if not whole:
         return "too far from any bucket's shape"
-    return max(whole, key=lambda b: (round(_kept(info, b), 3), b.height * b.width, b.num_frames))
+    return max(
+        whole, key=lambda b: (round(_kept(info, b) / ABOUT), b.height * b.width, b.num_frames)
+    )
 
 
 def _length(info: VideoInfo, frame_rate: float) -> float:
     """Frames that a clip has at a rate; endless, if it does not tell."""
     if info.is_still:
         return 1
-    return math.inf if info.seconds is None else round(info.seconds * frame_rate)
+    return math.inf if info.seconds is None else frames_at_rate(info.seconds, frame_rate)
 
 
 def _scale(info: VideoInfo, bucket: Bucket) -> float:
@@ -140,50 +147,26 @@ def fit(frames: np.ndarray | Tensor, bucket: Bucket) -> Tensor:
     """Scales frames until they just cover a bucket, and keeps their middle.
 
     Scaling is bicubic with antialiasing, on the codes as they are stored and not on linear light:
-    so were the pictures scaled that Wan and its autoencoder were trained on, as all common tools
-    do, and in linear light the filter's overshoot would draw dark rings in the shadows.
+    so the common tools scale, and with them most of what models have seen; and in linear light the
+    filter's overshoot would draw dark rings in the shadows.
 
     Args:
-        frames: t h w 3, uint8.
+        frames: t h w 3, uint8, on any device.
         bucket: Its size counts, not its length.
 
     Returns:
-        t 3 H W in [0, 1], float32.
+        t 3 H W in [0, 1], float32, on the same device.
     """
     pictures = torch.as_tensor(frames).movedim(-1, 1)
     height, width = pictures.shape[-2:]
     scale = max(bucket.height / height, bucket.width / width)
     size = [max(bucket.height, round(height * scale)), max(bucket.width, round(width * scale))]
     top, left = (size[0] - bucket.height) // 2, (size[1] - bucket.width) // 2
-    fitted = torch.empty(len(pictures), 3, bucket.height, bucket.width)
-    for picture, target in zip(pictures, fitted, strict=True):  # one float frame at a time
-        picture = picture[None].float()
+    fitted = torch.empty(len(pictures), 3, bucket.height, bucket.width, device=pictures.device)
+    for picture, target in zip(pictures, fitted, strict=True):
         if size != [height, width]:
-            picture = functional.interpolate(picture, size, mode="bicubic", antialias=True)
-        target.copy_(picture[0, :, top : top + bucket.height, left : left + bucket.width])
+            # On a CPU bytes are ten times as fast as floats; GPUs have a kernel for floats alone.
+            picture = picture[None] if picture.is_cpu else picture[None].float()
+            picture = functional.interpolate(picture, size, mode="bicubic", antialias=True)[0]
+        target.copy_(picture[:, top : top + bucket.height, left : left + bucket.width])
     return fitted.div_(255).clamp_(0, 1)
-
-
-def cut(frames: Iterable[np.ndarray], bucket: Bucket, clips: Clips = "head") -> Iterator[Tensor]:
-    """Cuts a source into clips that fit a bucket; what remains at its end is dropped.
-
-    Frames are made to fit as they come, so that a source may be longer and larger than memory.
-
-    Args:
-        frames: Of one source: uint8, h w 3 each, as `read_frames` gives them.
-        bucket: Size and length of the clips.
-        clips: Which ones. After the first, `head` reads no further.
-
-    Yields:
-        t 3 H W in [0, 1], float32: clip i begins with frame i · `bucket.num_frames`.
-    """
-    if clips not in ("head", "all"):
-        raise ValueError(f"clips must be head or all, not {clips!r}")
-    fitted: list[Tensor] = []
-    for frame in frames:
-        fitted.append(fit(frame[None], bucket))
-        if len(fitted) == bucket.num_frames:
-            yield torch.cat(fitted)
-            fitted = []
-            if clips == "head":
-                return

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import struct
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .tone_mapping import PEAK, ToneMapping
+from .tone_mapping import PEAK, ToneMapping, Transfer
 from .unreadable import UnreadableVideo
 from .video_frames import import_av
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # an optional package
 
 # Code points of ITU-T H.273, which files and FFmpeg share.
 UNSPECIFIED = 2
-TRANSFERS = {16: "pq", 18: "hlg"}
+TRANSFERS: dict[int, Transfer] = {16: "pq", 18: "hlg"}
 PRIMARIES = {1: "bt709", 9: "bt2020", 11: "p3", 12: "p3"}
 # Matrices that swscale has, by its own numbers.
 MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}
@@ -93,12 +93,11 @@ def _turn(frame: VideoFrame) -> tuple[bool, int, int]:
 
     PyAV's `frame.rotation` is not enough: it passes over mirrors.
     """
-    try:
-        data = frame.side_data["DISPLAYMATRIX"]
-    except KeyError:
+    data = _side_data(frame, "DISPLAYMATRIX")
+    if data is None:
         return False, 1, 1
     # x' = ax + cy, y' = bx + dy, in a file's 3 × 3 matrix: ISO/IEC 14496-12, 6.2.2.
-    a, b, _, c, d = struct.unpack("=5i", bytes(data)[:20])
+    a, b, _, c, d = struct.unpack("=5i", data[:20])
     lies = abs(b) > abs(a)
     to_row, to_column = (b, c) if lies else (d, a)
     return lies, -1 if to_row < 0 else 1, -1 if to_column < 0 else 1
@@ -135,15 +134,21 @@ def _tone_mapping(frame: VideoFrame) -> ToneMapping | None:
 
 def _peak(frame: VideoFrame) -> float:
     """The brightest that a clip holds, or its maker's display shows, in cd/m²."""
-    data = frame.side_data
-    if "CONTENT_LIGHT_LEVEL" in data:
-        brightest, _ = struct.unpack("=2I", bytes(data["CONTENT_LIGHT_LEVEL"])[:8])
+    level = _side_data(frame, "CONTENT_LIGHT_LEVEL")
+    if level is not None:
+        brightest, _ = struct.unpack("=2I", level[:8])
         if brightest:
             return float(brightest)
-    if "MASTERING_DISPLAY_METADATA" in data:
+    display = _side_data(frame, "MASTERING_DISPLAY_METADATA")
+    if display is not None:
         # AVMasteringDisplayMetadata: ten rationals, the last the highest luminance, and two flags.
-        fields = struct.unpack("=22i", bytes(data["MASTERING_DISPLAY_METADATA"])[:88])
-        numerator, denominator, _, known = fields[18:22]
+        numerator, denominator, _, known = struct.unpack("=22i", display[:88])[18:]
         if known and denominator and numerator > 0:
             return numerator / denominator
     return PEAK
+
+
+def _side_data(frame: VideoFrame, name: str) -> bytes | None:
+    """What travels with a frame, as FFmpeg's structures lie in memory."""
+    data: Any = frame.side_data
+    return bytes(data[name]) if name in data else None

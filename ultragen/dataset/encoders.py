@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -22,7 +22,7 @@ from .buckets import Bucket
 
 PRESETS: dict[str, ModelPreset] = {"wan": WAN, "embedded": EMBEDDED}
 BATCH = 16  # captions that are encoded together
-Autoencoder = AutoencoderKLWan | CompactAutoencoder
+Autoencoder: TypeAlias = AutoencoderKLWan | CompactAutoencoder
 
 
 def locate_base(model: str, base: str | Path | None = None) -> Path:
@@ -66,16 +66,16 @@ def encode_clip(vae: Autoencoder, pieces: Iterable[Tensor]) -> Tensor:
 
     Args:
         vae: Wan's autoencoder or the compact one.
-        pieces: 3 t h w in [0, 1], on any device; the first has 4n + 1 frames, the others 4n.
+        pieces: 3 t h w in [-1, 1], on any device; the first has 4n + 1 frames, the others 4n.
 
     Returns:
         c t h w, of unit variance, in bfloat16 on the CPU.
     """
-    scaled = (piece[None] * 2 - 1 for piece in pieces)
+    batches = (piece[None] for piece in pieces)
     if isinstance(vae, CompactAutoencoder):
-        latents = torch.cat(list(_encode_compact(vae, scaled)), dim=2)
+        latents = torch.cat(list(_encode_compact(vae, batches)), dim=2)
     else:
-        latents = encode_wan(vae, scaled)
+        latents = encode_wan(vae, batches)
     return normalize(vae, latents)[0].bfloat16().cpu()
 
 

@@ -7,21 +7,18 @@ the files whose turn it is and leaves out those that are done.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
-from typing import Literal, TypeVar, cast
+from typing import Literal, cast
 
-import numpy as np
-import torch
-from einops import rearrange
 from torch import Tensor
 
 from ..hardware import free_memory, is_out_of_memory
-from .buckets import Bucket, fit
+from .buckets import Bucket
+from .clip_reading import read_ahead, read_jobs
 from .encoders import (
     CaptionEncoder,
     caption_bytes,
@@ -30,11 +27,10 @@ from .encoders import (
     load_autoencoder,
     locate_base,
 )
-from .frames import read_frames
-from .planning import Fault, Job, Request, changed, faults, file_state, plan
+from .planning import Job, Request, changed, file_state, plan
 from .processes import Processes
 from .report import Remaining, Report, check_disk, plan_text
-from .shards import (
+from .shard_files import (
     LATENTS,
     TEXT,
     DatasetSettings,
@@ -42,20 +38,13 @@ from .shards import (
     EncodedSource,
     ShardWriter,
     caption_key,
-    create_settings,
-    forget,
     latents_digest,
+    open_dataset,
     read_sources,
     read_text_index,
-    remove_leftovers,
-    text_fingerprint,
-    vae_fingerprint,
 )
+from .shards import text_fingerprint, vae_fingerprint
 from .sources import LeftOut, Source, find_sources
-
-T = TypeVar("T")
-PIECE = 8  # frames that are read, scaled and encoded at a time
-Show = Callable[[float, str], None]
 
 
 @dataclass
@@ -83,31 +72,41 @@ class Encoding:
             OSError: Files of the model are missing, or the disk is full or too small.
             RuntimeError: The GPU's memory ran out.
         """
-        request, out = self.request, self.request.out.resolve()
+        request, processes = self.request, self.processes
+        # What is wrong is said once, and what is missing is downloaded once.
+        if not processes.first:
+            processes.wait()
         request.check()
-        sources, without = find_sources(request.folder, request.caption_columns, request.table)
-        sources = [each for each in sources if out not in each.path.resolve().parents]
-        odd = [each for each in sources if not is_unicode(each.name, *each.captions)]
-        without += [LeftOut(ascii(each.name), "name or caption is not UTF-8") for each in odd]
-        base = self._locate()
+        sources, without = self._find_sources()
+        base = locate_base(request.model, request.base)
+        if processes.first:
+            processes.wait()
         self._open(base)
-        jobs = self._plan([each for each in sources if each not in odd], base)
+        jobs = self._plan(sources, base)
         if request.model == "wan":
             self._encode_captions(base, jobs)
-        failed = self.processes.gather(self._encode_clips(base, jobs))
+        failed = processes.gather(self._encode_clips(base, jobs))
         report = Report.read(request.out, chain(without, *failed))
-        if self.processes.first:
+        if processes.first:
             report.write()
         return report
 
-    def _locate(self) -> Path:
-        """The pipeline's folder; the first process downloads what the others then find."""
-        if not self.processes.first:
-            self.processes.wait()
-        base = locate_base(self.request.model, self.request.base)
-        if self.processes.first:
-            self.processes.wait()
-        return base
+    def _find_sources(self) -> tuple[list[Source], list[LeftOut]]:
+        """The clips, and what is left out already. What lies in the dataset's own folder, where
+        that is one of the folders with clips, is neither."""
+        request, out = self.request, self.request.out.resolve()
+        found, left_out = find_sources(request.folder, request.caption_columns, request.table)
+        if out.is_relative_to(folder := request.folder.resolve()):
+            own = f"{out.relative_to(folder).as_posix()}/"
+            found = [source for source in found if not source.name.startswith(own)]
+            left_out = [each for each in left_out if not each.name.startswith(own)]
+        sources = []
+        for source in found:
+            if is_unicode(source.name, *source.captions):
+                sources.append(source)
+            else:
+                left_out.append(LeftOut(ascii(source.name), "name or caption is not UTF-8"))
+        return sources, left_out
 
     def _open(self, base: Path) -> None:
         """Creates the dataset, or compares its settings and tidies up after a run that was
@@ -124,15 +123,7 @@ class Encoding:
             request.enlarge,
         )
         if self.processes.first:
-            try:
-                if request.overwrite:
-                    forget(request.out)
-                create_settings(request.out, settings)
-                remove_leftovers(request.out)
-            except PermissionError as error:
-                raise OSError(
-                    f"{request.out} can't be written to ({error.strerror}): choose another --out."
-                ) from error
+            open_dataset(request.out, settings, request.overwrite)
         self.processes.wait()
 
     def _plan(self, sources: list[Source], base: Path) -> list[Job]:
@@ -145,9 +136,9 @@ class Encoding:
         done = {source.name: source for _, source in read_sources(request.out)}
         if processes.first and (names := changed(sources, done)):
             self.say(
-                f"{len(names)} of the clips in {request.out} are of files that have changed or "
-                f"are gone ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}): they stay "
-                "as they are; --overwrite encodes everything again."
+                f"{len(names)} of the files in {request.out} or their captions have changed since, "
+                f"or are gone ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}): their "
+                "clips stay as they are; --overwrite encodes everything again."
             )
         jobs = []
         mine = sources[processes.rank :: processes.count]
@@ -189,7 +180,7 @@ class Encoding:
             return
         self.show(0.0, "loading the text encoder")
         writer, remaining = ShardWriter(self.request.out, TEXT), Remaining(len(captions))
-        with memory_said("the text encoder"), flushed(writer):
+        with memory_said("the captions"), flushed(writer):
             encoder = CaptionEncoder(base, self.processes.device)
             for number, (caption, embedding) in enumerate(encoder.encode(captions), 1):
                 writer.add_text(caption, embedding)
@@ -202,28 +193,28 @@ class Encoding:
     def _encode_clips(self, base: Path, jobs: list[Job]) -> list[LeftOut]:
         """Encodes the clips of jobs; returns what failed and is not written down, so that the next
         run tries it again."""
+        if not jobs:
+            return []
         request, device = self.request, self.processes.device
+        self.show(0.0, "loading the autoencoder")
         failed: list[LeftOut] = []
-        done, remaining = EncodedClips(), Remaining(sum(job.pixels for job in jobs))
+        done, remaining = EncodedClips(), Remaining(sum(j.clips * j.clip_pixels for j in jobs))
         with memory_said("the clips"), flushed(ShardWriter(request.out, LATENTS)) as writer:
-            vae = None
-            if any(job.bucket for job in jobs):
-                self.show(0.0, "loading the autoencoder")
-                vae = load_autoencoder(request.model, base, device)
-            clips = read_jobs(jobs, request.frame_rate, device, vae.dtype if vae else torch.float32)
-            for job, found in read_ahead(clips):
+            vae = load_autoencoder(request.model, base, device)
+            for job, found in read_ahead(read_jobs(jobs, request.frame_rate, device, vae.dtype)):
                 self.show(remaining.fraction, f"{job.source.name}, {remaining}")
                 if isinstance(found, list):
-                    assert vae is not None
                     done.add(job, encode_clip(vae, found), request.frame_rate)
+                    remaining.add(job.clip_pixels)
                     continue
                 if found is None or found.lasting:
                     reason = str(found) if found else done.left_out
                     writer.add_source(job.done(done.clips, reason), done.latents)
                 else:
                     failed.append(LeftOut(job.source.name, str(found)))
+                # Clips that did not come are no longer to be waited for.
+                remaining.add((job.clips - done.seen) * job.clip_pixels)
                 done = EncodedClips()
-                remaining.add(job.pixels)
         return failed
 
 
@@ -302,73 +293,3 @@ class EncodedClips:
         size = bucket.height, bucket.width, bucket.num_frames
         self.clips.append(EncodedClip(start, *size, tensor, latents_digest(latents)))
         self.latents[tensor] = latents
-
-
-def read_jobs(
-    jobs: Iterable[Job], frame_rate: float, device: torch.device, dtype: torch.dtype
-) -> Iterator[tuple[Job, list[Tensor] | Fault | None]]:
-    """Reads file after file.
-
-    Args:
-        jobs: What is to be read.
-        frame_rate: Frames a second.
-        device: Where frames are made to fit.
-        dtype: What they become then.
-
-    Yields:
-        Each job with one clip after the other, in pieces 3 t h w in [0, 1] on the CPU; then with
-        its fault, or None.
-    """
-    # Beside the encoder, which has the device's own stream.
-    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-
-    def fitted(group: list[np.ndarray], bucket: Bucket) -> Tensor:
-        with torch.cuda.stream(stream):
-            pictures = fit(torch.from_numpy(np.stack(group)).to(device), bucket)
-        return rearrange(pictures, "t c h w -> c t h w").to(dtype)
-
-    for job in jobs:
-        fault = None if job.left_out is None else Fault(job.left_out, job.lasting)
-        try:
-            for clip in read_clips(job, frame_rate, fitted):
-                yield job, clip
-        except Fault as error:
-            fault = error
-        yield job, fault
-
-
-def read_clips(
-    job: Job, frame_rate: float, fitted: Callable[[list[np.ndarray], Bucket], Tensor]
-) -> Iterator[list[Tensor]]:
-    """The clips of one file, each as what `fitted` makes of its first 9 frames, then of 8 at a
-    time.
-
-    Raises:
-        Fault: The frames end before the first clip does, or can't be read on.
-    """
-    if job.bucket is None:
-        return
-    frames = read_frames(job.source.path, frame_rate)
-    for number in range(job.clips):
-        pieces: list[Tensor] = []
-        missing = job.bucket.num_frames
-        while missing:
-            size = min(missing, PIECE + (not pieces))
-            with faults():
-                group = list(islice(frames, size))
-            if len(group) < size:
-                if number:  # what a file says of its length is rounded
-                    return
-                raise Fault("shorter than it says")
-            pieces.append(fitted(group, job.bucket))
-            missing -= size
-        yield pieces
-
-
-def read_ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, of which the next is read while the last one is encoded."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = pool.submit(next, items, None)
-            yield item

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ def probe(path: Path) -> VideoInfo:
         height, width = still_size(path)
         return VideoInfo(height, width, 1, 0.0, None, is_still=True)
     with open_video(path) as (container, stream):
-        first = next(timed_frames(stream))
+        first = next(timed_frames(container, stream))
         shape = FrameToPicture(first.frame, stream.sample_aspect_ratio)
         rate, seconds = frame_rate(stream), stated_seconds(stream)
         if seconds is None and container.duration:
@@ -88,13 +89,18 @@ def read_frames(path: Path, frame_rate: float | None) -> Iterator[np.ndarray]:
     if is_still(path):
         yield read_still(path)
         return
-    with open_video(path) as (_, stream):
+    with open_video(path) as (container, stream):
         to_picture = shown = None
-        for frame in at_rate(timed_frames(stream), frame_rate):
+        for frame in at_rate(timed_frames(container, stream), frame_rate):
             to_picture = to_picture or FrameToPicture(frame, stream.sample_aspect_ratio)
             if frame is not shown:
                 shown, picture = frame, to_picture(frame)
             yield picture
+
+
+def frames_at_rate(seconds: float, frame_rate: float) -> int:
+    """How many frames `read_frames` gives of a clip that is as long as it says."""
+    return math.floor(max(seconds - JITTER, 0) * frame_rate) + 1
 
 
 def at_rate(frames: Iterable[TimedFrame], frame_rate: float | None) -> Iterator[VideoFrame]:
@@ -114,8 +120,10 @@ def at_rate(frames: Iterable[TimedFrame], frame_rate: float | None) -> Iterator[
         except DamagedVideo as error:
             frame, damage = None, error
         if before is not None:
-            end = before.time + before.duration - 2 * JITTER
-            until = (before.time + frame.time) / 2 if frame is not None else end
+            if frame is not None:
+                until = (before.time + frame.time) / 2
+            else:  # nobody knows how long the last one before the damage stands
+                until = before.time + (0 if damage else before.duration - 2 * JITTER)
             while count / frame_rate <= until + JITTER:
                 yield before.frame
                 count += 1

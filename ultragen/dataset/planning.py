@@ -13,8 +13,8 @@ from ..files import first_line
 from ..hardware import is_out_of_memory
 from .buckets import Bucket, Clips, choose_bucket
 from .encoders import PRESETS
-from .frames import UnreadableVideo, probe
-from .shards import EncodedClip, EncodedSource
+from .frames import UnreadableVideo, frames_at_rate, probe
+from .shard_files import EncodedClip, EncodedSource
 from .sources import Source
 
 SIDE_STEP = 32  # pixels; what both models' tokens divide
@@ -121,11 +121,11 @@ class Job:
     lasting: bool = True
 
     @property
-    def pixels(self) -> int:
-        """Pixels of all clips, to which the work is about proportional."""
+    def clip_pixels(self) -> int:
+        """Pixels of a clip, to which the work is about proportional."""
         if self.bucket is None:
             return 0
-        return self.clips * self.bucket.height * self.bucket.width * self.bucket.num_frames
+        return self.bucket.height * self.bucket.width * self.bucket.num_frames
 
     def done(self, clips: Sequence[EncodedClip] = (), left_out: str | None = None) -> EncodedSource:
         """What is written of it."""
@@ -169,8 +169,7 @@ def plan(source: Source, request: Request) -> Job:
         return Job(source, size, modified, left_out=found)
     clips = 1
     if request.clips == "all" and found.num_frames > 1:
-        frames = round((info.seconds or 0) * request.frame_rate)
-        clips = max(1, frames // found.num_frames)
+        clips = max(1, frames_at_rate(info.seconds or 0, request.frame_rate) // found.num_frames)
     return Job(source, size, modified, found, clips)
 
 

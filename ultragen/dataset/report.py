@@ -14,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from ..files import write_text
-from .shards import LATENTS, TEXT, read_sources, size_text
+from .shard_files import LATENTS, TEXT, read_sources, size_text
 from .sources import LeftOut
 
 LEFT_OUT = "left_out.jsonl"

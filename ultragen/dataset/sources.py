@@ -28,6 +28,7 @@ TEXT_COLUMNS = ("prompt", "caption", "text", "Summarized Description")
 
 NO_CAPTION = "no caption"
 NO_FILE = "file missing"
+NOT_NAMED = "not in the table"
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def find_sources(
             column.
         OSError: The folder can't be read, or pyarrow is missing for a Parquet file.
     """
-    folder = Path(folder)
+    folder = Path(os.path.normpath(folder))
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
     files = list(_files(folder))
@@ -138,7 +139,7 @@ def _nothing(folder: Path, media: list[Path], table: Path | None, left_out: list
             f"none of the {len(media)} clips in {folder} has a caption: write one to NAME.txt"
             " beside NAME.mp4, or all into metadata.csv with the columns video and prompt"
         )
-    reasons = sorted({one.reason for one in left_out})
+    reasons = sorted({one.reason for one in left_out} - {NOT_NAMED})
     return f"{table} names no clip with a caption: {', '.join(reasons) or 'it has no rows'}"
 
 
@@ -202,7 +203,7 @@ def _from_table(
             sources.append(Source(found, name, captions))
         seen.add(name)
     names = {_name(path, folder) for path in media}
-    left_out += [LeftOut(name, "not in the table") for name in sorted(names - seen)]
+    left_out += [LeftOut(name, NOT_NAMED) for name in sorted(names - seen)]
     return sources, left_out
 
 
@@ -276,7 +277,7 @@ def _read_csv(table: Path, text: str) -> tuple[list[str], list[dict[str, Any]]]:
         reader = csv.DictReader(io.StringIO(text), strict=True)
         rows = list(reader)
     except csv.Error as error:
-        raise ValueError(f"{table} is damaged in line {reader.line_num}: {error}") from error
+        raise ValueError(f"{table} is damaged near line {reader.line_num}: {error}") from error
     return list(reader.fieldnames or ()), rows
 
 

@@ -42,7 +42,7 @@ def read_still(path: Path) -> np.ndarray:
         image.load()
         profile = image.info.get("icc_profile")
         picture = _eight_bits(ImageOps.exif_transpose(image))
-    return np.asarray(_to_srgb(picture, profile).convert("RGB"))
+    return np.array(_to_srgb(picture, profile).convert("RGB"))
 
 
 @contextmanager

@@ -65,14 +65,14 @@ class ToneMapping:
                 np.float32(PEAK / WHITE)
             )
         if self.transfer != "gamma":
-            light *= self._gains[_index(light.max(-1, keepdims=True) / self._reach)]
+            largest = light.max(-1, keepdims=True) / self._reach
+            light *= self._gains[_index(largest)] / np.maximum(largest, 1)
         return _display_codes()[_index(light @ self._matrix)]
 
     @property
-    def _reach(self) -> np.float32:
+    def _reach(self) -> float:
         """The peak, in units of reference white."""
-        peak = self.peak if self.transfer == "pq" else PEAK
-        return np.float32(max(peak, WHITE) / WHITE)
+        return max(self.peak if self.transfer == "pq" else PEAK, WHITE) / WHITE
 
     @cached_property
     def _gains(self) -> np.ndarray:

@@ -98,7 +98,7 @@ def frame_rate(stream: VideoStream) -> float | None:
     return float(rate) if rate else None
 
 
-def timed_frames(stream: VideoStream) -> Iterator[TimedFrame]:
+def timed_frames(container: InputContainer, stream: VideoStream) -> Iterator[TimedFrame]:
     """Decodes a stream from its start: whole frames in the order in which they are shown.
 
     Interlaced frames become progressive ones, as many, by ffmpeg's bwdif. A frame whose time stamp
@@ -112,7 +112,7 @@ def timed_frames(stream: VideoStream) -> Iterator[TimedFrame]:
     start = last = None
     count = 0
     try:
-        for frame in _progressive(_one_size(_whole_frames(stream))):
+        for frame in _progressive(_one_size(_whole_frames(container, stream))):
             time = 0.0
             if last is not None:
                 stamp = None if frame.time is None or start is None else frame.time - start
@@ -140,18 +140,20 @@ def _told(fault: _Fault, count: int, stream: VideoStream) -> str:
     return f"{fault} frame {count}" + (f" of {expected}" if expected > count else "")
 
 
-def _whole_frames(stream: VideoStream) -> Iterator[VideoFrame]:
+def _whole_frames(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
     """Decodes until the first fault.
 
     Frames that wait in the decoder for their turn then are whole too, but between them may be the
     place of a lost one: only those are given that are shown before any that is lost.
     """
     av = import_av()
-    packets, last, end = stream.container.demux(stream), None, 0.0
+    packets, last, end = container.demux(stream), None, 0.0
     while True:
         packet = None
         try:
             packet = next(packets)
+            if not packet.size and packet.dts is not None:
+                continue  # Theora's way to repeat a frame; decoders take it for the end
             if packet.is_corrupt or (not packet.size and _ends_early(stream, end)):
                 break
             frames = packet.decode()
@@ -186,8 +188,8 @@ def _waiting(stream: VideoStream, last: Packet | None, lost: Packet | None) -> I
     No packet is shown before it is decoded, so that the time of decoding is a bound for all that
     follow. Of a packet that could not even be read, only the one before it tells anything.
     """
-    known = lost if lost is not None and lost.pts is not None else last
-    if known is None or known.dts is None or not known.duration:
+    known = last if lost is None or lost.pts is None else lost
+    if known is None or known.dts is None or known.pts is None or not known.duration:
         return
     bound = known.dts + known.duration
     if known is lost:

@@ -1,4 +1,4 @@
-"""Normalisation over the channels and SiLU, for decoding by Wan's VAE."""
+"""Normalisation over the channels and SiLU, for decoding and encoding by Wan's VAE."""
 
 from __future__ import annotations
 

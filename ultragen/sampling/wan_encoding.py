@@ -44,7 +44,8 @@ def encode_wan(vae: AutoencoderKLWan, frames: Tensor | Iterable[Tensor]) -> Tens
 
     Returns:
         The mean of the posterior b z n+1 h/8 w/8, on the autoencoder's device: its own latents,
-        which `model.autoencoder.normalize` brings to unit variance.
+        which `model.autoencoder.normalize` brings to unit variance. As in diffusers, rows and
+        columns beyond a multiple of 8 are left out.
 
     Raises:
         ValueError: The frames are no such pictures.
@@ -54,7 +55,7 @@ def encode_wan(vae: AutoencoderKLWan, frames: Tensor | Iterable[Tensor]) -> Tens
     device, dtype = vae.device, vae.dtype
     if vae.use_tiling or not streams(vae, vae.encoder, device, dtype):
         whole = torch.cat(pieces, dim=2)
-        # Weights that lie on a disk have no device of their own.
+        # Weights that come when they are needed have no device of their own before.
         whole = whole if device.type == "meta" else whole.to(device, dtype)
         return vae.encode(whole).latent_dist.mode()
     groups = group_pictures(pieces)
@@ -71,7 +72,7 @@ def check_pieces(pieces: Sequence[Tensor]) -> int:
     if not pieces:
         raise ValueError("There are no frames to encode: give 4n + 1 of them.")
     shapes = {(*piece.shape[:2], *piece.shape[3:]) for piece in pieces}
-    if len(shapes) > 1 or pieces[0].ndim != 5:
+    if len(shapes) > 1 or pieces[0].ndim != 5 or pieces[0].shape[1] != 3:
         found = ", ".join(str(tuple(piece.shape)) for piece in pieces[:4])
         raise ValueError(f"Pieces of a clip must be b 3 t h w, alike but for t, not {found}.")
     if not all(piece.is_floating_point() for piece in pieces):
@@ -85,9 +86,9 @@ def check_pieces(pieces: Sequence[Tensor]) -> int:
     return number
 
 
-def group_pictures(pieces: Sequence[Tensor]) -> list[Group]:
+def group_pictures(pieces: Sequence[Tensor]) -> Sequence[Group]:
     """Views of the pictures, b 3 1 h w each: the first alone, then four at a time."""
-    singles = [picture for piece in pieces for picture in piece.split(1, dim=2)]
+    singles = [piece[:, :, i : i + 1] for piece in pieces for i in range(piece.shape[2])]
     return [singles[:1]] + [singles[i : i + 4] for i in range(1, len(singles), 4)]
 
 
@@ -99,7 +100,7 @@ def encode_in_strips(
     encoder = vae.encoder
     rows = groups[0][0].shape[-2] >> len(levels(encoder)[:-2])
     parts = [fine_strip(encoder, groups, strip) for strip in strips.ranges(rows)]
-    return means(vae, side_by_side(parts, strips.resident))
+    yield from means(vae, side_by_side(parts, strips.resident))
 
 
 def levels(encoder: Any) -> list[list[Any]]:
@@ -113,7 +114,7 @@ def levels(encoder: Any) -> list[list[Any]]:
     return found
 
 
-def fine_strip(encoder: Any, groups: Iterable[Group], strip: range) -> Iterator[Tensor]:
+def fine_strip(encoder: Any, groups: Sequence[Group], strip: range) -> Iterator[Tensor]:
     """All levels but the last two on some rows, for each latent frame.
 
     Every level takes its rows with those beyond them that all later convolutions see. Where these
@@ -128,25 +129,23 @@ def fine_strip(encoder: Any, groups: Iterable[Group], strip: range) -> Iterator[
     Yields:
         b c t (rows of the strip) w, 2 frames for four pictures.
     """
-    past, fine = Past(), levels(encoder)[:-2]
+    past, fine, height = Past(), levels(encoder)[:-2], groups[0][0].shape[-2]
+    taken, halved = rows_seen(fine, strip, height)
+    pictures = widened(taken[0], 1, height)
     for group in groups:
-        height = group[0].shape[-2]
-        pictures, plan = rows_seen(fine, strip, height)
         x = read(group, pictures, encoder.conv_in.weight)
         x = convolve_pictures(encoder.conv_in, gather(encoder.conv_in, x, past))
-        rows = pictures
-        for (*resnets, downsampling), (taken, kept) in zip(fine, plan, strict=True):
-            x = cut(x, rows, taken)
+        x = cut(x, pictures, taken[0])
+        for (*resnets, downsampling), rows, kept in zip(fine, taken, halved, strict=False):
             for resnet in resnets:
                 x = residual(resnet, x, past)
-            x = downsample(downsampling, cut(x, taken, kept), past)
-            rows = range(kept.start // 2, kept.start // 2 + x.shape[-2])
+            x = downsample(downsampling, cut(x, rows, kept), past)
         yield x
 
 
 def rows_seen(
     fine: Sequence[Sequence[Any]], strip: range, height: int
-) -> tuple[range, list[tuple[range, range]]]:
+) -> tuple[list[range], list[range]]:
     """Rows that a strip is made of.
 
     Args:
@@ -155,16 +154,16 @@ def rows_seen(
         height: Rows of the pictures.
 
     Returns:
-        Rows of the pictures, and of each level those that its residual blocks take and, of these,
-        those that are made smaller.
+        Of each level the rows that its residual blocks take, and after the last one's the strip
+        itself; and of these rows those that are then made half as many.
     """
-    plan: list[tuple[range, range]] = []
+    taken, halved = [strip], list[range]()
     for i, blocks in reversed(list(enumerate(fine))):
         # Three rows for each of the result's, one of them shared with the next.
-        kept = range(2 * strip.start, min(2 * strip.stop + 1, height >> i))
-        strip = widened(kept, 2 * (len(blocks) - 1), height >> i)
-        plan.insert(0, (strip, kept))
-    return widened(strip, 1, height), plan
+        kept = range(2 * taken[0].start, min(2 * taken[0].stop + 1, height >> i))
+        halved.insert(0, kept)
+        taken.insert(0, widened(kept, 2 * (len(blocks) - 1), height >> i))
+    return taken, halved
 
 
 def widened(rows: range, beyond: int, height: int) -> range:

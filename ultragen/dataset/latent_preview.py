@@ -13,7 +13,8 @@ from ..files import whole_file
 from ..pictures import contact_sheet, to_uint8
 from ..sampling.decoding import decode_pieces
 from .encoders import Autoencoder
-from .shards import LatentDataset, size_text
+from .shard_files import size_text
+from .shards import LatentDataset
 
 PREVIEW = "preview.jpg"
 MOST_CLIPS, COLUMNS = 12, 2
