@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ultragen.dataset.shards import (
+from ultragen.dataset.shard_files import (
     DatasetSettings,
     EncodedClip,
     EncodedSource,
@@ -15,9 +15,8 @@ from ultragen.dataset.shards import (
     create_settings,
     latents_digest,
     size_text,
-    text_fingerprint,
-    vae_fingerprint,
 )
+from ultragen.dataset.shards import text_fingerprint, vae_fingerprint
 from ultragen.model.wan_1_3b import PIXELS_PER_LATENT
 from ultragen.presets import FRAMES_PER_LATENT
 from ultragen.training.build import TINY_SIZE

@@ -8,8 +8,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-Size = tuple[int, int, int]
-"""Rows and columns in pixels, and frames."""
+from ..dataset.shard_files import Size
 
 
 class ClipOrder:

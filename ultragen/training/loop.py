@@ -34,7 +34,7 @@ from .graphs import GraphedGradients
 from .meters import Means, Speed
 from .optimizers import build_optimizer, set_learning_rate
 from .processes import Termination, average, check_processes, in_how_many
-from .sharding import ShardedState, local, shard
+from .sharding import ShardedState, local, part_again, shard
 from .stage import Every, Progress, Stage, TrainingConfig
 from .watch import Watch
 
@@ -73,19 +73,22 @@ class Trainer:
     def __init__(self, stage: Stage, config: TrainingConfig) -> None:
         self.stage, self.config = stage, config
         self.peak_rate = config.learning_rate or 5e-4
-        if stage.blocks and not stage.batch_size:
-            raise ValueError("A stage with blocks draws its samples by numbers: batch_size is 0.")
+        if stage.blocks and not stage.samples_per_batch:
+            raise ValueError(
+                "A stage with blocks draws its samples by numbers: samples_per_batch is 0."
+            )
         check_processes()
         fast = torch.cuda.is_available() or fast_bfloat16()
         half = config.precision == "bfloat16" or (config.precision is None and fast)
+        self.sharded = bool(stage.blocks)
         self.accelerator = Accelerator(
-            mixed_precision="bf16" if half else "no",
+            # Weights in parts are gathered in the type that is computed in.
+            mixed_precision=None if self.sharded else "bf16" if half else "no",
             log_with=self.trackers(),
             project_dir=config.out,
         )
         # Every process draws other data and noise.
         set_seed(config.seed, device_specific=True)
-        self.sharded = bool(stage.blocks)
         if self.sharded:
             stage.compute_dtype = torch.bfloat16 if half else torch.float32
             shard(stage.model, stage.blocks, self.accelerator.device, stage.compute_dtype)
@@ -297,10 +300,9 @@ class Trainer:
             if self.recorded:
                 losses = self.recorded(batch)
             else:
-                # Weights in parts are gathered in the type that is computed in.
                 with nullcontext() if self.sharded else self.accelerator.autocast():
                     losses = self.stage.loss(self.model, batch)
-                self.accelerator.backward(losses["loss"] / self.config.accumulation)
+                (losses["loss"] / self.config.accumulation).backward()
             self.means.add(losses)
             total += losses["loss"].detach() / self.config.accumulation
         self.speed.step(tokens)
@@ -310,7 +312,7 @@ class Trainer:
 
     def batch(self) -> Any:
         """The next batch of this process."""
-        size, step = self.stage.batch_size, self.progress.step
+        size, step = self.stage.samples_per_batch, self.progress.step
         if not size:
             return self.stage.batch(step)
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
@@ -370,7 +372,7 @@ class Trainer:
             raise OSError(
                 f"Step {self.progress.step} could not be saved: {first_line(error)}. What was "
                 f"saved in {self.config.out} before stays, and the same command goes on from it "
-                "once there is room."
+                "once that is mended."
             ) from error
 
     def write_checkpoint(self, folder: Path) -> None:
@@ -420,6 +422,7 @@ class Trainer:
 
     def exchange_average(self) -> None:
         """Exchanges the weights with their averages, one tensor after the other."""
+        part_again(self.stage.model)
         if self.ema:
             for weight, averaged in zip(self.parameters, self.ema.shadow_params, strict=True):
                 weight, averaged = local(weight), local(averaged)

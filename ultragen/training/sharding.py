@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 
@@ -51,6 +51,14 @@ def shard(
                 parameter.data = parameter.data.to(device)
                 dist.broadcast(parameter.data, src=0)
         fully_shard(unit, mesh=mesh, mp_policy=policy)
+
+
+def part_again(model: nn.Module) -> None:
+    """Drops what a forward pass gathered. Without a backward pass after it, the weights beside the
+    blocks stay gathered, and the next pass would take them as they were."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def local(tensor: Tensor) -> Tensor:

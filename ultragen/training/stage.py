@@ -84,12 +84,16 @@ class TrainingConfig:
             raise ValueError(f"minutes must be positive, not {self.minutes}.")
         if self.accumulation < 1:
             raise ValueError(f"accumulation must be at least 1, not {self.accumulation}.")
-        for name, known in (("optimizer", OptimizerName), ("precision", Precision)):
-            value = getattr(self, name)
-            if value is not None and value not in get_args(known):
-                raise ValueError(
-                    f"Unknown {name} {value!r}: choose from {', '.join(get_args(known))}."
-                )
+        _check_known("optimizer", self.optimizer, OptimizerName)
+        if self.precision is not None:
+            _check_known("precision", self.precision, Precision)
+        for tracker in self.trackers:
+            _check_known("tracker", tracker, Tracker)
+
+
+def _check_known(what: str, name: str, known: Any) -> None:
+    if name not in get_args(known):
+        raise ValueError(f"Unknown {what} {name!r}: choose from {', '.join(get_args(known))}.")
 
 
 class Stage(ABC):
@@ -106,8 +110,8 @@ class Stage(ABC):
             other while the rest lies in parts on all processes; none leaves the whole model on
             each. All processes call `sample_sheet` and `export` of a stage with blocks, the main
             one alone of one without.
-        batch_size: Samples of a batch of one process, in a stage that draws samples by their
-            numbers; 0 in one that draws batches as it likes.
+        samples_per_batch: Samples of a batch of one process, in a stage that draws samples by
+            their numbers; 0 in one that draws batches as it likes.
         tokens: Tokens of the batch that was drawn last, in this process.
         compute_dtype: What a model with blocks computes in and takes its inputs in; set before
             `setup`. A model without blocks runs under autocast.
@@ -120,7 +124,7 @@ class Stage(ABC):
     companions: tuple[Any, ...] = ()
     recordable = False
     blocks: tuple[nn.Module, ...] = ()
-    batch_size = 0
+    samples_per_batch = 0
     tokens = 0
     compute_dtype = torch.float32
     fingerprint = ""
@@ -133,19 +137,19 @@ class Stage(ABC):
         """Called once, however the training ends; also where `setup` failed."""
 
     def batch(self, step: int) -> Any:
-        """The data of one batch of a step, in a stage without `batch_size`."""
+        """The data of one batch of a step, in a stage without `samples_per_batch`."""
         raise NotImplementedError
 
     def samples(self, numbers: range) -> Any:
-        """The data of one batch, in a stage with `batch_size`.
+        """The data of one batch, in a stage with `samples_per_batch`.
 
         Everything about a sample, its noise too, follows from the seed and its number. Then a
         training is the same whether it was interrupted or not, and on however many processes, if
         the loss is the mean over samples.
 
         Args:
-            numbers: Of the samples, `batch_size` of them, counted through the whole training over
-                all processes, far beyond the size of the data.
+            numbers: Of the samples, `samples_per_batch` of them, counted through the whole training
+                over all processes, far beyond the size of the data.
         """
         raise NotImplementedError
 

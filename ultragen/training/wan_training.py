@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from diffusers import WanTransformer3DModel
 
-from ..dataset.shards import LatentDataset, size_text, text_fingerprint, vae_fingerprint
+from ..dataset.shard_files import Size, size_text
+from ..dataset.shards import LatentDataset, text_fingerprint, vae_fingerprint
 from ..estimates.training_memory import TrainingMemory
 from ..hardware import fast_bfloat16
 from ..model.transformer import UltraGenTransformer3DModel
@@ -33,7 +34,7 @@ from ..weights.keys import CONDITIONED
 from ..weights.released import load_dense, load_transformer, load_ultragen
 from ..weights.wan import load_vae
 from .checkpoint import check_data
-from .clip_order import ClipOrder, Size
+from .clip_order import ClipOrder
 from .loop import Trainer
 from .processes import check_processes
 from .stage import TrainingConfig

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from ...dataset.shards import LatentDataset, size_text
+from ...dataset.shard_files import size_text
+from ...dataset.shards import LatentDataset
 from ...model.autoencoder import CompactAutoencoder
 from ...pipeline import UltraGenPipeline
 from ...sampling.flow import falling_shift, noised

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ...dataset.shard_files import Size
 from ...files import whole_file
 from ...model.transformer import UltraGenTransformer3DModel
 from ...pictures import picture_grid, to_image
@@ -20,7 +21,6 @@ from ...pipeline import UltraGenPipeline
 from ...presets import WAN
 from ...sampling.prompts import embed_prompts
 from ...weights.wan import SHIFT, load_text_encoder, load_tokenizer
-from ..clip_order import Size
 from .transformer_stage import mixed_precision
 
 SIDE = 32  # rows and columns of a sample are multiples of it

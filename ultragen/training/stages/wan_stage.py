@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...dataset.shard_files import Size
 from ...dataset.shards import LatentDataset
 from ...files import whole_file, write_text
 from ...model.transformer import UltraGenTransformer3DModel
@@ -22,7 +23,7 @@ from ...presets import FRAMES_PER_LATENT, WAN
 from ...sampling.flow import noised, shifted
 from ...weights.lora_saving import save_lora
 from ...weights.wan import SHIFT
-from ..clip_order import ClipOrder, Size, sample_generator
+from ..clip_order import ClipOrder, sample_generator
 from ..sharding import whole_weights
 from ..stage import Stage
 from ..trained_parts import ADAPTER
@@ -81,7 +82,7 @@ class WanStage(Stage):
     ) -> None:
         self.model = self.transformer = transformer.train()
         self.blocks = tuple(transformer.blocks)
-        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+        self.dataset, self.samples_per_batch, self.seed = dataset, batch_size, seed
         self.order = ClipOrder(clips, group, seed)
         self.sheet = samples
         self.device = torch.device("cpu")

@@ -1,0 +1,31 @@
+"""One of several processes that train `Numbered` stages together; `test_sharded_training.py` and
+`test_lost_processes.py` start them.
+
+Takes a JSON list of trainings, one after the other: options of `Numbered` under `stage`, those of
+`numbered_settings` under `settings`, whose `out` is a folder. What a training ends with, if not by
+itself, is written to OUT/RANK.txt.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from training_stages import Numbered, numbered_settings, run
+
+
+def main() -> None:
+    for training in json.loads(sys.argv[1]):
+        out = Path(training["settings"].pop("out"))
+        try:
+            run(Numbered(**training["stage"]), numbered_settings(out, **training["settings"]))
+        except Exception as error:
+            if "fails" not in training:
+                raise
+            (out / f"{os.environ['RANK']}.txt").write_text(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()
