@@ -12,7 +12,8 @@ diffusion timestep fuse the branches (eq. 3).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from math import log
 from typing import Literal, cast
 
@@ -26,9 +27,13 @@ from ..ops.interpolation import resize
 from ..ops.linear import updated_linear
 from ..ops.rotary_norm import rotary_norm
 from ..ops.tiles import attend_to_tiles, tile_of
+from ..ops.window_attention import keeps_little, window_attention
 from ..ops.window_order import merge_windows, split_windows
 from .compression import Compression, Decompression
 from .window_plan import GLOBAL_FACTOR, HIERARCHICAL_FACTOR, AttentionLayout, WindowLayout
+
+Projection = Callable[[Tensor], Tensor]
+"""Tokens … d → queries, keys or values of all heads, … d."""
 
 
 class RotaryNorm(nn.RMSNorm):
@@ -304,12 +309,7 @@ class UltraGenAttention(nn.Module, AttentionModuleMixin):
 
     def local(self, grid: Tensor, at: WindowLayout) -> Tensor:
         """Windows at full resolution with the base weights (eq. 6-9): b t h w d → b t h w d."""
-        x = resize(grid, at.size)  # b t h w d
-        tile = self.tile(x, at)
-        query = self.norm_q(self.to_q(x), at, self.heads, tile)  # (b windows) t h w d each
-        key = self.norm_k(self.to_k(x), at, self.heads, tile)
-        value = split_windows(self.to_v(x), at.partition.rectangles, tile)
-        out = self.processor(self, query, key, value, at)  # b t h w d
+        out = self.attend(resize(grid, at.size), self.to_q, self.to_k, self.to_v, at)
         return resize(out, (grid.shape[2], grid.shape[3]))
 
     def compressed(self, branch: CompressedBranch, grid: Tensor, at: WindowLayout) -> Tensor:
@@ -317,8 +317,21 @@ class UltraGenAttention(nn.Module, AttentionModuleMixin):
         b t h w d → b t h' w' d."""
         x = resize(branch.compression(grid), at.size)  # b t h' w' d
         to_key = {"key": self.to_k, "query": self.to_q}[branch.keys_from]
+        query = partial(branch.lora_q.project, linear=self.to_q)
+        key = partial(branch.lora_k.project, linear=to_key)
+        value = partial(branch.lora_v.project, linear=self.to_v)
+        return self.attend(x, query, key, value, at)
+
+    def attend(
+        self, x: Tensor, to_q: Projection, to_k: Projection, to_v: Projection, at: WindowLayout
+    ) -> Tensor:
+        """Attention within windows: b t h w d → b t h w d."""
+        norms, rectangles = (self.norm_q, self.norm_k), at.partition.rectangles
+        if keeps_little(self.processor, WindowAttnProcessor, x, self.heads, norms):
+            given = to_q(x), to_k(x), to_v(x)  # b t h w d each
+            return window_attention(*given, norms, at.rotary, self.heads, rectangles)
         tile = self.tile(x, at)
-        query = self.norm_q(branch.lora_q.project(x, self.to_q), at, self.heads, tile)
-        key = self.norm_k(branch.lora_k.project(x, to_key), at, self.heads, tile)
-        value = split_windows(branch.lora_v.project(x, self.to_v), at.partition.rectangles, tile)
+        query = self.norm_q(to_q(x), at, self.heads, tile)  # (b windows) t h w d each
+        key = self.norm_k(to_k(x), at, self.heads, tile)
+        value = split_windows(to_v(x), rectangles, tile)
         return self.processor(self, query, key, value, at)

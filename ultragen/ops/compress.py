@@ -22,15 +22,16 @@ def compress(grid: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Returns:
         b t ⌈h/factor⌉ ⌈w/factor⌉ d.
     """
-    if not torch.is_grad_enabled() and fused_runs("triton_compress", grid.device):
-        from .triton_compress import compress as fused
+    factor, fused = weight.shape[-1], fused_runs("triton_compress", grid.device)
+    if torch.is_grad_enabled() or not fused:
+        for axis in (2, 3):
+            if missing := -grid.shape[axis] % factor:
+                edge = grid.narrow(axis, grid.shape[axis] - 1, 1)
+                grid = torch.cat([grid, *[edge] * missing], dim=axis)
+    if fused:
+        from .triton_compress import compress as in_one_pass
 
-        return fused(grid, weight, bias)
-    factor = weight.shape[-1]
-    for axis in (2, 3):
-        if missing := -grid.shape[axis] % factor:
-            edge = grid.narrow(axis, grid.shape[axis] - 1, 1)
-            grid = torch.cat([grid, *[edge] * missing], dim=axis)
+        return in_one_pass(grid, weight, bias)
     if grid.requires_grad and (grid.is_cuda or grid.dtype == torch.bfloat16):
         return weighted_sum(grid, weight, bias)
     frames = rearrange(grid, "b t h w d -> (b t) d h w")

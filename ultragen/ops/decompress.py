@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .axes import Axis, plan_axis
-from .dispatch import fused_runs
+from .dispatch import fused_runs, left_to_the_compiler
 from .interpolation import interpolation, resize
 from .layer_checks import is_untouched
 
@@ -55,15 +56,18 @@ def decompress_and_fuse(
         b t h w d.
     """
     size = (fine.shape[2], fine.shape[3])
-    plain = torch.is_grad_enabled() or not is_untouched(convolution, kind)
+    plain = left_to_the_compiler() or not is_untouched(convolution, kind)
     if not plain and fused_runs("triton_decompress", fine.device):
-        axes = zip(size, padded(size, factor), coarse.shape[2:4], (1, 2), strict=True)
-        rows, columns = (upsampled_axis(*axis, fine.device) for axis in axes)
+        lengths = [*zip(size, padded(size, factor), coarse.shape[2:4], strict=True)]
+        pairs = zip(lengths, (1, 2), strict=True)
+        rows, columns = (upsampled_axis(*axis, group, fine.device) for axis, group in pairs)
         if rows and columns:
             from .triton_decompress import decompress_and_fuse as fused
 
+            backwards = lengths if torch.is_grad_enabled() else []
+            adjoints = [adjoint_axis(*axis, fine.device) for axis in backwards]
             weight, bias = convolution.weight, convolution.bias
-            return fused(fine, coarse, weight, bias, gate, rows, columns)
+            return fused(fine, coarse.type_as(fine), weight, bias, gate, rows, columns, adjoints)
     coarse = decompress(coarse, size, factor, convolution)
     gate = gate[:, None, None, None]
     return torch.lerp(coarse, fine.type_as(coarse), gate.type_as(coarse))
@@ -92,11 +96,31 @@ def upsampled_axis(
     return _upsampled_axis(length, padded_length, small, group, device)
 
 
+@torch.compiler.assume_constant_result
+def adjoint_axis(length: int, padded_length: int, small: int, device: torch.device) -> Any:
+    """What the gradient of the fused decompression needs to know of an axis, which is given as in
+    `upsampled_axis`. Kept like that."""
+    return _adjoint_axis(length, padded_length, small, device)
+
+
+@cache
+def _adjoint_axis(length: int, padded_length: int, small: int, device: torch.device) -> Any:
+    from .triton_decompress_gradients import Adjoint, plan_adjoint
+
+    adjoint = plan_adjoint(_upsampling(length, padded_length, small))
+    return Adjoint(*(part.to(device) for part in adjoint))
+
+
+def _upsampling(length: int, padded_length: int, small: int) -> Tensor:
+    """The matrix length × small, in float64."""
+    return interpolation(small, padded_length, torch.device("cpu"), torch.float64)[:length]
+
+
 @cache
 def _upsampled_axis(
     length: int, padded_length: int, small: int, group: int, device: torch.device
 ) -> Axis | None:
-    matrix = interpolation(small, padded_length, torch.device("cpu"), torch.float64)[:length]
+    matrix = _upsampling(length, padded_length, small)
     try:
         return Axis(*(x.to(device) for x in plan_axis(matrix, group)))
     except ValueError:  # the plain code takes any size

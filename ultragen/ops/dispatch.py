@@ -24,6 +24,7 @@ FUSED = {
         "triton_compress",
         "triton_decompress",
         "triton_depthwise",
+        "triton_gelu",
         "triton_modulation",
         "triton_resampling",
         "triton_rms_silu",
@@ -56,6 +57,12 @@ def fused_runs(name: str, device: torch.device) -> bool:
 def plain_is_forced() -> bool:
     """Whether `use("plain")` holds, for other ways of computing that need no trial."""
     return _forced == "plain"
+
+
+def left_to_the_compiler() -> bool:
+    """Whether torch.compile is to differentiate what is computed here: it fuses plain operations,
+    forward and backward, with what stands around them, and needs no form of ours."""
+    return torch.is_grad_enabled() and torch.compiler.is_compiling()
 
 
 @contextmanager

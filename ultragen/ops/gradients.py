@@ -1,16 +1,21 @@
-"""How layers are called while their gradients are computed."""
+"""How layers are called while their gradients are computed, and what is kept of them until then."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
+
+from .host_memory import HostMemory
+
+Results = Literal["none", "whole", "all"]
 
 
 def call_layer(model: Any, layer: nn.Module, *arguments: Any) -> Tensor:
@@ -21,30 +26,94 @@ def call_layer(model: Any, layer: nn.Module, *arguments: Any) -> Tensor:
     return layer(*arguments)
 
 
-def recompute_layers(model: Any, layers: Iterable[nn.Module], on_host: bool = False) -> None:
-    """Lets layers of a diffusers model be computed again in the backward pass, so that of each only
-    the input is kept for it.
+@dataclass
+class Recomputation:
+    """Gradient checkpointing: what is kept of a layer, beside what it is given.
+
+    An instance goes to a model's `enable_gradient_checkpointing`.
+
+    Attributes:
+        every: One layer of so many is computed again, all others keep what they need.
+        results: Which results of attention are kept, so that they are not computed again: those
+            over all tokens of a grid, which cost the most for what they take, or `all`. Works where
+            attention is one operation, see `window_attention`.
+        host_memory: Whether what layers are given waits in the host's memory.
+    """
+
+    every: int = 1
+    results: Results = "whole"
+    host_memory: bool = False
+    _count: int = field(default=0, repr=False)
+    _host: HostMemory = field(default_factory=HostMemory, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"every must be at least 1, not {self.every}.")
+
+    def __call__(self, layer: nn.Module, *arguments: Any) -> Tensor:
+        self._count += 1
+        if self._count % self.every:
+            return layer(*arguments)
+        kept = _Kept(self.results)
+        where = self._host.holding() if self.host_memory else nullcontext()
+        with where:
+            return checkpoint(
+                layer,
+                *arguments,
+                use_reentrant=False,
+                context_fn=lambda: (kept.first(), kept.again()),
+            )
+
+
+class _Kept:
+    """Results of a layer's attention, from the pass that computes them to the one that needs them
+    again."""
+
+    def __init__(self, which: Results) -> None:
+        self.which, self.results = which, []  # type: ignore[var-annotated]
+        self.given: list[Any] | None = None
+
+    @contextmanager
+    def first(self) -> Iterator[None]:
+        token = _kept.set(self)
+        try:
+            yield
+        finally:
+            _kept.reset(token)
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        # Given once: after it the pass's own saved tensors hold them, as long as they are needed.
+        self.given, self.results = self.results, []
+        token = _kept.set(self)
+        try:
+            yield
+        finally:
+            self.given = []
+            _kept.reset(token)
+
+
+_kept: ContextVar[_Kept | None] = ContextVar("kept", default=None)
+
+
+def keep_result(result: Any, whole: bool) -> None:
+    """Called with each result of attention, in a fixed order: keeps it where a layer is computed
+    for the first time of two.
 
     Args:
-        model: With gradient checkpointing.
-        layers: Those of its layers that are; the others keep all that their gradients need.
-        on_host: Whether the inputs are kept in the host's memory instead of the device's.
+        result: Whatever `kept_result` is to give back.
+        whole: Whether all tokens of the grid were attended to.
     """
-    chosen = set(map(id, layers))
-
-    def call(layer: nn.Module, *arguments: Any) -> Tensor:
-        if id(layer) not in chosen:
-            return layer(*arguments)
-        with kept_on_host() if on_host else nullcontext():
-            return checkpoint(layer, *arguments, use_reentrant=False)
-
-    model.enable_gradient_checkpointing(call)
+    kept = _kept.get()
+    if kept is not None and kept.given is None:
+        wanted = kept.which == "all" or (whole and kept.which == "whole")
+        kept.results.append(result if wanted else None)
 
 
-def kept_on_host() -> AbstractContextManager:
-    """Within it, what the backward pass needs is kept in the host's memory."""
-    # Within a checkpoint nothing is kept, and of the call itself only its arguments are.
-    return save_on_cpu(pin_memory=torch.cuda.is_available())
+def kept_result() -> Any:
+    """The result that was kept of the attention that is asked for now; None where none was."""
+    kept = _kept.get()
+    return kept.given.pop(0) if kept is not None and kept.given else None
 
 
 def compiled_in_training(function: Callable[..., Any]) -> Callable[..., Any]:

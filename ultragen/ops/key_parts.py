@@ -39,6 +39,24 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     return out, sums.reshape(*query.shape[:3], 1)
 
 
+def attend_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, sums: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of queries, keys and values: all b heads n d, and the sums that `attend` gives,
+    b heads n."""
+    sums = sums.reshape(*query.shape[:3], 1)
+    if query.is_cuda:
+        # Without dropout, and with all sequences equally long.
+        none = torch.zeros((), dtype=torch.int64, device=query.device)
+        return torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
+            grad, query, key, value, out, sums, none, none, None, None, None, query.shape[2],
+            key.shape[2], 0.0, False,
+        )  # fmt: skip
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(  # for the tests
+        grad, query, key, value, out, sums[..., 0], 0.0, False
+    )
+
+
 def attend_in_parts(query: Tensor, key: Tensor, value: Tensor, part: int) -> tuple[Tensor, Tensor]:
     """The same as `attend`, to so many keys at a time at most, for as many queries; all parts have
     about the same size."""

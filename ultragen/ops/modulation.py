@@ -1,7 +1,7 @@
 """The norms, shifts, scales and gated sums between a block's layers.
 
-Wan computes them in float32, whatever the tokens are in. Fused forms do each of them in one pass;
-they have no gradients, and where those are needed the plain form runs.
+Wan computes them in float32, whatever the tokens are in. Fused forms do each of them in one pass,
+on a GPU with gradients too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from diffusers.models.normalization import FP32LayerNorm
 from torch import Tensor
 
-from .dispatch import fused_runs
+from .dispatch import fused_runs, left_to_the_compiler
 from .layer_checks import is_untouched
 
 
@@ -77,13 +77,16 @@ def gated_sum(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
 
 def _fused(x: Tensor, *norms: Any) -> Any:
     """The module whose functions do it in few passes; None where there is none."""
-    if torch.is_grad_enabled() or not all(is_untouched(norm, FP32LayerNorm) for norm in norms):
+    untouched = all(is_untouched(norm, FP32LayerNorm) for norm in norms)
+    if not untouched or left_to_the_compiler():
         return None
+    if torch.is_grad_enabled() and torch.compiler.is_compiling():
+        return None  # the compiler fuses forward and backward with what stands around them
     if fused_runs("triton_modulation", x.device):
         from . import triton_modulation
 
         return triton_modulation
-    if fused_runs("cpu_modulation", x.device):
+    if not torch.is_grad_enabled() and fused_runs("cpu_modulation", x.device):
         from . import cpu_modulation
 
         return cpu_modulation

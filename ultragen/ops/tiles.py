@@ -31,8 +31,8 @@ def suits(device: torch.device) -> bool:
 
 
 def tile_of(processor: Any, x: Tensor, heads: int, windows: Sequence[int]) -> int:
-    """The number that a window's tokens are to become a multiple of: 1 leaves them, and their
-    attention, as they are.
+    """The number that a window's tokens are to become a multiple of where no gradients are wanted:
+    1 leaves them, and their attention, as they are.
 
     Args:
         processor: Attends; its back end must be cuDNN, as torch chooses it on these GPUs.
@@ -40,18 +40,29 @@ def tile_of(processor: Any, x: Tensor, heads: int, windows: Sequence[int]) -> in
         heads: Attention heads.
         windows: Tokens of each group's windows.
     """
-    if not x.is_cuda or torch.is_grad_enabled() or x.shape[-1] != heads * HEAD_DIM:
+    if torch.is_grad_enabled() or not is_cudnns(processor, x, heads):
         return 1
+    tile = TILE if max(windows) > LONG else tile_for(windows)
+    return tile if tile == 1 or suits(x.device) else 1
+
+
+def tile_for(windows: Sequence[int]) -> int:
+    """The number that the tokens of windows are to become a multiple of, if their attention is
+    cuDNN's: 1 where all are, or where it takes too many."""
     ragged = [tokens for tokens in windows if tokens % TILE]
-    if not (ragged or max(windows) > LONG) or any(
-        -tokens % TILE > LARGEST_ROOM * tokens for tokens in ragged
-    ):
-        return 1
+    small = all(-tokens % TILE <= LARGEST_ROOM * tokens for tokens in ragged)
+    return TILE if ragged and small else 1
+
+
+def is_cudnns(processor: Any, x: Tensor, heads: int) -> bool:
+    """Whether a processor's attention, of what queries are made of and so many heads, is cuDNN's if
+    torch chooses it."""
+    if not x.is_cuda or x.shape[-1] != heads * HEAD_DIM:
+        return False
     asked = getattr(processor, "_attention_backend", None)
     backend = asked or _AttentionBackendRegistry.get_active_backend()[0]
     fits = backend in CUDNN and getattr(processor, "_parallel_config", None) is None
-    fits = fits and x.dtype in (torch.bfloat16, torch.float16)
-    return TILE if fits and suits(x.device) else 1
+    return fits and x.dtype in (torch.bfloat16, torch.float16)
 
 
 def attend_to_tiles(

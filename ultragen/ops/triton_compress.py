@@ -1,5 +1,4 @@
-"""The compressing convolution of a branch in one pass, in Triton. Without gradients: where they are
-needed, the plain code runs."""
+"""The compressing convolution of a branch in one pass, in Triton, and its gradients in one."""
 
 from typing import Optional
 
@@ -38,6 +37,36 @@ def _compress(
     tl.store(out_ptr + at, total, mask=mask)
 
 
+@triton.jit
+def _gradients(
+    x_ptr, taps_ptr, grad_ptr, of_x_ptr, partial_ptr, small_h, small_w, d,
+    FACTOR: tl.constexpr, FEATURES: tl.constexpr,
+):  # fmt: skip
+    """One program: a row of the small grid, FEATURES features. The grid is a multiple of it."""
+    row = tl.program_id(0).to(tl.int64)  # (b t small_h)
+    features = tl.program_id(1) * FEATURES + tl.arange(0, FEATURES)
+    inside = features < d
+    taps = tl.arange(0, FACTOR * FACTOR)
+    mask = (taps >= 0)[:, None] & inside[None, :]
+    weights = tl.load(taps_ptr + taps[:, None] * d + features[None, :], mask=mask, other=0.0)
+    weights = weights.to(tl.float32)
+    w = small_w * FACTOR
+    first = (row * FACTOR + taps // FACTOR) * w + taps % FACTOR
+    of_taps = tl.zeros((FACTOR * FACTOR, FEATURES), tl.float32)
+    of_bias = tl.zeros((FEATURES,), tl.float32)
+    for column in range(small_w):
+        at = row * small_w + column
+        grad = tl.load(grad_ptr + at * d + features, mask=inside, other=0.0).to(tl.float32)
+        places = (first + column * FACTOR)[:, None] * d + features[None, :]
+        x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32)
+        of_taps += x * grad[None, :]
+        of_bias += grad
+        tl.store(of_x_ptr + places, weights * grad[None, :], mask=mask)
+    partial_ptr += row * (FACTOR * FACTOR + 1) * d
+    tl.store(partial_ptr + taps[:, None] * d + features[None, :], of_taps, mask=mask)
+    tl.store(partial_ptr + FACTOR * FACTOR * d + features, of_bias, mask=inside)
+
+
 @torch.library.custom_op("ultragen::compress", mutates_args=())
 def _compression(
     x: Tensor,
@@ -64,8 +93,50 @@ def _(x, taps, bias, factor):
     return x.new_empty((b, t, -(-h // factor), -(-w // factor), d))
 
 
+@torch.library.custom_op("ultragen::compress_gradients", mutates_args=())
+def _backward(x: Tensor, taps: Tensor, grad: Tensor, factor: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of the tokens, of the taps and of the bias, the latter two in float32."""
+    x, taps, grad = x.contiguous(), taps.contiguous(), grad.contiguous()
+    b, t, small_h, small_w, d = grad.shape
+    of_x = torch.empty_like(x)
+    rows, features = b * t * small_h, 128
+    partial = x.new_empty((rows, factor**2 + 1, d), dtype=torch.float32)
+    with torch.cuda.device_of(x):
+        _gradients[(rows, triton.cdiv(d, features))](
+            x, taps, grad, of_x, partial, small_h, small_w, d, factor, features
+        )
+    sums = partial.sum(0)
+    return of_x, sums[:-1].clone(), sums[-1].clone()
+
+
+@_backward.register_fake
+def _(x, taps, grad, factor):
+    d = x.shape[-1]
+    sums = (x.new_empty(shape, dtype=torch.float32) for shape in ((factor**2, d), (d,)))
+    return x.new_empty(x.shape), *sums
+
+
+def _remember(ctx, inputs, output) -> None:
+    x, taps, bias, ctx.factor = inputs
+    ctx.save_for_backward(x, taps)
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _differentiate(ctx, grad):
+    x, taps = ctx.saved_tensors
+    if any(length % ctx.factor for length in x.shape[2:4]):
+        raise ValueError("The compression of grids whose edges are repeated has no gradient.")
+    of_x, of_taps, of_bias = _backward(x, taps, grad, ctx.factor)
+    biased = ctx.bias_dtype is not None
+    return of_x, of_taps.to(taps.dtype), of_bias.to(ctx.bias_dtype) if biased else None, None
+
+
+_compression.register_autograd(_differentiate, setup_context=_remember)
+
+
 def compress(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:  # noqa: UP045
-    """Convolution of each feature whose stride is its size; edges are repeated where needed.
+    """Convolution of each feature whose stride is its size; edges are repeated where needed, which
+    has no gradient.
 
     Args:
         x: b t h w d.
@@ -79,6 +150,7 @@ def compress(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:  # no
 
 
 def try_on(device: torch.device) -> None:
-    """Runs the kernel on next to nothing; raises where it does not run."""
-    x = torch.ones(1, 1, 1, 1, 1, device=device)
-    compress(x, x, None)
+    """Runs the kernels on next to nothing; raises where they do not run."""
+    x = torch.ones(1, 1, 2, 2, 1, device=device, requires_grad=True)
+    with torch.enable_grad():
+        compress(x, x.detach()[0], None).sum().backward()

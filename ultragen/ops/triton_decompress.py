@@ -1,5 +1,5 @@
-"""Decompression of a branch's grid with the fusion that follows it, in Triton. Without gradients:
-where they are needed, the plain code runs.
+"""Decompression of a branch's grid with the fusion that follows it, in Triton; the gradients are
+those of `triton_decompress_gradients`.
 
 Upsampling by 2 or more and the 3 × 3 × 3 convolution after it are one linear map, in which two
 neighbouring tokens of the full grid see 3 × 3 tokens of the small one at three moments. Their
@@ -9,6 +9,7 @@ of tokens, and for those a small token further to the right, below and both, whi
 small tokens that they see. Neither the upsampled grid nor the decompressed one is ever written.
 """
 
+from collections.abc import Sequence
 from typing import Optional
 
 import torch
@@ -17,6 +18,12 @@ import triton.language as tl
 from torch import Tensor
 
 from .axes import Axis, plan_axis
+from .triton_decompress_gradients import (
+    Adjoint,
+    gradient_of_fine,
+    gradients_of_coarse,
+    plan_adjoint,
+)
 
 CHANNELS, WARPS = 64, 1  # of one program: two features a thread
 # The kernel is not compiled anew for sizes that are 1 or a multiple of 16.
@@ -253,9 +260,10 @@ def _fusion(
     gate: Tensor,
     rows: list[Tensor],
     columns: list[Tensor],
+    adjoints: list[Tensor],
 ) -> Tensor:
     """Grids b t h w d, taps 27 d, bias d and gate b d, all but the grids in float32; an axis is
-    what an `Axis` holds."""
+    what an `Axis` holds, and the adjoints what those of both axes do."""
     fine, coarse, (b, t, h, w, d) = fine.contiguous(), coarse.contiguous(), fine.shape
     out = torch.empty_like(fine)
     (row_programs, row_shares), (column_programs, column_shares) = rows, columns
@@ -276,8 +284,52 @@ def _fusion(
 
 
 @_fusion.register_fake
-def _(fine, coarse, taps, bias, gate, rows, columns):
+def _(fine, coarse, taps, bias, gate, rows, columns, adjoints):
     return fine.new_empty(fine.shape)
+
+
+@torch.library.custom_op("ultragen::decompress_and_fuse_gradients", mutates_args=())
+def _backward(
+    grad: Tensor,
+    fine: Tensor,
+    coarse: Tensor,
+    taps: Tensor,
+    bias: Tensor,
+    gate: Tensor,
+    adjoints: list[Tensor],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of both grids, taps, bias and gate, in this order."""
+    grad, fine, coarse = grad.contiguous(), fine.contiguous(), coarse.contiguous()
+    of_fine, total, by_fine = gradient_of_fine(grad, fine, gate)
+    rest, axes = 1 - gate, (Adjoint(*adjoints[:2]), Adjoint(*adjoints[2:]))
+    of_coarse, of_taps = gradients_of_coarse(grad, coarse, taps, rest, *axes)
+    # The sum of the gradient by what was decompressed, which is not there any more.
+    by_coarse = (of_taps * taps).sum(1) + bias * total
+    of_taps = (of_taps * rest[:, None]).sum(0)
+    return of_fine, of_coarse, of_taps, (rest * total).sum(0), by_fine - by_coarse
+
+
+@_backward.register_fake
+def _(grad, fine, coarse, taps, bias, gate, adjoints):
+    return tuple(x.new_empty(x.shape) for x in (fine, coarse, taps, bias, gate))
+
+
+def _remember(ctx, inputs, output) -> None:
+    *tensors, _, _, adjoints = inputs
+    ctx.adjoints = len(adjoints)
+    ctx.save_for_backward(*tensors, *adjoints)
+
+
+def _differentiate(ctx, grad):
+    saved = ctx.saved_tensors
+    if not ctx.adjoints:
+        raise ValueError("Without adjoints of both axes decompression has no gradient.")
+    tensors, adjoints = saved[: -ctx.adjoints], saved[-ctx.adjoints :]
+    gradients = _backward(grad, *tensors, list(adjoints))
+    return *gradients, [None] * 2, [None] * 2, [None] * ctx.adjoints
+
+
+_fusion.register_autograd(_differentiate, setup_context=_remember)
 
 
 def decompress_and_fuse(
@@ -288,6 +340,7 @@ def decompress_and_fuse(
     gate: Tensor,
     rows: Axis,
     columns: Axis,
+    adjoints: Sequence[Adjoint] = (),
 ) -> Tensor:
     """gate · fine + (1 − gate) · coarse, upsampled and convolved.
 
@@ -299,6 +352,7 @@ def decompress_and_fuse(
         gate: b d.
         rows: In groups of 1.
         columns: In groups of 2.
+        adjoints: Of both axes, where a gradient is wanted.
 
     Returns:
         b t h w d in the precision of `fine`; sums are taken in float32.
@@ -307,12 +361,16 @@ def decompress_and_fuse(
     bias = gate.new_zeros(len(weight)) if bias is None else bias
     # Named one by one: torch 2.11's compiler can't iterate over a constant.
     axes = ([axis.programs, axis.shares] for axis in (rows, columns))
-    return _fusion(fine, coarse, taps, bias.float(), gate.float().contiguous(), *axes)
+    backwards = [tensor for axis in adjoints for tensor in (axis.first, axis.shares)]
+    return _fusion(fine, coarse, taps, bias.float(), gate.float().contiguous(), *axes, backwards)
 
 
 def try_on(device: torch.device) -> None:
     """Runs the kernels on next to nothing; raises where they do not run."""
-    x = torch.ones(1, 1, 1, 1, 1, device=device)
+    x = torch.ones(1, 1, 1, 1, 1, device=device, requires_grad=True)
     rows, columns = (plan_axis(torch.ones(1, 1, device=device), group) for group in (1, 2))
+    adjoint = Adjoint(*(part.to(device) for part in plan_adjoint(torch.ones(1, 1))))
     taps = x.expand(1, 1, 3, 3, 3)
-    decompress_and_fuse(x, x, taps, x[0, 0, 0, 0], x[0, 0, 0], rows, columns)
+    with torch.enable_grad():
+        layer = taps, x[0, 0, 0, 0], x[0, 0, 0]
+        decompress_and_fuse(x, x, *layer, rows, columns, [adjoint] * 2).sum().backward()

@@ -42,10 +42,12 @@ def _normalise_and_rotate(
 
 @triton.jit(do_not_specialize=("tokens", *SIZES))
 def _gradients(
-    x_ptr, weight_ptr, cos_ptr, sin_ptr, grad_ptr, of_x_ptr, partial_ptr, tokens, eps, d, half,
-    t, h, w, top, rows, height, left, columns, width, BLOCK: tl.constexpr, PROGRAMS: tl.constexpr,
+    x_ptr, weight_ptr, cos_ptr, sin_ptr, grad_ptr, of_x_ptr, partial_ptr, tokens, room, eps, d,
+    half, t, h, w, top, rows, height, left, columns, width,
+    BLOCK: tl.constexpr, PROGRAMS: tl.constexpr,
 ):  # fmt: skip
-    """One program: every PROGRAMS-th token."""
+    """One program: every PROGRAMS-th token. What fills the windows up to `room` has no part."""
+    window_tokens = t * height * width
     features, pairs = tl.arange(0, BLOCK), tl.arange(0, BLOCK // 2)
     inside = features < d
     weight = tl.load(weight_ptr + features, mask=inside, other=0.0).to(tl.float32)
@@ -53,7 +55,8 @@ def _gradients(
     for row in range(tl.program_id(0), tokens, PROGRAMS):
         position, sample = place(row, t, h, w, top, rows, height, left, columns, width)
         at = tl.cast(sample, tl.int64) * t * h * w + position
-        grad = tl.load(grad_ptr + tl.cast(row, tl.int64) * d + features, mask=inside, other=0.0)
+        source = tl.cast(row // window_tokens, tl.int64) * room + row % window_tokens
+        grad = tl.load(grad_ptr + source * d + features, mask=inside, other=0.0)
         even, odd = tl.split(tl.reshape(grad.to(tl.float32), (BLOCK // 2, 2)))
         angle = tl.cast(position, tl.int64) * half + pairs % half
         cos = tl.load(cos_ptr + angle, mask=pairs < d // 2, other=1.0).to(tl.float32)
@@ -71,10 +74,10 @@ def _gradients(
 
 
 @torch.library.custom_op("ultragen::rotary_norm", mutates_args=())
-def _forward(
+def rotate(
     x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float, groups: list[int], tile: int
 ) -> list[Tensor]:
-    """Tokens b t h w d → windows, a tensor for each group."""
+    """Tokens b t h w d → windows, (b windows) n d for each group; see `rotary_norm`."""
     x, (_, t, h, w, d) = x.contiguous(), x.shape
     found = []
     with torch.cuda.device_of(x):  # Triton takes the current device, wherever the tensors are
@@ -89,7 +92,7 @@ def _forward(
 
 
 @torch.library.custom_op("ultragen::rotary_norm_gradients", mutates_args=())
-def _backward(
+def gradients(
     grads: list[Tensor],
     x: Tensor,
     weight: Tensor,
@@ -98,25 +101,28 @@ def _backward(
     eps: float,
     groups: list[int],
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of the tokens, and of the weight in float32."""
+    """The gradients of the tokens, and of the weight in float32, from those of the windows, which
+    may be filled up."""
     x, (_, t, h, w, d) = x.contiguous(), x.shape
     of_x = torch.empty_like(x)
     partial = x.new_zeros((PROGRAMS, d), dtype=torch.float32)
     with torch.cuda.device_of(x):
         for grad, rectangle in zip(grads, unflatten(groups), strict=True):
+            windows, room, _ = grad.shape
+            tokens = windows * t * rectangle[2] * rectangle[5]
             _gradients[(PROGRAMS,)](
-                x, weight, cos, sin, grad.contiguous(), of_x, partial, grad.numel() // d, eps, d,
+                x, weight, cos, sin, grad.contiguous(), of_x, partial, tokens, room, eps, d,
                 cos.shape[-1], t, h, w, *rectangle, triton.next_power_of_2(d), PROGRAMS,
             )  # fmt: skip
     return of_x, partial.sum(0)
 
 
-@_forward.register_fake
+@rotate.register_fake
 def _(x, weight, cos, sin, eps, groups, tile):
     return [x.new_empty(window_shape(x, rectangle, tile)) for rectangle in unflatten(groups)]
 
 
-@_backward.register_fake
+@gradients.register_fake
 def _(grads, x, weight, cos, sin, eps, groups):
     return x.new_empty(x.shape), x.new_empty(x.shape[-1:], dtype=torch.float32)
 
@@ -129,11 +135,11 @@ def _remember(ctx, inputs, output) -> None:
 def _differentiate(ctx, grads):
     # Read once: within a checkpointed region a saved tensor can be had a single time.
     x, weight, cos, sin = ctx.saved_tensors
-    of_x, of_weight = _backward(grads, x, weight, cos, sin, ctx.eps, ctx.groups)
+    of_x, of_weight = gradients(grads, x, weight, cos, sin, ctx.eps, ctx.groups)
     return of_x, of_weight.to(weight.dtype), None, None, None, None, None
 
 
-_forward.register_autograd(_differentiate, setup_context=_remember)
+rotate.register_autograd(_differentiate, setup_context=_remember)
 
 
 def rotary_norm(
@@ -168,7 +174,7 @@ def rotary_norm(
     if tile > 1 and torch.is_grad_enabled():
         raise ValueError("Tiles have no gradients: compute within torch.no_grad().")
     groups = [number for r in rectangles for number in r]
-    found = _forward(x, weight, *rotary, eps, groups, tile)
+    found = rotate(x, weight, *rotary, eps, groups, tile)
     return [shaped(out, r, x.shape[1], tile) for out, r in zip(found, rectangles, strict=True)]
 
 

@@ -90,8 +90,8 @@ def merge_group(grid: Tensor, windows: Tensor, rectangle: list[int]) -> None:
 
 
 @torch.library.custom_op("ultragen::split_windows", mutates_args=())
-def _split(grid: Tensor, groups: list[int], tile: int) -> list[Tensor]:
-    """Tokens b t h w d → windows, a tensor for each group."""
+def split_flat(grid: Tensor, groups: list[int], tile: int) -> list[Tensor]:
+    """Tokens b t h w d → windows, (b windows) n d for each group; see `split`."""
     grid = grid.contiguous()
     found = [grid.new_empty(window_shape(grid, rectangle, tile)) for rectangle in unflatten(groups)]
     for windows, rectangle in zip(found, unflatten(groups), strict=True):
@@ -114,7 +114,7 @@ def _merge(windows: list[Tensor], groups: list[int], size: list[int]) -> Tensor:
     return grid
 
 
-@_split.register_fake
+@split_flat.register_fake
 def _(grid, groups, tile):
     return [grid.new_empty(window_shape(grid, rectangle, tile)) for rectangle in unflatten(groups)]
 
@@ -133,12 +133,12 @@ def _remember_merge(ctx, inputs, output) -> None:
     _, ctx.groups, _ = inputs
 
 
-_split.register_autograd(
+split_flat.register_autograd(
     lambda ctx, grads: (_merge(grads, ctx.groups, ctx.size), None, None),
     setup_context=_remember_split,
 )
 _merge.register_autograd(
-    lambda ctx, grad: (_split(grad, ctx.groups, 1), None, None), setup_context=_remember_merge
+    lambda ctx, grad: (split_flat(grad, ctx.groups, 1), None, None), setup_context=_remember_merge
 )
 
 
@@ -154,7 +154,7 @@ def split(grid: Tensor, rectangles: Sequence[tuple[int, ...]], tile: int = 1) ->
     Returns:
         A tensor for each group, (b windows) t h w d; with tiles (b windows) n d.
     """
-    found = _split(grid, [number for r in rectangles for number in r], tile)
+    found = split_flat(grid, [number for r in rectangles for number in r], tile)
     t = grid.shape[1]
     return [shaped(x, r, t, tile) for x, r in zip(found, rectangles, strict=True)]
 

@@ -11,15 +11,16 @@ from torch import Tensor, nn
 
 from .dispatch import fused_runs
 from .layer_checks import is_untouched
+from .rotary_norm import Rotary
 from .tiles import attend_to_tiles, tile_of
+from .window_attention import keeps_little, window_attention
 from .window_order import split_windows
 
 
 def full_attention(
     processor: WanAttnProcessor, attn: WanAttention, x: Tensor, rotary_emb: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """Self-attention of one of Wan's layers; on a GPU, without gradients, with norm and positions
-    in one pass.
+    """Self-attention of one of Wan's layers; on a GPU with norm and positions in one pass.
 
     Args:
         processor: Whose back end attends.
@@ -30,16 +31,18 @@ def full_attention(
     Returns:
         b n d.
     """
-    norms = attn.norm_q, attn.norm_k
-    plain = torch.is_grad_enabled() or attn.fused_projections
-    plain = plain or not all(is_untouched(norm, nn.RMSNorm) for norm in norms)
-    if plain or not fused_runs("triton_rotary_norm", x.device):
+    norms, tokens = (attn.norm_q, attn.norm_k), x.shape[1]
+    whole = [(0, 1, 1, 0, 1, tokens)]  # as one window
+    known = all(is_untouched(norm, nn.RMSNorm) for norm in norms) and not attn.fused_projections
+    if known and keeps_little(processor, type(processor), x, attn.heads, norms):
+        given = (y[:, None, None] for y in (attn.to_q(x), attn.to_k(x), attn.to_v(x)))
+        out = window_attention(*given, norms, _halves(rotary_emb), attn.heads, whole)[:, 0, 0]
+        return attn.to_out[1](attn.to_out[0](out))
+    if torch.is_grad_enabled() or not known or not fused_runs("triton_rotary_norm", x.device):
         return WanAttnProcessor.__call__(processor, attn, x, None, None, rotary_emb)
     from .triton_rotary_norm import rotary_norm
 
-    cos, sin = rotary_emb[0][0, :, 0, ::2].contiguous(), rotary_emb[1][0, :, 0, 1::2].contiguous()
-    tokens = x.shape[1]
-    whole = [(0, 1, 1, 0, 1, tokens)]  # as one window
+    cos, sin = _halves(rotary_emb)
     tile = tile_of(processor, x, attn.heads, [tokens])
     query, key = (
         rotary_norm(y[:, None, None], norm.weight, (cos, sin), norm.eps, whole, tile)[0]
@@ -53,6 +56,11 @@ def full_attention(
     else:
         out = _attend(processor, query[:, 0, 0], key[:, 0, 0], value, attn.heads)
     return attn.to_out[1](attn.to_out[0](out.type_as(query)))
+
+
+def _halves(rotary_emb: tuple[Tensor, Tensor]) -> Rotary:
+    """Wan's cos and sin without what they say twice: n × half the head size each."""
+    return rotary_emb[0][0, :, 0, ::2].contiguous(), rotary_emb[1][0, :, 0, 1::2].contiguous()
 
 
 def _attend(processor: Any, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:

@@ -18,7 +18,7 @@ from ..estimates.training_memory import TrainingMemory
 from ..hardware import fast_bfloat16
 from ..model.transformer import UltraGenTransformer3DModel
 from ..model.windows import check_windows
-from ..ops.gradients import recompute_layers
+from ..ops.gradients import Recomputation
 from ..presets import (
     FRAMES_PER_LATENT,
     RESOLUTIONS,
@@ -376,7 +376,8 @@ def load_model(
     choose_trained(model, options.trained, options.lora, dtype)
     every = {"all": 1, "half": 2}.get(options.recomputed)
     if every is not None:
-        recompute_layers(model, model.blocks[::every], options.on_host)
+        kept = Recomputation(every, host_memory=options.on_host)
+        model.enable_gradient_checkpointing(kept)  # type: ignore[operator]
     return model
 
 

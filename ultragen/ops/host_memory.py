@@ -1,0 +1,104 @@
+"""Tensors that autograd keeps, in the host's memory until they are needed.
+
+They are copied beside the computation, in a stream of their own, and come back one ahead of the one
+that is asked for: the backward pass wants them in the reverse order. Copies are pinned, and taken
+again for the next step.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from contextlib import AbstractContextManager
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+
+SMALLEST = 2**24  # bytes: less is not worth a copy
+
+
+class HostMemory:
+    """Holds what autograd keeps while `holding`."""
+
+    def __init__(self) -> None:
+        self.free: dict[Any, list[Tensor]] = defaultdict(list)
+        self.last: ref[_Parked] | None = None
+        self.streams: dict[torch.device, torch.cuda.Stream] = {}
+
+    def holding(self) -> AbstractContextManager[None]:
+        """A context in which tensors that autograd keeps go to the host, if they are on a GPU and
+        large."""
+        return torch.autograd.graph.saved_tensors_hooks(self.park, self.fetch)  # type: ignore[return-value]
+
+    def is_worth_it(self, x: Tensor) -> bool:
+        """Whether a tensor is to go: no weights, which stay where they are."""
+        return x.is_cuda and not isinstance(x, nn.Parameter) and x.nbytes >= SMALLEST
+
+    def park(self, x: Tensor) -> Tensor | _Parked:
+        if not self.is_worth_it(x):
+            return x
+        parked = _Parked(self, x, self.last and self.last())
+        self.last = ref(parked)
+        return parked
+
+    def fetch(self, parked: Tensor | _Parked) -> Tensor:
+        if isinstance(parked, Tensor):
+            return parked
+        x = parked.back()
+        before = parked.before and parked.before()
+        if before is not None:
+            before.start()
+        return x
+
+    def stream(self, device: torch.device) -> torch.cuda.Stream:
+        """The stream of the copies."""
+        if device not in self.streams:
+            self.streams[device] = torch.cuda.Stream(device)
+        return self.streams[device]
+
+
+class _Parked:
+    """One tensor on the host."""
+
+    def __init__(self, memory: HostMemory, x: Tensor, before: _Parked | None) -> None:
+        self.memory, self.device = memory, x.device
+        self.before = None if before is None else ref(before)
+        free = memory.free[x.shape, x.dtype]
+        self.host = free.pop() if free else torch.empty_like(x, device="cpu", pin_memory=x.is_cuda)
+        self.coming: Tensor | None = None
+        if not x.is_cuda:
+            self.host.copy_(x)
+            return
+        side = memory.stream(x.device)
+        side.wait_stream(torch.cuda.current_stream(x.device))
+        with torch.cuda.stream(side):
+            self.host.copy_(x, non_blocking=True)
+        x.record_stream(side)  # its memory is not given away before it is copied
+
+    def start(self) -> None:
+        """Begins to bring it back."""
+        if self.coming is not None:
+            return
+        if self.device.type != "cuda":
+            self.coming = self.host.clone()
+            return
+        side = self.memory.stream(self.device)
+        with torch.cuda.stream(side):
+            self.coming = self.host.to(self.device, non_blocking=True)
+            self.arrived = side.record_event()
+
+    def back(self) -> Tensor:
+        """The tensor on its device, for the stream that asks."""
+        self.start()
+        x = self.coming
+        assert x is not None
+        if x.is_cuda:
+            here = torch.cuda.current_stream(self.device)
+            here.wait_event(self.arrived)
+            x.record_stream(here)
+        return x
+
+    def __del__(self) -> None:
+        # Later copies into it are made in the same stream, after those out of it.
+        self.memory.free[self.host.shape, self.host.dtype].append(self.host)
