@@ -104,8 +104,8 @@ def test_a_model_attends_with_it_in_all_branches_and_full_layers(monkeypatch):
     assert len(called) == 2 * 4  # one layer of three branches and one of one, each computed twice
     assert len(found["plain"]) == len(found["triton"])
     for one, other in zip(*found.values(), strict=True):
-        scale = max(1e-3, other.abs().max().item())
-        assert (one - other).abs().max() < (0.1 if DEVICE == "cuda" else 2e-3) * scale
+        close = 0.1 if DEVICE == "cuda" else 2e-3  # of the whole: in bfloat16 single ones differ
+        assert (one - other).norm() < close * other.norm() + 1e-3
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
     """To the last bit; cuDNN's gradients of the queries are not the same twice."""
     if DEVICE == "cpu":
         return torch.equal(one, other)
-    return bool((one - other).abs().max() <= 0.05 * max(1e-3, other.abs().max()))
+    return bool((one - other).norm() <= 0.02 * other.norm() + 1e-3)
 
 
 def gradients(model) -> list[torch.Tensor]:

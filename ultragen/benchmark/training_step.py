@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..ops.gradients import Recomputation
 from .bench import Bench
 from .cases import VARIANTS, Case, Variant, arguments, build
 from .forward import operations_of
@@ -18,20 +19,33 @@ FORWARD_PASSES = 4
 twice, and its backward pass takes two products for each of the forward pass."""
 
 
+HOST = "host"
+RECIPES = {
+    "": Recomputation(),
+    f", {HOST}": Recomputation(results="all", host_memory=True),
+}
+"""What is kept of a layer, by what a variant's name is followed by in the tables."""
+
+
 def measure_training(bench: Bench, case: Case) -> None:
     """Measures every variant's step."""
     for variant in VARIANTS[case.family]:
-        bench.attempt(case, variant.name, partial(measure_step, bench, case, variant))
+        dense = variant.windows is None  # as diffusers computes it
+        for suffix, recipe in {"": None}.items() if dense else RECIPES.items():
+            name = variant.name + suffix
+            bench.attempt(case, name, partial(measure_step, bench, case, variant, name, recipe))
 
 
-def measure_step(bench: Bench, case: Case, variant: Variant) -> None:
-    """Measures one variant, with diffusers' gradient checkpointing of every layer."""
+def measure_step(
+    bench: Bench, case: Case, variant: Variant, name: str, recipe: Recomputation | None
+) -> None:
+    """Measures one variant, with gradient checkpointing of every layer: diffusers' own, or ours."""
     operations = operations_of(case, variant)
     floor = FORWARD_PASSES * bench.report.machine.floor(operations)
     bench.require(floor)
     dtype = default_dtype(bench.device)
     model = build(case.family, variant, bench.device, dtype).train()
-    model.enable_gradient_checkpointing()  # type: ignore[operator]
+    model.enable_gradient_checkpointing(recipe)  # type: ignore[operator]
 
     def step(given: dict[str, Any]) -> None:
         with torch.enable_grad():
@@ -39,8 +53,9 @@ def measure_step(bench: Bench, case: Case, variant: Variant) -> None:
         model.zero_grad(set_to_none=True)
 
     # What is compiled at its first use is compiled on one frame: of steps that take long, the
-    # first is the one that counts.
-    step(arguments(replace(case, frames=1), variant, bench.device, dtype))
+    # first is the one that counts. But room in the host's memory takes seconds to be had.
+    first = case if recipe is not None and recipe.host_memory else replace(case, frames=1)
+    step(arguments(first, variant, bench.device, dtype))
     call = partial(step, arguments(case, variant, bench.device, dtype))
     work = FORWARD_PASSES * sum(operations.values())
-    bench.record(case, bench.measure(variant.name, call, work, floor))
+    bench.record(case, bench.measure(name, call, work, floor))

@@ -9,6 +9,7 @@ computes a block again until it has all that was kept, the network is computed o
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -81,6 +82,10 @@ def _in_pieces(norm: FP32LayerNorm, x: Tensor, network: FeedForward) -> bool:
     return all(fused_runs(name, x.device) for name in names)
 
 
+Place = tuple[slice, slice]
+Shared = Callable[..., list[Tensor]]
+
+
 class _Kept(torch.autograd.Function):
     """Keeps what the network's gradient needs, in a node of its own before the network: within a
     checkpointed region nothing that comes behind the last thing that is kept is computed again."""
@@ -115,7 +120,7 @@ class _FeedForward(torch.autograd.Function):
         ctx.kept, ctx.eps, ctx.weights = x.grad_fn, eps, weights
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
         for here, of_sample in _pieces(x):
-            one, factor_, offset_, gate_ = x[here], *of_sample(factor, offset, gate)
+            one, (factor_, offset_, gate_) = x[here], of_sample(factor, offset, gate)
             normed = modulated_norm(one, factor_, offset_, eps).to(first.dtype)
             hidden = _hidden(normed[0], first, first_bias)
             update = torch.addmm(second_bias, hidden, second.t())
@@ -142,7 +147,7 @@ class _FeedForward(torch.autograd.Function):
         for i in range(b):
             gated = (gates[i, 0, :, None] * second).to(second.dtype)
             for here, of_sample in _pieces(x, i):
-                one, factor_, offset_ = x[here], *of_sample(factor, offset)
+                one, (factor_, offset_) = x[here], of_sample(factor, offset)
                 normed = modulated_norm(one, factor_, offset_, ctx.eps)[0].to(first.dtype)
                 of_out = grad[here][0].to(first.dtype)
                 hidden = torch.addmm(first_bias, normed, first.t())
@@ -160,7 +165,7 @@ class _FeedForward(torch.autograd.Function):
                 *_of_second_layer(of_second, sums, gates, second, second_bias))  # fmt: skip
 
 
-def _pieces(x: Tensor, sample: int | None = None) -> Any:
+def _pieces(x: Tensor, sample: int | None = None) -> Iterator[tuple[Place, Shared]]:
     """Where each piece of the tokens b n d lies, and a function that gives its sample's part of
     tensors b 1 d; of all samples or of one."""
     b, n, _ = x.shape

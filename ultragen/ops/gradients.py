@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from .host_memory import HostMemory
@@ -37,7 +38,7 @@ class Recomputation:
         results: Which results of attention are kept, so that they are not computed again: those
             over all tokens of a grid, which cost the most for what they take, or `all`. Works where
             attention is one operation, see `window_attention`.
-        host_memory: Whether what layers are given waits in the host's memory.
+        host_memory: Whether what layers are given, and these results, wait in the host's memory.
     """
 
     every: int = 1
@@ -54,8 +55,8 @@ class Recomputation:
         self._count += 1
         if self._count % self.every:
             return layer(*arguments)
-        kept = _Kept(self.results)
         where = self._host.holding() if self.host_memory else nullcontext()
+        kept = _Kept(self.results, self._host if self.host_memory else None)
         with where:
             return checkpoint(
                 layer,
@@ -69,8 +70,9 @@ class _Kept:
     """Results of a layer's attention, from the pass that computes them to the one that needs them
     again."""
 
-    def __init__(self, which: Results) -> None:
-        self.which, self.results = which, []  # type: ignore[var-annotated]
+    def __init__(self, which: Results, host: HostMemory | None) -> None:
+        self.which, self.host = which, host
+        self.results: list[Any] = []
         self.given: list[Any] | None = None
 
     @contextmanager
@@ -101,19 +103,23 @@ def keep_result(result: Any, whole: bool) -> None:
     for the first time of two.
 
     Args:
-        result: Whatever `kept_result` is to give back.
+        result: Tensors that `kept_result` is to give back, in tuples and lists.
         whole: Whether all tokens of the grid were attended to.
     """
     kept = _kept.get()
     if kept is not None and kept.given is None:
         wanted = kept.which == "all" or (whole and kept.which == "whole")
-        kept.results.append(result if wanted else None)
+        result = result if wanted else None
+        kept.results.append(tree_map(kept.host.park, result) if kept.host else result)
 
 
 def kept_result() -> Any:
     """The result that was kept of the attention that is asked for now; None where none was."""
     kept = _kept.get()
-    return kept.given.pop(0) if kept is not None and kept.given else None
+    if kept is None or not kept.given:
+        return None
+    result = kept.given.pop(0)
+    return tree_map(kept.host.fetch, result) if kept.host else result
 
 
 def compiled_in_training(function: Callable[..., Any]) -> Callable[..., Any]:

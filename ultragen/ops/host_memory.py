@@ -1,8 +1,8 @@
 """Tensors that autograd keeps, in the host's memory until they are needed.
 
-They are copied beside the computation, in a stream of their own, and come back one ahead of the one
-that is asked for: the backward pass wants them in the reverse order. Copies are pinned, and taken
-again for the next step.
+They are copied beside the computation, in a stream of their own. Those of one layer come back
+together, and while it is computed those of the layer before it: the backward pass wants them in the
+reverse order. Copies are pinned, and their room is taken again for the next step.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ class HostMemory:
 
     def __init__(self) -> None:
         self.free: dict[Any, list[Tensor]] = defaultdict(list)
-        self.last: ref[_Parked] | None = None
+        self.group = _Group(None)
         self.streams: dict[torch.device, torch.cuda.Stream] = {}
 
     def holding(self) -> AbstractContextManager[None]:
-        """A context in which tensors that autograd keeps go to the host, if they are on a GPU and
-        large."""
+        """A context for one layer, in which what autograd keeps goes to the host: large tensors
+        that are on a GPU."""
+        self.group = _Group(self.group)
         return torch.autograd.graph.saved_tensors_hooks(self.park, self.fetch)  # type: ignore[return-value]
 
     def is_worth_it(self, x: Tensor) -> bool:
@@ -36,20 +37,15 @@ class HostMemory:
         return x.is_cuda and not isinstance(x, nn.Parameter) and x.nbytes >= SMALLEST
 
     def park(self, x: Tensor) -> Tensor | _Parked:
-        if not self.is_worth_it(x):
-            return x
-        parked = _Parked(self, x, self.last and self.last())
-        self.last = ref(parked)
-        return parked
+        """Copies a tensor of the layer that is computed to the host, if that is worth it."""
+        return _Parked(self, x, self.group) if self.is_worth_it(x) else x
 
     def fetch(self, parked: Tensor | _Parked) -> Tensor:
+        """The tensor that was parked, on its device."""
         if isinstance(parked, Tensor):
             return parked
-        x = parked.back()
-        before = parked.before and parked.before()
-        if before is not None:
-            before.start()
-        return x
+        parked.group.start()
+        return parked.back()
 
     def stream(self, device: torch.device) -> torch.cuda.Stream:
         """The stream of the copies."""
@@ -58,12 +54,27 @@ class HostMemory:
         return self.streams[device]
 
 
+class _Group:
+    """The tensors of one layer."""
+
+    def __init__(self, before: _Group | None) -> None:
+        self.before = None if before is None else ref(before)
+        self.parked: list[ref[_Parked]] = []
+
+    def start(self) -> None:
+        """Begins to bring them back, and those of the layer before."""
+        before = self.before and self.before()
+        for parked in [*self.parked, *(before.parked if before else [])]:
+            if (one := parked()) is not None:
+                one.start()
+
+
 class _Parked:
     """One tensor on the host."""
 
-    def __init__(self, memory: HostMemory, x: Tensor, before: _Parked | None) -> None:
-        self.memory, self.device = memory, x.device
-        self.before = None if before is None else ref(before)
+    def __init__(self, memory: HostMemory, x: Tensor, group: _Group) -> None:
+        self.memory, self.device, self.group = memory, x.device, group
+        group.parked.append(ref(self))
         free = memory.free[x.shape, x.dtype]
         self.host = free.pop() if free else torch.empty_like(x, device="cpu", pin_memory=x.is_cuda)
         self.coming: Tensor | None = None

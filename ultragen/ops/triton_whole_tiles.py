@@ -165,10 +165,8 @@ def attention_gradients(
         Each (b windows) n d; what they hold behind the last token means nothing.
     """
     windows, room, d = query.shape
-    grad_, *four = (
-        x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (grad, query, key, value, out)
-    )
-    found = attend_backward(grad_, *four, sums)
+    given = [x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (grad, query, key, value, out)]
+    found = attend_backward(given[0], given[1], given[2], given[3], given[4], sums)
     of_query, of_key, of_value = (x.transpose(1, 2).flatten(2) for x in found)
     if room > tokens:
         of_query = of_query.contiguous()

@@ -35,8 +35,9 @@ def full_attention(
     whole = [(0, 1, 1, 0, 1, tokens)]  # as one window
     known = all(is_untouched(norm, nn.RMSNorm) for norm in norms) and not attn.fused_projections
     if known and keeps_little(processor, type(processor), x, attn.heads, norms):
-        given = (y[:, None, None] for y in (attn.to_q(x), attn.to_k(x), attn.to_v(x)))
-        out = window_attention(*given, norms, _halves(rotary_emb), attn.heads, whole)[:, 0, 0]
+        query, key, value = (y[:, None, None] for y in (attn.to_q(x), attn.to_k(x), attn.to_v(x)))
+        at = _halves(rotary_emb), attn.heads, whole
+        out = window_attention(query, key, value, norms, *at)[:, 0, 0]
         return attn.to_out[1](attn.to_out[0](out))
     if torch.is_grad_enabled() or not known or not fused_runs("triton_rotary_norm", x.device):
         return WanAttnProcessor.__call__(processor, attn, x, None, None, rotary_emb)
