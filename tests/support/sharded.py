@@ -13,10 +13,13 @@ import os
 import sys
 from pathlib import Path
 
+import torch
 from training_stages import Numbered, numbered_settings, run
 
 
 def main() -> None:
+    # torchao's step is compiled anew in each process, for longer than all of this takes.
+    torch.compiler.set_stance("force_eager")
     for training in json.loads(sys.argv[1]):
         out = Path(training["settings"].pop("out"))
         try:

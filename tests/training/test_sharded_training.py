@@ -51,9 +51,7 @@ def launch(processes: int, *trainings: dict[str, Any]) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone",
          f"--nproc-per-node={processes}", str(SUPPORT / "sharded.py"), json.dumps(trainings)],
-        # torchao's step is compiled anew in each process, for longer than all of this takes.
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
-             "TORCH_COMPILE_DISABLE": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
