@@ -18,7 +18,7 @@ from ..estimates.training_memory import TrainingMemory
 from ..hardware import fast_bfloat16
 from ..model.transformer import UltraGenTransformer3DModel
 from ..model.windows import check_windows
-from ..ops.gradients import Recomputation
+from ..ops.gradients import Recomputation, Results
 from ..presets import (
     FRAMES_PER_LATENT,
     RESOLUTIONS,
@@ -376,7 +376,9 @@ def load_model(
     choose_trained(model, options.trained, options.lora, dtype)
     every = {"all": 1, "half": 2}.get(options.recomputed)
     if every is not None:
-        kept = Recomputation(every, host_memory=options.on_host)
+        # On the host there is room for what attention gave, which saves computing it again.
+        results: Results = "all" if options.on_host else "whole"
+        kept = Recomputation(every, results, options.on_host)
         model.enable_gradient_checkpointing(kept)  # type: ignore[operator]
     return model
 
