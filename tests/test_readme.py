@@ -33,7 +33,7 @@ from ultragen.estimates.memory import GROWING_VALUES_PER_TOKEN, WAN_PARAMETERS, 
 from ultragen.hardware import GIB, Hardware
 from ultragen.presets import RESOLUTIONS, ULTRAGEN_SOURCE, WAN, WAN_SOURCE, Resolution
 from ultragen.runs import choice, loading, request
-from ultragen.training import wan_training
+from ultragen.training import wan_sources
 from ultragen.training.build import TINY_SIZE, build_classifier
 from ultragen.training.stages.transformer_stage import TransformerStage
 from ultragen.video import encode_video, probe_video
@@ -166,7 +166,7 @@ def test_the_training_of_the_larger_model_in_its_order(files, monkeypatch, capsy
     monkeypatch.setenv(WAN_SOURCE.variable, str(files.base))
     sizes = {name: Resolution(name, 64, 96, 64) for name in RESOLUTIONS}
     monkeypatch.setattr(dataset, "RESOLUTIONS", sizes)
-    monkeypatch.setattr(wan_training, "RESOLUTIONS", sizes)
+    monkeypatch.setattr(wan_sources, "RESOLUTIONS", sizes)
     Path("clips").mkdir()
     encode_video(moving(82, 128, 192), Path("clips/a.mp4"), WAN.fps)
     Path("clips/a.txt").write_text("colours in waves")

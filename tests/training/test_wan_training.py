@@ -130,6 +130,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(half, files, data, tmp_
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert "2 a step" in ended.stdout
+    assert (tmp_path / "samples" / "000002.png").is_file()
     assert distance(tmp_path, half) <= 1e-5
 
 
@@ -208,6 +209,7 @@ def refused(capsys, files: WanFiles, data: Path, out: Path, *words: object) -> s
         (("--resolution", "1080p"), ["no clips of 1080p", "64x96x9, 64x128x5", "--resolution"]),
         (("--resolution", "9k"), ["resolution must be one of", "9k"]),
         (("--preset", "wan-4k"), ["no clips of 4k"]),
+        (("--frames", 81), ["clips of 9 frames at most, not of 81", "--frames 9"]),
         (("--frames", 6), ["num_frames must be 4n + 1", "6"]),
         (("--layout", "mine"), ["Unknown layout 'mine'", "paper, released"]),
         (("--train", "lora"), ["--start", "--train new"]),

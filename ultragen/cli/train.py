@@ -237,7 +237,7 @@ def add_stage(name: str, summary: str, *settings: Callable[..., Any]) -> None:
         settings: Functions that take `StageOptions` and options of the command line, and give what
             becomes of the former; one after the other.
     """
-    own = {function: _parameters(function)[1:] for function in settings}
+    own = {function: parameters_of(function)[1:] for function in settings}
 
     def command(**given: Any) -> None:
         chosen = [
@@ -246,12 +246,12 @@ def add_stage(name: str, summary: str, *settings: Callable[..., Any]) -> None:
         ]
         train(name, chosen, **given)
 
-    merged = [*_parameters(train)[2:], *chain.from_iterable(own.values())]
+    merged = [*parameters_of(train)[2:], *chain.from_iterable(own.values())]
     command.__signature__ = Signature(merged)  # type: ignore[attr-defined]
     stages.command(name, help=summary)(command)
 
 
-def _parameters(function: Callable[..., Any]) -> list[Parameter]:
+def parameters_of(function: Callable[..., Any]) -> list[Parameter]:
     parameters = signature(function, eval_str=True).parameters.values()
     return [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in parameters]
 

@@ -13,7 +13,7 @@ import typer
 
 from ..presets import FRAMES_PER_LATENT, PROMPTS, RESOLUTIONS, SUGGESTED
 from . import console
-from .train import _parameters, stages, train
+from .train import parameters_of, stages, train
 
 SHARED = (
     "out",
@@ -219,9 +219,9 @@ def command(**given: Any) -> None:
     train_wan(shared, **given)
 
 
-_own = _parameters(train_wan)[1:]
+_own = parameters_of(train_wan)[1:]
 command.__signature__ = Signature(  # type: ignore[attr-defined]
-    [*(option for option in _parameters(train) if option.name in SHARED), *_own]
+    [*(option for option in parameters_of(train) if option.name in SHARED), *_own]
 )
 stages.command("wan", help="The 1.3B model, on clips of your own that `dataset` has encoded.")(
     command
