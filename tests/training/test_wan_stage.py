@@ -46,9 +46,25 @@ def test_a_model_that_answers_noise_minus_data_has_no_loss(dataset):
 def test_a_sample_is_the_same_in_whichever_batch(dataset):
     together = stage(dataset, 4, 4).samples(range(8, 12))
     for place in range(4):
-        alone = stage(dataset, 1, 4).samples(range(8 + place, 9 + place))
+        one = stage(dataset, 1, 4)
+        one.setup(torch.device("cpu"), place, 4)
+        alone = one.samples(range(8 + place, 9 + place))
         for name in ("clean", "noise", "sigma", "text"):
             assert torch.equal(getattr(alone, name)[0], getattr(together, name)[place])
+
+
+def test_a_training_goes_on_with_larger_steps_than_it_had(dataset):
+    """Six samples were drawn, and now two processes take two each."""
+    stages = [stage(dataset, 2, 4) for _ in range(2)]
+    for rank, made in enumerate(stages):
+        made.setup(torch.device("cpu"), rank, 2)
+    for first in range(6, 46, 4):
+        one, two = (
+            made.samples(range(first + 2 * rank, first + 2 * rank + 2))
+            for rank, made in enumerate(stages)
+        )
+        assert one.clean.shape == two.clean.shape
+        assert not torch.equal(one.noise, two.noise)
 
 
 def test_clips_and_texts_are_those_of_the_dataset(dataset):

@@ -22,10 +22,15 @@ class ClipOrder:
         clips: Size → the numbers of its clips.
         group: Samples of a step, over all batches and processes.
         seed: What the order follows.
+
+    Attributes:
+        offset: A sample, below `group`, with which a group begins: not 0 where a training goes on
+            with another group than it had, in the middle of one.
     """
 
     def __init__(self, clips: Mapping[Size, Sequence[int]], group: int, seed: int) -> None:
         self.clips, self.group, self.seed = dict(sorted(clips.items())), group, seed
+        self.offset = 0
         self._order = lru_cache(maxsize=2)(self._shuffle)  # a batch may lie on the border of two
 
     @property
@@ -34,8 +39,8 @@ class ClipOrder:
         return sum(-(-len(numbers) // self.group) for numbers in self.clips.values())
 
     def __getitem__(self, sample: int) -> tuple[Size, int]:
-        """Size and number of a sample's clip."""
-        group, place = divmod(sample, self.group)
+        """Size and number of a sample's clip, from `offset` on."""
+        group, place = divmod(sample - self.offset, self.group)
         epoch, group = divmod(group, self.groups)
         size, numbers = self._order(epoch)[group]
         return size, int(numbers[place])

@@ -85,16 +85,20 @@ class WanStage(Stage):
         self.dataset, self.samples_per_batch, self.seed = dataset, batch_size, seed
         self.order = ClipOrder(clips, group, seed)
         self.sheet = samples
-        self.device = torch.device("cpu")
+        self.device, self.rank = torch.device("cpu"), 0
+        self.aligned = False
         self.fingerprint, self.settings = dataset.fingerprint(), settings
         # Sharding gives the model's class another name, which the file must not have.
         self.config = transformer.to_json_string()
         self.adapter: Any = getattr(transformer, "peft_config", {}).get(ADAPTER)
 
     def setup(self, device: torch.device, rank: int, world: int) -> None:
-        self.device = device
+        self.device, self.rank = device, rank
 
     def samples(self, numbers: range) -> WanBatch:
+        if not self.aligned:  # the first batch of a run is the first of a step
+            first = numbers.start - self.rank * self.samples_per_batch
+            self.order.offset, self.aligned = first % self.order.group, True
         size = self.order[numbers.start][0]
         drawn = [self.draw(number, size) for number in numbers]
         clean, noise, sigma, text = (torch.stack(parts) for parts in zip(*drawn, strict=True))
