@@ -232,7 +232,7 @@ class Page:
 
     def show_example(self, event: gr.SelectData) -> Updates:
         """A finished example, with its settings."""
-        return show_example(self.ui, self.examples[event.index])
+        return show_example(self.ui, self.models, self.examples[event.index])
 
 
 def build(models: Models, output_dir: Path | None = None) -> gr.Blocks:

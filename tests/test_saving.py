@@ -7,16 +7,19 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import FirstBlockCacheConfig
+from diffusers import DiffusionPipeline, FirstBlockCacheConfig
+from paths import ROOT
 from peft import LoraConfig, get_peft_model_state_dict
 from pipelines import RUN, latents_of, seed
 from safetensors.torch import load_file, save_file
 
 from ultragen.model.transformer import UltraGenTransformer3DModel
 from ultragen.pipeline import UltraGenPipeline
+from ultragen.presets import EMBEDDED_MODEL
 from ultragen.training.build import TINY_SIZE
 
 # What diffusers offers
@@ -152,6 +155,23 @@ def test_a_part_that_lacks_a_weight_is_refused(part, damage, saved, tmp_path):
     assert name in str(error.value)
     given = {part: getattr(UltraGenPipeline.from_pretrained(saved), part)}
     assert UltraGenPipeline.from_pretrained(tmp_path, **given)  # it is not taken from there
+
+
+def test_a_folder_says_how_diffusers_loads_it(saved, tmp_path, monkeypatch):
+    card = (saved / "README.md").read_text(encoding="utf-8")
+    with pytest.raises(AttributeError):  # diffusers imports nothing of ours
+        DiffusionPipeline.from_pretrained(saved)
+    lines = card.split("```python\n")[2].split("```")[0]
+    monkeypatch.setattr(diffusers, "UltraGenPipeline", None, raising=False)  # taken back at the end
+    exec(lines, {})
+    assert type(DiffusionPipeline.from_pretrained(saved)) is UltraGenPipeline
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert lines.splitlines()[-1] in readme
+    assert (EMBEDDED_MODEL / "README.md").read_text(encoding="utf-8") == card
+    # A page that is there stays.
+    (tmp_path / "README.md").write_text("mine")
+    UltraGenPipeline.from_pretrained(saved).save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
 
 
 def test_memory_that_runs_out_says_what_takes_less(changeable, monkeypatch):

@@ -269,6 +269,7 @@ class UltraGenPipeline(PipelineInputs, FlowSampler, PipelineLoading):
             num_videos_per_prompt=num_videos_per_prompt,
             max_sequence_length=max_sequence_length,
             output_type=output_type,
+            attention_kwargs=attention_kwargs,
         )
         typed = 1 if isinstance(prompt, str) else len(prompt or ())
         clips = num_videos_per_prompt * (typed if prompt_embeds is None else len(prompt_embeds))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
 from typing import Literal
@@ -61,6 +61,8 @@ FRAMES_PER_LATENT = 4
 """Frames that Wan's autoencoder, and the embedded one, pack into one latent frame."""
 GUIDANCE_SCALES = (0, 100)
 """Lowest and highest scale of classifier-free guidance; 1 and below switch it off."""
+LORA_STRENGTHS = (-10, 10)
+"""Lowest and highest strength of a LoRA; 0 leaves it out, below that it is taken away."""
 
 
 def check_num_frames(
@@ -103,6 +105,26 @@ def check_guidance_scale(scale: object) -> float:
     )
 
 
+def check_lora_strength(name: str, strength: object) -> float:
+    """A LoRA's strength as a float.
+
+    Args:
+        name: What the error calls it.
+        strength: The strength.
+
+    Raises:
+        ValueError: It is no number, or outside `LORA_STRENGTHS`.
+    """
+    lowest, highest = LORA_STRENGTHS
+    number = isinstance(strength, Real) and not isinstance(strength, bool)
+    if number and lowest <= strength <= highest:  # type: ignore[operator]
+        return float(strength)  # type: ignore[arg-type]
+    raise ValueError(
+        f"{name} must be a number from {lowest} to {highest}, not {strength!r:.60}: 1 is what the "
+        "LoRA was trained for, 0 leaves it out."
+    )
+
+
 @dataclass(frozen=True)
 class HubSource:
     """Where a model's files come from, unless an environment variable names another place.
@@ -123,6 +145,9 @@ class HubSource:
     variable: str
     files: tuple[str, ...]
 
+
+TEXT_ENCODER_VARIABLE = "ULTRAGEN_TEXT_ENCODER"
+"""Names a file to take umT5 from, in place of the base model's own."""
 
 MAIN = "main"
 # The commit that published projects pin and whose files their manifests list.
@@ -148,6 +173,36 @@ ULTRAGEN_SOURCE = HubSource(
     variable="ULTRAGEN_WEIGHTS",
     files=("ultragen_1080p.ckpt",),
 )
+T3_SOURCE = HubSource(
+    name="T3-Video's weights",
+    repository="APRIL-AIGC/T3-Video",
+    revision=MAIN,
+    variable=ULTRAGEN_SOURCE.variable,
+    files=("T3-Video-Wan2.1-T2V-1.3B.safetensors",),
+)
+LAYOUT_VARIABLE = "ULTRAGEN_LAYOUT"
+"""Says of weights in `ULTRAGEN_WEIGHTS`, whose names don't tell it, how their layers attend."""
+
+
+LORA_VARIABLE = "ULTRAGEN_LORA"
+"""Environment variable that names LoRAs: files, folders or repositories, each with `:STRENGTH`."""
+LORA_FOLDER = Path("loras")
+"""Where the commands and the page look for LoRAs beside those that are named."""
+
+
+@dataclass(frozen=True)
+class LoraChoice:
+    """A LoRA that runs may ask for.
+
+    Attributes:
+        name: What they ask for it by.
+        place: A file, or a repository on the Hub, see `weights.hub_lora`.
+        strength: What runs have of it unless they ask for another.
+    """
+
+    name: str
+    place: str
+    strength: float
 
 
 @dataclass(frozen=True)
@@ -155,7 +210,7 @@ class ModelPreset:
     """Settings that suit one model.
 
     Attributes:
-        name: `embedded` or `wan`.
+        name: `embedded`, `wan` or `t3-4k`.
         pixels_per_token: Rows, and columns, of pixels that a token covers.
         base_height: Rows in pixels of the dense base model's own size.
         base_width: Columns in pixels of the dense base model's own size.
@@ -170,6 +225,10 @@ class ModelPreset:
         vocabulary: `words` where the tokenizer knows some words and no others, `pieces` where it
             cuts any text into known pieces.
         ladder: Settings to offer where seconds count, best first: resolution, frames, steps.
+        windows: Choices for K; `auto` alone where the layers have windows of their own.
+        method: What the native clip is made with, as labels call it.
+        credit: Whose weights they are, for people, if not the authors' of the paper.
+        loras: LoRAs that this machine has for it.
     """
 
     name: str
@@ -186,6 +245,10 @@ class ModelPreset:
     max_sequence_length: int
     vocabulary: Literal["words", "pieces"]
     ladder: tuple[tuple[str, int, int], ...]
+    windows: tuple[str, ...] = WINDOWS
+    method: str = "UltraGen"
+    credit: str = ""
+    loras: tuple[LoraChoice, ...] = ()
 
 
 EMBEDDED = ModelPreset(
@@ -236,3 +299,25 @@ WAN = ModelPreset(
         ("544p", 5, 10),
     ),
 )
+
+T3_4K = replace(
+    WAN,
+    name="t3-4k",
+    resolution="4k",
+    fps=30,
+    num_inference_steps=50,
+    # Wan's own, which T3-Video's authors sample with.
+    negative_prompt=(
+        "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，"
+        "JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，"
+        "手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
+    ),
+    ladder=(("4k", 81, 50), ("4k", 81, 30), ("4k", 29, 30), *WAN.ladder[1:]),
+    windows=("auto",),
+    method="T3-Video",
+    credit=(
+        "The weights are T3-Video's, by other authors than UltraGen's (arXiv 2512.13492, "
+        "APRIL-AIGC/T3-Video on the Hub): trained for 4k with 81 frames alone."
+    ),
+)
+PRESETS = {preset.name: preset for preset in (EMBEDDED, WAN, T3_4K)}

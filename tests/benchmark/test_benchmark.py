@@ -20,6 +20,7 @@ from ultragen.benchmark.cases import (
     CASES,
     DENSE_VARIANT,
     PAPER,
+    T3_VIDEO,
     VARIANTS,
     arguments,
     build,
@@ -101,6 +102,21 @@ def test_full_layers_cost_the_square_of_the_tokens():
     ) - 4 * DIM * (window_pairs(GRID, 5) - window_pairs((3, 15, 25), 5))
 
 
+def test_t3_layers_cost_their_windows():
+    """On the size they were trained for, and the paper's floor of a pass there."""
+    case = CASES["2176x3840x81"]
+    t3, dense = (operations_of(case, variant) for variant in (T3_VIDEO, DENSE_VARIANT))
+    tokens = {  # of a window: 21 × 1 × 1 windows of a frame, and so on, twice for all but the first
+        21: 32_640, 510: 1_344, 320: 2_142, 408: 1_680, 336: 2_040
+    }  # fmt: skip
+    pairs = sum((1 if n == 21 else 2) * n * size**2 for n, size in tokens.items())
+    assert t3["T3 attention"] == 6 * 4 * 1536 * pairs
+    assert 70 < dense["full attention"] / t3["T3 attention"] < 75
+    assert t3["projections"] == dense["projections"]
+    attention = t3.pop("T3 attention") + t3.pop("cross attention")
+    assert attention / 600e12 + sum(t3.values()) / 700e12 == pytest.approx(4.5, abs=0.2)
+
+
 @pytest.mark.parametrize("variant", VARIANTS["tiny"], ids=lambda v: v.name)
 def test_a_layer_of_each_kind_stands_for_all(variant):
     """Against the library's own count of the whole model."""
@@ -159,7 +175,8 @@ def test_parts_sum_to_the_pass_they_were_taken_from():
     found = meter.totals()
     assert sum(found.values()) == clock.count - 1
     assert list(found) == [part for part in parts.PARTS if part in found]
-    assert set(parts.PARTS) - set(found) == {"full attention", "low-rank updates"}
+    others = {"full attention", "T3 attention", "low-rank updates"}
+    assert set(parts.PARTS) - set(found) == others
 
 
 def test_the_model_is_left_as_it_was():
@@ -181,7 +198,7 @@ def test_the_model_is_left_as_it_was():
 @pytest.mark.slow
 def test_every_variant_is_measured(report):
     tiny, run = report.cases
-    assert [m.variant for m in tiny.measurements] == ["paper", "auto", "released", "dense"]
+    assert [m.variant for m in tiny.measurements] == [variant.name for variant in VARIANTS["tiny"]]
     for m in tiny.measurements:
         assert 0 < m.seconds < 30 and m.repeats == 2 and m.peak_bytes is None
         assert m.floor == pytest.approx(sum(part.floor for part in m.parts.values()))
@@ -219,13 +236,17 @@ def test_decoding_three_ways():
 
 
 def test_a_training_step_of_every_layout():
-    """Four times a forward pass's operations, beside dense with the same checkpointing."""
+    """Four times a forward pass's operations, beside dense with the same checkpointing; ours also
+    with what it keeps in the host's memory."""
     step, forward = run_benchmark(["train-tiny", "tiny"], Budget(repeats=1), "").cases[::-1]
-    assert [m.variant for m in step.measurements] == ["paper", "auto", "released", "dense"]
+    passes = {m.variant: m.operations for m in forward.measurements}
+    ours = [name for name in passes if name != "dense"]
+    expected = [name + suffix for name in ours for suffix in ("", ", host")]
+    assert [m.variant for m in step.measurements] == [*expected, "dense"]
     assert step.speed_up(step.measurements[0]) is not None
     assert all(0 < m.floor < m.seconds for m in step.measurements)
-    for one, other in zip(step.measurements, forward.measurements, strict=True):
-        assert one.operations == 4 * other.operations
+    for one in step.measurements:
+        assert one.operations == 4 * passes[one.variant.removesuffix(", host")]
 
 
 def test_attention_back_ends_are_tried(monkeypatch):

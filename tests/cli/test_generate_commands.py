@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 
 import pytest
 from commands import PROMPT, SMALL, one_line, ultragen
@@ -197,3 +198,66 @@ def test_short_names_do_the_same(fake, tmp_path):
     assert ultragen("generate", "--prompt", PROMPT, *short, "--out", out) == 0
     request = Request.from_metadata(out.with_suffix(".json"))
     assert (request.num_frames, request.num_inference_steps, request.guidance_scale) == (5, 2, 1.5)
+
+
+# LoRAs
+
+
+@pytest.mark.parametrize("command", ["generate", "compare"])
+def test_loras_are_used_and_told(command, fake, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loras").mkdir()
+    for path in ("style.safetensors", "loras/look.safetensors"):
+        (tmp_path / path).write_bytes(path.encode())
+    out = tmp_path / "run" / "clip.mp4" if command == "generate" else tmp_path / "run"
+    code = ultragen(
+        command, "--prompt", PROMPT, *SMALL, "--out", out,
+        "--lora", "style.safetensors:0.75", "--lora", "look",
+    )  # fmt: skip
+    assert code == 0
+    used = [("style.safetensors", 0.75), ("loras/look.safetensors", 1.0)]
+    pipes = (fake.native,) if command == "generate" else (fake.native, fake.base)
+    assert [pipe.calls[0]["loras"] for pipe in pipes] == [used] * len(pipes)
+    [path] = (tmp_path / "run").glob("*.json")
+    metadata = json.loads(path.read_text())
+    assert metadata["request"]["loras"] == {"style": 0.75, "look": 1.0}
+    told = metadata["model"]["loras"][0]
+    assert told == {
+        "name": "style",
+        "file": "style.safetensors",
+        "sha256": sha256(b"style.safetensors").hexdigest(),
+        "strength": 0.75,
+    }
+
+
+def test_the_machines_own_loras_are_used_where_none_is_named(fake, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "style.safetensors").touch()
+    monkeypatch.setenv("ULTRAGEN_LORA", "style.safetensors:0.5")
+    assert ultragen("generate", "--prompt", PROMPT, *SMALL, "--out", "clip.mp4") == 0
+    assert fake.native.calls[0]["loras"] == [("style.safetensors", 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("lora", "says"),
+    [
+        ("style.safetensors:nan", "from -10 to 10, not nan"),
+        ("style.safetensors:1e9", "from -10 to 10, not 1000000000.0"),
+        ("style.safetensors:much", "'much', not a number"),
+        (":0.5", "names no LoRA"),
+        ("", "names no LoRA"),
+    ],
+)
+def test_a_bad_lora_is_one_line(lora, says, fake, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert ultragen("generate", "--prompt", PROMPT, "--out", "a.mp4", "--lora", lora) == 2
+    assert says in one_line(capsys)
+
+
+def test_two_loras_of_one_name_are_refused(fake, tmp_path, capsys):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "style.safetensors").touch()
+    given = [word for x in "ab" for word in ("--lora", tmp_path / x / "style.safetensors")]
+    assert ultragen("generate", "--prompt", PROMPT, "--out", tmp_path / "a.mp4", *given) == 2
+    assert "Two LoRAs are called style" in one_line(capsys)

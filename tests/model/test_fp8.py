@@ -29,6 +29,7 @@ from ultragen.model import fp8
 from ultragen.model.attention import LowRankUpdate
 from ultragen.model.fp8 import Float8FeedForward, Float8Linear, check_machine, quantize
 from ultragen.pipeline import UltraGenPipeline
+from ultragen.presets import WAN
 from ultragen.runs import loading
 
 pytest.importorskip("torchao")
@@ -421,7 +422,7 @@ def test_commands_that_are_refused(card, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loading, "load_models", None)
     out = ("--out", tmp_path / "clip.mp4")
     assert "leave out --fp8" in refused(capsys, "--model", "embedded", *out)
-    monkeypatch.setattr(loading, "choose", lambda name: SimpleNamespace(preset=loading.WAN))
+    monkeypatch.setattr(loading, "choose", lambda name: SimpleNamespace(preset=WAN))
     assert "FP8 needs a CUDA GPU" in refused(capsys, *out)
     monkeypatch.setattr(loading, "find_hardware", lambda: Hardware("cuda", "Card"))
     card((9, 0))

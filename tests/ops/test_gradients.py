@@ -31,6 +31,7 @@ from ultragen.ops.modulation import (
     sum_and_norm,
 )
 from ultragen.ops.rotary_norm import rotary_norm
+from ultragen.ops.strided_windows import merge_close, merge_remote, split_close, split_remote
 from ultragen.ops.window_order import merge_windows, split_windows
 
 pytest.importorskip("triton", reason="Triton is not installed: it comes with CUDA builds of torch")
@@ -43,6 +44,7 @@ LAYOUTS = {
         "uneven": "resize",
         "global_keys_from": "query",
     },
+    "t3": {"t3_windows": ((1, 2, 3), (1, 1, 2))},
 }
 
 
@@ -50,7 +52,7 @@ def gradients(model, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     """The output, and the gradients of all parameters."""
     model.zero_grad()
     given = {name: value.to(DEVICE, dtype) for name, value in inputs(GRID).items()}
-    out = model(**given, windows=2).sample
+    out = model(**given, windows="auto" if model.config.t3_windows else 2).sample
     out.square().mean().backward()
     return [out.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
 
@@ -120,6 +122,8 @@ OPERATIONS = {
         [(1, 30, 12), (1, 1, 12)],
     ),
     "window order": (lambda x: joined([w.sin() for w in split_windows(x, RECTANGLES)]), []),
+    "close windows": (lambda x: merge_close(split_close(x, (2, 3, 1)).sin(), (2, 3, 1)), []),
+    "remote windows": (lambda x: merge_remote(split_remote(x, (2, 3, 5)).sin(), (2, 3, 5)), []),
     "rotary norm": (
         lambda x, weight: joined(rotary_norm(x, weight, 1e-6, turned(), HEADS, RECTANGLES)),
         [(12,)],

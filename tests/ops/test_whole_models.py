@@ -52,14 +52,22 @@ KINDS = {
 }
 
 
+LAYOUTS = {
+    "released": ({"full_attention_layers": (0,)}, {"windows": 2}),
+    "t3": ({"t3_windows": ((1, 2, 3), (1, 2, 1))}, {}),
+}
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_whole_model_with_kernels_is_the_one_without(forced, kind):
+def test_a_whole_model_with_kernels_is_the_one_without(forced, kind, layout):
     """Also where its weights lie elsewhere, or in another precision, until a layer is called."""
-    model = tiny_ultragen(full_attention_layers=(0,), num_layers=2, cross_attn_norm=True).to(DEVICE)
+    config, windows = LAYOUTS[layout]
+    model = tiny_ultragen(**config, num_layers=2, cross_attn_norm=True).to(DEVICE)
     KINDS[kind](model)
     given = {k: v.to(DEVICE) for k, v in inputs(GRID, 1).items()}
-    found, expected = both_ways(model, **given, windows=2)
+    found, expected = both_ways(model, **given, **windows)
     assert expected.std() > 0.1
     torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-4)
 

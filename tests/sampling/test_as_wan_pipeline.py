@@ -256,6 +256,9 @@ def test_attention_kwargs_reach_the_transformer(pipe):
     torch.testing.assert_close(latents(attention_kwargs={"scale": 0.0}), plain)
     assert pipe.attention_kwargs == {"scale": 0.0}
     assert torch.equal(latents(attention_kwargs={"scale": 1.0}), adapted)
+    for scale in (float("nan"), 1e9):
+        with pytest.raises(ValueError, match="scale must be a number from -10 to 10"):
+            latents(attention_kwargs={"scale": scale})
 
 
 @pytest.mark.parametrize(

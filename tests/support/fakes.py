@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import zlib
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ import torch
 from ultragen.estimates.coefficients import CPU
 from ultragen.estimates.estimator import Estimator
 from ultragen.model.windows import auto_windows
-from ultragen.presets import EMBEDDED
+from ultragen.presets import EMBEDDED, LoraChoice
 from ultragen.runs.loading import Models
 
 KNOWN = {"a", "calm", "lake", "under", "snowy", "mountains", "at", "sunset", "the", "camera"} | {
@@ -48,6 +49,17 @@ class FakePipeline:
         self.guidance_device: str | None = None
         self.fp8 = False
         self.steps_done = 0
+        self.loras: list[tuple[str, float]] = []  # files and strengths
+
+    def load_lora_weights(self, file: str, adapter_name: str) -> None:
+        self.loras.append((file, 1.0))
+
+    def set_adapters(self, names: list[str], strengths: list[float]) -> None:
+        files = [file for file, _ in self.loras]
+        self.loras = list(zip(files, strengths, strict=True))
+
+    def unload_lora_weights(self) -> None:
+        self.loras = []
 
     def enable_parallel_guidance(self, device: str) -> None:
         self.guidance_device = device
@@ -72,7 +84,7 @@ class FakePipeline:
         self.calls.append(
             {"prompt": prompt, "size": (height, width), "windows": windows,
              "seed": generator.initial_seed(), "steps": num_inference_steps,
-             "guidance": guidance_scale}
+             "guidance": guidance_scale, "loras": list(self.loras)}
         )  # fmt: skip
         for step in range(num_inference_steps):
             time.sleep(self.delay)
@@ -128,14 +140,16 @@ class FakeUpscaler:
             yield frame[rows][:, columns]
 
 
-def fake_models(delay: float = 0.0, damage: str = "none") -> Models:
+def fake_models(
+    delay: float = 0.0, damage: str = "none", loras: tuple[LoraChoice, ...] = ()
+) -> Models:
     """Models of the embedded preset that run at once."""
     fast = Estimator(CPU.scaled(1.0))
     upscalers = {"network": FakeUpscaler(), "lanczos": FakeUpscaler()}
     return Models(
         FakePipeline(delay, damage),
         FakePipeline(delay, detail=0.2),
-        EMBEDDED,
+        replace(EMBEDDED, loras=loras),
         Path("fake"),
         "0" * 64,
         "cpu",

@@ -146,6 +146,12 @@ def test_the_released_layout_is_written_as_the_authors_file(files, data, tmp_pat
     assert any(value.any() for key, value in own.items() if key.endswith("lora_B.weight"))
 
 
+def test_dense_wan_is_trained_with_t3_videos_windows(files, data, tmp_path):
+    assert train(files, data, tmp_path, "--layout", "t3", steps=1) == 0
+    model = load_ultragen(tmp_path / "export")
+    assert model.config.t3_windows and not any(".branches." in key for key in model.state_dict())
+
+
 def test_training_goes_on_from_an_earlier_one_and_from_the_released_weights(
     paper, files, data, tmp_path
 ):
@@ -211,7 +217,7 @@ def refused(capsys, files: WanFiles, data: Path, out: Path, *words: object) -> s
         (("--preset", "wan-4k"), ["no clips of 4k"]),
         (("--frames", 81), ["clips of 9 frames at most, not of 81", "--frames 9"]),
         (("--frames", 6), ["num_frames must be 4n + 1", "6"]),
-        (("--layout", "mine"), ["Unknown layout 'mine'", "paper, released"]),
+        (("--layout", "mine"), ["Unknown layout 'mine'", "paper, released, t3"]),
         (("--train", "lora"), ["--start", "--train new"]),
         (("--keep-on-host", "--recompute", "none"), ["--keep-on-host"]),
         (("--optimizer", "sgd"), ["sgd", "adamw"]),

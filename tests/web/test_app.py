@@ -23,7 +23,7 @@ from gradio_client.exceptions import AppError
 from paths import ROOT, SUPPORT
 
 import app
-from ultragen.presets import EMBEDDED, RESOLUTIONS
+from ultragen.presets import EMBEDDED, RESOLUTIONS, LoraChoice
 from ultragen.runs.clip import job
 from ultragen.runs.compare import generate
 from ultragen.runs.progress import Progress
@@ -32,7 +32,14 @@ from ultragen.runs.worker import Finished
 from ultragen.video import probe_video
 from ultragen.web import views
 from ultragen.web.runs import Runs
-from ultragen.web.settings import name_unknown_words, refresh, seconds_by_resolution
+from ultragen.web.settings import (
+    SETTINGS,
+    describe_model,
+    name_unknown_words,
+    refresh,
+    seconds_by_resolution,
+    validated,
+)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +89,7 @@ def test_the_api_is_one_endpoint_with_defaults_for_all_but_the_prompt(client):
         "negative_prompt": (True, None),
         "upscaler": (True, "network"),
         "base_native": (True, "off"),
+        "loras": (True, None),
     }
     returned = [value["label"] for value in endpoint["returns"]]
     assert returned == ["native", "upscaled", "side_by_side", "metadata"]
@@ -375,6 +383,62 @@ def test_examples_are_shown_with_their_settings(tmp_path, monkeypatch):
     assert updates[page.ui.seed] == 9
     assert updates[page.ui.windows] == "4"
     assert updates[page.ui.comparison]["native"]["path"].endswith("native.mp4")
+
+
+# LoRAs
+
+
+@pytest.fixture(scope="module")
+def with_loras(tmp_path_factory):
+    """The API of a machine that has two LoRAs, and its models."""
+    folder = tmp_path_factory.mktemp("loras")
+    for name in ("style", "look"):
+        (folder / f"{name}.safetensors").write_bytes(name.encode())
+    style, look = (str(folder / f"{name}.safetensors") for name in ("style", "look"))
+    loras = (LoraChoice("style", style, 0.5), LoraChoice("look", look, 0.0))
+    models = fake_models(loras=loras)
+    with served(models, tmp_path_factory.mktemp("runs")) as address:
+        yield SimpleNamespace(client=Client(address, verbose=False), models=models, style=style)
+
+
+def test_loras_are_asked_for_by_name(with_loras):
+    quick = {"prompt": "a calm lake", "num_frames": 1, "num_inference_steps": 1}
+    for given, used in (
+        ({}, {"style": 0.5}),
+        ({"loras": {"look": 1.5}}, {"look": 1.5}),
+        ({"loras": {}}, {}),
+    ):
+        metadata = with_loras.client.predict(**quick, **given, api_name="/generate")[-1]
+        assert metadata["request"]["loras"] == used
+        assert [each["name"] for each in metadata["model"]["loras"]] == list(used)
+        files = [Path(file).stem for file, _ in with_loras.models.native.calls[-1]["loras"]]
+        assert files == list(used)
+    for loras, says in (
+        ({with_loras.style: 1.0}, "no LoRA .*: choose from style, look"),
+        ({"style": 1e9}, "from -10 to 10"),
+        ({"style": None}, "from -10 to 10"),
+        (["style"], "a strength by name"),
+    ):
+        with pytest.raises(AppError, match=says):
+            with_loras.client.predict(**quick, loras=loras, api_name="/generate")
+
+
+def test_the_page_lists_loras_where_there_are_any(page, tmp_path):
+    assert not page.ui.loras.visible
+    loras = (LoraChoice("style", "a", 0.5), LoraChoice("look", "b", 0.0))
+    models = fake_models(loras=loras)
+    models.left_out = {"14b": "It looks like <b>Wan 14B</b>."}
+    ours = app.Page(models, tmp_path)
+    ours.build()
+    assert ours.ui.loras.visible
+    assert ours.ui.loras.value["data"] == [["style", 0.5], ["look", 0.0]]
+    assert "The LoRA 14b is left out: It looks like &lt;b&gt;Wan 14B" in describe_model(models)
+    given = dict(zip(SETTINGS, settings(), strict=True))
+    asked = validated(models, given | {"loras": [["style", 0.0], ["look", "2"], ["", ""]]})
+    assert asked.loras == {"look": 2.0}
+    for rows, says in (([["style", ""]], "number, not ''"), ([["style", 99]], "to 10")):
+        with pytest.raises(gr.Error, match=says):
+            validated(models, given | {"loras": rows})
 
 
 # Starting

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from fakes import fake_models, served
 
+from ultragen.presets import LoraChoice
 from ultragen.video import probe_video
 
 pytestmark = pytest.mark.browser
@@ -283,6 +284,34 @@ def test_bad_input_is_answered_with_the_way_out(page, models, change, words):
 
 # A busy machine may show only some of the steps: any of them will do.
 A_STEP = re.compile(r"Native clip: denoising, step [1-9] of 10")
+
+
+def test_loras_have_a_strength_each(browser, tmp_path):
+    paths = [tmp_path / f"{name}.safetensors" for name in ("watercolour", "slow-motion")]
+    for path in paths:
+        path.write_bytes(path.name.encode())
+    loras = tuple(LoraChoice(path.stem, str(path), i / 2) for i, path in enumerate(paths))
+    models = fake_models(loras=loras)
+    with served(models, tmp_path / "runs") as address:
+        page = browser.new_context(viewport=DESKTOP).new_page()
+        page.goto(address)
+        page.wait_for_selector("#estimate-card")
+        table = page.locator("#loras")
+        expect(table).to_contain_text("watercolour")
+        table.locator("[data-testid=cell-0-1]").dblclick()
+        page.keyboard.press("Control+a")
+        page.keyboard.type("0.8")
+        page.keyboard.press("Enter")
+        page.mouse.click(5, 5)
+        generate(page)
+        if picture := os.environ.get("ULTRAGEN_SCREENSHOTS"):
+            page.screenshot(path=f"{picture}/loras.png", full_page=True)
+        page.context.close()
+    assert models.native.calls[0]["loras"] == [(str(paths[0]), 0.8), (str(paths[1]), 0.5)]
+
+
+def test_a_page_without_loras_shows_no_table(page):
+    expect(page.locator("#loras")).to_have_count(0)
 
 
 def test_progress_by_step_and_cancelling_within_one(browser, tmp_path):

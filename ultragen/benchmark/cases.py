@@ -51,7 +51,7 @@ class Variant:
 
     Attributes:
         name: As the tables and `--skip` call it.
-        windows: K or `auto`; None for the dense model.
+        windows: K or `auto`, which layers with windows of their own take; None for the dense model.
         config: What the model's configuration has beside the widths.
     """
 
@@ -69,12 +69,13 @@ def released(full_attention_layers: tuple[int, ...]) -> Variant:
 
 PAPER = Variant("paper", 4)
 AUTO = Variant("auto", "auto")
+T3_VIDEO = Variant("t3", "auto", wan_1_3b.T3)
 DENSE_VARIANT = Variant(DENSE, None)
 # The dense model comes last: where time runs out, it is the one to go without.
 VARIANTS: dict[Family, tuple[Variant, ...]] = {
-    "wan": (PAPER, AUTO, released(wan_1_3b.FULL_ATTENTION_LAYERS), DENSE_VARIANT),
+    "wan": (PAPER, AUTO, T3_VIDEO, released(wan_1_3b.FULL_ATTENTION_LAYERS), DENSE_VARIANT),
     "embedded": (PAPER, AUTO, DENSE_VARIANT),
-    "tiny": (PAPER, AUTO, released((0, 3)), DENSE_VARIANT),
+    "tiny": (PAPER, AUTO, T3_VIDEO, released((0, 3)), DENSE_VARIANT),
 }
 
 

@@ -21,6 +21,9 @@ from diffusers.models.attention_dispatch import attention_backend
 from torch.nn import Module
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..model.attention import UltraGenAttention
+from ..model.t3_attention import T3Attention
+
 ATTENTION = " attention"
 REST = "embeddings, layout and head"
 PARTS = (
@@ -30,6 +33,7 @@ PARTS = (
     "local attention",
     "hierarchical attention",
     "global attention",
+    "T3 attention",
     "compression",
     "decompression",
     "resizing",
@@ -162,7 +166,7 @@ class PartMeter:
                 if re.fullmatch(pattern, name):
                     self._hook(module, part, branch)
             if re.fullmatch(r"blocks\.\d+\.attn1", name):
-                ours = "gates and fusion" if branch == "local" else "projections"
+                ours = "projections" if branch == "full" else "gates and fusion"
                 self._hook(module, ours, branch)
         before = sys.getprofile()
         self._exits.callback(sys.setprofile, before)
@@ -221,11 +225,12 @@ class PartMeter:
 
 def branch_of(name: str, module: Module) -> str | None:
     """The branch whose attention follows once this module is met: each compressed branch begins
-    with its compression, the local one with the layer."""
+    with its compression, the local one with the layer. T3-Video's layers have no branches."""
     if found := re.fullmatch(r"blocks\.\d+\.attn1\.branches\.(\w+)\.compression", name):
         return found[1]
     if re.fullmatch(r"blocks\.\d+\.attn1", name):
-        return "local" if hasattr(module, "branches") else "full"
+        kinds = {T3Attention: "T3", UltraGenAttention: "local"}
+        return next((name for kind, name in kinds.items() if isinstance(module, kind)), "full")
     return "cross" if re.fullmatch(r"blocks\.\d+\.attn2", name) else None
 
 

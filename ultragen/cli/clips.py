@@ -15,6 +15,7 @@ from .options import (
     Fp8,
     GuidanceDevice,
     GuidanceScale,
+    Loras,
     Model,
     NegativePrompt,
     NumFrames,
@@ -45,6 +46,7 @@ def generate(
     guidance_scale: GuidanceScale = None,
     guidance_device: GuidanceDevice = None,
     fp8: Fp8 = False,
+    lora: Loras = None,
     negative_prompt: NegativePrompt = None,
     out: Annotated[Path, typer.Option(help="The MP4 file; settings go beside it.")] = Path(
         "clip.mp4"
@@ -61,6 +63,7 @@ def generate(
     sidecar = out.with_suffix(".json")
     request = make_request(
         model,
+        lora or None,
         prompt=prompt,
         resolution=resolution,
         windows=windows,
@@ -72,7 +75,7 @@ def generate(
     )
     console.check_free(out.parent, (out.name, sidecar.name), overwrite)
     began = perf_counter()
-    models = load_for(request, model, guidance_device, fp8)
+    models = load_for(request, model, guidance_device, fp8, lora or None)
     loading = perf_counter() - began
     from ..runs.native import generate_native
     from ..video import encode_video
@@ -103,6 +106,7 @@ def compare(
     guidance_scale: GuidanceScale = None,
     guidance_device: GuidanceDevice = None,
     fp8: Fp8 = False,
+    lora: Loras = None,
     negative_prompt: NegativePrompt = None,
     upscaler: Annotated[
         str, typer.Option(help="lanczos, network, or a weights file that spandrel reads.")
@@ -119,6 +123,7 @@ def compare(
     """
     request = make_request(
         model,
+        lora or None,
         prompt=prompt,
         resolution=resolution,
         windows=windows,
@@ -131,7 +136,7 @@ def compare(
         base_native="on" if base_native else "off",
     )
     console.check_free(out, RESULTS, overwrite)
-    models = load_for(request, model, guidance_device, fp8)
+    models = load_for(request, model, guidance_device, fp8, lora or None)
     from ..runs import compare as comparison
 
     with console.whole_results(out) as folder:

@@ -27,8 +27,13 @@ def convert(
         ),
     ],
     overwrite: Overwrite = False,
+    layout: Annotated[
+        str | None,
+        typer.Option(help="t3: the weights are T3-Video's, whatever the file is called."),
+    ] = None,
 ) -> None:
-    """Convert the released UltraGen weights, or dense Wan to train on; or back into their layout.
+    """Convert the released UltraGen weights, T3-Video's, or dense Wan to train on; or back into the
+    authors' layout.
 
     Settings that differ from the released ones need a .safetensors file, whose header holds them.
     """
@@ -42,7 +47,7 @@ def convert(
     from ..model.transformer import UltraGenTransformer3DModel
     from ..weights.released import load_transformer, save_released
 
-    model: Any = load_transformer(source)
+    model: Any = load_transformer(source, layout=layout)
     trained = isinstance(model, UltraGenTransformer3DModel)
     if not trained:
         model = UltraGenTransformer3DModel.from_wan(model)
@@ -53,9 +58,11 @@ def convert(
             model.save_pretrained(folder)
             for path in earlier:  # it may have had more shards
                 path.unlink()
-    branched = sum(kind != "full" for kind in model.layer_kinds)
+    kinds = model.layer_kinds
+    other = sum(kind != "full" for kind in kinds)
+    what = "T3-Video's windows" if model.config.t3_windows else "UltraGen's branches"
     print(
         f"Written: {out}, {model.num_parameters() / 1e9:.2f} billion parameters, "
-        f"{len(model.layer_kinds)} layers, {branched} with UltraGen's branches"
+        f"{len(kinds)} layers, {other} with {what}"
         + ("" if trained else ", which are untrained: a start for training, not a model to use")
     )

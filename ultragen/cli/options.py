@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -83,6 +84,15 @@ Fp8 = Annotated[
         "Blackwell GPU.",
     ),
 ]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="FILE_OR_REPO[:SCALE]",
+        help="A LoRA: a file, a folder, owner/name or owner/name/FILE on the Hub, or a name in the "
+        "folder loras; may be given several times. Without it those of ULTRAGEN_LORA.",
+    ),
+]
 NegativePrompt = Annotated[str | None, typer.Option(help="What guidance leads away from.")]
 Model = Annotated[
     str | None,
@@ -93,24 +103,26 @@ Model = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier results.")]
 
 
-def make_request(model: str | None, **settings: Any) -> Any:
+def make_request(model: str | None, loras: list[str] | None = None, **settings: Any) -> Any:
     """A request that is validated for a model; errors name the options as they are typed."""
     from ..runs.choice import choose
     from ..runs.request import Request
 
     try:
-        return Request(**settings).validate(choose(model).preset)
+        request = Request(**settings).validate(choose(model, loras).preset)
+        # The machine's own are settled once it is known which of them fit the model.
+        return replace(request, loras=None) if loras is None else request
     except ValueError as error:
         said = FIELDS.sub(lambda found: f"--{found[0].replace('_', '-')}", str(error))
         raise ValueError(said) from error
 
 
-def load(model: str | None) -> Any:
+def load(model: str | None, loras: list[str] | None = None) -> Any:
     """The models, loaded without the libraries' own messages."""
     from ..runs.loading import load_models
 
     console.quiet_libraries()
-    return load_models(model)
+    return load_models(model) if loras is None else load_models(model, loras)
 
 
 def check_fp8(model: str | None) -> None:
@@ -124,7 +136,13 @@ def check_fp8(model: str | None) -> None:
         raise RuntimeError(str(error)) from error
 
 
-def load_for(request: Any, model: str | None, guidance_device: str | None, fp8: bool) -> Any:
+def load_for(
+    request: Any,
+    model: str | None,
+    guidance_device: str | None,
+    fp8: bool,
+    loras: list[str] | None = None,
+) -> Any:
     """The models; says which words of the prompt they don't know."""
     if fp8:
         check_fp8(model)
@@ -133,7 +151,9 @@ def load_for(request: Any, model: str | None, guidance_device: str | None, fp8: 
         from ..sampling.parallel_guidance import check_second
 
         check_second(guidance_device, find_hardware().device)
-    models = load(model)
+    models = load(model, loras)
+    for name, reason in models.left_out.items():
+        print(f"The LoRA {name} is left out: {reason}", file=sys.stderr)
     if fp8:
         models.enable_fp8()
     if guidance_device is not None:

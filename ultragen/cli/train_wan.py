@@ -68,8 +68,8 @@ def train_wan(
     layout: Annotated[
         str | None,
         typer.Option(
-            help="How the base model is converted: paper, without full layers, or released, as "
-            "the published weights; without it the paper's."
+            help="How the base model is converted: paper, without full layers; released, as the "
+            "published weights; or t3, as T3-Video's. Without it the paper's."
         ),
     ] = None,
     windows: Annotated[

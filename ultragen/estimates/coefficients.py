@@ -147,6 +147,8 @@ COEFFICIENTS = {
         "cuda": CUDA,
     },
     "wan": {"cpu": WAN_CPU, "cuda": WAN_CUDA},
+    # Counted, not measured: the same layers, whose pairs are others'.
+    "t3-4k": {"cpu": WAN_CPU, "cuda": WAN_CUDA},
 }
 
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
+from statistics import fmean
 
-from ..model.windows import axis_sizes
+from ..model.windows import attention_pairs, axis_sizes
+from ..ops.strided_windows import Counts
 from .coefficients import Coefficients
 
 STAGES = {
@@ -41,7 +43,7 @@ class Job:
         base_height: Rows in pixels of the base clip.
         base_width: Columns in pixels of the base clip.
         num_frames: Frames, 4n + 1.
-        windows: K, windows on each axis in even layers.
+        windows: K, windows on each axis in even layers; None where layers have T3-Video's.
         steps: Denoising steps.
         passes: Forward passes a step, one after the other: 2 with guidance, 1 without or where a
             second device takes the other one.
@@ -49,6 +51,7 @@ class Job:
         base_native: `on` where the base model also runs at the full size.
         pixels_per_token: Rows, and columns, of pixels that a token covers.
         full_share: Share of the native model's layers that keep attention over all tokens.
+        t3_windows: Numbers of windows of each layer that attends as T3-Video's do.
     """
 
     height: int
@@ -56,13 +59,14 @@ class Job:
     base_height: int
     base_width: int
     num_frames: int
-    windows: int
+    windows: int | None
     steps: int
     passes: int
     upscaler: str
     base_native: str
     pixels_per_token: int
     full_share: float = 0.0
+    t3_windows: tuple[Counts, ...] = ()
 
     def grid(self, height: int, width: int) -> tuple[int, int, int]:
         """Tokens of a clip of this size: t h w."""
@@ -106,7 +110,10 @@ def native_pairs(grid: tuple[int, int, int], windows: int) -> float:
 def mean_pairs(job: Job) -> float:
     """Query-key pairs of a native forward pass, mean over all layers."""
     grid = job.grid(job.height, job.width)
-    native = native_pairs(grid, job.windows)
+    if job.windows is None:
+        native = fmean(attention_pairs(grid, counts) for counts in job.t3_windows)
+    else:
+        native = native_pairs(grid, job.windows)
     return native + job.full_share * (full_pairs(grid) - native)
 
 

@@ -21,7 +21,9 @@ MARGIN = 2 * GIB  # free beside the model's own clip, for longer ones: chosen, n
 # The widest point of a layer is its feed-forward network: its hidden state before and after the
 # activation, beside the stream, its norm in float32 and the result. With the fused kernels it is
 # less, 17,921 (measured, docs/hardware.md); what the allocator keeps beside it is a fifth more, and
-# next to nothing where its segments can grow.
+# next to nothing where its segments can grow. The attention of T3-Video's layers is no wider: with
+# the stream, its norm, queries, keys and values, as they are and in windows, and two results, ten
+# widths are alive, 15,360 values.
 VALUES_PER_TOKEN = 2 * wan_1_3b.TRANSFORMER["ffn_dim"] + 4 * wan_1_3b.WIDTH
 GROWING_VALUES_PER_TOKEN = 18_200
 
@@ -57,7 +59,9 @@ def weights_of(pipe: Any) -> Weights:
     """Bytes of a pipeline's parts."""
 
     def size(part: Any) -> int:
-        return sum(p.numel() * p.element_size() for p in part.parameters()) if part else 0
+        # What is quantised lies in buffers.
+        tensors = (*part.parameters(), *part.buffers()) if part else ()
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     return Weights(
         size(pipe.text_encoder),

@@ -140,7 +140,8 @@ class Maker:
         self.loaded: dict[str | None, Models] = {}
         self.small: dict[tuple[str | None, tuple[Request, ...]], list[tuple[np.ndarray, float]]]
         self.small = {}
-        self.request = request.validate(self.models().preset)
+        # The models as they are, whatever LoRAs a machine has.
+        self.request = replace(request, loras={}).validate(self.models().preset)
 
     def models(self, name: str | None = None) -> Models:
         """A row's models, loaded at their first use."""

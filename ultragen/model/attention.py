@@ -178,7 +178,8 @@ class WindowAttnProcessor:
             size = (at.rotary[0].shape[0], *at.size)
             return attend_to_tiles(query, key, value, attn.heads, rectangles, size)
         groups = zip(query, key, value, strict=True)
-        windows = [self._attend(attn.heads, *group) for group in groups]
+        head_dim = value[0].shape[-1] // attn.heads
+        windows = [self._attend(head_dim, *group) for group in groups]
         return merge_windows(windows, rectangles, at.size)
 
     def tile(self, x: Tensor, heads: int, windows: list[int]) -> int:
@@ -186,10 +187,10 @@ class WindowAttnProcessor:
         nothing of tiles."""
         return 1 if type(self) is not WindowAttnProcessor else tile_of(self, x, heads, windows)
 
-    def _attend(self, heads: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def _attend(self, head_dim: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         shape = query.shape
         query, key, value = (
-            rearrange(x, "b t h w (n d) -> b (t h w) n d", n=heads) for x in (query, key, value)
+            rearrange(x, "b t h w (n d) -> b (t h w) n d", d=head_dim) for x in (query, key, value)
         )
         out = dispatch_attention_fn(
             query,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
 import torch
@@ -19,13 +20,17 @@ from torch import Tensor, nn
 from ..ops.dispatch import prepare
 from ..ops.gradients import call_layer
 from ..ops.modulation import modulated_norm
+from ..ops.strided_windows import Counts
+from .adapters import check_unadapted, only_tensors_of
 from .attention import UltraGenAttention
 from .block import PatchEmbedding, UltraGenBlock, cache_config
 from .strict_loading import StrictLoading
+from .t3_attention import T3Attention, T3Layout, plan_t3
 from .window_plan import AttentionLayout, Crossing, Rotary, UnevenWindows, WindowRule, plan_layout
-from .windows import auto_windows
+from .windows import auto_windows, check_counts
 
-LayerKind = Literal["full", "even", "odd"]
+LayerKind = Literal["full", "even", "odd"] | Counts
+"""Wan's layers; UltraGen's, by their parity; T3-Video's, by their numbers of windows."""
 TimestepDtype = Literal["float32", "bfloat16"]
 
 
@@ -83,6 +88,9 @@ class UltraGenTransformer3DModel(StrictLoading, WanTransformer3DModel):
         global_keys_from: Projection that makes the global branch's keys: `key` or `query`.
         window_size: Token rows and columns of a window in training, which `windows="auto"` keeps.
         timestep_dtype: Precision to which timesteps are rounded before they are embedded.
+        t3_windows: Numbers of windows in time, of rows and of columns that layers have in turn,
+            which then attend as T3-Video's do, see `T3Attention`; empty for UltraGen's. Axes that
+            a number does not divide take the nearest that does.
     """
 
     _no_split_modules = [UltraGenBlock.__name__]  # noqa: RUF012
@@ -119,6 +127,7 @@ class UltraGenTransformer3DModel(StrictLoading, WanTransformer3DModel):
         global_keys_from: Literal["key", "query"] = "key",
         window_size: tuple[float, float] = (17.0, 30.0),
         timestep_dtype: TimestepDtype = "float32",
+        t3_windows: tuple[tuple[int, int, int], ...] = (),
     ) -> None:
         # The undecorated constructor: the decorated one would put Wan's image settings, which this
         # class does not take, into the saved configuration.
@@ -145,15 +154,19 @@ class UltraGenTransformer3DModel(StrictLoading, WanTransformer3DModel):
         if timestep_dtype == "bfloat16":
             self.condition_embedder.timesteps_proj = RoundedTimesteps(freq_dim)
         self.rule = WindowRule(crossing, uneven)
+        in_turn: list[LayerKind] = [check_counts(counts) for counts in t3_windows]
+        in_turn = in_turn or ["even", "odd"]
         self.layer_kinds: list[LayerKind] = [
-            "full" if i in full_attention_layers else "odd" if i % 2 else "even"
+            "full" if i in full_attention_layers else in_turn[i % len(in_turn)]
             for i in range(num_layers)
         ]
         dim = num_attention_heads * attention_head_dim
         PatchEmbedding.take_over(self.patch_embedding)
         for block, kind in zip(self.blocks, self.layer_kinds, strict=True):
             UltraGenBlock.take_over(block)
-            if kind != "full":
+            if isinstance(kind, tuple):
+                T3Attention.take_over(block.attn1)
+            elif kind != "full":
                 block.attn1 = UltraGenAttention(
                     dim,
                     num_attention_heads,
@@ -209,6 +222,54 @@ class UltraGenTransformer3DModel(StrictLoading, WanTransformer3DModel):
             raise ValueError(f"The dense model's weights don't fit: {wrong}.")
         return model
 
+    @classmethod
+    def from_single_file(cls, *arguments: Any, **options: Any) -> Any:
+        """Refused: diffusers' loader of single files knows Wan's parts alone, and would leave
+        UltraGen's as they are made.
+
+        Raises:
+            ValueError: always, with what loads such a file.
+        """
+        raise ValueError(
+            "from_single_file would leave UltraGen's branches untrained: load the authors' file "
+            "with UltraGenPipeline.from_wan(ultragen=FILE) or ultragen.weights.released."
+            "load_released(FILE), or turn it into a folder with `python -m ultragen convert`."
+        )
+
+    def load_lora_adapter(
+        self,
+        pretrained_model_name_or_path_or_dict: Any,
+        prefix: str | None = "transformer",
+        hotswap: bool = False,
+        **options: Any,
+    ) -> None:
+        """Loads an adapter in diffusers' naming, see `PeftAdapterMixin`; the pipeline's
+        `load_lora_weights` reads others too."""
+        source, name = pretrained_model_name_or_path_or_dict, options.get("adapter_name")
+        with only_tensors_of(self, name) if hotswap and name else nullcontext():
+            super().load_lora_adapter(source, prefix, hotswap, **options)
+
+    def save_pretrained(self, save_directory: Any, *arguments: Any, **options: Any) -> None:
+        """Saves as diffusers does.
+
+        Raises:
+            ValueError: if LoRA adapters are loaded, or merged and not taken off.
+        """
+        check_unadapted(self, "The transformer")
+        super().save_pretrained(save_directory, *arguments, **options)
+
+    def enable_parallelism(self, *arguments: Any, **options: Any) -> None:
+        """Refused: diffusers' plan for Wan cuts the tokens between GPUs, and windows need theirs
+        together.
+
+        Raises:
+            ValueError: always, with what a second GPU can do.
+        """
+        raise ValueError(
+            "enable_parallelism does not know UltraGen's windows: a second GPU can run guidance's "
+            "second pass, pipe.enable_parallel_guidance('cuda:1'), or other prompts."
+        )
+
     def enable_cache(self, config: Any) -> None:
         """Reuses what changes little from step to step, see diffusers' `CacheMixin`."""
         UltraGenBlock.register()
@@ -228,8 +289,22 @@ class UltraGenTransformer3DModel(StrictLoading, WanTransformer3DModel):
             )
         return frames // p_t, height // p_h, width // p_w
 
-    def resolve_windows(self, windows: int | Literal["auto"], height: int, width: int) -> int:
-        """K for a grid of height × width tokens; `auto` keeps the trained window size (§4.1)."""
+    def resolve_windows(
+        self, windows: int | Literal["auto"], height: int, width: int
+    ) -> int | None:
+        """K for a grid of height × width tokens; `auto` keeps the trained window size (§4.1). None
+        where layers have windows of their own, see `t3_windows`.
+
+        Raises:
+            ValueError: if those are to have others.
+        """
+        if self.config.t3_windows:
+            if windows != "auto":
+                raise ValueError(
+                    f"windows must be 'auto', not {windows!r}: T3-Video's layers have windows of "
+                    "their own."
+                )
+            return None
         if windows == "auto":
             return auto_windows(height, width, tuple(self.config.window_size))
         return windows
@@ -245,16 +320,25 @@ class UltraGenTransformer3DModel(StrictLoading, WanTransformer3DModel):
 
     def _layouts(
         self, latents: Tensor, timestep: Tensor, windows: int | Literal["auto"], moved: bool
-    ) -> dict[LayerKind, AttentionLayout | tuple[Tensor, Tensor]]:
+    ) -> dict[LayerKind, AttentionLayout | T3Layout | tuple[Tensor, Tensor]]:
         """What the self-attention of each kind of layer needs to know of the input."""
         grid = self.token_grid(*latents.shape[2:])
         count = self.resolve_windows(windows, *grid[1:])
-        sinusoid = self.condition_embedder.timesteps_proj(timestep)
-        layouts: dict[LayerKind, Any] = {
-            kind: plan_layout(grid, count, kind == "odd", self.rule, sinusoid, self._rotary, moved)
-            for kind in ("even", "odd")
-            if kind in self.layer_kinds
-        }
+        layouts: dict[Any, Any] = {}
+        if count is None:
+            if moved:
+                raise ValueError("T3-Video's windows can't be moved: window_motion must be none.")
+            kinds = {kind for kind in self.layer_kinds if isinstance(kind, tuple)}
+            layouts.update(plan_t3(grid, kinds, self._rotary(*grid)))
+        else:
+            sinusoid = self.condition_embedder.timesteps_proj(timestep)
+            layouts |= {
+                kind: plan_layout(
+                    grid, count, kind == "odd", self.rule, sinusoid, self._rotary, moved
+                )
+                for kind in ("even", "odd")
+                if kind in self.layer_kinds
+            }
         if "full" in self.layer_kinds:
             layouts["full"] = self.rope(latents)
         return layouts

@@ -60,6 +60,15 @@ RELEASED: dict[str, Any] = {
 }
 """What the released weights were trained with and no name or shape of theirs tells."""
 
+T3: dict[str, Any] = {
+    # By layer, in turn, of a grid of 21 × 136 × 240 tokens: 81 frames of 2176 × 3840.
+    "t3_windows": ((21, 1, 1), (1, 17, 30), (1, 8, 40), (3, 17, 8), (7, 8, 6)),
+    # As in the released code of UltraGen, which is the same trainer.
+    "timestep_dtype": "bfloat16",
+}
+"""What T3-Video's weights for Wan2.1-T2V-1.3B were trained with, whose names and shapes are dense
+Wan's (arXiv 2512.13492, zhangzjn/T3-Video at 6bfaf71)."""
+
 PARAMETERS = {
     "text_encoder": 5_680_910_336,
     "transformer": 1_696_002_112,

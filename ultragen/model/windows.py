@@ -4,6 +4,9 @@ A window keeps all frames: cutting a grid of T × H × W tokens into rows × col
 tubes of T × h × w tokens. The cut is exact for any size: the parts of an axis differ by at most
 one, the larger ones first, so that windows of equal size lie beside each other and travel through
 attention as one batch. An axis has at most two sizes, a grid at most four.
+
+T3-Video's close and remote windows are cut in time too, and are equal: on any grid their numbers
+are divisors of its axes.
 """
 
 from __future__ import annotations
@@ -12,8 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby
-from math import sqrt
+from math import prod, sqrt
 
+from ..ops.strided_windows import Counts
 from ..ops.window_order import Rectangle
 
 
@@ -152,3 +156,48 @@ def auto_windows(height: int, width: int, window_size: tuple[float, float]) -> i
     ratio = sqrt(height * width / (window_size[0] * window_size[1]))
     largest = max(2, 2 * ((min(height, width) - 1) // 2))
     return min(max(2, 2 * round(ratio / 2)), largest)
+
+
+# Close and remote windows
+
+
+def nearest_divisor(length: int, count: int) -> int:
+    """The divisor of `length` whose ratio to `count` is nearest to 1."""
+    # Never two: where x and y are equally near, so that xy = count², count divides length too.
+    divisors = (number for number in range(1, length + 1) if length % number == 0)
+    return min(divisors, key=lambda number: max(number / count, count / number))
+
+
+def check_counts(counts: object) -> Counts:
+    """Numbers of windows on the time, row and column axis, as a configuration has them.
+
+    Raises:
+        ValueError: if they are not three whole numbers of at least 1.
+    """
+    found = tuple(counts) if isinstance(counts, list | tuple) else ()
+    if len(found) == 3 and all(type(count) is int and count >= 1 for count in found):
+        return found
+    raise ValueError(
+        f"t3_windows must hold three whole numbers of at least 1 for each layer, the windows in "
+        f"time, of rows and of columns, not {counts!r}."
+    )
+
+
+def fitting_counts(grid: tuple[int, int, int], counts: Counts) -> Counts:
+    """The numbers of windows that divide a grid: those asked for where they do, else the divisors
+    nearest to them, for which no weights were trained."""
+    t, h, w = (nearest_divisor(length, count) for length, count in zip(grid, counts, strict=True))
+    return t, h, w
+
+
+def attends_once(grid: tuple[int, int, int], counts: Counts) -> bool:
+    """Whether close and remote windows are the same: where each axis has one window, or windows of
+    one place."""
+    return all(count in (1, length) for length, count in zip(grid, counts, strict=True))
+
+
+def attention_pairs(grid: tuple[int, int, int], counts: Counts) -> int:
+    """Query-key pairs of one layer over a grid of tokens."""
+    fitting = fitting_counts(grid, counts)
+    times = 1 if attends_once(grid, fitting) else 2
+    return times * prod(grid) ** 2 // prod(fitting)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import shorten
@@ -17,15 +18,20 @@ from ..presets import (
     EMBEDDED,
     EMBEDDED_MODEL,
     RESOLUTIONS,
+    T3_4K,
+    TEXT_ENCODER_VARIABLE,
     ULTRAGEN_SOURCE,
     WAN,
     WAN_SOURCE,
     ModelPreset,
 )
 from ..weights.folders import first_weights, read_index, weight_bytes
-from ..weights.hub import find_local
+from ..weights.hub import base_source, find_local, named, text_encoder_file
+from ..weights.layouts import asked_layout, layout_of, weights_source
+from .loras import asked_for, on_this_machine
 
 SMALL_WEIGHTS = 2 * 10**9  # bytes of what a CPU can run in bearable time
+FP8_SHARE = 60  # percent of the text encoder's bytes that ComfyUI's file in FP8 has
 REASON = 500  # characters that a page shows of what is wrong with files
 NEEDS_GPU = (
     "The 1.3B model needs its weights and a CUDA GPU with 24 GB or more that computes bfloat16; "
@@ -56,19 +62,24 @@ class Choice:
         return EMBEDDED_MODEL if self.name == "embedded" else Path(self.name)
 
 
-def choose(name: str | Path | None = None) -> Choice:
-    """Settles which model runs; downloads nothing.
+def choose(name: str | Path | None = None, loras: Sequence[str] | None = None) -> Choice:
+    """Settles which model runs, and which LoRAs may be asked for; downloads nothing.
 
     Args:
         name: `auto`, `embedded`, `wan` or a folder; None reads the environment variable
             ULTRAGEN_MODEL, and without it is `auto`. `auto` takes the 1.3B model where its weights
             and a GPU that can hold it are here, and never starts a download.
+        loras: `FILE_OR_REPOSITORY[:STRENGTH]` each; None takes those of this machine.
 
     Raises:
-        ValueError: if the name is unknown, or if this machine can't run the model.
+        ValueError: if the name is unknown, or if this machine can't run the model; or if a LoRA's
+            strength can't be used.
         OSError: if a folder is no model.
     """
     choice = _choose(str(os.environ.get("ULTRAGEN_MODEL") or "auto" if name is None else name))
+    there = on_this_machine() if loras is None else asked_for(loras)
+    if there:
+        choice = replace(choice, preset=replace(choice.preset, loras=there))
     return choice if choice.name == "wan" else _with_own_settings(choice)
 
 
@@ -105,7 +116,15 @@ def _choose_wan() -> Choice:
     # reason: the download completes it.
     if on_space and (reason := _wrong(base, ultragen, completed=True)):
         return _embedded(reason)
-    return Choice("wan", WAN, "It was asked for by ULTRAGEN_MODEL=wan.", NEEDS_NOTHING)
+    why = "It was asked for by ULTRAGEN_MODEL=wan."
+    return Choice("wan", _preset(ultragen), why, NEEDS_NOTHING)
+
+
+def _preset(ultragen: Path | None) -> ModelPreset:
+    """The settings that suit the 1.3B weights; what they are called tells it before they are
+    here."""
+    given = ultragen or named(None, weights_source())
+    return WAN if layout_of(given, asked_layout()) is None else T3_4K
 
 
 def _embedded(reason: str) -> Choice:
@@ -120,7 +139,7 @@ def _choose_for_machine() -> Choice:
     if not _small(*_local()) and (reason := why_not(hardware) or _tight(hardware)):
         return _embedded(reason)
     why = f"Its weights are here, and {hardware.name} can run it."
-    return Choice("wan", WAN, why, NEEDS_NOTHING)
+    return Choice("wan", _preset(_local()[1]), why, NEEDS_NOTHING)
 
 
 def _tight(hardware: Hardware) -> str:
@@ -135,15 +154,19 @@ def _tight(hardware: Hardware) -> str:
 
 def _local() -> list[Path | None]:
     """The base model and the released weights, as far as they are on this machine."""
-    return [find_local(None, source) for source in (WAN_SOURCE, ULTRAGEN_SOURCE)]
+    sources = base_source(text_encoder_file()), weights_source()
+    return [find_local(None, source) for source in sources]
 
 
 def _incomplete() -> str:
     """What of the 1.3B model is missing on this machine, or wrong; empty if nothing is."""
-    found = _local()
+    try:
+        found = _local()
+    except OSError as error:  # of a text encoder that is named and not there
+        return str(error)
     absent = [
         source.name + (f" ({place})" if (place := os.environ.get(source.variable)) else "")
-        for source, path in zip((WAN_SOURCE, ULTRAGEN_SOURCE), found, strict=True)
+        for source, path in zip((WAN_SOURCE, weights_source()), found, strict=True)
         if path is None
     ]
     if absent:
@@ -163,7 +186,7 @@ def _wrong(base: Path | None, ultragen: Path | None, completed: bool = False) ->
     try:
         check_wan(None, ultragen)
         try:
-            check_wan(base, ultragen)
+            check_wan(base, ultragen, text_encoder_file())
         except FileNotFoundError:
             if not completed:
                 raise
@@ -199,13 +222,19 @@ def why_not(hardware: Hardware) -> str:
             f"{cpu_days():.0f} days."
         )
     width = hardware.bytes_per_value
-    memory = Memory(hardware.memory, WAN_PARAMETERS.scaled(width), width)
+    weights = WAN_PARAMETERS.scaled(width)
+    if text_encoder := text_encoder_file():  # stays as it is in the file
+        weights = replace(weights, text_encoder=text_encoder.stat().st_size)
+    memory = Memory(hardware.memory, weights, width)
     if memory.smallest <= memory.free:
         return ""
+    smaller = replace(weights, text_encoder=FP8_SHARE * weights.text_encoder // 100)
+    fits = not text_encoder and replace(memory, weights=smaller).smallest <= memory.free
+    way_out = f" It fits with umT5 in FP8 or GGUF, see {TEXT_ENCODER_VARIABLE}." if fits else ""
     wide = "" if hardware.bfloat16 else ", which computes no bfloat16 and so would need float32"
     return (
         f"The 1.3B model does not fit {hardware.name}{wide}: it takes {gib(memory.smallest)} of "
-        f"memory at least, and {gib(memory.free)} are free."
+        f"memory at least, and {gib(memory.free)} are free.{way_out}"
     )
 
 
@@ -255,4 +284,7 @@ def _choose_folder(path: Path) -> Choice:
     if wan and not _small(path):
         check_can_run(find_hardware())
     why = f"It was chosen by ULTRAGEN_MODEL={path}."
-    return Choice(str(path), WAN if wan else EMBEDDED, why, NEEDS_NOTHING if wan else NEEDS_GPU)
+    if not wan:
+        return Choice(str(path), EMBEDDED, why, NEEDS_GPU)
+    preset = WAN if layout_of(path) is None else T3_4K
+    return Choice(str(path), preset, why, NEEDS_NOTHING)

@@ -19,6 +19,7 @@ from .request import Request
 def job(request: Request, models: Models) -> Job:
     """What the cost of a validated request depends on."""
     size, preset = request.size, models.preset
+    kinds = models.native.transformer.layer_kinds
     return Job(
         height=size.height,
         width=size.width,
@@ -31,17 +32,13 @@ def job(request: Request, models: Models) -> Job:
         upscaler=request.upscaler,
         base_native=request.base_native,
         pixels_per_token=preset.pixels_per_token,
-        full_share=_full_share(models.native.transformer),
+        full_share=kinds.count("full") / len(kinds),
+        t3_windows=tuple(kind for kind in kinds if isinstance(kind, tuple)),
     )
 
 
-def _full_share(transformer: Any) -> float:
-    kinds = transformer.layer_kinds
-    return kinds.count("full") / len(kinds)
-
-
-def resolve_windows(request: Request, models: Models) -> int:
-    """K of a validated request, with `auto` settled by the model."""
+def resolve_windows(request: Request, models: Models) -> int | None:
+    """K of a validated request, with `auto` settled by the model; None where it has none."""
     grid = request.token_grid(models.preset)
     return models.native.transformer.resolve_windows(request.windows, *grid)
 

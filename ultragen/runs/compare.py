@@ -17,6 +17,7 @@ from .loading import Models
 from .metadata import describe
 from .progress import Progress, RunState
 from .request import Request
+from .used_loras import use_loras
 from .write import Clips, Result, write
 
 
@@ -47,6 +48,7 @@ def generate(
     windows = {"windows": resolve_windows(request, models)}
 
     with enough_memory(request, models):
+        use_loras(models, request)
         text = encode_text(run, models.native, [request])
         full_size = (size.height, size.width)
         native = make_clip(run, models.native, request, text, full_size, "", windows)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from ..estimates.coefficients import COEFFICIENTS, ZERO_GPU, coefficients
 from ..estimates.estimator import Estimator
 from ..estimates.memory import Memory, Placement, values_per_token, weights_of
 from ..hardware import Hardware, find_hardware, has_amx, is_out_of_memory
-from ..presets import EMBEDDED_MODEL, WAN, ModelPreset
+from ..presets import EMBEDDED, EMBEDDED_MODEL, ModelPreset
 from ..weights.fingerprint import fingerprint
-from ..weights.hub import origin
+from ..weights.hub import origin, text_encoder_file
 from .choice import Choice, choose
+from .loras import find_files, find_fitting
 from .request import Request
 
 
@@ -35,6 +37,9 @@ class Models:
         origins: What the weights are called where they came from, with the commit if it is known.
         guidance_device: Where guidance's second pass runs, if not with the first.
         fp8: Whether large linear layers compute in FP8.
+        used_loras: Strength by name of the LoRAs that both models have now.
+        lora_hashes: SHA-256 by name of their files, as they were when they were loaded.
+        left_out: Why LoRAs of this machine are not offered, by name.
     """
 
     native: Any
@@ -51,6 +56,9 @@ class Models:
     origins: tuple[str, ...] = ()
     guidance_device: str | None = None
     fp8: bool = False
+    used_loras: dict[str, float] = field(default_factory=dict)
+    lora_hashes: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def dtype(self) -> str:
@@ -95,6 +103,11 @@ class Models:
             pipe.enable_fp8()
         self.fp8 = True
 
+    def place_again(self) -> None:
+        """Brings parts to where they compute after layers came or went."""
+        if self.placement == "in turn":  # what diffusers offloads again has hooks of its own
+            take_turns(self.native, self.base, self.device)
+
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of the prompt that the model's tokenizer does not know."""
         return self.native.unknown_words(prompt) if self.preset.vocabulary == "words" else []
@@ -109,25 +122,31 @@ class Models:
             self.memory.check(self.placement, request.size.name, request.frames)
 
 
-def load_models(name: str | Path | None = None) -> Models:
+def load_models(name: str | Path | None = None, loras: Sequence[str] | None = None) -> Models:
     """Loads the models of a comparison onto the accelerator, or the CPU where there is none.
 
     Args:
         name: As in `choose`: `auto`, `embedded`, `wan`, or a folder in diffusers' layout.
+        loras: As in `choose`; of those of this machine, what does not fit the model is left out.
 
     Raises:
-        ValueError: for an unknown name, or a model that this machine can't run.
+        ValueError: for an unknown name, or a model that this machine can't run; or if a LoRA that
+            was named does not fit it.
         OSError: for a file that can't be had, or is truncated or corrupt, naming it.
         RuntimeError: if the GPU's memory runs out on the way.
     """
-    choice = choose(name)
+    choice = choose(name, loras)
     import diffusers
     import transformers
 
     for library in (diffusers, transformers):  # a second of loading needs no bars
         library.utils.logging.disable_progress_bar()
+    there, missing = find_files(choice.preset.loras, loras is not None)  # before minutes of loading
     hardware = find_hardware()
     native, sources = _load(choice, hardware)
+    fitting, unfit = find_fitting(there, native.transformer, loras is not None)
+    if fitting != choice.preset.loras:
+        choice = replace(choice, preset=replace(choice.preset, loras=fitting))
     base = native.base_pipeline()
     for pipe in (native, base):
         pipe.set_progress_bar_config(disable=True)
@@ -147,6 +166,7 @@ def load_models(name: str | Path | None = None) -> Models:
         memory=memory,
         placement=placement,
         origins=tuple(origin(path) for path in sources),
+        left_out=missing | unfit,
     )
 
 
@@ -192,8 +212,10 @@ def _load(choice: Choice, hardware: Hardware) -> tuple[Any, tuple[Path, ...]]:
 
     dtype = getattr(torch, hardware.dtype)
     if choice.name == "wan":  # its errors name what is wrong
-        sources = locate_wan()
-        return UltraGenPipeline.from_wan(*sources, dtype=dtype), sources
+        text_encoder = text_encoder_file()
+        sources = locate_wan(text_encoder=text_encoder)
+        native = UltraGenPipeline.from_wan(*sources, dtype=dtype, text_encoder=text_encoder)
+        return native, (*sources, text_encoder) if text_encoder else sources
     try:
         return UltraGenPipeline.from_pretrained(choice.folder, dtype=dtype), (choice.folder,)
     except (OSError, ValueError):  # of `check_pipeline`, which name what is wrong
@@ -206,7 +228,7 @@ def _place(
     native: Any, base: Any, choice: Choice, hardware: Hardware
 ) -> tuple[Memory | None, Placement]:
     """Brings both pipelines to where they compute, in turn if they are too large together."""
-    if hardware.device == "cpu" or choice.preset.name != WAN.name:
+    if hardware.device == "cpu" or choice.preset.name == EMBEDDED.name:
         native.to(hardware.device)  # the base model is one of its parts
         return None, "whole"
     try:

@@ -11,11 +11,14 @@ from .. import __version__
 from .loading import Models
 from .progress import RunState
 from .request import Request
+from .used_loras import describe_loras
 
 LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "moviepy")
 
 
-def describe(request: Request, models: Models, run: RunState, windows: int) -> dict[str, Any]:
+def describe(
+    request: Request, models: Models, run: RunState, windows: int | None
+) -> dict[str, Any]:
     """What made the clips: enough to make them again on the same machine."""
     import torch
 
@@ -27,8 +30,10 @@ def describe(request: Request, models: Models, run: RunState, windows: int) -> d
         "request": request.to_dict(),
         "model": {
             "name": preset.name,
+            "method": preset.method,
             "fingerprint": models.fingerprint,
             "weights": list(models.origins),
+            "loras": describe_loras(models, request),
             "transformer": dict_of_numbers(models.native.transformer),
             "base_transformer": dict_of_numbers(models.base.transformer),
         },
@@ -40,13 +45,12 @@ def describe(request: Request, models: Models, run: RunState, windows: int) -> d
         },
         "windows": {
             "asked": request.windows,
-            "even_layers": windows,
-            "odd_layers": windows + 1,
+            **_windows(models.native.transformer, windows),
             "motion": models.native.config.window_motion,
         },
         "fps": preset.fps,
         "labels": {
-            "native": f"UltraGen, native {size.width}×{size.rows}",
+            "native": f"{preset.method}, native {size.width}×{size.rows}",
             "upscaled": f"Base {preset.base_width}×{preset.base_height} + {how}",
             "base_native": f"Base model run natively at {size.width}×{size.rows}",
         },
@@ -62,6 +66,13 @@ def describe(request: Request, models: Models, run: RunState, windows: int) -> d
         },
         "versions": {"python": platform.python_version(), **_versions()},
     }
+
+
+def _windows(transformer: Any, windows: int | None) -> dict[str, Any]:
+    """K of UltraGen's layers, or the numbers of windows that T3-Video's have in turn."""
+    if windows is None:
+        return {"t3": [list(counts) for counts in transformer.config.t3_windows]}
+    return {"even_layers": windows, "odd_layers": windows + 1}
 
 
 def dict_of_numbers(module: Any) -> dict[str, int]:

@@ -15,6 +15,7 @@ from .loading import Models
 from .metadata import describe
 from .progress import Progress, RunState
 from .request import Request
+from .used_loras import use_loras
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def generate_native(
     windows = resolve_windows(request, models)
     size = (request.size.height, request.size.width)
     with enough_memory(request, models):
+        use_loras(models, request)
         text = encode_text(run, models.native, [request])
         frames = make_clip(run, models.native, request, text, size, "", {"windows": windows})
     metadata = describe(request, models, run, windows)

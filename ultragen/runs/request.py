@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..model.windows import check_windows
-from ..presets import RESOLUTIONS, ModelPreset, Resolution, check_guidance_scale, check_num_frames
+from ..presets import (
+    RESOLUTIONS,
+    ModelPreset,
+    Resolution,
+    check_guidance_scale,
+    check_lora_strength,
+    check_num_frames,
+)
 
 MAX_PROMPT = 2000  # characters; the larger model reads 512 tokens, of about four each
 MAX_STEPS = 100  # that a stranger may ask of the machine
@@ -36,6 +43,8 @@ class Request:
         negative_prompt: What guidance leads away from; None takes the model's.
         upscaler: `network`, `lanczos`, or a file that spandrel loads.
         base_native: `on` also runs the base model at the full size.
+        loras: Strength of each LoRA by its name, of those that this machine has; None takes the
+            machine's own.
     """
 
     prompt: str
@@ -48,6 +57,7 @@ class Request:
     negative_prompt: str | None = None
     upscaler: str = "network"
     base_native: str = "off"
+    loras: Mapping[str, float] | None = field(default=None, hash=False)
 
     @property
     def size(self) -> Resolution:
@@ -101,6 +111,7 @@ class Request:
             ),
             upscaler=check_upscaler(self.upscaler),
             base_native=check_choice("base_native", self.base_native, SWITCH),
+            loras=check_loras(self.loras, preset),
         )
         return replace(checked, windows=check_window_choice(self.windows, checked, preset))
 
@@ -117,6 +128,8 @@ class Request:
         content = json.loads(metadata) if isinstance(metadata, str) else metadata
         settings = content.get("request") if isinstance(content, Mapping) else None
         known = {field.name for field in fields(cls)}
+        if isinstance(settings, Mapping):  # clips that were made before there were LoRAs
+            settings = {"loras": {}, **settings}
         if not isinstance(settings, Mapping) or set(settings) != known:
             raise ValueError(
                 "This is not the metadata of an UltraGen run: 'request' must hold "
@@ -191,6 +204,27 @@ def check_upscaler(value: object) -> str:
     )
 
 
+def check_loras(value: object, preset: ModelPreset) -> dict[str, float]:
+    """Strengths by name, without those that are 0; None gives the machine's own.
+
+    Raises:
+        ValueError: if a name is not on the machine's list, or a strength can't be used.
+    """
+    own = {lora.name: lora.strength for lora in preset.loras}
+    asked = own if value is None else value
+    if not isinstance(asked, Mapping):
+        raise ValueError(f"loras must hold a strength by name, not {_shown(value)}.")
+    if unknown := next((name for name in asked if name not in own), None):
+        there = f"choose from {', '.join(own)}" if own else "it has none for this model"
+        raise ValueError(f"This machine has no LoRA {_shown(unknown)}: {there}.")
+    strengths = {
+        name: check_lora_strength(f"The strength of {name}", asked[name])
+        for name in own
+        if name in asked
+    }
+    return {name: strength for name, strength in strengths.items() if strength}
+
+
 def check_integer(name: str, value: object, lowest: int, highest: int) -> int:
     """A whole number in a range; 7.0 counts as 7, as JSON does not tell them apart.
 
@@ -230,6 +264,11 @@ def check_window_choice(value: object, request: Request, preset: ModelPreset) ->
     """
     if isinstance(value, str) and value.strip().lower() == "auto":
         return "auto"
+    if preset.windows == ("auto",):
+        raise ValueError(
+            f"windows must be 'auto', not {_shown(value)}: {preset.method}'s layers have windows "
+            "of their own."
+        )
     number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
     if isinstance(number, float) and number.is_integer():
         number = int(number)

@@ -65,7 +65,9 @@ def check_model_windows(
 ) -> None:
     """Checks that a transformer can cut a frame of rows × columns tokens into these windows."""
     if isinstance(transformer, UltraGenTransformer3DModel):
-        check_windows(transformer.resolve_windows(windows, rows, columns), rows, columns)
+        count = transformer.resolve_windows(windows, rows, columns)
+        if count is not None:
+            check_windows(count, rows, columns)
     elif windows is not None:
         raise ValueError("The dense model has no windows: leave out `windows`.")
 

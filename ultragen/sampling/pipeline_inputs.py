@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from ..model.transformer import UltraGenTransformer3DModel
-from ..presets import EMBEDDED, RESOLUTIONS, WAN, check_num_frames
+from ..presets import (
+    EMBEDDED,
+    RESOLUTIONS,
+    T3_4K,
+    WAN,
+    check_lora_strength,
+    check_num_frames,
+)
 from .decoding import OutputType
 from .guidance import Guidance
 from .inputs import (
@@ -42,13 +49,15 @@ class PipelineInputs(DiffusionPipeline):
     @property
     def default_size(self) -> tuple[int, int, int]:
         """Height, width and num_frames that the model is made for: those of its preset, which it
-        is told by the size of its tokens. A dense base model has its own, as in `WanPipeline`.
+        is told by the size of its tokens and by T3-Video's windows. A dense base model has its
+        own, as in `WanPipeline`.
 
         Raises:
             ValueError: if no preset has such tokens.
         """
         token = self.pixels_per_token
-        for preset in (EMBEDDED, WAN):
+        larger = T3_4K if self.transformer.config.get("t3_windows") else WAN
+        for preset in (EMBEDDED, larger):
             if preset.pixels_per_token != token:
                 continue
             if isinstance(self.transformer, UltraGenTransformer3DModel):
@@ -89,6 +98,7 @@ class PipelineInputs(DiffusionPipeline):
         num_videos_per_prompt: int,
         max_sequence_length: int,
         output_type: str,
+        attention_kwargs: dict[str, Any] | None = None,
     ) -> None:
         """Checks a run's settings before any work is done.
 
@@ -108,6 +118,7 @@ class PipelineInputs(DiffusionPipeline):
             max_sequence_length=max_sequence_length,
         )
         check_guidance(guidance)
+        check_lora_strength("scale", (attention_kwargs or {}).get("scale", 1.0))
         if guidance_scale_2 is not None:
             raise ValueError(
                 "guidance_scale_2 is for Wan 2.2's second transformer, which this model does not "

@@ -50,7 +50,7 @@ def choose_trained(
     for parameter, master in masters:
         parameter.data = master
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError("The model has no branches: train all of it, or a lora.")
+        raise ValueError("The model has no parts that Wan lacks: train all of it, or a LoRA.")
 
 
 def adapter_config(model: UltraGenTransformer3DModel, lora: LoraOptions) -> LoraConfig:

@@ -29,8 +29,13 @@ def released_layout(layers: int) -> dict[str, Any]:
     return {k: v for k, v in wan_1_3b.RELEASED.items() if k not in told_by_base} | own
 
 
+def t3_layout(layers: int) -> dict[str, Any]:
+    """T3-Video's: windows in space and time, which add no weights."""
+    return dict(wan_1_3b.T3)
+
+
 WAN_LAYERS = wan_1_3b.TRANSFORMER["num_layers"]
-LAYOUTS = {"paper": paper_layout, "released": released_layout}
+LAYOUTS = {"paper": paper_layout, "released": released_layout, "t3": t3_layout}
 """Name → settings of the attention for a dense model of so many layers."""
 
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")

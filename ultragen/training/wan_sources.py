@@ -232,7 +232,8 @@ def check_latents(
             if size[0] % token or size[1] % token:
                 raise ValueError(f"rows and columns must be multiples of {token}.")
             rows, columns = size[0] // token, size[1] // token
-            check_windows(model.resolve_windows("auto", rows, columns), rows, columns)
+            if not model.config.t3_windows:  # which fit any grid
+                check_windows(model.resolve_windows("auto", rows, columns), rows, columns)
         except ValueError as error:
             raise ValueError(
                 f"Clips of {size_text(size)} can't be trained on: {error} Encode them in another "

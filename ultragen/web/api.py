@@ -36,6 +36,7 @@ def build_api(runs: Runs, gpu_part: GpuPart, **limits: Any) -> None:
         negative_prompt: str | None = None,
         upscaler: Literal["network", "lanczos"] = "network",
         base_native: Literal["off", "on"] = "off",
+        loras: dict[str, float] | None = None,
         progress: gr.Progress = gr.Progress(),
     ) -> tuple[str, str, str, dict]:
         """Generates a landscape clip natively at the full size, and the base model's clip of the
@@ -53,6 +54,8 @@ def build_api(runs: Runs, gpu_part: GpuPart, **limits: Any) -> None:
             negative_prompt: What guidance leads away from; null takes the model's.
             upscaler: Upscaler of the base model's clip.
             base_native: "on" also runs the base model at the full size, for its timings.
+            loras: Strength of each LoRA by its name, of those that the page lists; null takes
+                those that the page starts with.
 
         Returns:
             The native clip, the upscaled clip, both side by side, and the metadata that

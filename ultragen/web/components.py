@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..presets import PROMPTS, RESOLUTIONS, SUGGESTED, WINDOWS, ModelPreset
+from ..presets import PROMPTS, RESOLUTIONS, SUGGESTED, ModelPreset
 from ..runs.request import MAX_STEPS
 from ..runs.write import Result
 from . import views
@@ -39,7 +39,7 @@ class Layout:
                 self.main_settings(preset, visitors)
                 self.more_settings(preset)
             with gr.Column(scale=8, min_width=340, elem_classes="ug-column"):
-                self.results()
+                self.results(preset)
                 self.galleries(examples)
         self.history = gr.State([])
 
@@ -57,6 +57,7 @@ class Layout:
             self.negative,
             self.upscaler,
             self.base_native,
+            self.loras,
         ]
 
     @property
@@ -121,15 +122,34 @@ class Layout:
                 self.dice = gr.Button("Random seed", size="sm", elem_id="dice")
         with gr.Group():
             self.windows = gr.Radio(
-                [("auto", "auto"), *((f"{k} × {k}", k) for k in WINDOWS[1:])],
+                [("auto", "auto"), *((f"{k} × {k}", k) for k in preset.windows[1:])],
                 value="auto",
                 label="Attention windows",
                 info="How finely attention cuts the frame.",
                 elem_id="windows",
             )
             self.drawing = gr.HTML(apply_default_css=False, elem_id="drawing")
+        self.loras = self.lora_table(preset)
         with gr.Accordion("Advanced settings", open=False, elem_id="advanced"):
             self.advanced_settings(preset)
+
+    def lora_table(self, preset: ModelPreset) -> gr.Dataframe:
+        """The machine's LoRAs, each with a strength; not shown where there is none."""
+        rows = [[lora.name, lora.strength] for lora in preset.loras]
+        return gr.Dataframe(
+            rows,
+            headers=["LoRA", "Strength"],
+            datatype=["str", "number"],
+            type="array",
+            label="LoRAs: 0 leaves one out, 1 is what it was trained for",
+            interactive=True,
+            static_columns=[0],
+            column_widths=["70%", "30%"],
+            max_height=260,
+            buttons=[],
+            visible=bool(rows),
+            elem_id="loras",
+        )
 
     def advanced_settings(self, preset: ModelPreset) -> None:
         """Settings that few people change."""
@@ -165,7 +185,7 @@ class Layout:
             elem_id="base-native",
         )
 
-    def results(self) -> None:
+    def results(self, preset: ModelPreset) -> None:
         """How the run stands, both clips, files."""
         self.status = gr.HTML(
             views.notice("idle", "Ready", "Choose a prompt and press Generate."),
@@ -181,7 +201,7 @@ class Layout:
         )
         with gr.Accordion("Plain players and downloads", open=False, elem_id="plain"):
             with gr.Row():
-                self.native = self.player("UltraGen, native", "native")
+                self.native = self.player(f"{preset.method}, native", "native")
                 self.upscaled = self.player("Base model, upscaled", "upscaled")
             with gr.Row():
                 self.side_by_side = self.player("Side by side", "side-by-side")

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import gradio as gr
 
+from ..runs.loading import Models
 from ..runs.write import Result
 from . import views
 from .components import Layout
-from .settings import SETTINGS, Updates
+from .settings import SETTINGS, Updates, lora_rows
 
 
 def load_examples(folder: Path) -> list[Result]:
@@ -48,9 +49,12 @@ def show(ui: Layout, result: Result) -> Updates:
     }
 
 
-def show_example(ui: Layout, example: Result) -> Updates:
+def show_example(ui: Layout, models: Models, example: Result) -> Updates:
     """A finished example, with its settings."""
     settings = example.metadata["request"]
-    values = [settings[name] for name in SETTINGS]
-    values[SETTINGS.index("windows")] = str(settings["windows"])
+    shown = {
+        "windows": str(settings["windows"]),
+        "loras": lora_rows(models, settings.get("loras") or {}),
+    }
+    values = list({name: (settings | shown)[name] for name in SETTINGS}.values())
     return show(ui, example) | dict(zip(ui.settings, values, strict=True))

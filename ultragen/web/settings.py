@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import fields
 from html import escape
+from textwrap import shorten
 from typing import Any
 
 import gradio as gr
 
+from ..estimates.cost import Job
 from ..presets import RESOLUTIONS
+from ..runs.choice import REASON
 from ..runs.clip import job
 from ..runs.loading import Models
 from ..runs.request import MAX_PROMPT, UPSCALERS, Request
@@ -40,15 +43,20 @@ def describe_model(models: Models) -> str:
     """Which model runs here, why, and what the other one needs."""
     size = sum(p.numel() for p in models.native.transformer.parameters()) / 1e6
     choice = models.choice
-    why = f"{choice.why} {choice.other}" if choice else ""
+    told = [models.preset.credit, *((choice.why, choice.other) if choice else ())]
+    why = " ".join(filter(None, told))
     turns = (
         " Its parts come to the GPU in turn, which takes longer."
         if models.placement == "in turn"
         else ""
     )
+    left_out = "".join(
+        f" The LoRA {name} is left out: {shorten(reason, REASON, placeholder=' …')}"
+        for name, reason in models.left_out.items()
+    )
     return (
         f"<b>{models.preset.name.capitalize()} model</b>, {size:.0f} million parameters, "
-        f"on {machine(models)}.{turns} {escape(why)}"
+        f"on {machine(models)}.{turns} {escape(why + left_out)}"
     )
 
 
@@ -62,30 +70,67 @@ def validated(models: Models, settings: dict[str, Any]) -> Request:
     if upscaler not in UPSCALERS:  # files are for people at the machine, not for visitors
         raise problem(f"upscaler {upscaler!r:.60} is unknown: choose {' or '.join(UPSCALERS)}.")
     try:
-        request = Request(**settings).validate(models.preset)
+        request = as_request(settings).validate(models.preset)
         models.check_memory(request)
     except ValueError as error:
         raise problem(str(error)) from error
     return request
 
 
+def as_request(settings: dict[str, Any]) -> Request:
+    """A request of settings as the page has them, whose LoRAs are rows of a table, or the API.
+
+    Raises:
+        ValueError: if a strength is no number.
+    """
+    loras = settings["loras"]
+    if isinstance(loras, list) and all(isinstance(row, list) and len(row) == 2 for row in loras):
+        # Visitors may add rows, and what they type into a column of numbers comes as text.
+        loras = {name: _number(name, strength) for name, strength in loras if name}
+    return Request(**settings | {"loras": loras})
+
+
+def _number(name: str, strength: object) -> object:
+    if not isinstance(strength, str):
+        return strength
+    try:
+        return float(strength)
+    except ValueError:
+        raise ValueError(
+            f"The strength of the LoRA {name} must be a number, not {strength!r:.60}: 1 is what it "
+            "was trained for, 0 leaves it out."
+        ) from None
+
+
+def lora_rows(models: Models, strengths: dict[str, float]) -> list[list[Any]]:
+    """The page's table of LoRAs with these strengths."""
+    return [[lora.name, strengths.get(lora.name, 0.0)] for lora in models.preset.loras]
+
+
 def refresh(ui: Layout, models: Models, *values: Any) -> Updates:
     """What the settings cost, and their windows on the frame."""
     settings = dict(zip(SETTINGS, values, strict=True)) | {"prompt": "-"}
     try:
-        request = Request(**settings).validate(models.preset)
+        request = as_request(settings).validate(models.preset)
         models.check_memory(request)
     except ValueError as error:
         return {ui.estimate: views.notice("bad", "Please change a setting", str(error))}
     work = job(request, models)
     stages = models.estimator.estimate(work)
-    grid = work.grid(work.height, work.width)
     return {
         ui.estimate: views.estimate(stages, machine(models), on_zero_gpu()),
-        ui.drawing: views.windows(grid, work.windows, str(request.windows), work.full_share),
+        ui.drawing: _drawing(work, str(request.windows)),
         ui.costs: views.resolution_costs(seconds_by_resolution(models, request)),
         **offer_labels(ui, models),
     }
+
+
+def _drawing(work: Job, asked: str) -> str:
+    """The windows of a run."""
+    grid = work.grid(work.height, work.width)
+    if work.windows is None:
+        return views.t3_windows(grid, work.t3_windows)
+    return views.windows(grid, work.windows, asked, work.full_share)
 
 
 def seconds_by_resolution(models: Models, request: Request) -> list[float]:

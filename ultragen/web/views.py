@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import accumulate
 from pathlib import Path
+from statistics import fmean
 
 from ..estimates.cost import STAGES, fitting_tiers, full_pairs, gpu_duration, native_pairs
-from ..model.windows import even_partition
+from ..model.windows import attention_pairs, even_partition, fitting_counts
+from ..ops.strided_windows import Counts
 from ..runs.progress import Progress
 
 FOLDER = Path(__file__).parent
@@ -123,6 +125,19 @@ def windows(grid: tuple[int, int, int], count: int, asked: str, full_share: floa
         f"<b>{100 * share:.0f} %</b> of the pairs of full attention"
         + (f", which {100 * full_share:.0f} % of the layers keep" if full_share else "")
         + ".</p></div>"
+    )
+
+
+def t3_windows(grid: tuple[int, int, int], layers: Sequence[Counts]) -> str:
+    """What T3-Video's windows are on this grid, and what they save."""
+    share = fmean(attention_pairs(grid, counts) for counts in layers) / full_pairs(grid)
+    exact = all(fitting_counts(grid, counts) == counts for counts in layers)
+    other = "" if exact else " Here it takes the nearest that fit, for which it was not trained."
+    return (
+        '<div class="ug-windows"><p>T3-Video cuts the clip in time, rows and columns, in five ways '
+        "that take turns from layer to layer. Each layer attends within windows of neighbours, and "
+        f"within windows that sample the whole clip.{other} That compares <b>{100 * share:.1f} "
+        "%</b> of the pairs of full attention.</p></div>"
     )
 
 

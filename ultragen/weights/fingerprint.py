@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from .folders import SUFFIXES
+from .folders import DISTRIBUTED, SUFFIXES
 
 _LARGE = 2**28  # bytes from which a fingerprint reads only both ends of a file
 _END = 2**20  # bytes that it reads of each end
@@ -20,7 +20,7 @@ def fingerprint(*sources: Path) -> str:
     for source in sources:
         files = sorted(source.rglob("*")) if source.is_dir() else [source]
         for path in files:
-            if path.suffix in (*SUFFIXES, ".json", ".txt") and path.is_file():
+            if path.suffix in (*SUFFIXES, DISTRIBUTED, ".json", ".txt") and path.is_file():
                 name = path.relative_to(source).as_posix() if source.is_dir() else path.name
                 digest.update(name.encode() + b"\0")
                 digest.update(_digest(path))

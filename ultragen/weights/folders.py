@@ -14,7 +14,8 @@ from .json_files import WAY_OUT, corrupt, fits, read_json, read_object
 SHARD = re.compile(r"(?P<name>.+)-\d{5}-of-(?P<number>\d{5})(?P<suffix>\.\w+)")
 _PART = tuple[str | None, str | None]  # library and class
 _PARTS = ("tokenizer", "text_encoder", "vae", "scheduler", "transformer", "base_transformer")
-SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
+SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin", ".gguf")
+DISTRIBUTED = ".distcp"  # the shards of `torch.distributed.checkpoint`
 
 
 def check_model_files(folder: Path, without: Collection[str] = ()) -> None:
@@ -55,7 +56,7 @@ def check_base(folder: Path, without: Collection[str] = ()) -> None:
     """Checks that a folder is text-to-video Wan in diffusers' layout, with all of its files.
 
     Args:
-        folder: A pipeline's.
+        folder: The base model's.
         without: Parts that need not be there.
 
     Raises:
@@ -111,7 +112,7 @@ def first_weights(folder: Path) -> str | None:
 def weight_bytes(source: Path) -> int:
     """Bytes of all weights in a folder, or of one file."""
     files = source.rglob("*") if source.is_dir() else [source]
-    return sum(path.stat().st_size for path in files if path.suffix in SUFFIXES)
+    return sum(path.stat().st_size for path in files if path.suffix in (*SUFFIXES, DISTRIBUTED))
 
 
 def read_index(folder: Path) -> dict[str, Any]:

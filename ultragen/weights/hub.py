@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import filter as matching
 from pathlib import Path
 from shutil import disk_usage
@@ -15,7 +15,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import enable_progress_bars
 
-from ..presets import MAIN, HubSource
+from ..presets import MAIN, TEXT_ENCODER_VARIABLE, WAN_SOURCE, HubSource
+from .folders import SUFFIXES
 from .hub_errors import explained, stored
 
 _REPOSITORY = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
@@ -26,6 +27,31 @@ _NO_ANSWER = (404, 405, 501)  # without the Hub's own word for what is missing
 def named(given: str | Path | None, source: HubSource) -> str:
     """What names the files: the argument, else the environment variable, else the Hub's own."""
     return str(given or os.environ.get(source.variable) or source.repository)
+
+
+def text_encoder_file(given: str | Path | None = None) -> Path | None:
+    """The file that umT5 is taken from, by the argument or the environment; None for the base
+    model's own.
+
+    Raises:
+        OSError: if there is no such file.
+    """
+    text = str(given or os.environ.get(TEXT_ENCODER_VARIABLE) or "")
+    path = Path(text).expanduser()
+    if text and not path.is_file():
+        raise FileNotFoundError(
+            f"There is no file {text}: set {TEXT_ENCODER_VARIABLE} to a file of umT5-XXL's encoder "
+            "in FP8 (.safetensors) or GGUF, or to nothing."
+        )
+    return path if text else None
+
+
+def base_source(text_encoder: Path | None) -> HubSource:
+    """Where the base model comes from, without the text encoder that a file stands for."""
+    if text_encoder is None:
+        return WAN_SOURCE
+    files = tuple(name for name in WAN_SOURCE.files if not name.startswith("text_encoder/"))
+    return replace(WAN_SOURCE, files=files)
 
 
 def locate(given: str | Path | None, source: HubSource, local_files_only: bool = False) -> Path:
@@ -153,7 +179,7 @@ def _resolve(given: str | Path | None, source: HubSource) -> Path | tuple[str, s
 
 
 def _is_file_name(text: str) -> bool:
-    return text.endswith((".safetensors", ".ckpt", ".pth", ".pt", ".bin", ".json"))
+    return text.endswith((*SUFFIXES, ".json"))
 
 
 def _check_files(names: Iterable[str], repository: str, source: HubSource) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..model.strict_loading import shape_text
 from ..model.wan_1_3b import HEAD_DIM, RELEASED
+from ..presets import TEXT_ENCODER_VARIABLE
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -102,8 +103,53 @@ _BRANCH_SIZES = {
 # umT5's word embeddings: one tensor under two names, of which files hold either or both.
 WORD_EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")
 
-# What repackaging, parallel training and compilation put before all names.
-_PREFIX = re.compile(r"^((model|module|diffusion_model|_orig_mod)\.)+")
+# What llama.cpp calls the parts of umT5's encoder, as city96's GGUF files have them (ComfyUI-GGUF,
+# `loader.py`), and what Wan's authors call them (`wan/modules/t5.py`); ours is transformers' name.
+_UMT5_MODEL = {
+    "shared": ("token_embd", "token_embedding"),
+    "encoder.final_layer_norm": ("enc.output_norm", "norm"),
+}
+_UMT5_LAYER = {
+    "layer.0.layer_norm": ("attn_norm", "norm1"),
+    "layer.0.SelfAttention.q": ("attn_q", "attn.q"),
+    "layer.0.SelfAttention.k": ("attn_k", "attn.k"),
+    "layer.0.SelfAttention.v": ("attn_v", "attn.v"),
+    "layer.0.SelfAttention.o": ("attn_o", "attn.o"),
+    "layer.0.SelfAttention.relative_attention_bias": ("attn_rel_b", "pos_embedding.embedding"),
+    "layer.1.layer_norm": ("ffn_norm", "norm2"),
+    "layer.1.DenseReluDense.wi_0": ("ffn_gate", "ffn.gate.0"),
+    "layer.1.DenseReluDense.wi_1": ("ffn_up", "ffn.fc1"),
+    "layer.1.DenseReluDense.wo": ("ffn_down", "ffn.fc2"),
+}
+_UMT5_LAYERS = ("enc.blk", "blocks")  # what both put before a layer's number
+
+TOKENIZER = "spiece_model"
+"""ComfyUI's text encoders carry their tokenizer in a tensor of bytes; ours is in the base model."""
+
+# Beside an FP8 weight lie its scale and that of its layer's inputs; the first of each pair is the
+# name of ComfyUI's older "scaled" files, the second that of its newer ones (`QUANTIZATION.md`).
+WEIGHT_SCALES = ("scale_weight", "weight_scale")
+INPUT_SCALES = ("scale_input", "input_scale")
+EMBEDDINGS = re.compile(
+    r"(?<![^.])(shared|embed_tokens|token_embedding|pos_embedding\.embedding|"
+    r"relative_attention_bias)\.weight"
+)
+"""Tables of umT5, which ComfyUI gives no scale even where layers have one."""
+FORMAT = "comfy_quant"  # a layer's kind of quantisation, as JSON in bytes
+SCALED = "scaled_fp8"  # marks an older file: an empty tensor, or one of two values
+
+# What repackaging, training and distillation put before all names,
+_PREFIX = re.compile(
+    r"^((model|module|diffusion_model|transformer|pipe|dit|state_dict|ema|ema_model|generator|"
+    r"generator_ema)\.)+"
+)
+# and what the wrappers of single layers put between them: compilation, FSDP, checkpointing.
+_WRAPPER = re.compile(
+    r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module)\."
+)
+
+# What a training's checkpoint holds beside its models.
+TRAINING = re.compile(r"(optim|optimizers?|schedulers?|lr_schedulers?|dataloader|train_state)\b")
 
 # All settings that names and shapes tell.
 TOLD = {
@@ -117,16 +163,31 @@ TOLD = {
 
 # Names that only another kind of model has, and what it is.
 CONDITIONED = "Wan conditioned on images or video: take text-to-video"
-_OTHERS = (
-    (r"(?<!_lora_[12])\.lora_[AB]\.|lora_(up|down)\.|^lora_", "a LoRA: `pipe.load_lora_weights`"),
+_OF_WAN = (
+    (
+        r"^condition_embedder\.(\w+\.linear_\d|time_proj)\.(weight|bias)$",
+        "diffusers' Wan: take its folder, with config.json",
+    ),
+    (
+        # Or a LyCORIS, or a difference of two models.
+        r"(?<!_lora_[12])\.lora_[AB]\.|lora_(up|down)\.|^lora_|\.(hada|lokr)_|\.diff(_[bm])?$"
+        r"|\.dora_scale$|^lycoris_|\.oft_|\.[ab][12]\.weight$",
+        "a LoRA: `pipe.load_lora_weights`",
+    ),
     (r"^vace_|\.k_img\.|^img_emb\.", CONDITIONED),
+)
+_OTHERS = (
     (r"^conditioner\.|label_emb\.|add_embedding\.", "Stable Diffusion XL"),
     (r"^(encoder|decoder)\.(conv|mid|up|down)", "a VAE: the transformer is another file"),
     (r"input_blocks\.|^(down|up|mid)_block", "a Stable Diffusion UNet"),
     (r"double_blocks\.|single_transformer_blocks\.", "Flux or HunyuanVideo"),
-    (r"^(encoder\.block|shared|token_embedding|text_model|visual)\.", "a text or image encoder"),
+    (
+        r"^(encoder\.block|enc\.blk|shared|token_embd|token_embedding|text_model|visual)\.",
+        f"a text or image encoder: umT5's goes into {TEXT_ENCODER_VARIABLE}",
+    ),
     (r"transformer_blocks\.", "another video or image transformer of diffusers"),
-    (r"^condition_embedder\.", "diffusers' Wan: take its folder, with config.json"),
+    (r"^(vae|first_stage_model)\.", "a VAE"),
+    (r"^(text_encoders?|cond_stage_model|clip)\.", "a text encoder"),
 )
 
 
@@ -137,7 +198,30 @@ def plain_keys(keys: Iterable[str], where: str) -> dict[str, str]:
         ValueError: naming what the file looks like, if it is another model; or if two names differ
             in their prefix alone.
     """
-    plain = {key: _PREFIX.sub("", key) for key in keys}
+    plain = unwrapped(keys, where)
+    wan = any(_within(key) in _MODEL | _LAYER for key in plain.values())
+    for pattern, kind in (*_OF_WAN, *_OTHERS):
+        if not any(re.search(pattern, key) for key in plain.values()):
+            continue
+        if wan and (pattern, kind) in _OTHERS:
+            raise ValueError(
+                f"{where} holds two models, Wan's transformer and what looks like {kind}: take a "
+                "file with the transformer alone."
+            )
+        raise ValueError(f"{where} looks like {kind}.")
+    if not wan:
+        some = ", ".join(sorted(plain)[:4])
+        raise ValueError(f"{where} is no Wan or UltraGen transformer: it holds {some}.")
+    return plain
+
+
+def unwrapped(keys: Iterable[str], where: str) -> dict[str, str]:
+    """The names in a file → those without what wrapping a model put into them.
+
+    Raises:
+        ValueError: if two names differ in that alone.
+    """
+    plain = {key: _WRAPPER.sub("", _PREFIX.sub("", _WRAPPER.sub("", key))) for key in keys}
     first: dict[str, str] = {}
     for key, name in plain.items():
         if first.setdefault(name, key) != key:
@@ -145,13 +229,70 @@ def plain_keys(keys: Iterable[str], where: str) -> dict[str, str]:
                 f"{where} holds {name} twice, as {first[name]} and as {key}: take out the one that "
                 "does not belong to the model."
             )
-    for pattern, kind in _OTHERS:
-        if any(re.search(pattern, key) for key in plain.values()):
-            raise ValueError(f"{where} looks like {kind}.")
-    if not any(_within(key) in _MODEL | _LAYER for key in plain.values()):
-        some = ", ".join(sorted(plain)[:4])
-        raise ValueError(f"{where} is no Wan or UltraGen transformer: it holds {some}.")
     return plain
+
+
+def is_original(keys: Iterable[str]) -> bool:
+    """Whether names, without prefixes, are Wan's original ones and not diffusers'."""
+    return any(_within(key) in _LAYER for key in keys)
+
+
+def umt5_keys(keys: Iterable[str], where: str) -> dict[str, str]:
+    """The names that a file gives to the parts of umT5's encoder → transformers'.
+
+    Raises:
+        ValueError: as `unwrapped`.
+    """
+    plain = unwrapped(keys, where)
+    for scheme, layers in enumerate(_UMT5_LAYERS):
+        if any(name.startswith(f"{layers}.") for name in plain.values()):
+            model, layer = (
+                {f"{theirs[scheme]}.weight": f"{ours}.weight" for ours, theirs in table.items()}
+                for table in (_UMT5_MODEL, _UMT5_LAYER)
+            )
+            return {key: _umt5_key(name, layers, model, layer) for key, name in plain.items()}
+    return plain
+
+
+def _umt5_key(name: str, layers: str, model: dict[str, str], layer: dict[str, str]) -> str:
+    found = re.fullmatch(rf"{re.escape(layers)}\.(\d+)\.(.+)", name)
+    if found and found[2] in layer:
+        return f"encoder.block.{found[1]}.{layer[found[2]]}"
+    return model.get(name, name)
+
+
+def read_umt5_config(shapes: Shapes) -> dict[str, Any]:
+    """The settings of umT5's encoder that the shapes of its weights, under transformers' names,
+    tell; the others are the same for all sizes.
+
+    Raises:
+        ValueError: if a weight that tells a size is missing.
+    """
+    first = "encoder.block.0.layer"
+    told = {}
+    for name in (
+        "shared",
+        f"{first}.0.SelfAttention.q",
+        f"{first}.0.SelfAttention.relative_attention_bias",
+        f"{first}.1.DenseReluDense.wi_0",
+    ):
+        shape = shapes.get(f"{name}.weight", ())
+        if len(shape) != 2 or 0 in shape:
+            some = ", ".join(sorted(shapes)[:4])
+            raise ValueError(f"it has no {name}.weight with 2 axes; it holds {some}.")
+        told[name.rpartition(".")[2]] = shape
+    (words, width), (attended, _), (buckets, heads), (hidden, _) = told.values()
+    blocks = {int(found[1]) for key in shapes if (found := re.match(r"encoder\.block\.(\d+)", key))}
+    return {
+        "vocab_size": words,
+        "d_model": width,
+        "d_kv": attended // heads,
+        "d_ff": hidden,
+        "num_layers": len(blocks),
+        "num_heads": heads,
+        "relative_attention_num_buckets": buckets,
+        "feed_forward_proj": "gated-gelu",
+    }
 
 
 def read_config(shapes: Shapes) -> dict[str, Any]:

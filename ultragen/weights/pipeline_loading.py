@@ -1,4 +1,4 @@
-"""How a pipeline is loaded: a saved one, the published 1.3B files, and LoRA adapters."""
+"""How a pipeline is loaded: a saved one, and the published 1.3B files."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers import DiffusionPipeline
-from diffusers.loaders import WanLoraLoaderMixin
 
+from ..model.adapters import check_unadapted
 from .folders import read_index
 from .headers import check_pipeline
+from .lora_loading import LoraLoading
+from .model_card import write_model_card
 from .wan import load_wan
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 
-class PipelineLoading(DiffusionPipeline, WanLoraLoaderMixin):
+class PipelineLoading(LoraLoading):
     """Loading as in diffusers, but nothing that is incomplete."""
 
     @classmethod
@@ -53,8 +54,11 @@ class PipelineLoading(DiffusionPipeline, WanLoraLoaderMixin):
         ultragen: str | Path | None = None,
         dtype: torch.dtype = torch.bfloat16,
         local_files_only: bool = False,
+        text_encoder: str | Path | None = None,
+        layout: str | None = None,
     ) -> Self:
-        """The 1.3B pipeline of Wan's parts and the released UltraGen weights, on the CPU.
+        """The 1.3B pipeline of Wan's parts and the released UltraGen weights, or T3-Video's, on the
+        CPU.
 
         Args:
             base: Wan2.1-T2V-1.3B in diffusers' layout: a folder, or a repository on the Hub as
@@ -62,18 +66,31 @@ class PipelineLoading(DiffusionPipeline, WanLoraLoaderMixin):
                 ULTRAGEN_WAN, and without it is `presets.WAN_SOURCE`.
             ultragen: The authors' file, or a folder with it or with a converted transformer, or a
                 repository. None reads ULTRAGEN_WEIGHTS, and without it is
-                `presets.ULTRAGEN_SOURCE`.
+                `presets.ULTRAGEN_SOURCE`. Of T3-Video the same, see `presets.T3_SOURCE`.
             dtype: Type of the weights of all parts.
             local_files_only: Take only what is on this machine, as with HF_HUB_OFFLINE=1.
+            text_encoder: A file of umT5-XXL's encoder, in FP8 as ComfyUI has it or in GGUF, in
+                place of the base model's. It stays quantised, and each layer's matrix is made when
+                the layer runs. None reads ULTRAGEN_TEXT_ENCODER, and without it takes the base
+                model's own.
+            layout: `t3` for T3-Video's weights in a file whose name does not say so. None reads
+                ULTRAGEN_LAYOUT.
 
         Raises:
             OSError: if a file can't be had, is incomplete or damaged.
             ValueError: if a file is of another model, or the two don't fit each other.
         """
-        return cls(**load_wan(base, ultragen, dtype, local_files_only))
+        return cls(**load_wan(base, ultragen, dtype, local_files_only, text_encoder, layout))
 
-    @classmethod
-    def _maybe_expand_t2v_lora_for_i2v(cls, transformer: Any, state_dict: dict) -> dict:
-        # diffusers asks the transformer's configuration whether it is conditioned on images before
-        # it loads a LoRA; UltraGen's has no such entry, and no such inputs.
-        return state_dict
+    def save_pretrained(self, save_directory: str | Path, *arguments: Any, **options: Any) -> None:
+        """Saves the pipeline as diffusers does, with a page that says how it is loaded.
+
+        Raises:
+            ValueError: if LoRA adapters are loaded, or merged and not taken off; nothing is
+                written then.
+        """
+        for name in ("transformer", "base_transformer"):
+            if (part := getattr(self, name, None)) is not None:
+                check_unadapted(part, f"The pipeline's {name}")
+        super().save_pretrained(save_directory, *arguments, **options)
+        write_model_card(Path(save_directory))

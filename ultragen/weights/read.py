@@ -4,7 +4,8 @@ every tensor has to fit."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -16,7 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..files import first_line
+from ..model.quantised import HALVES, Quantised, StateDict, block_kinds
 from ..model.strict_loading import differences
+from .distributed_checkpoint import METADATA, read_distributed
+from .float8_files import join_scales
 from .folders import SHARD, SUFFIXES, missing_index, weight_map
 from .pickles import foreign_objects
 
@@ -29,19 +34,61 @@ _PROTOCOLS = (2, 3)  # of pickles that PyTorch reads without running code
 
 
 def read_weights(path: str | Path, device: str = "cpu") -> dict[str, Tensor]:
-    """Reads tensors by name.
+    """Reads tensors by name, quantised ones as bfloat16; otherwise as `read_stored`."""
+    stored = read_stored(path, device)
+    return {key: plain_tensor(value) for key, value in stored.items()}
+
+
+def read_stored(path: str | Path, device: str = "cpu", aside: Collection[str] = ()) -> StateDict:
+    """Reads weights by name, as they are stored.
 
     Args:
-        path: A `.safetensors` file, a PyTorch state dictionary, the index of a sharded model, or a
-            folder that holds one of them.
-        device: Where the tensors go. For `meta`, only names, types and shapes are read, and with
+        path: A `.safetensors` file, a PyTorch state dictionary, a GGUF file, the index of a sharded
+            model, or a folder that holds one of them or what `torch.distributed.checkpoint` writes.
+        device: Where the weights go. For `meta`, only names, types and shapes are read, and with
             them whether the files are whole; PyTorch's legacy format alone is read through.
+        aside: Names of tensors that are no weights, and are left out.
 
     Raises:
         OSError: if a file is missing, incomplete or damaged.
-        ValueError: if the contents are no plain tensors; code in a file is never run.
+        ValueError: if the contents are no tensors, or quantised in a way that can't be read; code
+            in a file is never run.
     """
     path = Path(path)
+    distributed = (path / METADATA).is_file()
+    content = _read_distributed(path, device) if distributed else _read(path)
+    if isinstance(content, Mapping):
+        content = {key: value for key, value in content.items() if key not in aside}
+    weights = check_tensors(content, str(path))
+    return {key: _move(value, device) for key, value in weights.items()}
+
+
+def plain_tensor(value: Tensor | Quantised) -> Tensor:
+    """A tensor as it is, or the bfloat16 of what is quantised."""
+    return value.dequantise(torch.bfloat16) if isinstance(value, Quantised) else value
+
+
+def _move(value: Tensor | Quantised, device: str) -> Tensor | Quantised:
+    if isinstance(value, Quantised):
+        return replace(value, codes=value.codes.to(device))
+    return value.to(device)
+
+
+def _read_distributed(folder: Path, device: str) -> object:
+    try:
+        with catch_warnings():  # that it is one process is meant
+            simplefilter("ignore")
+            return read_distributed(folder, device)
+    except MemoryError:
+        raise
+    except ValueError as error:  # code
+        raise ValueError(f"{folder}: {error}") from error
+    except Exception as error:  # a damaged checkpoint fails in more ways than torch documents
+        reason = first_line(error).rstrip(".")
+        raise OSError(f"{folder} is incomplete or damaged ({reason}): {_AGAIN}.") from error
+
+
+def _read(path: Path) -> object:
     if path.is_dir():
         path = find_weights(path)
     if not path.exists():
@@ -51,17 +98,18 @@ def read_weights(path: str | Path, device: str = "cpu") -> dict[str, Tensor]:
             f"{path} is one of the model's {int(shard['number'])} shards: choose their index, "
             f"{shard['name']}{shard['suffix']}{_INDEX}, or their folder."
         )
-    read = _read_shards if path.name.endswith(_INDEX) else _read_file
-    return read(path, device)
+    return _read_shards(path) if path.name.endswith(_INDEX) else _read_file(path)
 
 
 def read_header(path: str | Path) -> dict[str, str]:
     """What the header of a safetensors file says beside its tensors; nothing for other files.
 
     Args:
-        path: As in `read_weights`, which has read it.
+        path: As in `read_stored`, which has read it.
     """
     path = Path(path)
+    if (path / METADATA).is_file():
+        return {}
     if path.is_dir():
         path = find_weights(path)
     with path.open("rb") as file:
@@ -102,7 +150,7 @@ def find_weights(folder: Path) -> Path:
     )
 
 
-def _read_shards(index: Path, device: str) -> dict[str, Tensor]:
+def _read_shards(index: Path) -> dict[str, Tensor | Quantised]:
     files = weight_map(index)
     names = sorted({Path(name).name for name in files.values()})
     if missing := [name for name in names if not (index.parent / name).exists()]:
@@ -110,9 +158,9 @@ def _read_shards(index: Path, device: str) -> dict[str, Tensor]:
             f"{index.parent} is half a download: {len(missing)} of {len(names)} files are missing "
             f"({', '.join(missing)}). Get these, or {_AGAIN}."
         )
-    weights: dict[str, Tensor] = {}
+    weights: StateDict = {}
     for name in names:
-        weights |= _read_file(index.parent / name, device)
+        weights |= _as_dictionary(_read_file(index.parent / name), str(index.parent / name))
     if absent := sorted(files.keys() - weights.keys()):
         raise OSError(
             f"{index.parent} does not hold {len(absent)} of the tensors that {index.name} names, "
@@ -121,20 +169,19 @@ def _read_shards(index: Path, device: str) -> dict[str, Tensor]:
     return weights
 
 
-def _read_file(path: Path, device: str) -> dict[str, Tensor]:
+def _read_file(path: Path) -> object:
     """The beginning of a file tells its format; names are not to be trusted."""
     with path.open("rb") as file:
         start = file.read(16)
-    content: object
     if not start:
         raise OSError(f"{path} is empty: {_AGAIN}.")
     if _is_safetensors(start):
-        content = _read_safetensors(path, device)
-    elif start.startswith((b"PK", b"\x80")):
-        content = _read_torch(path, device, zipped=start.startswith(b"PK"))
-    else:
-        raise _not_weights(path, start)
-    return check_tensors(content, str(path))
+        return _read_safetensors(path)
+    if start.startswith((b"PK", b"\x80")):
+        return _read_torch(path, zipped=start.startswith(b"PK"))
+    if start.startswith(b"GGUF"):
+        return _read_gguf(path)
+    raise _not_weights(path, start)
 
 
 def _is_safetensors(start: bytes) -> bool:
@@ -151,28 +198,45 @@ def _not_weights(path: Path, start: bytes) -> Exception:
             f"{path} is a web page or a message, not weights: the download was refused. Open its "
             "address in a browser to see why."
         )
-    if start.startswith(b"GGUF"):
-        return ValueError(f"{path} holds quantised GGUF weights: take the .safetensors file.")
     if path.suffix in SUFFIXES:
         return _refusal(path, "no known beginning")
     return ValueError(f"{path} is no weights file: choose a {', '.join(SUFFIXES)} file.")
 
 
-def _read_safetensors(path: Path, device: str) -> dict[str, Tensor]:
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:  # maps the file, whose values are read when they are used
-        return {key: value.to(device) for key, value in load_file(path).items()}
+        return load_file(path)
     except SafetensorError as error:
         raise OSError(_damaged(path, error)) from error
 
 
-def _read_torch(path: Path, device: str, zipped: bool) -> object:
+def _read_gguf(path: Path) -> StateDict:
+    known = {*HALVES, *block_kinds()}  # says what is missing, if gguf is
+    from .gguf_files import read_gguf
+
+    try:
+        weights = read_gguf(path)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file fails in more ways than gguf documents
+        raise OSError(_damaged(path, error)) from error
+    for name, weight in weights.items():
+        if isinstance(weight, Quantised) and weight.kind not in known:
+            raise ValueError(
+                f"{path} holds {name} as {weight.kind}, which only ggml itself reads: take a file "
+                f"in one of {', '.join(sorted(known))}, or the .safetensors file of this model."
+            )
+    return weights
+
+
+def _read_torch(path: Path, zipped: bool) -> object:
     """A PyTorch file; with `weights_only`, whatever would run code is refused."""
     if zipped:
         _check_archive(path)
     try:
         with catch_warnings():  # of protocols, for which there is a message below
             simplefilter("ignore")
-            return torch.load(path, map_location=device, weights_only=True, mmap=zipped)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a damaged file fails in more ways than torch documents
@@ -221,38 +285,58 @@ def _damaged(path: Path, error: object) -> str:
     return f"{path} is incomplete or damaged ({size:,} bytes; {reason}): {_AGAIN}."
 
 
-def check_tensors(content: object, where: str) -> dict[str, Tensor]:
-    """Checks that an object is a plain state dictionary.
+def check_tensors(content: object, where: str) -> StateDict:
+    """Checks that an object is a state dictionary, or a dictionary of such ones, and joins FP8
+    weights with their scales.
 
     Raises:
-        ValueError: if it is something else, or if its tensors are quantised.
+        ValueError: if it is something else, or if its tensors are quantised in another way.
     """
+    content = _as_dictionary(content, where)
+    blocks = {key: value for key, value in content.items() if isinstance(value, Quantised)}
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    weights = join_scales(tensors, where) | blocks
+    known = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    # A single number, such as a LoRA's α, may be a whole one.
+    tensors = {k: v for k, v in weights.items() if isinstance(v, Tensor) and v.numel() > 1}
+    kinds = {value.dtype for value in tensors.values()}
+    if quantised := kinds - set(known):
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in quantised))
+        raise ValueError(f"{where} holds quantised weights ({names}): take the bfloat16 file.")
+    return weights
+
+
+def _as_dictionary(content: object, where: str) -> StateDict:
+    """Names and weights; those of dictionaries within, `{"generator": {...}}`, as one."""
     if not isinstance(content, Mapping) or not content:
         raise ValueError(f"{where} holds no state dictionary, but {type(content).__name__}.")
+    if all(isinstance(value, Mapping) and value for value in content.values()):
+        content = {
+            f"{outer}.{key}": value
+            for outer, inner in content.items()
+            for key, value in inner.items()
+        }
     if other := [
         key
         for key, value in content.items()
-        if not (isinstance(key, str) and isinstance(value, Tensor))
+        if not (isinstance(key, str) and isinstance(value, Tensor | Quantised))
     ]:
         raise ValueError(
             f"{where} holds more than tensors ({', '.join(map(str, other[:4]))}): load it with "
             "torch.load(weights_only=True), and pass the part that is the state dictionary."
         )
-    known = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    if quantised := {value.dtype for value in content.values()} - set(known):
-        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in quantised))
-        raise ValueError(f"{where} holds quantised weights ({names}): take the bfloat16 file.")
     return dict(content)
 
 
 def fill(
-    model: Model, weights: Mapping[str, Tensor], names: Mapping[str, str], where: str
+    model: Model, weights: Mapping[str, Tensor | Quantised], names: Mapping[str, str], where: str
 ) -> Model:
-    """Gives an empty model its weights, without copies.
+    """Gives an empty model its weights, without copies of those that are not quantised.
 
     Args:
         model: On the meta device.
         weights: Tensors; of several types, the widest becomes that of all, so that nothing is lost.
+            Where some are quantised, these become bfloat16, and the others stay as they are.
         names: Name of each tensor → its name in the model.
         where: What to call the source in errors.
 
@@ -263,7 +347,12 @@ def fill(
     expected = {key: shapes[name] for key, name in names.items()}
     if wrong := differences(expected, {key: value.shape for key, value in weights.items()}):
         raise ValueError(f"{where} does not fit the model: {wrong}.")
-    dtype = reduce(torch.promote_types, {value.dtype for value in weights.values()})
-    renamed = {name: weights[key].to(dtype).contiguous() for key, name in names.items()}
+    tensors = {key: plain_tensor(value) for key, value in weights.items()}
+    quantised = any(isinstance(value, Quantised) for value in weights.values())
+    widest = reduce(torch.promote_types, {value.dtype for value in tensors.values()})
+    renamed = {
+        name: tensors[key].to(tensors[key].dtype if quantised else widest).contiguous()
+        for key, name in names.items()
+    }
     model.load_state_dict(renamed, assign=True)
     return model.eval()

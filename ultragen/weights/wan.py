@@ -1,5 +1,6 @@
 """The parts of the 1.3B pipeline: Wan's text encoder, autoencoder and dense transformer from a
-folder in diffusers' layout, the authors' UltraGen transformer from their released file."""
+folder in diffusers' layout, the authors' UltraGen transformer from their released file. The text
+encoder may be a file of its own."""
 
 from __future__ import annotations
 
@@ -16,9 +17,11 @@ from ..model.strict_loading import load_strictly
 from ..presets import ULTRAGEN_SOURCE, WAN, WAN_SOURCE
 from .folders import check_base, check_kind
 from .headers import check_pipeline
-from .hub import check_space, find_local, locate, preview
+from .hub import base_source, check_space, find_local, locate, preview, text_encoder_file
 from .keys import WORD_EMBEDDINGS
+from .layouts import asked_layout, weights_source
 from .released import cast_weights, load_dense, load_ultragen
+from .umt5 import load_umt5
 
 SHIFT = 5.0  # of the released schedule: σ_i = 1 − i/30, then sσ / (1 + (s − 1)σ)
 
@@ -28,15 +31,22 @@ def load_wan(
     ultragen: str | Path | None,
     dtype: torch.dtype,
     local_files_only: bool,
+    text_encoder: str | Path | None = None,
+    layout: str | None = None,
 ) -> dict[str, Any]:
     """All arguments of the pipeline; its own as in `UltraGenPipeline.from_wan`."""
-    folder, released = locate_wan(base, ultragen, local_files_only)
-    check_base(folder)
-    transformer = load_ultragen(released)
+    layout, text_file = asked_layout(layout), text_encoder_file(text_encoder)
+    folder, released = locate_wan(base, ultragen, local_files_only, text_file, layout)
+    check_base(folder, _replaced(text_file))
+    transformer = load_ultragen(released, layout=layout)
     dense = load_dense(folder / "transformer")
     parts = {
         "tokenizer": load_tokenizer(folder / "tokenizer"),
-        "text_encoder": load_text_encoder(folder / "text_encoder", dtype),
+        "text_encoder": (
+            load_umt5(text_file, dtype)
+            if text_file
+            else load_text_encoder(folder / "text_encoder", dtype)
+        ),
         "vae": load_vae(folder / "vae", dtype),
         # Wan's own scheduler is another one, with other steps.
         "scheduler": FlowMatchEulerDiscreteScheduler(shift=SHIFT),
@@ -51,8 +61,11 @@ def locate_wan(
     base: str | Path | None = None,
     ultragen: str | Path | None = None,
     local_files_only: bool = False,
+    text_encoder: Path | None = None,
+    layout: str | None = None,
 ) -> tuple[Path, Path]:
-    """The base model's folder and UltraGen's weights, downloaded where they are not there yet.
+    """The base model's folder and UltraGen's weights, downloaded where they are not there yet; of
+    the base model not the text encoder, where a file is given for it.
 
     What is wrong with either shows before the other is downloaded.
 
@@ -60,13 +73,13 @@ def locate_wan(
         OSError: as in `locate`.
         ValueError: if either is another model.
     """
-    wanted = (base, WAN_SOURCE), (ultragen, ULTRAGEN_SOURCE)
+    wanted = (base, base_source(text_encoder)), (ultragen, weights_source(ultragen))
     if not local_files_only and not all(find_local(*each) for each in wanted):
         wan, released_ones = (preview(*each) for each in wanted)
         if wan.path is not None:
             check_kind(wan.path)
         if released_ones.path is not None:
-            load_ultragen(released_ones.path, device="meta")
+            load_ultragen(released_ones.path, "meta", asked_layout(layout))
         check_space(wan.missing + released_ones.missing)
     folder, released = (locate(*each, local_files_only) for each in wanted)
     return folder, released
@@ -93,9 +106,14 @@ def locate_encoders(base: str | Path | None = None, local_files_only: bool = Fal
     return folder
 
 
-def check_wan(base: Path | None, ultragen: Path | None) -> None:
+def check_wan(base: Path | None, ultragen: Path | None, text_encoder: Path | None = None) -> None:
     """Checks what is on this machine of the 1.3B model, without reading its weights: names, shapes
-    and settings, and whether both fit each other.
+    and settings, and whether they fit each other.
+
+    Args:
+        base: The base model's folder, if it is there.
+        ultragen: UltraGen's weights, if they are there.
+        text_encoder: A file that stands for the base model's text encoder.
 
     Raises:
         OSError: if a file is missing, incomplete or damaged.
@@ -103,11 +121,13 @@ def check_wan(base: Path | None, ultragen: Path | None) -> None:
     """
     parts: dict[str, Any] = {}
     if ultragen is not None:
-        parts["transformer"] = load_ultragen(ultragen, device="meta")
+        parts["transformer"] = load_ultragen(ultragen, "meta", asked_layout())
+    if text_encoder is not None:
+        parts["text_encoder"] = load_umt5(text_encoder, torch.bfloat16, device="meta")
     if base is not None:
-        check_base(base)
-        found = check_pipeline(base)
-        parts |= {"base_transformer" if key == "transformer" else key: found[key] for key in found}
+        check_base(base, _replaced(text_encoder))
+        parts |= check_pipeline(base, (*_replaced(text_encoder), "transformer"))
+        parts["base_transformer"] = load_dense(base / "transformer", device="meta")
     if {"text_encoder", "vae", "transformer", "base_transformer"} <= parts.keys():
         check_fit(parts)
 
@@ -135,6 +155,11 @@ def check_fit(parts: dict[str, Any]) -> None:
                 f"UltraGen weights and the base model of the same size, {ULTRAGEN_SOURCE.variable} "
                 f"and {WAN_SOURCE.variable}."
             )
+
+
+def _replaced(text_encoder: Path | None) -> tuple[str, ...]:
+    """Parts of the base model that need not be there."""
+    return ("text_encoder",) if text_encoder else ()
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -1,0 +1,186 @@
+"""LoRAs in a pipeline: loaded from any tool's file, whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.loaders import WanLoraLoaderMixin
+from torch import Tensor, nn
+
+from ..model.adapters import only_tensors_of
+from ..presets import check_lora_strength
+from .lora_differences import ParameterDifferences
+from .lora_files import LoraFile, read_lora
+from .lora_keys import sort_by_layer, told_width
+from .lora_layers import Lora, build_lora, state_dict
+from .read import read_weights
+
+_CAST = (torch.float8_e4m3fn, torch.float8_e5m2)
+_OPTIONS = {
+    *("subfolder", "revision", "token", "cache_dir", "local_files_only", "force_download"),
+    "use_safetensors",  # of diffusers; here the file itself tells
+}
+
+
+def fit_lora(file: LoraFile, transformer: nn.Module) -> Lora:
+    """What a LoRA's file adds to which part of a model.
+
+    Raises:
+        ValueError: if a key finds no layer, or a tensor does not fit; with what the file looks
+            like.
+    """
+    layers = sort_by_layer(file.weights, transformer, file.where)
+    try:
+        return build_lora(layers, transformer, file.scales(layers))
+    except ValueError as error:
+        raise ValueError(f"{file.where} does not fit this model: {error}") from error
+
+
+def check_fits(path: Path, transformer: Any) -> None:
+    """Checks by names and by the model's width whether a LoRA is for a model; reads no values.
+
+    Raises:
+        OSError: if the file is missing, incomplete or damaged.
+        ValueError: if it is for another model, with what it looks like.
+    """
+    weights = read_weights(path, "meta")
+    sort_by_layer(weights, transformer, str(path))
+    config = transformer.config
+    found, own = told_width(weights), config.num_attention_heads * config.attention_head_dim
+    if found not in (None, own):
+        raise ValueError(f"{path} is for a model with {found} features, and this one has {own}.")
+
+
+class LoraLoading(DiffusionPipeline, WanLoraLoaderMixin):
+    """What diffusers offers for LoRAs, with all namings and methods that can be read exactly."""
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: str | Path | Mapping[str, Tensor],
+        adapter_name: str | None = None,
+        hotswap: bool = False,
+        low_cpu_mem_usage: bool = True,
+        weight_name: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Loads a LoRA, LoHa, LoKr or DoRA of Wan, or a difference of two models, in the naming of
+        diffusers, ComfyUI, DiffSynth, peft, or musubi and kohya: all of it, or nothing.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: A file; a folder that holds one; a repository on
+                the Hub, `owner/name` or `owner/name/FILE`, either with `@revision`; or the tensors
+                by name, which stay as they are.
+            adapter_name: What `set_adapters` and others call it; None counts them.
+            hotswap: Whether it takes the place of the adapter of this name.
+            low_cpu_mem_usage: Whether new layers are made without memory first.
+            weight_name: Which file of a folder or a repository.
+            options: `subfolder`, `revision`, `token`, `cache_dir`, `local_files_only`,
+                `force_download`.
+
+        Raises:
+            OSError: if the file can't be had, is incomplete or damaged.
+            ValueError: if a key fits no layer, a tensor is of another size or not finite, or the
+                method is another one; with what the file looks like. Nothing is loaded then.
+        """
+        if unknown := sorted(set(options) - _OPTIONS):
+            raise TypeError(f"load_lora_weights has no {', '.join(unknown)}.")
+        options.pop("use_safetensors", None)
+        source, transformer = pretrained_model_name_or_path_or_dict, self.transformer
+        name = _free_name(transformer) if adapter_name is None else _check_name(adapter_name)
+        lora = fit_lora(read_lora(source, weight_name, **options), transformer)
+        _check_can_carry(transformer, lora)
+        with only_tensors_of(transformer, name) if hotswap else nullcontext():
+            transformer.load_lora_adapter(
+                state_dict(lora, transformer),
+                prefix=None,
+                hotswap=hotswap,
+                adapter_name=name,
+                low_cpu_mem_usage=low_cpu_mem_usage,
+                _pipeline=self,
+            )
+        ParameterDifferences.set(transformer, name, lora.differences)
+
+    def set_adapters(self, adapter_names: list[str] | str, adapter_weights: Any = None) -> None:
+        """Activates these adapters and no others, each with its strength, as in diffusers.
+
+        Raises:
+            ValueError: if a strength is no number, or outside `LORA_STRENGTHS`.
+        """
+        _check_strengths(adapter_weights)
+        super().set_adapters(adapter_names, adapter_weights)
+
+    def fuse_lora(
+        self,
+        components: list[str] = ["transformer"],  # noqa: B006 - diffusers' own default
+        lora_scale: float = 1.0,
+        **options: Any,
+    ) -> None:
+        """Merges adapters into the weights, as in diffusers.
+
+        Raises:
+            ValueError: if the strength is no number, or outside `LORA_STRENGTHS`.
+        """
+        _check_strengths(lora_scale)
+        super().fuse_lora(components, lora_scale, **options)
+
+    def unload_lora_weights(self) -> None:
+        """Takes all adapters off; what is merged into the weights stays in them."""
+        ParameterDifferences.remove(self.transformer, keep_merged=True)
+        super().unload_lora_weights()
+
+    def delete_adapters(self, adapter_names: list[str] | str) -> None:
+        """Takes these adapters off, as in diffusers."""
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        for name in names:
+            ParameterDifferences.set(self.transformer, name, {})
+        super().delete_adapters(adapter_names)
+
+
+def _check_strengths(weights: Any) -> None:
+    """Strengths as diffusers takes them: one, one for each adapter, or by block."""
+    if isinstance(weights, list | tuple):
+        for weight in weights:
+            _check_strengths(weight)
+    elif isinstance(weights, Mapping):
+        for weight in weights.values():
+            _check_strengths(weight)
+    elif weights is not None:
+        check_lora_strength("strength", weights)
+
+
+def _check_can_carry(transformer: nn.Module, lora: Lora) -> None:
+    """Checks that a model's weights are in a state in which a LoRA can be put beside them."""
+    if not lora.updates:
+        raise ValueError(
+            "This LoRA changes norms or tables alone, or nothing, and no layer that could carry "
+            "its strength: merge it with the tool that made it."
+        )
+    parameters = dict(transformer.named_parameters())
+    # peft gives a LoRA the type of its layer, and nothing multiplies in float8.
+    if cast := next((name for name, p in parameters.items() if p.dtype in _CAST), None):
+        raise ValueError(
+            f"The transformer's {cast} is kept in float8 (enable_layerwise_casting), and a LoRA "
+            "that is loaded now would be too: load the LoRA first, then cast."
+        )
+    if lora.differences and any(p.is_meta for p in parameters.values()):
+        raise ValueError(
+            "This LoRA changes norms or tables, and the weights are offloaded one by one: load it "
+            "before enable_sequential_cpu_offload()."
+        )
+
+
+def _check_name(name: str) -> str:
+    if not name or "." in name:  # it becomes a part of names
+        raise ValueError(f"An adapter can't be called {name!r}: leave out the dots.")
+    return name
+
+
+def _free_name(transformer: Any) -> str:
+    """`default_0`, or the first such name that no adapter has."""
+    taken = getattr(transformer, "peft_config", {})
+    return next(name for i in range(len(taken) + 1) if (name := f"default_{i}") not in taken)
