@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from paths import ROOT, SUPPORT
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from training_stages import Numbered, numbered_settings, run, weights
 
@@ -93,6 +93,19 @@ def test_resumed_training_is_uninterrupted_training(tmp_path, whole):
     train(tmp_path, 2)
     train(tmp_path, 4)
     assert distance(train(tmp_path, 6), whole) < 1e-6
+
+
+def test_a_weight_without_gradient_is_no_hindrance(tmp_path):
+    """Such as a branch's that no clip of the first steps needs."""
+
+    def stage() -> Numbered:
+        stage = Numbered(BATCH)
+        stage.model[1].register_parameter("unused", nn.Parameter(torch.ones(3)))
+        return stage
+
+    run(stage(), numbered_settings(tmp_path, 2))
+    assert run(stage(), numbered_settings(tmp_path, 4)).asked == list(range(12, 24))
+    assert exported(tmp_path)["1.unused"].tolist() == [1, 1, 1]
 
 
 def test_samples_and_checkpoints_change_nothing(tmp_path, whole):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as distributed
+from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.api import CheckpointException
 
 from ..files import first_line, write_json
@@ -95,10 +96,12 @@ def load_parts(folder: Path, states: dict[str, Any]) -> None:
     """Reads what `save_parts` wrote, on any number of processes.
 
     Raises:
-        OSError: It can't be read, or lacks something.
+        OSError: It can't be read.
     """
+    # A weight that has had no gradient has no states yet.
+    planner = DefaultLoadPlanner(allow_partial_load=True)
     try:
-        distributed.load(states, checkpoint_id=str(folder))
+        distributed.load(states, checkpoint_id=str(folder), planner=planner)
     except CheckpointException as error:
         raise OSError(f"The checkpoint {folder} can't be read: {_cause(error)}") from error
 

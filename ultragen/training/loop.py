@@ -4,6 +4,7 @@ hosts."""
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from importlib.util import find_spec
@@ -118,11 +119,13 @@ class Trainer:
             self.ema.to(self.accelerator.device)
         self.progress = Progress()
         self.companions = [x for x in (self.ema, self.progress, *stage.companions) if x is not None]
-        self.accelerator.register_for_checkpointing(*self.companions)
+        if not self.sharded:
+            self.accelerator.register_for_checkpointing(*self.companions)
         self.due_checkpoint = Every(config.checkpoint_minutes, config.checkpoint_steps)
         self.due_sample = Every(config.sample_minutes, config.sample_steps)
         self.termination = Termination()
         self.means, self.speed = Means(), Speed(self.accelerator.device)
+        self.tokens = 0  # of this process in this run
         self.figures: dict[str, Tensor] = {}  # of the last step
 
     def trackers(self) -> list[Any]:
@@ -218,7 +221,7 @@ class Trainer:
 
     def states(self) -> dict[str, Any]:
         """What a checkpoint in parts holds."""
-        named = {type(companion).__name__: companion for companion in self.companions}
+        named = {f"{i} {type(x).__name__}": x for i, x in enumerate(self.companions)}
         return {"trained": ShardedState(self.model, self.optimizer), **named}
 
     def train_steps(self) -> bool:
@@ -270,6 +273,7 @@ class Trainer:
         return self.peak_rate * warm * max(fall, 0.01)
 
     def train_step(self, done: float) -> None:
+        started, tokens = time.monotonic(), self.tokens
         rate = self.learning_rate(done)
         set_learning_rate(self.optimizer, rate)
         self.model.train()
@@ -286,17 +290,18 @@ class Trainer:
             self.ema.step(self.parameters)
         self.progress.step += 1
         self.means.add({"gradient_norm": norm})
+        self.speed.step(self.tokens - tokens, time.monotonic() - started)
         if self.progress.step % self.config.log_steps == 0:
             self.check_finite()
             self.log(rate)
 
     def gradients(self) -> Tensor:
         """Mean loss of this process's batches; in the parameters are the gradients of all
-        processes'."""
-        total, tokens = torch.zeros((), device=self.accelerator.device), 0
+        processes', exchanged after each batch where they lie in parts, to lie in parts again."""
+        total = torch.zeros((), device=self.accelerator.device)
         for _ in range(self.config.accumulation):
             batch = self.batch()
-            tokens += self.stage.tokens
+            self.tokens += self.stage.tokens
             if self.recorded:
                 losses = self.recorded(batch)
             else:
@@ -305,7 +310,6 @@ class Trainer:
                 (losses["loss"] / self.config.accumulation).backward()
             self.means.add(losses)
             total += losses["loss"].detach() / self.config.accumulation
-        self.speed.step(tokens)
         if self.accelerator.num_processes > 1 and not self.sharded:
             average([p.grad for p in self.parameters if p.grad is not None])
         return total
@@ -318,7 +322,7 @@ class Trainer:
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         first = self.progress.samples + rank * size
         # What else is random in a step follows from its samples too, not from earlier steps.
-        torch.manual_seed(self.config.seed * 2**40 + first)
+        torch.manual_seed((self.config.seed * 2**40 + first) % 2**63)
         self.progress.samples += processes * size
         return self.stage.samples(range(first, first + size))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 
 import torch
@@ -44,28 +43,26 @@ class Speed:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.tokens = self.steps = 0
-        self.since = time.monotonic()
+        self.tokens, self.steps, self.seconds = 0, 0, 0.0
 
-    def step(self, tokens: int) -> None:
-        """Counts a step with so many tokens in this process."""
+    def step(self, tokens: int, seconds: float) -> None:
+        """Counts a step of this process."""
         self.steps += 1
         self.tokens += tokens
+        self.seconds += seconds
 
     def take(self) -> dict[str, float]:
         """Figures of all processes together, the peak of the fullest one; starts anew."""
-        seconds = max(time.monotonic() - self.since, 1e-9)
         peak = 0.0
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.device) / 2**30
             torch.cuda.reset_peak_memory_stats(self.device)
         parts = gather_object([(self.tokens, peak)])
         tokens, peak = sum(t for t, _ in parts), max(p for _, p in parts)
-        figures = {"seconds_per_step": seconds / max(self.steps, 1)}
+        figures = {"seconds_per_step": self.seconds / max(self.steps, 1)}
         if tokens:
-            figures["tokens_per_second"] = tokens / seconds
+            figures["tokens_per_second"] = tokens / max(self.seconds, 1e-9)
         if peak:
             figures["memory_gib"] = peak
-        self.tokens = self.steps = 0
-        self.since = time.monotonic()
+        self.tokens, self.steps, self.seconds = 0, 0, 0.0
         return figures

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ def build_optimizer(
         OSError: A package is missing.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    settings = {
+    settings: dict[str, Any] = {
         "lr": learning_rate,
         "weight_decay": config.weight_decay,
         "betas": config.betas,

@@ -79,7 +79,8 @@ def whole_weights(model: nn.Module, trained: bool = False) -> dict[str, Tensor]:
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained)
     with torch.no_grad():
-        return get_model_state_dict(model, options=options)
+        weights = get_model_state_dict(model, options=options)
+    return {name: weight for name, weight in weights.items() if isinstance(weight, Tensor)}
 
 
 class ShardedState:

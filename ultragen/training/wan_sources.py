@@ -232,8 +232,9 @@ def check_latents(
             if size[0] % token or size[1] % token:
                 raise ValueError(f"rows and columns must be multiples of {token}.")
             rows, columns = size[0] // token, size[1] // token
-            if not model.config.t3_windows:  # which fit any grid
-                check_windows(model.resolve_windows("auto", rows, columns), rows, columns)
+            windows = model.resolve_windows("auto", rows, columns)
+            if windows is not None:  # T3-Video's fit any grid
+                check_windows(windows, rows, columns)
         except ValueError as error:
             raise ValueError(
                 f"Clips of {size_text(size)} can't be trained on: {error} Encode them in another "

@@ -23,11 +23,13 @@ GRACE = 10.0  # seconds in which a process may end by an error of its own
 
 
 class Watch:
-    """While it is open, all processes meet in a thread every few seconds; if one does not come, the
-    others end, whatever they wait for. With one process it does nothing."""
+    """While it is open, all processes meet in a thread every few seconds; if one does not come, or
+    comes to say that it failed, the others end, whatever they wait for. With one process it does
+    nothing."""
 
     def __init__(self) -> None:
-        self.left = threading.Event()
+        self.leaving = threading.Event()
+        self.vote = 0.0
         self.thread: threading.Thread | None = None
 
     def __enter__(self) -> Watch:
@@ -38,25 +40,29 @@ class Watch:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.left.set()
-        # After an error this process ends, and is missed.
-        if self.thread and kind is None:
-            self.thread.join()
+        if self.thread:
+            # All leave together, or at once with one that failed.
+            self.vote = 1.0 if kind is None else float(dist.get_world_size())
+            self.leaving.set()
+            self.thread.join(None if kind is None else GRACE)
 
     def _meet(self, group: dist.ProcessGroup) -> None:
-        leaving = torch.zeros(1)
-        while leaving < dist.get_world_size():
-            leaving.fill_(float(self.left.is_set()))
+        votes = torch.zeros(1)
+        while votes < dist.get_world_size():
+            votes.fill_(self.vote)
             try:
-                dist.all_reduce(leaving, group=group)
+                dist.all_reduce(votes, group=group)
             except RuntimeError:
-                time.sleep(GRACE)
-                print(
-                    "ultragen: another process of this training is gone, or silent for "
-                    f"{LATEST.seconds} s: process {dist.get_rank()} ends. The same command goes on "
-                    "from the last checkpoint, on fewer processes too.",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                os._exit(1)  # the main thread may wait inside a library
-            time.sleep(0 if self.left.is_set() else BEAT)
+                break
+            self.leaving.wait(BEAT)
+        if self.vote and votes >= dist.get_world_size():
+            return
+        time.sleep(GRACE)
+        print(
+            f"ultragen: another process of this training is gone, or silent for {LATEST.seconds} "
+            f"s: process {dist.get_rank()} ends. The same command goes on from the last "
+            "checkpoint, on fewer processes too.",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)  # the main thread may wait inside a library
