@@ -27,6 +27,16 @@ def own_attention_backend():
         attention._AttentionBackendRegistry.set_active_backend(default)
 
 
+@pytest.fixture(autouse=True)
+def own_precision():
+    """Takes back what a training computed in: accelerate keeps it as the whole process's, and
+    refuses another one."""
+    yield
+    accelerate = sys.modules.get("accelerate.state")
+    if accelerate is not None:
+        accelerate.AcceleratorState._reset_state()
+
+
 @pytest.fixture(scope="session")
 def files(tmp_path_factory):
     """Tiny files of the 1.3B model's layout, which no test may change."""

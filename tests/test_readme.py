@@ -33,9 +33,11 @@ from ultragen.estimates.memory import GROWING_VALUES_PER_TOKEN, WAN_PARAMETERS, 
 from ultragen.hardware import GIB, Hardware
 from ultragen.presets import RESOLUTIONS, ULTRAGEN_SOURCE, WAN, WAN_SOURCE, Resolution
 from ultragen.runs import choice, loading, request
+from ultragen.training import wan_sources
 from ultragen.training.build import TINY_SIZE, build_classifier
 from ultragen.training.stages.transformer_stage import TransformerStage
 from ultragen.video import encode_video, probe_video
+from ultragen.weights.released import load_ultragen
 from ultragen.world.captions import vocabulary
 from ultragen.world.heldout import HeldOutClip
 from ultragen.world.scene import ALLOWED
@@ -157,6 +159,37 @@ def test_the_commands_for_clips_of_ones_own(files, monkeypatch, capsys):
     assert LatentDataset("latents-4k").clips[0].num_frames == 29
     [clip] = LatentDataset("latents-two-captions").clips
     assert clip.captions == ("colours in waves", "waves")
+
+
+def test_the_training_of_the_larger_model_in_its_order(files, monkeypatch, capsys):
+    """Every command but the one that makes a clip, with a toy, small clips and one step each."""
+    monkeypatch.setenv(WAN_SOURCE.variable, str(files.base))
+    sizes = {name: Resolution(name, 64, 96, 64) for name in RESOLUTIONS}
+    monkeypatch.setattr(dataset, "RESOLUTIONS", sizes)
+    monkeypatch.setattr(wan_sources, "RESOLUTIONS", sizes)
+    Path("clips").mkdir()
+    encode_video(moving(82, 128, 192), Path("clips/a.mp4"), WAN.fps)
+    Path("clips/a.txt").write_text("colours in waves")
+    short = ("--max-steps", "1", "--accumulation", "1", "--sample-steps", "1")
+    fast = {"train": (*short, "--sample-prompt", "a lake"), "dataset": (), "convert": ()}
+    every = [words for words in commands(DOCS["training-wan.md"]) if words[0] in fast]
+    assert len(every) == 7
+    for words in every:
+        assert run([*words, *fast[words[0]]]) == 0, capsys.readouterr().err
+    assert load_ultragen("models/ultragen-own").layer_kinds == ["even", "odd", "even"]
+    assert Path("runs/wan-lora/export/comfyui_lora.safetensors").is_file()
+
+
+def test_the_hours_of_a_training_follow_from_its_seconds():
+    row = r"^\| [^|]* \| ([\d.]+) \| ([\d,]+) \| ([\d,]+) \| ([\d.]+) \|$"
+    rows = re.findall(row, DOCS["training-wan.md"], re.MULTILINE)
+    assert len(rows) == 4
+    for cells in rows:
+        seconds, epoch, all_, days = (float(cell.replace(",", "")) for cell in cells)
+        hours = 42_000 * seconds / 3600
+        assert epoch == round(hours)
+        assert all_ == round(50 * hours)
+        assert days == round(50 * hours / 32 / 24, 1)
 
 
 def test_the_released_weights_become_a_folder(capsys):

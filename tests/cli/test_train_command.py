@@ -63,7 +63,7 @@ def test_the_teachers_guidance(trained, tmp_path, given, learnt):
 def test_the_stages_are_those_of_the_recipe(capsys):
     assert ultragen("train", "--help") == 0
     listed = capsys.readouterr().out.split("Commands:")[1]
-    assert re.findall(r"^  ([\w-]+) ", listed, re.MULTILINE) == list(STAGES)
+    assert re.findall(r"^  ([\w-]+) ", listed, re.MULTILINE) == [*STAGES, "wan"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -83,13 +83,17 @@ def test_every_stage_has_the_shared_options(trained, tmp_path, stage):
     assert (options.size, tiny.size) == (EMBEDDED_SIZE, TINY_SIZE)
 
 
+# fmt: off
 OWN = {
     "autoencoder": {"--anchor"},
-    "base": {"--render-on", "--render-share", "--batch-scale", "--freeze-text", "--clauses"},
-    "ultragen": {"--render-on", "--render-share", "--batch-scale"},
+    "base": {
+        "--render-on", "--render-share", "--batch-scale", "--freeze-text", "--clauses", "--data",
+    },
+    "ultragen": {"--render-on", "--render-share", "--batch-scale", "--data"},
     "base-distill": {"--teacher-guidance-scale", "--batch-scale"},
     "distill": {"--teacher-guidance-scale", "--batch-scale"},
 }
+# fmt: on
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -107,7 +111,9 @@ def test_options_of_the_stages_reach_them(trained, tmp_path):
     both = ("--render-on", "cuda:1", "--render-on", "cuda:2")
     assert ultragen("train", "ultragen", *out, *both, "--batch-scale", 0.5) == 0
     assert ultragen("train", "classifier", *out) == 0
-    vae, base, native, judge = (options for _, _, options, _ in trained)
+    assert ultragen("train", "ultragen", *out, "--data", tmp_path) == 0
+    vae, base, native, judge, given = (options for _, _, options, _ in trained)
+    assert given == replace(plain, data=tmp_path)
     assert vae == replace(plain, autoencoder=(("anchor", 0.01),))
     assert base == replace(plain, freeze_text=True, clauses=True, render_share=0.3)
     assert native == replace(plain.with_batches(0.5), render_on=("cuda:1", "cuda:2"))
@@ -150,6 +156,11 @@ def test_training_without_its_packages(monkeypatch, capsys, tmp_path):
             ("train", "base", "--out", "x", "--render-on", "cuda:1", "--render-share", "0.3"),
             ["--render-share", "leave it out"],
         ),
+        (
+            ("train", "base", "--out", "x", "--data", "y", "--render-on", "cuda:1"),
+            ["--render-on", "--data"],
+        ),
+        (("train", "distill", "--out", "x", "--data", "y"), ["--data", "train ultragen"]),
         (("assemble", "x", "y"), ["vae", "train autoencoder"]),
     ],
 )

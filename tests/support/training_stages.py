@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ultragen.dataset.shards import LatentDataset
 from ultragen.training.build import TINY_SIZE, build_pipeline
 from ultragen.training.clip_sizes import ClipSize
 from ultragen.training.loop import Trainer
@@ -155,10 +156,14 @@ def run(stage: AnyStage, config: TrainingConfig) -> AnyStage:
     return stage
 
 
-def flow_stage(sizes: tuple[ClipSize, ...], render_on: tuple[str, ...] = ()) -> FlowMatchingStage:
+def flow_stage(
+    sizes: tuple[ClipSize, ...],
+    render_on: tuple[str, ...] = (),
+    dataset: LatentDataset | None = None,
+) -> FlowMatchingStage:
     torch.manual_seed(0)
     pipe = build_pipeline(TINY_SIZE, ["a", "lake"])
-    stage = FlowMatchingStage(pipe, sizes, train_text=True, render_on=render_on)
+    stage = FlowMatchingStage(pipe, sizes, True, render_on=render_on, dataset=dataset)
     if not render_on:
         stage.setup(torch.device("cpu"), 0, 1)
     return stage

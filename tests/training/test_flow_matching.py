@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
+from types import SimpleNamespace
 
 import pytest
 import torch
+from latent_files import write_embedded
 from training_stages import SMALL, flow_stage
 
+from ultragen.dataset.shards import LatentDataset
+from ultragen.training import data
 from ultragen.training.build import TINY_SIZE
 from ultragen.training.stages import flow_matching
 
@@ -96,3 +101,40 @@ def test_fewer_devices_than_processes_are_refused():
     stage = flow_stage((SMALL,), ("cuda:1",))
     with pytest.raises(ValueError, match="at least 2 devices"):
         stage.start_rendering(torch.device("cpu"), 0, 2)
+
+
+CLIPS = [("a lake",), ("a lake", "lake"), ("lake a",), ("a",), ("lake",)]
+
+
+def stored(tmp_path) -> LatentDataset:
+    return LatentDataset(write_embedded(tmp_path / "data", (96, 128, 5), CLIPS))
+
+
+@pytest.mark.parametrize("pool", [2, 100])
+def test_a_dataset_takes_the_place_of_the_renderer(tmp_path, monkeypatch, pool):
+    """All its clips come, with all their captions, whether the pool holds them or not."""
+    dataset = stored(tmp_path)
+    clock = count()  # by which other clips come about three times a step
+    monkeypatch.setattr(data, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(flow_matching, "READING", 0.3)
+    stage = flow_stage((replace(SMALL, pool=pool, chunk=2),), dataset=dataset)
+    assert stage.pipeline.tokenizer is not None
+    seen = set()
+    for step in range(60):
+        _, _, latents, ids = stage.batch(step)
+        for one, text in zip(latents, ids, strict=True):
+            [clip] = [i for i in range(5) if torch.equal(one, dataset.latents(i).float())]
+            if text.equal(stage.empty):
+                continue
+            said = stage.pipeline.tokenizer.decode(text, skip_special_tokens=True)
+            assert said in CLIPS[clip]
+            seen.add((clip, said))
+    assert seen == {(i, said) for i, captions in enumerate(CLIPS) for said in captions}
+
+
+def test_only_the_sizes_that_a_dataset_has_are_trained(tmp_path):
+    dataset = stored(tmp_path)
+    other = replace(SMALL, height=160)
+    assert flow_stage((other, SMALL), dataset=dataset).sizes == (SMALL,)
+    with pytest.raises(ValueError, match=r"clips of 96x128x5.*trained on 160x128x5"):
+        flow_stage((other,), dataset=dataset)

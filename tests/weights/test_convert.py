@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 
+import pytest
 import torch
-from commands import ultragen
+from commands import one_line, ultragen
 from released_files import Code, dense_weights, equal
 from safetensors.torch import save_file
 
 from ultragen.model.transformer import UltraGenTransformer3DModel
-from ultragen.weights.released import load_ultragen, save_released
+from ultragen.weights.read import read_header, read_weights
+from ultragen.weights.released import load_dense, load_ultragen, save_released
 
 
 def test_convert(small, tmp_path, capsys):
@@ -59,3 +61,52 @@ def test_convert_refuses_in_one_line(small, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     assert [path.name for path in source.parent.iterdir()] == ["model.ckpt"]
     shutil.rmtree(source.parent)
+
+
+def test_convert_writes_the_authors_names_and_back(small, tmp_path, capsys):
+    source, folder = tmp_path / "ultragen_1080p.ckpt", tmp_path / "folder"
+    torch.save(small, source)
+    assert ultragen("convert", source, folder) == 0
+    for name in ("back.safetensors", "back.ckpt"):
+        assert ultragen("convert", folder, tmp_path / name) == 0
+        assert equal(read_weights(tmp_path / name), small)
+        assert read_header(tmp_path / name) == {}
+    assert ultragen("convert", folder, tmp_path / "back.ckpt") == 1
+    assert "already holds back.ckpt" in capsys.readouterr().err
+    assert ultragen("convert", folder, tmp_path / "back.ckpt", "--overwrite") == 0
+
+
+def test_settings_of_ones_own_travel_in_the_header(tmp_path, capsys):
+    """The paper's layout has settings that the authors' names can't tell."""
+    save_file(dense_weights(), tmp_path / "wan.safetensors")
+    model = UltraGenTransformer3DModel.from_wan(
+        load_dense(tmp_path / "wan.safetensors"), window_size=(34.0, 60.0)
+    )
+    model.save_pretrained(tmp_path / "own")
+    assert ultragen("convert", tmp_path / "own", tmp_path / "own.ckpt") == 2
+    assert "can't tell" in one_line(capsys)
+    assert not (tmp_path / "own.ckpt").exists()
+    one_file = tmp_path / "own.safetensors"
+    assert ultragen("convert", tmp_path / "own", one_file) == 0
+    assert ultragen("convert", one_file, tmp_path / "again") == 0
+    for source in (one_file, tmp_path / "again"):
+        back = load_ultragen(source)
+        assert equal(back.state_dict(), model.state_dict())
+        for name in ("window_size", "uneven", "global_keys_from", "timestep_dtype"):
+            assert list(back.config[name]) == list(model.config[name])
+
+
+@pytest.mark.parametrize(
+    ("header", "says"),
+    [
+        ("{", "corrupt"),
+        ("[]", "corrupt"),
+        ('{"num_layers": 3}', "num_layers"),
+        ('{"uneven": "melt"}', "uneven"),
+        ('{"eps": "small"}', "eps"),
+    ],
+)
+def test_a_header_that_no_one_wrote_is_refused(small, tmp_path, header, says):
+    save_file(small, tmp_path / "odd.safetensors", {"ultragen": header})
+    with pytest.raises(OSError, match=says):
+        load_ultragen(tmp_path / "odd.safetensors")

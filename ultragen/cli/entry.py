@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import sys
 
-from . import clips, console, convert, dataset, doctor, measure, scenes, train  # noqa: F401  (they add their commands)
+from . import (  # noqa: F401  (they add their commands)
+    clips,
+    console,
+    convert,
+    dataset,
+    doctor,
+    measure,
+    scenes,
+    train,
+    train_wan,
+)
 from .options import app
 
 

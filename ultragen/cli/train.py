@@ -160,14 +160,25 @@ def on_clips(
         ),
     ] = None,
     batch_scale: BatchScale = 1.0,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of clips that `dataset --model embedded` encoded with this training's "
+            "autoencoder, instead of rendered ones."
+        ),
+    ] = None,
 ) -> Any:
-    """A transformer that learns from clips that are rendered while it does."""
+    """A transformer that learns from clips, which are rendered while it does unless they are
+    given."""
     if render_share and render_on:
         raise ValueError(
             "--render-share is for a device that also trains: leave it out with --render-on."
         )
+    if data is not None and (render_share or render_on):
+        raise ValueError("Clips that are given are not rendered: leave out --render-on or --data.")
     return replace(
         options.with_batches(batch_scale),
+        data=data,
         render_on=tuple(render_on or ()),
         render_share=render_share or options.render_share,
     )
@@ -226,7 +237,7 @@ def add_stage(name: str, summary: str, *settings: Callable[..., Any]) -> None:
         settings: Functions that take `StageOptions` and options of the command line, and give what
             becomes of the former; one after the other.
     """
-    own = {function: _parameters(function)[1:] for function in settings}
+    own = {function: parameters_of(function)[1:] for function in settings}
 
     def command(**given: Any) -> None:
         chosen = [
@@ -235,12 +246,12 @@ def add_stage(name: str, summary: str, *settings: Callable[..., Any]) -> None:
         ]
         train(name, chosen, **given)
 
-    merged = [*_parameters(train)[2:], *chain.from_iterable(own.values())]
+    merged = [*parameters_of(train)[2:], *chain.from_iterable(own.values())]
     command.__signature__ = Signature(merged)  # type: ignore[attr-defined]
     stages.command(name, help=summary)(command)
 
 
-def _parameters(function: Callable[..., Any]) -> list[Parameter]:
+def parameters_of(function: Callable[..., Any]) -> list[Parameter]:
     parameters = signature(function, eval_str=True).parameters.values()
     return [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in parameters]
 

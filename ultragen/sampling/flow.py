@@ -46,6 +46,12 @@ def to_velocity(
     return (sigma - signal) / square * noisy - output * square.rsqrt()
 
 
+def noised(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """x_σ = (1 − σ)x + σε: clean latents x and noise ε b c t h w at noise levels σ, b."""
+    sigma = sigma.to(clean).view(-1, *(1,) * (clean.ndim - 1))
+    return (1 - sigma) * clean + sigma * noise
+
+
 def shifted(sigma: ArrayOrTensor, shift: ArrayOrTensor | float) -> ArrayOrTensor:
     """Noise levels in [0, 1] moved towards more noise: odds σ/(1 − σ) times `shift`."""
     return shift * sigma / (1 + (shift - 1) * sigma)

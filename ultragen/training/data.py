@@ -1,4 +1,5 @@
-"""Training data: rendered scenes in pools on the device, refreshed while training goes on."""
+"""Training data: rendered scenes, or clips of a dataset, in pools on the device, refreshed while
+training goes on."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..dataset.shards import LatentDataset
 from ..model.autoencoder import CompactAutoencoder, normalize
 from ..world.captions import WEATHERS, caption
 from ..world.renderer import render
@@ -173,3 +175,41 @@ class ClipMaker:
             latents = self.vae.encode(video * 2 - 1).latent_dist.mode()
         latents = normalize(self.vae, latents)
         return latents.bfloat16() if video.is_cuda else latents
+
+
+class StoredClips:
+    """Reads clips of a dataset and tokenises their captions, over and over in one order.
+
+    Args:
+        dataset: Latents of the embedded model.
+        numbers: Those of its clips that are read, all of one size.
+        tokenizer: What the text encoder's token ids come from.
+        number: Clips a call.
+        seed: What the order follows.
+        device: Where they go.
+    """
+
+    def __init__(
+        self,
+        dataset: LatentDataset,
+        numbers: list[int],
+        tokenizer: PreTrainedTokenizerBase,
+        number: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        order = random.Random(seed).sample(numbers, len(numbers))
+        self.dataset, self.order, self.place = dataset, order, 0
+        self.tokenizer, self.number, self.device = tokenizer, min(number, len(order)), device
+        self.wordings = max(len(dataset.clips[i].captions) for i in numbers)
+
+    def __call__(self) -> tuple[Tensor, Tensor]:
+        """As `ClipMaker`; a clip with fewer captions than another has them more than once."""
+        chosen = [self.order[(self.place + i) % len(self.order)] for i in range(self.number)]
+        self.place += self.number
+        latents = torch.stack([self.dataset.latents(i) for i in chosen])
+        captions = [self.dataset.clips[i].captions for i in chosen]
+        texts = [said[k % len(said)] for said in captions for k in range(self.wordings)]
+        ids = tokenize(self.tokenizer, texts).unflatten(0, (self.number, self.wordings))
+        kept = latents if self.device.type == "cuda" else latents.float()
+        return kept.to(self.device), ids.to(self.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ..presets import EMBEDDED
@@ -31,6 +32,8 @@ class StageOptions:
             renders.
         freeze_text: Whether the base stage leaves the text encoder's weights as they are, so that
             an UltraGen that was trained with it stays valid, unless `clauses` changes how it reads.
+        data: Folder of clips that `dataset` encoded with the embedded model's autoencoder, which
+            the base and the UltraGen stage are trained on instead of rendered ones.
         clauses: Whether the base stage has a text encoder that read whole prompts read clause by
             clause, which an UltraGen that was trained before has to learn. One that is built afresh
             reads so in any case.
@@ -65,6 +68,7 @@ class StageOptions:
     render_share: float = 0.45
     freeze_text: bool = False
     clauses: bool = False
+    data: Path | None = None
 
     def with_batches(self, scale: float) -> StageOptions:
         """The same with the batches of all stages that train a transformer scaled."""

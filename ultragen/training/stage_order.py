@@ -17,6 +17,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from ..dataset.shards import LatentDataset, vae_fingerprint
 from ..model.autoencoder import CompactAutoencoder
 from ..model.classifier import AttributeClassifier
 from ..model.coordinates import add_coordinates
@@ -78,6 +79,15 @@ class Sources:
         load = CompactAutoencoder.from_pretrained
         return _component(self.folders, "vae", load, "autoencoder").float()
 
+    def dataset(self, folder: Path | None) -> LatentDataset | None:
+        """The clips of a folder, if there is one, whose latents must be the autoencoder's."""
+        if folder is None:
+            return None
+        dataset = LatentDataset(folder)
+        [own, *_] = [each for each in self.folders if (each / "vae").is_dir()]
+        dataset.check("embedded", vae_fingerprint(own))
+        return dataset
+
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return _component(self.folders, "tokenizer", AutoTokenizer.from_pretrained, "base")
 
@@ -134,6 +144,7 @@ def base_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
         share=options.render_share,
         seed=seed,
         render_on=options.render_on,
+        dataset=sources.dataset(options.data),
     )
 
 
@@ -166,6 +177,7 @@ def ultragen_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
         share=options.render_share,
         seed=seed,
         render_on=options.render_on,
+        dataset=sources.dataset(options.data),
     )
 
 
@@ -246,10 +258,7 @@ def train(
     if start is not None and not start.is_dir():
         raise ValueError(f"There is no folder {start} to start from.")
     options = options or StageOptions()
-    if torch.cuda.is_available():
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
+    allow_fast_products()
     config = replace(
         config,
         out=config.out / name,
@@ -266,6 +275,14 @@ def train(
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()  # the processes part: none can wait for another after it
     return sources.model
+
+
+def allow_fast_products() -> None:
+    """Lets a GPU compute what is still in float32 in its faster, coarser way."""
+    if torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
 
 
 def _count_run(folder: Path) -> int:

@@ -13,7 +13,7 @@ from warnings import catch_warnings, simplefilter
 from zipfile import ZipFile
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -101,6 +101,24 @@ def _read(path: Path) -> object:
     return _read_shards(path) if path.name.endswith(_INDEX) else _read_file(path)
 
 
+def read_header(path: str | Path) -> dict[str, str]:
+    """What the header of a safetensors file says beside its tensors; nothing for other files.
+
+    Args:
+        path: As in `read_stored`, which has read it.
+    """
+    path = Path(path)
+    if (path / METADATA).is_file():
+        return {}
+    if path.is_dir():
+        path = find_weights(path)
+    with path.open("rb") as file:
+        if not _is_safetensors(file.read(16)):
+            return {}
+    with safe_open(path, framework="pt") as opened:
+        return opened.metadata() or {}
+
+
 def find_weights(folder: Path) -> Path:
     """The weights file of a folder, or the index of its shards.
 
@@ -157,13 +175,18 @@ def _read_file(path: Path) -> object:
         start = file.read(16)
     if not start:
         raise OSError(f"{path} is empty: {_AGAIN}.")
-    if start[5:9] == b"\0\0\0{":  # the header's length in 8 bytes, the upper ones zero
+    if _is_safetensors(start):
         return _read_safetensors(path)
     if start.startswith((b"PK", b"\x80")):
         return _read_torch(path, zipped=start.startswith(b"PK"))
     if start.startswith(b"GGUF"):
         return _read_gguf(path)
     raise _not_weights(path, start)
+
+
+def _is_safetensors(start: bytes) -> bool:
+    """By the header's length in 8 bytes, the upper ones zero, and its first brace."""
+    return start[5:9] == b"\0\0\0{"
 
 
 def _not_weights(path: Path, start: bytes) -> Exception:

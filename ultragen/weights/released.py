@@ -22,7 +22,7 @@ from ..model.strict_loading import wrong_keys
 from ..model.transformer import UltraGenTransformer3DModel
 from ..model.wan_1_3b import RELEASED
 from .headers import empty_model, without_ignored
-from .json_files import check_fields, read_object
+from .json_files import check_fields, corrupt, read_object
 from .keys import (
     CONDITIONED,
     TOLD,
@@ -35,7 +35,20 @@ from .keys import (
     unwrapped,
 )
 from .layouts import LAYOUT_SETTINGS, check_layout, check_t3, layout_of, published_file
-from .read import check_tensors, fill, read_stored
+from .read import check_tensors, fill, read_header, read_stored
+
+SETTINGS = "ultragen"
+"""The entry of a safetensors header that holds settings as JSON."""
+HEADER_SETTINGS = {
+    "crossing",
+    "uneven",
+    "global_keys_from",
+    "timestep_dtype",
+    "window_size",
+    "eps",
+    "rope_max_seq_len",
+}
+"""What that entry may tell: no name or shape depends on it."""
 
 Source = str | Path | Mapping[str, Tensor]
 Model = TypeVar("Model", UltraGenTransformer3DModel, WanTransformer3DModel)
@@ -65,7 +78,7 @@ def load_released(source: Source) -> UltraGenTransformer3DModel:
     weights, where = _open(source)
     if not branched_layers(weights):
         raise ValueError(f"{where} is {_DENSE}.")
-    return _build(UltraGenTransformer3DModel, weights, where)
+    return _build(UltraGenTransformer3DModel, weights, where, _settings(source))
 
 
 def save_released(
@@ -74,11 +87,12 @@ def save_released(
     """The inverse of `load_released`: the model's tensors under the authors' names.
 
     Args:
-        model: With the settings of the released weights.
+        model: With the parts of the released weights. Settings that differ from theirs and change
+            no shape, as those of the paper's layout do, go into the header of a safetensors file.
         path: Where to write them too: safetensors, or by PyTorch for other suffixes.
 
     Raises:
-        ValueError: if the model has a part or a setting that the authors' names can't tell.
+        ValueError: if the model has a part or a setting that what is written can't tell.
     """
     branched = [i for i, kind in enumerate(model.layer_kinds) if kind in ("even", "odd")]
     names = model_keys(len(model.layer_kinds), branched)
@@ -87,16 +101,21 @@ def save_released(
         raise ValueError(f"The model has other parts than the released one; {wrong}.")
     layers = "T3-Video's windows" if model.config.t3_windows else "full attention in all layers"
     other = _untold(model) if branched else f"{layers} from dense Wan"
-    if other:
+    has_header = path is not None and Path(path).suffix == ".safetensors"
+    told = has_header and not isinstance(other, str) and other.keys() <= HEADER_SETTINGS
+    if other and not told:
         raise ValueError(
             f"The released layout can't tell {other}: save the model with `save_pretrained`."
         )
     weights = {key: ours[name] for key, name in names.items()}
     if path is not None:
-        save = save_file if Path(path).suffix == ".safetensors" else torch.save
         # The tensors may still lie in the very file that is replaced.
         with whole_file(path) as unfinished:
-            save(weights, unfinished)
+            if has_header:
+                header = {SETTINGS: json.dumps(other)} if other else None
+                save_file(weights, unfinished, header)
+            else:
+                torch.save(weights, unfinished)
     return weights
 
 
@@ -153,7 +172,9 @@ def _load(source: Path | Mapping[str, Tensor], device: str, settings: Mapping[st
     branched = bool(branched_layers(weights))
     if branched and settings:
         raise ValueError(f"{where} has UltraGen's branches, which T3-Video has not.")
-    if branched or settings:
+    if branched:
+        return _build(UltraGenTransformer3DModel, weights, where, _settings(source))
+    if settings:
         return _build(UltraGenTransformer3DModel, weights, where, settings)
     return _build(WanTransformer3DModel, weights, where)
 
@@ -227,6 +248,23 @@ def _original(weights: StateDict, where: str) -> tuple[StateDict, str]:
     return {plain: weights[key] for key, plain in plain_keys(weights, where).items()}, where
 
 
+def _settings(source: Source) -> dict[str, Any]:
+    """Settings that `save_released` wrote beside the weights; none in the authors' own files."""
+    text = None if isinstance(source, Mapping) else read_header(source).get(SETTINGS)
+    if text is None:
+        return {}
+    where = Path(source)  # type: ignore[arg-type]
+    try:
+        settings = json.loads(text)
+        unknown = settings.keys() - HEADER_SETTINGS
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise corrupt(where, error) from error
+    if unknown:
+        raise corrupt(where, f"its header has settings of another kind, {sorted(unknown)}")
+    check_fields(settings, get_type_hints(UltraGenTransformer3DModel.__init__), where)
+    return {key: tuple(x) if isinstance(x, list) else x for key, x in settings.items()}
+
+
 def _name(source: Source) -> str:
     return "The state dictionary" if isinstance(source, Mapping) else str(source)
 
@@ -246,7 +284,7 @@ def _build(
     try:
         with init_empty_weights():
             told = read_config({key: tuple(x.shape) for key, x in weights.items()})
-            model = kind(**told, **settings)
+            model = kind(**{**told, **settings})
     except ValueError as error:
         wrong = filter(None, (wrong_keys(names, weights), str(error)))
         raise ValueError(f"{where} does not fit the model: {'; '.join(wrong)}") from error

@@ -10,15 +10,40 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
+from ...dataset.shard_files import size_text
+from ...dataset.shards import LatentDataset
 from ...model.autoencoder import CompactAutoencoder
 from ...pipeline import UltraGenPipeline
-from ...sampling.flow import falling_shift
+from ...sampling.flow import falling_shift, noised
 from ..clip_sizes import ClipSize
-from ..data import ClipMaker, Pool, SceneStream
+from ..data import ClipMaker, Pool, SceneStream, StoredClips
 from ..render_processes import Renderers
 from .transformer_stage import TransformerStage
 
 UNCONDITIONAL = 0.1
+READING = 0.05  # part of the time that goes into other clips of a dataset
+
+
+def known_sizes(sizes: Sequence[ClipSize], dataset: LatentDataset | None) -> Sequence[ClipSize]:
+    """The sizes that a dataset has clips of; all where there is none.
+
+    Raises:
+        ValueError: if it has none of them.
+    """
+    if dataset is None:
+        return sizes
+    there = dataset.by_size()
+    known = [size for size in sizes if (size.height, size.width, size.num_frames) in there]
+    if not known:
+        wanted, found = (
+            ", ".join(map(size_text, each))
+            for each in (((s.height, s.width, s.num_frames) for s in sizes), there)
+        )
+        raise ValueError(
+            f"{dataset.folder} has clips of {found}, and this stage is trained on {wanted}: encode "
+            "the clips in one of these buckets."
+        )
+    return known
 
 
 @dataclass(frozen=True)
@@ -51,7 +76,8 @@ class ClipMakers:
 
 
 class FlowMatchingStage(TransformerStage):
-    """Flow matching on rendered clips (Wan's objective): x_σ = (1 − σ)x + σε, v = ε − x.
+    """Flow matching (Wan's objective) on rendered clips or those of a dataset:
+    x_σ = (1 − σ)x + σε, v = ε − x.
 
     Args:
         pipeline: Holds what is trained and what is needed for samples.
@@ -60,6 +86,10 @@ class FlowMatchingStage(TransformerStage):
         share: Part of the time that goes into rendering new clips, where no other device does.
         seed: What scenes and their order follow; another one for each resumption.
         render_on: Devices that render, such as `cuda:1`; none for the training's own.
+        dataset: Clips that are trained on instead of rendered ones, of those sizes that it has.
+
+    Raises:
+        ValueError: if the dataset has clips of none of the sizes.
     """
 
     def __init__(
@@ -70,9 +100,10 @@ class FlowMatchingStage(TransformerStage):
         share: float = 0.45,
         seed: int = 0,
         render_on: Sequence[str] = (),
+        dataset: LatentDataset | None = None,
     ) -> None:
-        super().__init__(pipeline, sizes, train_text, seed)
-        self.share, self.render_on = share, tuple(render_on)
+        super().__init__(pipeline, known_sizes(sizes, dataset), train_text, seed)
+        self.share, self.render_on, self.dataset = share, tuple(render_on), dataset
         self.renderers: Renderers | None = None
 
     def setup(self, device: torch.device, rank: int, world: int) -> None:
@@ -81,18 +112,31 @@ class FlowMatchingStage(TransformerStage):
         super().setup(device, rank, world)
         total = sum(size.weight for size in self.sizes)
         self.pools = [
-            Pool(maker, size.pool, self.share * size.weight / total, size.first)
+            self.stored(size, device)
+            if self.dataset
+            else Pool(maker, size.pool, self.share * size.weight / total, size.first)
             for maker, size in zip(make, self.sizes, strict=True)
         ]
+
+    def stored(self, size: ClipSize, device: torch.device) -> Pool:
+        """A pool of a dataset's clips; where it does not hold all, others take their places."""
+        assert self.dataset is not None
+        numbers = self.dataset.by_size()[size.height, size.width, size.num_frames]
+        tokenizer = self.pipeline.tokenizer
+        read = StoredClips(self.dataset, numbers, tokenizer, size.chunk, self.seed, device)
+        capacity = min(size.pool, len(numbers))
+        return Pool(read, capacity, READING * (capacity < len(numbers)), capacity)
 
     def start_rendering(
         self, device: torch.device, rank: int, world: int
     ) -> Sequence[ClipMaker | None]:
-        """What makes the clips of each size on this device; None where others do.
+        """What renders the clips of each size on this device; None where others do or nobody.
 
         Raises:
             ValueError: if there are fewer devices than processes that train.
         """
+        if self.dataset:
+            return [None] * len(self.sizes)
         makers = ClipMakers(self.pipeline.vae, self.pipeline.tokenizer, self.sizes, self.seed)
         if not self.render_on:
             return makers(device, rank)
@@ -138,10 +182,8 @@ class FlowMatchingStage(TransformerStage):
     ) -> dict[str, Tensor]:
         size, windows, clean, ids = batch
         sigma = self.draw_sigmas(len(clean), size, clean.device)
-        weight = sigma.view(-1, 1, 1, 1, 1)
         noise = torch.randn_like(clean)
-        noisy = (1 - weight) * clean + weight * noise
-        velocity = self.velocity(model, noisy, sigma, ids, windows)
+        velocity = self.velocity(model, noised(clean, noise, sigma), sigma, ids, windows)
         loss = F.mse_loss(velocity, noise - clean)
         return {"loss": loss, f"loss_{size.height}x{size.num_frames}": loss}
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 NEIGHBOURHOOD = 15  # pixels a side, over which contrast is measured
+LEVELS = 4
 LEAST_CONTRAST = 0.05  # below it errors count no more, where pictures span [-1, 1]
 
 
@@ -44,3 +45,19 @@ def contrast_weight(video: Tensor) -> Tensor:
 def psnr(error: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of an error whose signal spans 1."""
     return -10 * torch.log10(error.square().mean())
+
+
+def by_noise_level(errors: Tensor, sigma: Tensor) -> dict[str, Tensor]:
+    """Mean error of the samples in each quarter of the noise levels, of those that have any.
+
+    Args:
+        errors: One a sample, b.
+        sigma: Noise levels in [0, 1], b, on the CPU: no device is waited for.
+    """
+    levels = (sigma * LEVELS).long().clamp(max=LEVELS - 1)
+    return {
+        f"loss/sigma_{level / LEVELS:.2f}-{(level + 1) / LEVELS:.2f}": errors[
+            (levels == level).nonzero()[:, 0].to(errors.device)
+        ].mean()
+        for level in levels.unique().tolist()
+    }
