@@ -35,7 +35,7 @@ from ultragen.dataset.encoders import CaptionEncoder, encode_clip, load_autoenco
 from ultragen.dataset.encoding import Encoding
 from ultragen.dataset.frames import read_frames
 from ultragen.dataset.planning import Request
-from ultragen.dataset.processes import Processes
+from ultragen.dataset.encoding_processes import Processes
 from ultragen.dataset.shard_files import ShardWriter
 from ultragen.dataset.shards import LatentDataset
 from ultragen.model.autoencoder import normalize

@@ -92,7 +92,7 @@ def dataset(
     What `train` takes. On several GPUs: accelerate launch -m ultragen dataset ...
     """
     console.quiet_libraries()
-    from ..dataset.processes import Processes
+    from ..dataset.encoding_processes import Processes
     from ..dataset.shard_files import is_dataset
 
     if is_dataset(folder) and out is None:

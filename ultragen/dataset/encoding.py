@@ -28,7 +28,7 @@ from .encoders import (
     locate_base,
 )
 from .planning import Job, Request, changed, file_state, plan
-from .processes import Processes
+from .encoding_processes import Processes
 from .report import Remaining, Report, check_disk, plan_text
 from .shard_files import (
     LATENTS,
