@@ -33,9 +33,9 @@ from ultragen.dataset import clip_reading, encoding, planning, report
 from ultragen.dataset.buckets import Bucket, fit
 from ultragen.dataset.encoders import CaptionEncoder, encode_clip, load_autoencoder, locate_base
 from ultragen.dataset.encoding import Encoding
+from ultragen.dataset.encoding_processes import Processes
 from ultragen.dataset.frames import read_frames
 from ultragen.dataset.planning import Request
-from ultragen.dataset.encoding_processes import Processes
 from ultragen.dataset.shard_files import ShardWriter
 from ultragen.dataset.shards import LatentDataset
 from ultragen.model.autoencoder import normalize

@@ -27,8 +27,8 @@ from .encoders import (
     load_autoencoder,
     locate_base,
 )
-from .planning import Job, Request, changed, file_state, plan
 from .encoding_processes import Processes
+from .planning import Job, Request, changed, file_state, plan
 from .report import Remaining, Report, check_disk, plan_text
 from .shard_files import (
     LATENTS,

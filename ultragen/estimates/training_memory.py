@@ -7,16 +7,24 @@ from typing import Any, Literal
 
 from ..hardware import RESERVE, gib
 
-STEP_OVER_FORWARD = 3.2
-"""Working memory of a block's forward and backward pass over what a forward pass takes at its
-widest point. Measured as the peak of a step less weights, gradients and kept inputs, in the paper's
-layout on one NVIDIA H200 (docs/training-wan.md): 3.0 at 1088 × 1920 × 81, 3.2 at 2176 × 3840 × 29.
-"""
+BLOCK_TENSORS = 16
+"""Working memory of a block's forward and backward pass, in tensors of all tokens and features.
+Measured as the peak of a step less weights, gradients and what blocks keep, in the paper's layout on
+one NVIDIA H200 (docs/training-wan.md): 14 at 1088 × 1920 × 81, 16 at 2176 × 3840 × 29."""
+PIECEWISE_TENSORS = 6
+"""More of them where attention is not one operation: queries, keys and values in windows, and what
+was attended to in both orders (counted)."""
+GLOBAL_SHARE = 1 / 16
+"""What a block keeps of the global branch's attention, in such tensors."""
+HOST_GROUPS, RESULTS = 2, 1.31
+"""With the host's memory so many blocks' inputs and results of attention, which are so many tensors,
+are on the GPU: one is computed, the next one is on its way."""
+HOST_TENSORS = 3  # still on their way to the host, measured
 STATE_BYTES = {"muon": 4, "adamw": 8, "adamw8bit": 2}
 """Of the optimiser's state of each trained weight."""
 GATHERED_BLOCKS = 2
-"""So many blocks lie on a GPU whole and in the type that is computed in, with inputs that come from
-the host: one is computed, the next one is on its way."""
+"""So many blocks lie on a GPU whole and in the type that is computed in: one is computed, the next
+one is on its way."""
 OFFERED = 4  # ways to take less, in an error
 
 
@@ -31,7 +39,8 @@ class TrainingMemory:
         branches: Those that UltraGen adds.
         layers: Blocks.
         width: Features of a token.
-        ffn_dim: Hidden width of the feed-forward networks.
+        full_layers: Blocks that attend to all tokens.
+        one_operation: Whether attention is one operation on that GPU, see `ops.window_attention`.
         recomputed: Blocks that are computed again in the backward pass: all, half, none.
         on_host: Whether what these keep lies in the host's memory.
         optimizer: As in `TrainingConfig`.
@@ -46,7 +55,8 @@ class TrainingMemory:
     branches: int
     layers: int
     width: int
-    ffn_dim: int
+    full_layers: int = 0
+    one_operation: bool = True
     recomputed: Literal["all", "half", "none"] = "all"
     on_host: bool = False
     optimizer: str = "adamw"
@@ -68,11 +78,13 @@ class TrainingMemory:
     def activations(self) -> int:
         """Bytes of what blocks keep for the backward pass, and of the one that is computed."""
         stream = self.tokens * self.width * self.bytes_per_value
-        widest = self.tokens * (2 * self.ffn_dim + 4 * self.width) * self.bytes_per_value
-        block = int(STEP_OVER_FORWARD * widest)
+        block = BLOCK_TENSORS + (0 if self.one_operation else PIECEWISE_TENSORS)
         again = {"all": self.layers, "half": (self.layers + 1) // 2, "none": 0}[self.recomputed]
-        kept = GATHERED_BLOCKS if self.on_host else again
-        return min(kept, again) * stream + (self.layers - again + 1) * block
+        share = again / self.layers
+        kept = again + share * (self.full_layers + (self.layers - self.full_layers) * GLOBAL_SHARE)
+        if self.on_host and again:
+            kept = HOST_GROUPS * (1 + RESULTS) + HOST_TENSORS
+        return int(stream * (kept + (self.layers - again + 1) * block))
 
     @property
     def peak(self) -> int:

@@ -12,6 +12,7 @@ from ..estimates.training_memory import TrainingMemory
 from ..hardware import fast_bfloat16
 from ..model.transformer import UltraGenTransformer3DModel
 from ..ops.gradients import Recomputation, Results
+from ..ops.tiles import suits
 from ..presets import FRAMES_PER_LATENT, WAN
 from ..weights.released import load_dense, load_ultragen
 from ..weights.wan import load_vae
@@ -116,7 +117,8 @@ def training_memory(
         branches=sum(p.numel() for name, p in model.named_parameters() if BRANCHES in name),
         layers=model.config.num_layers,
         width=model.config.num_attention_heads * model.config.attention_head_dim,
-        ffn_dim=model.config.ffn_dim,
+        full_layers=len(model.config.full_attention_layers),
+        one_operation=torch.cuda.is_available() and suits(torch.device("cuda")),
         recomputed=options.recomputed,
         on_host=options.on_host,
         optimizer=config.optimizer,
