@@ -183,7 +183,7 @@ def test_the_training_of_the_larger_model_in_its_order(files, monkeypatch, capsy
 def test_the_hours_of_a_training_follow_from_its_seconds():
     row = r"^\| [^|]* \| ([\d.]+) \| ([\d,]+) \| ([\d,]+) \| ([\d.]+) \|$"
     rows = re.findall(row, DOCS["training-wan.md"], re.MULTILINE)
-    assert len(rows) == 4
+    assert len(rows) == 6
     for cells in rows:
         seconds, epoch, all_, days = (float(cell.replace(",", "")) for cell in cells)
         hours = 42_000 * seconds / 3600
@@ -444,7 +444,7 @@ def test_links_lead_somewhere(name):
 def test_headline_figures_are_those_of_the_docs():
     """Every figure of the README's first table stands in the page that its row links."""
     rows = re.findall(r"^\| \[.*\]\(docs/(\w+\.md).*?\| (.*?) \|", README, re.MULTILINE)
-    assert len(rows) == 4
+    assert len(rows) == 6
     for page, result in rows:
         for figure in re.findall(r"\d+(?:\.\d+)?(?![\w.]*p\b|K|\d)", result):
             assert re.search(rf"(?<![\d.]){re.escape(figure)}(?![\d.]*\d)", DOCS[page]), figure
