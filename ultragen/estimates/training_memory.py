@@ -9,16 +9,16 @@ from ..hardware import RESERVE, gib
 
 BLOCK_TENSORS = 16
 """Working memory of a block's forward and backward pass, in tensors of all tokens and features.
-Measured as the peak of a step less weights, gradients and what blocks keep, in the paper's layout on
-one NVIDIA H200 (docs/training-wan.md): 14 at 1088 × 1920 × 81, 16 at 2176 × 3840 × 29."""
+Measured as the peak of a step less weights, gradients and what blocks keep, in the paper's layout
+on one NVIDIA H200 (docs/training-wan.md): 14 at 1088 × 1920 × 81, 16 at 2176 × 3840 × 29."""
 PIECEWISE_TENSORS = 6
 """More of them where attention is not one operation: queries, keys and values in windows, and what
 was attended to in both orders (counted)."""
 GLOBAL_SHARE = 1 / 16
 """What a block keeps of the global branch's attention, in such tensors."""
 HOST_GROUPS, RESULTS = 2, 1.31
-"""With the host's memory so many blocks' inputs and results of attention, which are so many tensors,
-are on the GPU: one is computed, the next one is on its way."""
+"""With the host's memory so many blocks' inputs and results of attention, which are so many
+tensors, are on the GPU: one is computed, the next one is on its way."""
 HOST_TENSORS = 3  # still on their way to the host, measured
 STATE_BYTES = {"muon": 4, "adamw": 8, "adamw8bit": 2}
 """Of the optimiser's state of each trained weight."""

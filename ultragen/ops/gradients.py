@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,9 @@ class Recomputation:
     every: int = 1
     results: Results = "whole"
     host_memory: bool = False
-    _count: int = field(default=0, repr=False)
+    _numbers: WeakKeyDictionary[nn.Module, int] = field(
+        default_factory=WeakKeyDictionary, repr=False
+    )
     _host: HostMemory = field(default_factory=HostMemory, repr=False)
 
     def __post_init__(self) -> None:
@@ -52,8 +55,8 @@ class Recomputation:
             raise ValueError(f"every must be at least 1, not {self.every}.")
 
     def __call__(self, layer: nn.Module, *arguments: Any) -> Tensor:
-        self._count += 1
-        if self._count % self.every:
+        number = self._numbers.setdefault(layer, len(self._numbers))
+        if (number + 1) % self.every:
             return layer(*arguments)
         where = self._host.holding() if self.host_memory else nullcontext()
         kept = _Kept(self.results, self._host if self.host_memory else None)
