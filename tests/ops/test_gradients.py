@@ -22,7 +22,7 @@ from ultragen.ops.compress import compress
 from ultragen.ops.decompress import decompress_and_fuse
 from ultragen.ops.depthwise import depthwise_conv3d
 from ultragen.ops.dispatch import use
-from ultragen.ops.feed_forward import feed_forward
+from ultragen.ops.feed_forward import feed_forward, runs_in_pieces
 from ultragen.ops.interpolation import resize
 from ultragen.ops.modulation import (
     gated_sum,
@@ -225,12 +225,20 @@ def test_decompression_and_fusion_in_float64(around, factor, size, small, monkey
         assert (one.double() - other).abs().max() < close * other.abs().max()
 
 
+def last_part(norm, x: Tensor, update: Tensor, scale, shift, network, gate) -> Tensor:
+    """A block's, as it computes it."""
+    if runs_in_pieces(norm, x, update, network):
+        return feed_forward(norm, x, update, scale, shift, network, gate)
+    x, normed = sum_and_modulated_norm(norm, x, update, scale, shift)
+    return gated_sum(x, network(normed), gate)
+
+
 def feed_forward_and_gradients(around, network, given: list[Tensor]) -> list[Tensor]:
     norm = FP32LayerNorm(12, eps=1e-6, elementwise_affine=False)
 
     def function(x: Tensor, update: Tensor, scale: Tensor, shift: Tensor, gate: Tensor) -> Tensor:
         # What comes before it is computed again too.
-        return feed_forward(norm, x.sin(), update.cos(), scale, shift, network, gate)
+        return last_part(norm, x.sin(), update.cos(), scale, shift, network, gate)
 
     network.zero_grad()
     found = value_and_gradients(around(function), given)
@@ -286,7 +294,7 @@ def test_the_feed_forward_network_with_weights_that_stay(trained, monkeypatch):
         network.zero_grad()
         given = x.clone().requires_grad_()
         with use(way):
-            feed_forward(norm, given, *others[:3], network, others[3]).square().sum().backward()
+            last_part(norm, given, *others[:3], network, others[3]).square().sum().backward()
         found[way] = [given.grad, *(p.grad for p in network.parameters() if p.requires_grad)]
     assert all(p.grad is None for p in network.parameters() if not p.requires_grad)
     for one, other in zip(*found.values(), strict=True):
