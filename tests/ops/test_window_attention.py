@@ -9,6 +9,7 @@ import pytest
 import torch
 from kernels import DEVICE, angles
 from tiny import inputs, tiny_ultragen
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
 from ultragen.model.attention import RotaryNorm, UltraGenAttention
@@ -78,6 +79,48 @@ def test_value_and_gradients_in_float64(tile, offset, around, monkeypatch):
         gradients, [x.grad for x in (*doubles, *(norm.weight for norm in precise))], strict=True
     ):
         assert (one - other).abs().max() < CLOSE * other.abs().max()
+
+
+def small_attention(change) -> list[torch.Tensor]:
+    """The gradients of queries, keys and values, whose grids are changed in memory alone."""
+    torch.manual_seed(0)
+    d, partition, rotary = HEADS * HEAD, even_partition(*SIZE[1:], 2), angles(SIZE, HEAD // 2)
+    given = torch.randn(3, 1, *SIZE, d, device=DEVICE, dtype=DTYPE)
+    grids = [change(x).requires_grad_() for x in given]
+    norms = [RotaryNorm(d, eps=1e-6).to(DEVICE, DTYPE) for _ in range(2)]
+    with use("triton"):
+        out = window_attention.window_attention(*grids, norms, rotary, HEADS, partition.rectangles)
+        out.float().sin().sum().backward()
+    return [x.grad for x in grids]
+
+
+@pytest.mark.usefixtures("few_programs")
+def test_grids_may_lie_in_memory_in_another_order():
+    expected = small_attention(lambda x: x)
+    found = small_attention(lambda x: x.mT.contiguous().mT)
+    assert all(map(same, found, expected))
+
+
+@pytest.mark.usefixtures("few_programs")
+def test_windows_make_room_once_their_gradients_are_there(monkeypatch):
+    """Queries, keys, values, results and their gradients: as much as what the layer keeps."""
+    from ultragen.ops import triton_rotary_norm, triton_whole_tiles
+
+    used, room = [], []
+    attention, rotation = triton_whole_tiles.attention_gradients, triton_rotary_norm.gradients
+
+    def attend(*given):
+        used.extend(map(StorageWeakRef, (x.untyped_storage() for x in given[:5])))
+        return attention(*given)
+
+    def rotate(*given):
+        room.append([reference.expired() for reference in used])
+        return rotation(*given)
+
+    monkeypatch.setattr(triton_whole_tiles, "attention_gradients", attend)
+    monkeypatch.setattr(triton_rotary_norm, "gradients", rotate)
+    small_attention(lambda x: x)
+    assert room == [[True] * len(used)] * 2 and used
 
 
 @pytest.mark.usefixtures("few_programs")

@@ -108,17 +108,19 @@ class _Attention(torch.autograd.Function):
         heads, groups, eps, tile = ctx.plan
         windows = _in_windows(query, key, value, query_weight, key_weight, cos, sin, ctx.plan)
         outs, grads = split(out, groups, tile), split(grad, groups, tile)
-        of_value, of_query, of_key = torch.empty_like(value), [], []
+        # Kernels write grids in this order, whatever that of the values was.
+        of_value = torch.empty_like(value, memory_format=torch.contiguous_format)
+        of_query, of_key = [], []
         for i, (rectangle, total) in enumerate(zip(unflatten(groups), sums, strict=True)):
             tokens = prod((query.shape[1], rectangle[2], rectangle[5]))
             group = (grads[i], windows[0][i], windows[1][i], windows[2][i], outs[i])
             of_q, of_k, of_v = attention_gradients(*group, total, heads, tokens)
-            merge_group(of_value, of_v, rectangle)
+            merge_group(of_value, of_v.contiguous(), rectangle)
             of_query.append(of_q)
             of_key.append(of_k)
             for each in (grads, *windows, outs):
-                each[i] = each[i][:0]  # what has been used makes room
-            del group
+                each[i] = each[i].new_empty(0)  # what has been used makes room
+            del group, of_v
         at = cos, sin, eps, groups
         return (*_ordered(gradients(of_query, query, query_weight, *at),
                           gradients(of_key, key, key_weight, *at), of_value),
