@@ -195,6 +195,17 @@ def test_attention_whose_result_is_kept_is_not_computed_again(results, again, as
     assert all(map(same, found, expected))
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_a_graph_that_is_kept_has_a_second_backward_pass():
+    model = tiny_ultragen(full_attention_layers=(0,), num_layers=2, attention_head_dim=MODEL_HEAD)
+    model.to(DEVICE, DTYPE).enable_gradient_checkpointing(Recomputation(results="all"))
+    given = {name: value.to(DEVICE, DTYPE) for name, value in inputs((1, 4, 6)).items()}
+    loss = model(**given, windows=2).sample.square().mean()
+    wanted = [p for name, p in model.named_parameters() if "to_q.weight" in name]
+    first = torch.autograd.grad(loss, wanted, retain_graph=True)
+    assert all(map(same, torch.autograd.grad(loss, wanted), first))
+
+
 def test_every_second_layer_may_keep_all_it_needs(as_on_a_gpu):
     model = tiny_ultragen(full_attention_layers=(0, 1), num_layers=2, attention_head_dim=MODEL_HEAD)
     model.to(DEVICE, DTYPE)
@@ -204,6 +215,8 @@ def test_every_second_layer_may_keep_all_it_needs(as_on_a_gpu):
     assert len(as_on_a_gpu) == 2 + 2 + 1
     with pytest.raises(ValueError, match="at least 1, not 0"):
         Recomputation(every=0)
+    with pytest.raises(ValueError, match="none, whole or all, not 'some'"):
+        Recomputation(results="some")
 
 
 def test_what_layers_are_given_may_wait_in_the_hosts_memory(monkeypatch):
