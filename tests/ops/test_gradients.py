@@ -225,6 +225,20 @@ def test_decompression_and_fusion_in_float64(around, factor, size, small, monkey
         assert (one.double() - other).abs().max() < close * other.abs().max()
 
 
+def test_samples_may_share_the_gate_of_a_fusion():
+    layer = Decompression(12, 12, 3, padding=1, groups=12).to(DEVICE)
+    fine, coarse = (torch.randn(2, 1, *size, 12, device=DEVICE) for size in ((3, 4), (2, 2)))
+    found = {}
+    for way in ("plain", "triton"):
+        gate = torch.full((1, 12), 0.3, device=DEVICE, requires_grad=True)
+        with use(way):
+            out = decompress_and_fuse(fine, coarse, gate, 2, layer, Decompression)
+        out.square().sum().backward()
+        found[way] = out.detach(), gate.grad
+    for one, other in zip(*found.values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
+
+
 def last_part(norm, x: Tensor, update: Tensor, scale, shift, network, gate) -> Tensor:
     """A block's, as it computes it."""
     if runs_in_pieces(norm, x, update, network):
