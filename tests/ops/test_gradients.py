@@ -315,6 +315,22 @@ def test_the_feed_forward_network_with_weights_that_stay(trained, monkeypatch):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+def test_the_feed_forward_networks_backward_pass_within_autocast_and_a_second_derivative():
+    network = FeedForward(12, inner_dim=20, activation_fn="gelu-approximate").to(DEVICE)
+    norm = FP32LayerNorm(12, elementwise_affine=False)
+    given = [torch.randn(1, n, 12, device=DEVICE, requires_grad=n > 1) for n in (5, 5, 1, 1, 1)]
+    weight = network.net[2].weight
+    with use("triton"):
+        out = last_part(norm, *given[:4], network, given[4]).square().sum()
+    (expected,) = torch.autograd.grad(out, weight, retain_graph=True)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        (found,) = torch.autograd.grad(out, weight, retain_graph=True)
+    assert torch.equal(found, expected)
+    (first,) = torch.autograd.grad(out, weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
 # Trials of kernels
 
 

@@ -17,6 +17,7 @@ from diffusers.models.activations import GELU
 from diffusers.models.attention import FeedForward
 from diffusers.models.normalization import FP32LayerNorm
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .dispatch import fused_runs, left_to_the_compiler
@@ -126,7 +127,15 @@ class _FeedForward(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        # Sums of pieces stay in float32 where the backward pass is called within autocast.
+        with torch.autocast(grad.device.type, enabled=False):
+            return _FeedForward.gradients(ctx, grad)
+
+    @staticmethod
+    def gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        """What `backward` gives."""
         from .triton_gelu import gelu_gradients
         from .triton_modulation import gradients, modulated_norm
 

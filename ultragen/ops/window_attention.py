@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .dispatch import left_to_the_compiler
 from .gradients import keep_result, kept_result
@@ -98,6 +99,7 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         from .triton_rotary_norm import gradients
         from .triton_whole_tiles import attention_gradients
