@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,10 +22,11 @@ twice, and its backward pass takes two products for each of the forward pass."""
 
 HOST = "host"
 RECIPES = {
-    "": Recomputation(),
-    f", {HOST}": Recomputation(results="all", host_memory=True),
+    "": Recomputation,
+    f", {HOST}": partial(Recomputation, results="all", host_memory=True),
 }
-"""What is kept of a layer, by what a variant's name is followed by in the tables."""
+"""What is kept of a layer, by what a variant's name is followed by in the tables; made anew for
+each measurement, because its room in the host's memory is never given back."""
 
 
 def measure_training(bench: Bench, case: Case) -> None:
@@ -37,9 +39,14 @@ def measure_training(bench: Bench, case: Case) -> None:
 
 
 def measure_step(
-    bench: Bench, case: Case, variant: Variant, name: str, recipe: Recomputation | None
+    bench: Bench,
+    case: Case,
+    variant: Variant,
+    name: str,
+    make_recipe: Callable[[], Recomputation] | None,
 ) -> None:
     """Measures one variant, with gradient checkpointing of every layer: diffusers' own, or ours."""
+    recipe = None if make_recipe is None else make_recipe()
     operations = operations_of(case, variant)
     floor = FORWARD_PASSES * bench.report.machine.floor(operations)
     bench.require(floor)
