@@ -231,3 +231,12 @@ def test_what_layers_are_given_may_wait_in_the_hosts_memory(monkeypatch):
             torch.testing.assert_close(one, other)
         [held] = recomputation._host.free.values()
         assert len(held) == 3
+
+
+def test_room_on_the_host_is_taken_again_by_other_shapes_of_the_same_size(monkeypatch):
+    monkeypatch.setattr(HostMemory, "is_worth_it", lambda self, x: True)
+    memory, x = HostMemory(), torch.arange(24.0, device=DEVICE)
+    for shape in ((2, 3, 4), (4, 3, 2)):
+        assert torch.equal(memory.fetch(memory.park(x.view(shape))), x.view(shape))
+    [held] = memory.free.values()
+    assert len(held) == 1
