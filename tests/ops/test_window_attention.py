@@ -240,3 +240,17 @@ def test_room_on_the_host_is_taken_again_by_other_shapes_of_the_same_size(monkey
         assert torch.equal(memory.fetch(memory.park(x.view(shape))), x.view(shape))
     [held] = memory.free.values()
     assert len(held) == 1
+
+
+def test_a_norm_of_another_class_is_called(monkeypatch):
+    """Its parameters alone do not say what it computes."""
+
+    class Other(RotaryNorm):
+        pass
+
+    monkeypatch.setattr(window_attention, "is_cudnns", lambda *_: True)
+    monkeypatch.setattr(window_attention, "suits", lambda device: True)
+    kind, x = object, torch.zeros(1, 8)
+    for norm, known in ((RotaryNorm(8), True), (Other(8), False)):
+        given = kind(), kind, x, 1, [norm, norm], RotaryNorm
+        assert window_attention.keeps_little(*given) is known

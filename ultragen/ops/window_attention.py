@@ -25,7 +25,12 @@ from .window_order import Rectangle
 
 
 def keeps_little(
-    processor: Any, kind: type, x: Tensor, heads: int, norms: Sequence[nn.RMSNorm]
+    processor: Any,
+    kind: type,
+    x: Tensor,
+    heads: int,
+    norms: Sequence[nn.RMSNorm],
+    norm_kind: type[nn.RMSNorm],
 ) -> bool:
     """Whether gradients are wanted, attention is cuDNN's, and processor and norms are as they were.
 
@@ -35,10 +40,11 @@ def keeps_little(
         x: What queries are made of, … d.
         heads: Attention heads.
         norms: Of queries and keys.
+        norm_kind: The class of norms that nobody has changed.
     """
     if not torch.is_grad_enabled() or left_to_the_compiler() or type(processor) is not kind:
         return False
-    if not all(is_untouched(norm, type(norm)) for norm in norms):
+    if not all(is_untouched(norm, norm_kind) for norm in norms):
         return False
     return is_cudnns(processor, x, heads) and suits(x.device)
 
