@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,7 +21,8 @@ twice, and its backward pass takes two products for each of the forward pass."""
 
 
 HOST = "host"
-RECIPES = {
+Recipe = Callable[[], Recomputation]
+RECIPES: dict[str, Recipe] = {
     "": Recomputation,
     f", {HOST}": partial(Recomputation, results="all", host_memory=True),
 }
@@ -33,7 +34,8 @@ def measure_training(bench: Bench, case: Case) -> None:
     """Measures every variant's step."""
     for variant in VARIANTS[case.family]:
         dense = variant.windows is None  # as diffusers computes it
-        for suffix, recipe in {"": None}.items() if dense else RECIPES.items():
+        recipes: Mapping[str, Recipe | None] = {"": None} if dense else RECIPES
+        for suffix, recipe in recipes.items():
             name = variant.name + suffix
             bench.attempt(case, name, partial(measure_step, bench, case, variant, name, recipe))
 
@@ -43,7 +45,7 @@ def measure_step(
     case: Case,
     variant: Variant,
     name: str,
-    make_recipe: Callable[[], Recomputation] | None,
+    make_recipe: Recipe | None,
 ) -> None:
     """Measures one variant, with gradient checkpointing of every layer: diffusers' own, or ours."""
     recipe = None if make_recipe is None else make_recipe()

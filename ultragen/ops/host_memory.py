@@ -78,8 +78,11 @@ class _Parked:
         # Of tensors of one size whatever their shape; of one device, whose stream puts in order
         # what is copied out of it and into it.
         self.free = memory.free[x.numel(), x.dtype, x.device]
-        new = {"dtype": x.dtype, "device": "cpu", "pin_memory": x.is_cuda}
-        self.room = self.free.pop() if self.free else torch.empty(x.numel(), **new)
+        if self.free:
+            self.room = self.free.pop()
+        else:
+            pinned = x.is_cuda
+            self.room = torch.empty(x.numel(), dtype=x.dtype, device="cpu", pin_memory=pinned)
         self.host = self.room.view(x.shape)
         self.coming: Tensor | None = None
         if not x.is_cuda:
