@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import weakref
 from pathlib import Path
 
 import pytest
@@ -469,3 +470,22 @@ def test_layers_that_lie_on_a_disk(tmp_path, offloaded):
         places["blocks.0"] = "cpu"
     dispatch_model(model, places, main_device="cpu", offload_dir=tmp_path, force_hooks=True)
     torch.testing.assert_close(run(model, arguments, windows=2), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_block_holds_no_tokens_that_are_used_up_beside_its_hidden_features(monkeypatch):
+    """Those before and in the attention to the text: each takes 2 GiB for a 4K clip."""
+    block, made, held = tiny_ultragen(cross_attn_norm=True).blocks[0].eval(), [], []
+    real = block_module.sum_and_norm
+
+    def watched(*given):
+        found = real(*given)
+        made.extend(map(weakref.ref, found))
+        return found
+
+    monkeypatch.setattr(block_module, "sum_and_norm", watched)
+    monkeypatch.setattr(block.attn1, "forward", lambda normed, *_: normed)
+    monkeypatch.setattr(block.attn2, "forward", lambda normed, *_: normed.sin())
+    block.ffn.register_forward_pre_hook(lambda *_: held.extend(ref() for ref in made))
+    with torch.no_grad():
+        block(torch.randn(1, 5, 24), torch.randn(1, 2, 24), torch.randn(1, 6, 24), None)
+    assert held == [None, None]

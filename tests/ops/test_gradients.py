@@ -22,7 +22,7 @@ from ultragen.ops.compress import compress
 from ultragen.ops.decompress import decompress_and_fuse
 from ultragen.ops.depthwise import depthwise_conv3d
 from ultragen.ops.dispatch import use
-from ultragen.ops.feed_forward import feed_forward
+from ultragen.ops.feed_forward import feed_forward, runs_in_pieces
 from ultragen.ops.interpolation import resize
 from ultragen.ops.modulation import (
     gated_sum,
@@ -225,12 +225,34 @@ def test_decompression_and_fusion_in_float64(around, factor, size, small, monkey
         assert (one.double() - other).abs().max() < close * other.abs().max()
 
 
+def test_samples_may_share_the_gate_of_a_fusion():
+    layer = Decompression(12, 12, 3, padding=1, groups=12).to(DEVICE)
+    fine, coarse = (torch.randn(2, 1, *size, 12, device=DEVICE) for size in ((3, 4), (2, 2)))
+    found = {}
+    for way in ("plain", "triton"):
+        gate = torch.full((1, 12), 0.3, device=DEVICE, requires_grad=True)
+        with use(way):
+            out = decompress_and_fuse(fine, coarse, gate, 2, layer, Decompression)
+        out.square().sum().backward()
+        found[way] = out.detach(), gate.grad
+    for one, other in zip(*found.values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
+
+
+def last_part(norm, x: Tensor, update: Tensor, scale, shift, network, gate) -> Tensor:
+    """A block's, as it computes it."""
+    if runs_in_pieces(norm, x, update, network):
+        return feed_forward(norm, x, update, scale, shift, network, gate)
+    x, normed = sum_and_modulated_norm(norm, x, update, scale, shift)
+    return gated_sum(x, network(normed), gate)
+
+
 def feed_forward_and_gradients(around, network, given: list[Tensor]) -> list[Tensor]:
     norm = FP32LayerNorm(12, eps=1e-6, elementwise_affine=False)
 
     def function(x: Tensor, update: Tensor, scale: Tensor, shift: Tensor, gate: Tensor) -> Tensor:
         # What comes before it is computed again too.
-        return feed_forward(norm, x.sin(), update.cos(), scale, shift, network, gate)
+        return last_part(norm, x.sin(), update.cos(), scale, shift, network, gate)
 
     network.zero_grad()
     found = value_and_gradients(around(function), given)
@@ -286,11 +308,27 @@ def test_the_feed_forward_network_with_weights_that_stay(trained, monkeypatch):
         network.zero_grad()
         given = x.clone().requires_grad_()
         with use(way):
-            feed_forward(norm, given, *others[:3], network, others[3]).square().sum().backward()
+            last_part(norm, given, *others[:3], network, others[3]).square().sum().backward()
         found[way] = [given.grad, *(p.grad for p in network.parameters() if p.requires_grad)]
     assert all(p.grad is None for p in network.parameters() if not p.requires_grad)
     for one, other in zip(*found.values(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_the_feed_forward_networks_backward_pass_within_autocast_and_a_second_derivative():
+    network = FeedForward(12, inner_dim=20, activation_fn="gelu-approximate").to(DEVICE)
+    norm = FP32LayerNorm(12, elementwise_affine=False)
+    given = [torch.randn(1, n, 12, device=DEVICE, requires_grad=n > 1) for n in (5, 5, 1, 1, 1)]
+    weight = network.net[2].weight
+    with use("triton"):
+        out = last_part(norm, *given[:4], network, given[4]).square().sum()
+    (expected,) = torch.autograd.grad(out, weight, retain_graph=True)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        (found,) = torch.autograd.grad(out, weight, retain_graph=True)
+    assert torch.equal(found, expected)
+    (first,) = torch.autograd.grad(out, weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
 
 
 # Trials of kernels

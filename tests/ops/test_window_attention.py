@@ -9,6 +9,7 @@ import pytest
 import torch
 from kernels import DEVICE, angles
 from tiny import inputs, tiny_ultragen
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
 from ultragen.model.attention import RotaryNorm, UltraGenAttention
@@ -78,6 +79,48 @@ def test_value_and_gradients_in_float64(tile, offset, around, monkeypatch):
         gradients, [x.grad for x in (*doubles, *(norm.weight for norm in precise))], strict=True
     ):
         assert (one - other).abs().max() < CLOSE * other.abs().max()
+
+
+def small_attention(change) -> list[torch.Tensor]:
+    """The gradients of queries, keys and values, whose grids are changed in memory alone."""
+    torch.manual_seed(0)
+    d, partition, rotary = HEADS * HEAD, even_partition(*SIZE[1:], 2), angles(SIZE, HEAD // 2)
+    given = torch.randn(3, 1, *SIZE, d, device=DEVICE, dtype=DTYPE)
+    grids = [change(x).requires_grad_() for x in given]
+    norms = [RotaryNorm(d, eps=1e-6).to(DEVICE, DTYPE) for _ in range(2)]
+    with use("triton"):
+        out = window_attention.window_attention(*grids, norms, rotary, HEADS, partition.rectangles)
+        out.float().sin().sum().backward()
+    return [x.grad for x in grids]
+
+
+@pytest.mark.usefixtures("few_programs")
+def test_grids_may_lie_in_memory_in_another_order():
+    expected = small_attention(lambda x: x)
+    found = small_attention(lambda x: x.mT.contiguous().mT)
+    assert all(map(same, found, expected))
+
+
+@pytest.mark.usefixtures("few_programs")
+def test_windows_make_room_once_their_gradients_are_there(monkeypatch):
+    """Queries, keys, values, results and their gradients: as much as what the layer keeps."""
+    from ultragen.ops import triton_rotary_norm, triton_whole_tiles
+
+    used, room = [], []
+    attention, rotation = triton_whole_tiles.attention_gradients, triton_rotary_norm.gradients
+
+    def attend(*given):
+        used.extend(map(StorageWeakRef, (x.untyped_storage() for x in given[:5])))
+        return attention(*given)
+
+    def rotate(*given):
+        room.append([reference.expired() for reference in used])
+        return rotation(*given)
+
+    monkeypatch.setattr(triton_whole_tiles, "attention_gradients", attend)
+    monkeypatch.setattr(triton_rotary_norm, "gradients", rotate)
+    small_attention(lambda x: x)
+    assert room == [[True] * len(used)] * 2 and used
 
 
 @pytest.mark.usefixtures("few_programs")
@@ -152,6 +195,17 @@ def test_attention_whose_result_is_kept_is_not_computed_again(results, again, as
     assert all(map(same, found, expected))
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_a_graph_that_is_kept_has_a_second_backward_pass():
+    model = tiny_ultragen(full_attention_layers=(0,), num_layers=2, attention_head_dim=MODEL_HEAD)
+    model.to(DEVICE, DTYPE).enable_gradient_checkpointing(Recomputation(results="all"))
+    given = {name: value.to(DEVICE, DTYPE) for name, value in inputs((1, 4, 6)).items()}
+    loss = model(**given, windows=2).sample.square().mean()
+    wanted = [p for name, p in model.named_parameters() if "to_q.weight" in name]
+    first = torch.autograd.grad(loss, wanted, retain_graph=True)
+    assert all(map(same, torch.autograd.grad(loss, wanted), first))
+
+
 def test_every_second_layer_may_keep_all_it_needs(as_on_a_gpu):
     model = tiny_ultragen(full_attention_layers=(0, 1), num_layers=2, attention_head_dim=MODEL_HEAD)
     model.to(DEVICE, DTYPE)
@@ -161,6 +215,8 @@ def test_every_second_layer_may_keep_all_it_needs(as_on_a_gpu):
     assert len(as_on_a_gpu) == 2 + 2 + 1
     with pytest.raises(ValueError, match="at least 1, not 0"):
         Recomputation(every=0)
+    with pytest.raises(ValueError, match="none, whole or all, not 'some'"):
+        Recomputation(results="some")
 
 
 def test_what_layers_are_given_may_wait_in_the_hosts_memory(monkeypatch):
@@ -175,3 +231,26 @@ def test_what_layers_are_given_may_wait_in_the_hosts_memory(monkeypatch):
             torch.testing.assert_close(one, other)
         [held] = recomputation._host.free.values()
         assert len(held) == 3
+
+
+def test_room_on_the_host_is_taken_again_by_other_shapes_of_the_same_size(monkeypatch):
+    monkeypatch.setattr(HostMemory, "is_worth_it", lambda self, x: True)
+    memory, x = HostMemory(), torch.arange(24.0, device=DEVICE)
+    for shape in ((2, 3, 4), (4, 3, 2)):
+        assert torch.equal(memory.fetch(memory.park(x.view(shape))), x.view(shape))
+    [held] = memory.free.values()
+    assert len(held) == 1
+
+
+def test_a_norm_of_another_class_is_called(monkeypatch):
+    """Its parameters alone do not say what it computes."""
+
+    class Other(RotaryNorm):
+        pass
+
+    monkeypatch.setattr(window_attention, "is_cudnns", lambda *_: True)
+    monkeypatch.setattr(window_attention, "suits", lambda device: True)
+    kind, x = object, torch.zeros(1, 8)
+    for norm, known in ((RotaryNorm(8), True), (Other(8), False)):
+        given = kind(), kind, x, 1, [norm, norm], RotaryNorm
+        assert window_attention.keeps_little(*given) is known

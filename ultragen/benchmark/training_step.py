@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,26 +21,34 @@ twice, and its backward pass takes two products for each of the forward pass."""
 
 
 HOST = "host"
-RECIPES = {
-    "": Recomputation(),
-    f", {HOST}": Recomputation(results="all", host_memory=True),
+Recipe = Callable[[], Recomputation]
+RECIPES: dict[str, Recipe] = {
+    "": Recomputation,
+    f", {HOST}": partial(Recomputation, results="all", host_memory=True),
 }
-"""What is kept of a layer, by what a variant's name is followed by in the tables."""
+"""What is kept of a layer, by what a variant's name is followed by in the tables; made anew for
+each measurement, because its room in the host's memory is never given back."""
 
 
 def measure_training(bench: Bench, case: Case) -> None:
     """Measures every variant's step."""
     for variant in VARIANTS[case.family]:
         dense = variant.windows is None  # as diffusers computes it
-        for suffix, recipe in {"": None}.items() if dense else RECIPES.items():
+        recipes: Mapping[str, Recipe | None] = {"": None} if dense else RECIPES
+        for suffix, recipe in recipes.items():
             name = variant.name + suffix
             bench.attempt(case, name, partial(measure_step, bench, case, variant, name, recipe))
 
 
 def measure_step(
-    bench: Bench, case: Case, variant: Variant, name: str, recipe: Recomputation | None
+    bench: Bench,
+    case: Case,
+    variant: Variant,
+    name: str,
+    make_recipe: Recipe | None,
 ) -> None:
     """Measures one variant, with gradient checkpointing of every layer: diffusers' own, or ours."""
+    recipe = None if make_recipe is None else make_recipe()
     operations = operations_of(case, variant)
     floor = FORWARD_PASSES * bench.report.machine.floor(operations)
     bench.require(floor)

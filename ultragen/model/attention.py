@@ -328,7 +328,7 @@ class UltraGenAttention(nn.Module, AttentionModuleMixin):
     ) -> Tensor:
         """Attention within windows: b t h w d → b t h w d."""
         norms, rectangles = (self.norm_q, self.norm_k), at.partition.rectangles
-        if keeps_little(self.processor, WindowAttnProcessor, x, self.heads, norms):
+        if keeps_little(self.processor, WindowAttnProcessor, x, self.heads, norms, RotaryNorm):
             given = to_q(x), to_k(x), to_v(x)  # b t h w d each
             return window_attention(*given, norms, at.rotary, self.heads, rectangles)
         tile = self.tile(x, at)

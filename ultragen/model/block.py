@@ -16,10 +16,10 @@ from diffusers.models.activations import GELU
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor, nn
 
-from ..ops.feed_forward import feed_forward
+from ..ops.feed_forward import feed_forward, runs_in_pieces
 from ..ops.gradients import compiled_in_training
 from ..ops.linear import linear_gelu, patch_embedding
-from ..ops.modulation import modulated_norm, sum_and_norm
+from ..ops.modulation import gated_sum, modulated_norm, sum_and_modulated_norm, sum_and_norm
 from .full_attention import FullAttnProcessor
 
 Modulation = tuple[Tensor, ...]
@@ -39,7 +39,11 @@ def leave(
     gate, ffn_shift, ffn_scale, ffn_gate = modulation
     x, normed = sum_and_norm(block.norm2, x, update, gate)  # b n d, b n d
     update = block.attn2(normed, text, None, None)  # b n d
-    return feed_forward(block.norm3, x, update, ffn_scale, ffn_shift, block.ffn, ffn_gate)  # b n d
+    if runs_in_pieces(block.norm3, x, update, block.ffn):
+        return feed_forward(block.norm3, x, update, ffn_scale, ffn_shift, block.ffn, ffn_gate)
+    # Not a function of its own: while it ran, x and normed would still be held here.
+    x, normed = sum_and_modulated_norm(block.norm3, x, update, ffn_scale, ffn_shift)
+    return gated_sum(x, block.ffn(normed), ffn_gate)  # b n d
 
 
 ATTENTION = r"blocks\.\d+\.attn[12]"

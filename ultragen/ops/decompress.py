@@ -46,7 +46,7 @@ def decompress_and_fuse(
     Args:
         fine: The sum of the finer branches, b t h w d.
         coarse: What the branch attended to, b t h' w' d.
-        gate: Weights of the finer branches, b d.
+        gate: Weights of the finer branches, b d or 1 d.
         factor: Tokens of an axis that became one.
         convolution: The branch's depthwise 3 × 3 × 3 convolution, on tokens. It is called, unless
             it is just what its class makes it: then its parameters may be read.

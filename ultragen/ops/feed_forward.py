@@ -17,11 +17,11 @@ from diffusers.models.activations import GELU
 from diffusers.models.attention import FeedForward
 from diffusers.models.normalization import FP32LayerNorm
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .dispatch import fused_runs, left_to_the_compiler
 from .layer_checks import is_bare, is_unhooked, is_untouched
-from .modulation import gated_sum, sum_and_modulated_norm
 
 PIECE = 16_384
 """Most tokens of a piece: enough to keep a GPU's matrix products at their best rate."""
@@ -36,7 +36,8 @@ def feed_forward(
     network: FeedForward,
     gate: Tensor,
 ) -> Tensor:
-    """y + gate · network(norm(y) · (1 + scale) + shift), where y = x + update.
+    """y + gate · network(norm(y) · (1 + scale) + shift), where y = x + update and what
+    `runs_in_pieces` asks for holds.
 
     Args:
         norm: Layer norm without weights of its own.
@@ -50,24 +51,22 @@ def feed_forward(
     Returns:
         b n d in the precision of `x`.
     """
-    if _in_pieces(norm, x, network):
-        total = x + update
-        if total.requires_grad:
-            first, second = network.net[0].proj, network.net[2]
-            # Autocast does not see into a function of one's own.
-            name, on = x.device.type, torch.is_autocast_enabled(x.device.type)
-            dtype = torch.get_autocast_dtype(name) if on else x.dtype
-            weights = (w.to(dtype) for layer in (first, second) for w in (layer.weight, layer.bias))
-            factor = 1 + scale
-            kept = _Kept.apply(total, factor, shift, gate)
-            return _FeedForward.apply(kept, factor, shift, gate, norm.eps, *weights)
-    x, normed = sum_and_modulated_norm(norm, x, update, scale, shift)
-    return gated_sum(x, network(normed), gate)
+    first, second = network.net[0].proj, network.net[2]
+    # Autocast does not see into a function of one's own.
+    name, on = x.device.type, torch.is_autocast_enabled(x.device.type)
+    dtype = torch.get_autocast_dtype(name) if on else x.dtype
+    weights = (w.to(dtype) for layer in (first, second) for w in (layer.weight, layer.bias))
+    factor = 1 + scale
+    kept = _Kept.apply(x + update, factor, shift, gate)
+    return _FeedForward.apply(kept, factor, shift, gate, norm.eps, *weights)
 
 
-def _in_pieces(norm: FP32LayerNorm, x: Tensor, network: FeedForward) -> bool:
-    """Whether gradients are wanted, the kernels run, and nothing is done to the layers."""
+def runs_in_pieces(norm: FP32LayerNorm, x: Tensor, update: Tensor, network: FeedForward) -> bool:
+    """Whether gradients are wanted, the kernels run, and nothing is done to the layers; arguments
+    as for `feed_forward`."""
     if not torch.is_grad_enabled() or left_to_the_compiler():
+        return False
+    if not (x.requires_grad or update.requires_grad):
         return False
     if norm.weight is not None or not is_untouched(norm, FP32LayerNorm):
         return False
@@ -128,7 +127,15 @@ class _FeedForward(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        # Sums of pieces stay in float32 where the backward pass is called within autocast.
+        with torch.autocast(grad.device.type, enabled=False):
+            return _FeedForward.gradients(ctx, grad)
+
+    @staticmethod
+    def gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        """What `backward` gives."""
         from .triton_gelu import gelu_gradients
         from .triton_modulation import gradients, modulated_norm
 

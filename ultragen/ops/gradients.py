@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
 import torch
@@ -53,6 +53,8 @@ class Recomputation:
     def __post_init__(self) -> None:
         if self.every < 1:
             raise ValueError(f"every must be at least 1, not {self.every}.")
+        if self.results not in get_args(Results):
+            raise ValueError(f"results must be none, whole or all, not {self.results!r}.")
 
     def __call__(self, layer: nn.Module, *arguments: Any) -> Tensor:
         number = self._numbers.setdefault(layer, len(self._numbers))
@@ -65,7 +67,7 @@ class Recomputation:
                 layer,
                 *arguments,
                 use_reentrant=False,
-                context_fn=lambda: (kept.first(), kept.again()),
+                context_fn=lambda: (kept.first(), _Again(kept)),
             )
 
 
@@ -86,16 +88,22 @@ class _Kept:
         finally:
             _kept.reset(token)
 
-    @contextmanager
-    def again(self) -> Iterator[None]:
+
+class _Again:
+    """A context for the pass that needs them, which comes as often as there are backward passes;
+    all but the first compute the results again."""
+
+    def __init__(self, kept: _Kept) -> None:
+        self.kept = kept
+
+    def __enter__(self) -> None:
         # Given once: after it the pass's own saved tensors hold them, as long as they are needed.
-        self.given, self.results = self.results, []
-        token = _kept.set(self)
-        try:
-            yield
-        finally:
-            self.given = []
-            _kept.reset(token)
+        self.kept.given, self.kept.results = self.kept.results, []
+        self.token = _kept.set(self.kept)
+
+    def __exit__(self, *_: object) -> None:
+        self.kept.given = []
+        _kept.reset(self.token)
 
 
 _kept: ContextVar[_Kept | None] = ContextVar("kept", default=None)

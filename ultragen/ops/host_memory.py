@@ -75,8 +75,15 @@ class _Parked:
     def __init__(self, memory: HostMemory, x: Tensor, group: _Group) -> None:
         self.memory, self.device, self.group = memory, x.device, group
         group.parked.append(ref(self))
-        free = memory.free[x.shape, x.dtype]
-        self.host = free.pop() if free else torch.empty_like(x, device="cpu", pin_memory=x.is_cuda)
+        # Of tensors of one size whatever their shape; of one device, whose stream puts in order
+        # what is copied out of it and into it.
+        self.free = memory.free[x.numel(), x.dtype, x.device]
+        if self.free:
+            self.room = self.free.pop()
+        else:
+            pinned = x.is_cuda
+            self.room = torch.empty(x.numel(), dtype=x.dtype, device="cpu", pin_memory=pinned)
+        self.host = self.room.view(x.shape)
         self.coming: Tensor | None = None
         if not x.is_cuda:
             self.host.copy_(x)
@@ -112,4 +119,4 @@ class _Parked:
 
     def __del__(self) -> None:
         # Later copies into it are made in the same stream, after those out of it.
-        self.memory.free[self.host.shape, self.host.dtype].append(self.host)
+        self.free.append(self.room)

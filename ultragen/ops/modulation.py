@@ -80,8 +80,6 @@ def _fused(x: Tensor, *norms: Any) -> Any:
     untouched = all(is_untouched(norm, FP32LayerNorm) for norm in norms)
     if not untouched or left_to_the_compiler():
         return None
-    if torch.is_grad_enabled() and torch.compiler.is_compiling():
-        return None  # the compiler fuses forward and backward with what stands around them
     if fused_runs("triton_modulation", x.device):
         from . import triton_modulation
 

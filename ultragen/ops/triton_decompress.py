@@ -349,7 +349,7 @@ def decompress_and_fuse(
         coarse: b t h' w' d.
         weight: d 1 3 3 3, as `nn.Conv3d` keeps it.
         bias: d, or None.
-        gate: b d.
+        gate: b d or 1 d.
         rows: In groups of 1.
         columns: In groups of 2.
         adjoints: Of both axes, where a gradient is wanted.
@@ -362,7 +362,8 @@ def decompress_and_fuse(
     # Named one by one: torch 2.11's compiler can't iterate over a constant.
     axes = ([axis.programs, axis.shares] for axis in (rows, columns))
     backwards = [tensor for axis in adjoints for tensor in (axis.first, axis.shares)]
-    return _fusion(fine, coarse, taps, bias.float(), gate.float().contiguous(), *axes, backwards)
+    gate = gate.float().expand(len(fine), -1).contiguous()
+    return _fusion(fine, coarse, taps, bias.float(), gate, *axes, backwards)
 
 
 def try_on(device: torch.device) -> None:

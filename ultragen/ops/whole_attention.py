@@ -34,7 +34,7 @@ def full_attention(
     norms, tokens = (attn.norm_q, attn.norm_k), x.shape[1]
     whole = [(0, 1, 1, 0, 1, tokens)]  # as one window
     known = all(is_untouched(norm, nn.RMSNorm) for norm in norms) and not attn.fused_projections
-    if known and keeps_little(processor, type(processor), x, attn.heads, norms):
+    if known and keeps_little(processor, type(processor), x, attn.heads, norms, nn.RMSNorm):
         query, key, value = (y[:, None, None] for y in (attn.to_q(x), attn.to_k(x), attn.to_v(x)))
         at = _halves(rotary_emb), attn.heads, whole
         out = window_attention(query, key, value, norms, *at)[:, 0, 0]

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .dispatch import left_to_the_compiler
 from .gradients import keep_result, kept_result
@@ -24,7 +25,12 @@ from .window_order import Rectangle
 
 
 def keeps_little(
-    processor: Any, kind: type, x: Tensor, heads: int, norms: Sequence[nn.RMSNorm]
+    processor: Any,
+    kind: type,
+    x: Tensor,
+    heads: int,
+    norms: Sequence[nn.RMSNorm],
+    norm_kind: type[nn.RMSNorm],
 ) -> bool:
     """Whether gradients are wanted, attention is cuDNN's, and processor and norms are as they were.
 
@@ -34,10 +40,11 @@ def keeps_little(
         x: What queries are made of, … d.
         heads: Attention heads.
         norms: Of queries and keys.
+        norm_kind: The class of norms that nobody has changed.
     """
     if not torch.is_grad_enabled() or left_to_the_compiler() or type(processor) is not kind:
         return False
-    if not all(is_untouched(norm, type(norm)) for norm in norms):
+    if not all(is_untouched(norm, norm_kind) for norm in norms):
         return False
     return is_cudnns(processor, x, heads) and suits(x.device)
 
@@ -98,6 +105,7 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         from .triton_rotary_norm import gradients
         from .triton_whole_tiles import attention_gradients
@@ -108,17 +116,19 @@ class _Attention(torch.autograd.Function):
         heads, groups, eps, tile = ctx.plan
         windows = _in_windows(query, key, value, query_weight, key_weight, cos, sin, ctx.plan)
         outs, grads = split(out, groups, tile), split(grad, groups, tile)
-        of_value, of_query, of_key = torch.empty_like(value), [], []
+        # Kernels write grids in this order, whatever that of the values was.
+        of_value = torch.empty_like(value, memory_format=torch.contiguous_format)
+        of_query, of_key = [], []
         for i, (rectangle, total) in enumerate(zip(unflatten(groups), sums, strict=True)):
             tokens = prod((query.shape[1], rectangle[2], rectangle[5]))
             group = (grads[i], windows[0][i], windows[1][i], windows[2][i], outs[i])
             of_q, of_k, of_v = attention_gradients(*group, total, heads, tokens)
-            merge_group(of_value, of_v, rectangle)
+            merge_group(of_value, of_v.contiguous(), rectangle)
             of_query.append(of_q)
             of_key.append(of_k)
             for each in (grads, *windows, outs):
-                each[i] = each[i][:0]  # what has been used makes room
-            del group
+                each[i] = each[i].new_empty(0)  # what has been used makes room
+            del group, of_v
         at = cos, sin, eps, groups
         return (*_ordered(gradients(of_query, query, query_weight, *at),
                           gradients(of_key, key, key_weight, *at), of_value),
