@@ -60,9 +60,16 @@ def adamw_8bit(parameters: list[nn.Parameter], **settings) -> torch.optim.Optimi
             row = p.shape[1:].numel()
             fewest = p.shape[0] - (processes - 1) * ceil(p.shape[0] / processes) if p.ndim else 0
             # Below so many numbers torchao keeps a part as it is.
-            if p.ndim > 1 and row % self.block_size == 0 and fewest * row >= 4096:
-                return super()._new_buffer(p, signed)
-            return torch.zeros_like(p)
+            if p.ndim <= 1 or row % self.block_size or fewest * row < 4096:
+                return torch.zeros_like(p)
+            state = super()._new_buffer(p, signed)
+            if signed:
+                # torchao 0.18's values for signed numbers go from -0.993 to 1: a block's largest
+                # moment would shrink by 0.7 % in each step if it is negative, see
+                # findings/adamw8bit_raises_weights_less_than_it_lowers_them.sh.
+                values = (state.to_local() if isinstance(state, DTensor) else state).qmap
+                values[values.argmin()] = -1.0
+            return state
 
     return RowwiseAdamW8bit(parameters, **settings)
 
