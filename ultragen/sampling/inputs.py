@@ -87,7 +87,7 @@ def check_noise(noise: str) -> None:
 
 
 def starting_noise(
-    shape: tuple[int, ...],
+    shape: tuple[int, int, int, int, int],
     generator: torch.Generator | list[torch.Generator] | None,
     latents: Tensor | None,
     device: torch.device,
