@@ -52,7 +52,11 @@ def load(options: argparse.Namespace) -> Maker:
     """Models in the type of the way that is in force."""
     models = load_models(options.model)
     request = Request(
-        "any", options.resolution, num_frames=options.frames, num_inference_steps=options.steps
+        "any",
+        options.resolution,
+        num_frames=options.frames,
+        num_inference_steps=options.steps,
+        noise="independent",  # as in the tables so far
     )
     return Maker(lambda name: models, request)
 

@@ -77,7 +77,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Ranks of each border, for each row the mean over its clips, and where windows meet."""
     models = load_models(options.model)
     request = Request(
-        "any", options.resolution, num_frames=options.frames, num_inference_steps=options.steps
+        "any",
+        options.resolution,
+        num_frames=options.frames,
+        num_inference_steps=options.steps,
+        noise="independent",  # as in the tables so far
     )
     maker = Maker(lambda name: models, request)
     size, transformer = maker.request.size, models.native.transformer

@@ -30,9 +30,11 @@ from .hardware import is_out_of_memory
 from .model.autoencoder import CompactAutoencoder
 from .model.fp8 import check_machine, quantize
 from .model.transformer import UltraGenTransformer3DModel
+from .presets import Noise
 from .sampling.decoding import Frames, OutputType, decode_pieces, join_pieces
 from .sampling.flow import Prediction
 from .sampling.guidance import Guidance
+from .sampling.inputs import check_noise
 from .sampling.pipeline_inputs import PipelineInputs
 from .sampling.sampler import FlowSampler
 from .sampling.solvers import check_scheduler
@@ -78,6 +80,9 @@ class UltraGenPipeline(PipelineInputs, FlowSampler, PipelineLoading):
         window_motion: `none` leaves UltraGen's windows where they are in all steps, as the paper
             does; with `alternate` they stand between their usual places in every second one, so
             that no border is seen in the picture.
+        noise: How calls draw their noise. `independent` draws each size anew, as `WanPipeline`
+            does; with `spectral` all sizes and lengths share their low frequencies, so that a seed
+            is the same scene in all of them, see `spectral_noise`.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -97,6 +102,7 @@ class UltraGenPipeline(PipelineInputs, FlowSampler, PipelineLoading):
         solver_order: int = 1,
         distilled_steps: int | None = None,
         window_motion: str = "none",
+        noise: str = "independent",
     ) -> None:
         super().__init__()
         if prediction not in get_args(Prediction):
@@ -105,6 +111,7 @@ class UltraGenPipeline(PipelineInputs, FlowSampler, PipelineLoading):
             raise ValueError(f"solver_order must be 1 or 2, not {solver_order!r}.")
         check_scheduler(scheduler)
         check_window_motion(window_motion)
+        check_noise(noise)
         self.register_modules(
             tokenizer=tokenizer,
             text_encoder=text_encoder,
@@ -120,6 +127,7 @@ class UltraGenPipeline(PipelineInputs, FlowSampler, PipelineLoading):
             solver_order=solver_order,
             distilled_steps=distilled_steps,
             window_motion=window_motion,
+            noise=noise,
         )
 
     def base_pipeline(self) -> UltraGenPipeline:
@@ -148,6 +156,7 @@ class UltraGenPipeline(PipelineInputs, FlowSampler, PipelineLoading):
             data_std=self.config.data_std,
             solver_order=self.config.solver_order,
             distilled_steps=self.config.distilled_steps,
+            noise=self.config.noise,
         )
 
     def enable_fp8(self) -> None:
@@ -198,6 +207,7 @@ class UltraGenPipeline(PipelineInputs, FlowSampler, PipelineLoading):
         *,
         windows: int | Literal["auto"] | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
+        noise: Noise | None = None,
     ) -> Any:
         """Generates clips for prompts. Arguments without a name come in `WanPipeline`'s order.
 
@@ -231,6 +241,8 @@ class UltraGenPipeline(PipelineInputs, FlowSampler, PipelineLoading):
                 window size; None for a dense transformer (for UltraGen the same as `auto`).
             guidance_interval: Noise levels σ, from 0 to 1, between which guidance is computed, the
                 lower one excluded; steps at other levels run the model once.
+            noise: How the noise is drawn, `independent` or `spectral`; None takes the pipeline's
+                setting.
 
         Returns:
             An `UltraGenPipelineOutput`, or a tuple of its `frames` alone.
@@ -280,6 +292,7 @@ class UltraGenPipeline(PipelineInputs, FlowSampler, PipelineLoading):
             num_frames=num_frames,
             generator=generator,
             latents=latents,
+            noise=noise,
         )
         self._attention_kwargs, self._interrupt = attention_kwargs, False
         token = self.pixels_per_token

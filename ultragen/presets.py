@@ -57,6 +57,10 @@ PROMPTS = (
 """What samples, sheets, examples and benchmarks are made of; the embedded model knows the words."""
 SUGGESTED = 6  # prompts, from the first on, that the page suggests and has finished examples of
 
+Noise = Literal["independent", "spectral"]
+"""How the noise that a clip starts from is drawn: for each size anew, or for all sizes from one
+spectrum, so that a seed is the same scene at every size (`sampling/spectral_noise.py`)."""
+
 FRAMES_PER_LATENT = 4
 """Frames that Wan's autoencoder, and the embedded one, pack into one latent frame."""
 GUIDANCE_SCALES = (0, 100)

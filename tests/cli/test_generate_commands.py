@@ -72,6 +72,18 @@ def test_compare_with_the_base_model_at_full_size(fake, tmp_path):
     assert (out / "base_native.mp4").exists()
 
 
+def test_noise_can_be_chosen(fake, tmp_path, capsys):
+    run = ("compare", "--prompt", PROMPT, *SMALL, "--overwrite", "--out", tmp_path / "run")
+    for given, used in (((), "spectral"), (("--noise", "independent"), "independent")):
+        assert ultragen(*run, *given) == 0
+        assert fake.native.calls[-1]["noise"] == fake.base.calls[-1]["noise"] == used
+        metadata = json.loads((tmp_path / "run" / "metadata.json").read_text())
+        assert metadata["request"]["noise"] == used
+    capsys.readouterr()
+    assert ultragen(*run, "--noise", "pink") == 2
+    assert "independent, spectral" in one_line(capsys)
+
+
 def test_guidance_runs_on_a_second_device(fake, tmp_path, monkeypatch):
     monkeypatch.setattr(parallel_guidance, "check_second", lambda device, first: None)
     guided = (*SMALL, "--guidance-scale", 3)

@@ -113,6 +113,27 @@ def test_other_settings_need_another_folder(fake, tmp_path, capsys):
     assert "models" in capsys.readouterr().err
 
 
+def test_a_table_says_which_noise_it_used(fake, tmp_path, capsys):
+    """Independent noise unless told, as evaluations from before there was a choice, which go on."""
+    out, other = tmp_path / "table1", tmp_path / "spectral"
+    assert ultragen(*RUN, out) == 0
+    calls = len(fake.native.calls)
+    assert {call["noise"] for call in fake.native.calls} == {"independent"}
+    settings = json.loads((out / "settings.json").read_text())
+    assert settings.pop("noise") == "independent" and "noise" not in settings["request"]
+    (out / "settings.json").write_text(json.dumps(settings))
+    assert ultragen(*RUN, out) == 0
+    assert len(fake.native.calls) == calls
+    assert "independent noise from seed 0" in (out / "table.md").read_text()
+    assert json.loads((out / "results.json").read_text())["noise"] == "independent"
+    capsys.readouterr()
+    assert ultragen(*RUN, out, "--noise", "spectral") == 2
+    assert "noise independent, not spectral" in capsys.readouterr().err
+    assert ultragen(*RUN, other, "--noise", "spectral") == 0
+    assert {call["noise"] for call in fake.native.calls[calls:]} == {"spectral"}
+    assert "spectral noise from seed 0" in (other / "table.md").read_text()
+
+
 def test_clips_of_another_world_or_batch_stand_in_another_table(
     fake, tmp_path, capsys, monkeypatch
 ):

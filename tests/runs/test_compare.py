@@ -11,7 +11,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from fakes import fake_models
+from tiny import tiny_pipeline
 
 from ultragen.estimates import coefficients, cost, estimator
 from ultragen.estimates.cost import STAGES, Job
@@ -21,10 +23,10 @@ from ultragen.runs import calibrate
 from ultragen.runs import write as writing
 from ultragen.runs.calibrate import MEASURED, measure
 from ultragen.runs.choice import choose
-from ultragen.runs.clip import job
+from ultragen.runs.clip import encode_text, job, make_clip
 from ultragen.runs.compare import compare, generate
 from ultragen.runs.loading import load_models
-from ultragen.runs.progress import Cancelled
+from ultragen.runs.progress import Cancelled, RunState
 from ultragen.runs.request import Request
 from ultragen.runs.write import write
 from ultragen.video import probe_video, read_video
@@ -50,6 +52,44 @@ def test_both_models_get_the_same_prompt_seed_and_steps(result):
     assert base["windows"] is base_native["windows"] is None
     for call in (native, base, base_native):
         assert (call["prompt"], call["seed"], call["steps"]) == ("a calm lake", 3, 2)
+        assert call["noise"] == "spectral"
+
+
+def test_metadata_says_which_noise_made_the_clips(result, tmp_path):
+    """Those from before there was a choice were made with independent noise, and are again."""
+    files, _ = result
+    assert Request.from_metadata(files.metadata).noise == "spectral"
+    old = {"request": {k: v for k, v in files.metadata["request"].items() if k != "noise"}}
+    models = fake_models()
+    again = compare(Request.from_metadata(old), models, tmp_path)
+    assert again.metadata["request"]["noise"] == "independent"
+    calls = [*models.native.calls, *models.base.calls]
+    assert [call["noise"] for call in calls] == ["independent"] * 3
+
+
+def test_old_metadata_makes_the_noise_that_it_was_made_from(tmp_path):
+    """Drawn as before there was a choice, by the same generator; new runs draw other noise."""
+    seen = []
+    pipe = tiny_pipeline()
+
+    def look(module, args, kwargs):
+        seen.append(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
+
+    pipe.transformer.register_forward_pre_hook(look, with_kwargs=True)
+    asked = Request("a lake", num_frames=1, num_inference_steps=1, guidance_scale=1.0, seed=3)
+    old = Request.from_metadata(
+        {"request": {k: v for k, v in asked.to_dict().items() if k != "noise"}}
+    )
+    run = RunState(lambda progress: None, threading.Event(), {})
+    for request in (old, asked):
+        request = request.validate(EMBEDDED)
+        text = encode_text(run, pipe, [request])
+        make_clip(run, pipe, request, text, (96, 128), "", {"windows": "auto"})
+    channels = pipe.transformer.config.out_channels  # before those that say where a latent lies
+    shape = (1, channels, *seen[0].shape[2:])
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(seen[0][:, :channels], drawn)
+    assert not torch.allclose(seen[1], seen[0])
 
 
 def test_the_files_are_what_browsers_play_at_the_exact_size(result):

@@ -74,6 +74,7 @@ def test_defaults_are_the_models():
         ({"upscaler": "/nowhere/x.pth"}, ["/nowhere/x.pth"]),
         ({"upscaler": None}, ["None"]),
         ({"base_native": True}, ["True", "off, on"]),
+        ({"noise": "pink"}, ["pink", "independent, spectral"]),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_the_way_out(settings, words):

@@ -77,14 +77,15 @@ class FakePipeline:
 
     def __call__(
         self, prompt, height, width, num_frames, num_inference_steps, guidance_scale, generator,
-        callback_on_step_end, output_type, prompt_embeds, negative_prompt_embeds=None, windows=None,
+        noise, callback_on_step_end, output_type, prompt_embeds, negative_prompt_embeds=None,
+        windows=None,
     ):  # fmt: skip
         assert prompt is None and (guidance_scale > 1) == (negative_prompt_embeds is not None)
         [prompt] = prompt_embeds
         self.calls.append(
             {"prompt": prompt, "size": (height, width), "windows": windows,
              "seed": generator.initial_seed(), "steps": num_inference_steps,
-             "guidance": guidance_scale, "loras": list(self.loras)}
+             "guidance": guidance_scale, "loras": list(self.loras), "noise": noise}
         )  # fmt: skip
         for step in range(num_inference_steps):
             time.sleep(self.delay)

@@ -90,6 +90,7 @@ def test_the_api_is_one_endpoint_with_defaults_for_all_but_the_prompt(client):
         "upscaler": (True, "network"),
         "base_native": (True, "off"),
         "loras": (True, None),
+        "noise": (True, "spectral"),
     }
     returned = [value["label"] for value in endpoint["returns"]]
     assert returned == ["native", "upscaled", "side_by_side", "metadata"]
@@ -145,6 +146,7 @@ def test_runs_through_plain_http_do_not_touch_each_others_files(url):
         ({"seed": 10**30}, "from 0"),
         ({"upscaler": "/etc/passwd"}, "network or lanczos"),
         ({"base_native": "maybe"}, "off, on"),
+        ({"noise": "white"}, "independent, spectral"),
         ({"resolution": "<img src=x>"}, "&lt;img"),
     ],
 )
@@ -382,6 +384,10 @@ def test_examples_are_shown_with_their_settings(tmp_path, monkeypatch):
     updates = page.show_example(SimpleNamespace(index=0))
     assert updates[page.ui.seed] == 9
     assert updates[page.ui.windows] == "4"
+    assert updates[page.ui.noise] == "spectral"
+    # One from before there was a choice.
+    del page.examples[0].metadata["request"]["noise"]
+    assert page.show_example(SimpleNamespace(index=0))[page.ui.noise] == "independent"
     assert updates[page.ui.comparison]["native"]["path"].endswith("native.mp4")
 
 

@@ -18,6 +18,7 @@ from .options import (
     Loras,
     Model,
     NegativePrompt,
+    NoiseOption,
     NumFrames,
     NumInferenceSteps,
     Overwrite,
@@ -48,6 +49,7 @@ def generate(
     fp8: Fp8 = False,
     lora: Loras = None,
     negative_prompt: NegativePrompt = None,
+    noise: NoiseOption = "spectral",
     out: Annotated[Path, typer.Option(help="The MP4 file; settings go beside it.")] = Path(
         "clip.mp4"
     ),
@@ -72,6 +74,7 @@ def generate(
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
         negative_prompt=negative_prompt,
+        noise=noise,
     )
     console.check_free(out.parent, (out.name, sidecar.name), overwrite)
     began = perf_counter()
@@ -108,6 +111,7 @@ def compare(
     fp8: Fp8 = False,
     lora: Loras = None,
     negative_prompt: NegativePrompt = None,
+    noise: NoiseOption = "spectral",
     upscaler: Annotated[
         str, typer.Option(help="lanczos, network, or a weights file that spandrel reads.")
     ] = "network",
@@ -132,6 +136,7 @@ def compare(
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
         negative_prompt=negative_prompt,
+        noise=noise,
         upscaler=upscaler,
         base_native="on" if base_native else "off",
     )

@@ -13,6 +13,7 @@ from . import console
 from .options import (
     GuidanceScale,
     Model,
+    NoiseOption,
     NumFrames,
     NumInferenceSteps,
     Overwrite,
@@ -50,6 +51,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Of the first clip's noise.")] = 0,
     num_inference_steps: NumInferenceSteps = None,
     guidance_scale: GuidanceScale = None,
+    noise: NoiseOption = "independent",
     features: Annotated[
         list[str] | None,
         typer.Option(help="Network of HD-FVD: classifier, imagenet or i3d=FILE; may be repeated."),
@@ -105,6 +107,7 @@ def evaluate(
         seed=seed,
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
+        noise=noise,
     )
     from ..evaluation.rows import TEACHER, Maker, rows_of
 

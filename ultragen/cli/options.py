@@ -93,6 +93,12 @@ Loras = Annotated[
         "folder loras; may be given several times. Without it those of ULTRAGEN_LORA.",
     ),
 ]
+NoiseOption = Annotated[
+    str,
+    typer.Option(
+        help="spectral: a seed is the same scene at every size and length; independent: another."
+    ),
+]
 NegativePrompt = Annotated[str | None, typer.Option(help="What guidance leads away from.")]
 Model = Annotated[
     str | None,

@@ -130,12 +130,14 @@ def describe(
 ) -> dict[str, Any]:
     """What must be the same for clips to stand in one table."""
     request = maker.request.to_dict()
+    noise = request.pop("noise")  # beside it, because older evaluations have a request without
     made = ("prompt", "upscaler", "base_native")  # each row and clip has its own
     names = {row.model for row in rows} | {None}
     settings: dict[str, Any] = {
         "request": {name: value for name, value in request.items() if name not in made},
         "models": {x or "evaluated": maker.models(x).fingerprint for x in names},
         "networks": instruments.names(),
+        "noise": noise,
         "batch": maker.batch,  # which seconds depend on
         "world": world,
     }
@@ -197,7 +199,7 @@ def page(scores: Sequence[RowScores], settings: dict[str, Any], references: int)
     missing = ["HD-FVD"] * (not tubes) + [what for what, name in names.items() if not name]
     lines = [
         f"{scores[0].clips} clips of {request['num_frames']} frames a row at "
-        f"{request['resolution']}, noise from seed {request['seed']} on, "
+        f"{request['resolution']}, {settings['noise']} noise from seed {request['seed']} on, "
         f"{request['num_inference_steps']} steps, guidance {request['guidance_scale']}. In "
         f"brackets: {LEVEL:.0%} intervals, bootstrap over clips. Seconds are medians{together}.",
         "",

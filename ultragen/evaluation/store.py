@@ -17,7 +17,8 @@ from ..files import create_json, write_json
 from .scores import ClipScores
 
 PICTURE_WIDTH = 480  # columns in pixels
-OLDER = {"batch": 1, "world": 1}  # settings that older evaluations do not name
+# Settings that older evaluations do not name.
+OLDER = {"batch": 1, "world": 1, "noise": "independent"}
 
 
 class Store:

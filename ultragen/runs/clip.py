@@ -105,7 +105,7 @@ def make_clips(
         run.tick(denoise, step + 1, steps, "step")
         return kwargs
 
-    noise = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
+    generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
     run.tick(denoise, 0, steps, "step")
     with run.stage(denoise):
         latents = pipe(
@@ -115,7 +115,8 @@ def make_clips(
             num_frames=request.num_frames,
             num_inference_steps=steps,
             guidance_scale=request.guidance_scale,
-            generator=noise if len(requests) > 1 else noise[0],
+            generator=generators if len(requests) > 1 else generators[0],
+            noise=request.noise,
             callback_on_step_end=after_step,
             output_type="latent",
             **text,

@@ -7,12 +7,13 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ..model.windows import check_windows
 from ..presets import (
     RESOLUTIONS,
     ModelPreset,
+    Noise,
     Resolution,
     check_guidance_scale,
     check_lora_strength,
@@ -24,6 +25,7 @@ MAX_STEPS = 100  # that a stranger may ask of the machine
 MAX_SEED = 2**32 - 1  # exact in every JSON reader, unlike 64-bit numbers
 UPSCALERS = ("network", "lanczos")
 SWITCH = ("off", "on")
+NOISES = get_args(Noise)
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Request:
         base_native: `on` also runs the base model at the full size.
         loras: Strength of each LoRA by its name, of those that this machine has; None takes the
             machine's own.
+        noise: `spectral`, where a seed is the same scene at every size and length, or
+            `independent`, which draws each of them anew.
     """
 
     prompt: str
@@ -58,6 +62,7 @@ class Request:
     upscaler: str = "network"
     base_native: str = "off"
     loras: Mapping[str, float] | None = field(default=None, hash=False)
+    noise: str = "spectral"
 
     @property
     def size(self) -> Resolution:
@@ -112,6 +117,7 @@ class Request:
             upscaler=check_upscaler(self.upscaler),
             base_native=check_choice("base_native", self.base_native, SWITCH),
             loras=check_loras(self.loras, preset),
+            noise=check_choice("noise", self.noise, NOISES),
         )
         return replace(checked, windows=check_window_choice(self.windows, checked, preset))
 
@@ -128,8 +134,8 @@ class Request:
         content = json.loads(metadata) if isinstance(metadata, str) else metadata
         settings = content.get("request") if isinstance(content, Mapping) else None
         known = {field.name for field in fields(cls)}
-        if isinstance(settings, Mapping):  # clips that were made before there were LoRAs
-            settings = {"loras": {}, **settings}
+        if isinstance(settings, Mapping):  # clips that were made before there was a choice
+            settings = {"loras": {}, "noise": "independent", **settings}
         if not isinstance(settings, Mapping) or set(settings) != known:
             raise ValueError(
                 "This is not the metadata of an UltraGen run: 'request' must hold "

@@ -6,7 +6,7 @@ All checks raise a `ValueError` with the value that is wrong and those that are 
 from __future__ import annotations
 
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..model.transformer import UltraGenTransformer3DModel
 from ..model.windows import check_windows
-from ..presets import check_guidance_scale
+from ..presets import Noise, check_guidance_scale
 from .guidance import Guidance
+from .spectral_noise import draw_key, spectral_noise
 
 
 def check_whole(**settings: Any) -> None:
@@ -75,12 +76,23 @@ def check_model_windows(
 # Noise
 
 
+def check_noise(noise: str) -> None:
+    """Checks how noise is drawn.
+
+    Raises:
+        ValueError: if there is no such way, with those that there are.
+    """
+    if noise not in get_args(Noise):
+        raise ValueError(f"noise must be one of {get_args(Noise)}, not {noise!r}.")
+
+
 def starting_noise(
-    shape: tuple[int, ...],
+    shape: tuple[int, int, int, int, int],
     generator: torch.Generator | list[torch.Generator] | None,
     latents: Tensor | None,
     device: torch.device,
     dtype: torch.dtype,
+    noise: Noise,
 ) -> Tensor:
     """Gaussian noise b c t h w, the same on every device for a CPU generator; given latents take
     its place.
@@ -90,6 +102,10 @@ def starting_noise(
     """
     if isinstance(generator, list) and len(generator) != shape[0]:
         raise ValueError(f"{shape[0]} clips need as many generators, not {len(generator)}.")
+    if latents is None and noise == "spectral":
+        sources = generator if isinstance(generator, list) else [generator] * shape[0]
+        clips = [spectral_noise(draw_key(source), shape[1:]) for source in sources]
+        return torch.stack(clips).to(device, dtype)
     if latents is None:
         return randn_tensor(shape, generator=generator, device=device, dtype=dtype)
     if tuple(latents.shape) != shape:

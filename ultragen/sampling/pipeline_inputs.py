@@ -15,6 +15,7 @@ from ..presets import (
     RESOLUTIONS,
     T3_4K,
     WAN,
+    Noise,
     check_lora_strength,
     check_num_frames,
 )
@@ -24,6 +25,7 @@ from .inputs import (
     check_count,
     check_guidance,
     check_model_windows,
+    check_noise,
     check_size,
     check_whole,
     starting_noise,
@@ -36,7 +38,7 @@ class PipelineInputs(DiffusionPipeline):
     """Sizes, checks, text embeddings and noise.
 
     It needs a `tokenizer`, a `text_encoder`, a `vae`, a `transformer`, a `scheduler`, and in its
-    configuration `max_sequence_length`, see `UltraGenPipeline`.
+    configuration `max_sequence_length` and `noise`, see `UltraGenPipeline`.
     """
 
     _callback_tensor_inputs = ("latents", "prompt_embeds", "negative_prompt_embeds")
@@ -198,6 +200,8 @@ class PipelineInputs(DiffusionPipeline):
         device: torch.device | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
+        *,
+        noise: Noise | None = None,
     ) -> Tensor:
         """Gaussian noise b c t h w, the same on every device for a CPU generator; given latents
         take its place.
@@ -212,10 +216,14 @@ class PipelineInputs(DiffusionPipeline):
             device: None for the pipeline's.
             generator: Source of the noise; a list has one for each clip.
             latents: Noise to start from.
+            noise: How it is drawn, see `UltraGenPipeline`; None for the pipeline's setting.
 
         Raises:
-            ValueError: if the latents have another shape, or the generators another number.
+            ValueError: if the latents have another shape, or the generators another number, or
+                noise can't be drawn like that.
         """
+        noise = self.config.noise if noise is None else noise
+        check_noise(noise)
         height, width, num_frames = self.with_default_size(height, width, num_frames)
         config = self.vae.config
         shape = (
@@ -226,4 +234,4 @@ class PipelineInputs(DiffusionPipeline):
             width // config.scale_factor_spatial,
         )
         device, dtype = device or self._execution_device, dtype or torch.float32
-        return starting_noise(shape, generator, latents, device, dtype)
+        return starting_noise(shape, generator, latents, device, dtype, noise)

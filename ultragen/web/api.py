@@ -37,6 +37,7 @@ def build_api(runs: Runs, gpu_part: GpuPart, **limits: Any) -> None:
         upscaler: Literal["network", "lanczos"] = "network",
         base_native: Literal["off", "on"] = "off",
         loras: dict[str, float] | None = None,
+        noise: Literal["independent", "spectral"] = "spectral",
         progress: gr.Progress = gr.Progress(),
     ) -> tuple[str, str, str, dict]:
         """Generates a landscape clip natively at the full size, and the base model's clip of the
@@ -56,6 +57,8 @@ def build_api(runs: Runs, gpu_part: GpuPart, **limits: Any) -> None:
             base_native: "on" also runs the base model at the full size, for its timings.
             loras: Strength of each LoRA by its name, of those that the page lists; null takes
                 those that the page starts with.
+            noise: "spectral" makes a seed the same scene at every size and length; "independent"
+                draws each of them anew, as clips from before there was a choice did.
 
         Returns:
             The native clip, the upscaled clip, both side by side, and the metadata that

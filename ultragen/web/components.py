@@ -58,6 +58,7 @@ class Layout:
             self.upscaler,
             self.base_native,
             self.loras,
+            self.noise,
         ]
 
     @property
@@ -183,6 +184,12 @@ class Layout:
             label="Run the base model at the full size too",
             info="Shows why it needs upscaling. Slow at large sizes.",
             elem_id="base-native",
+        )
+        self.noise = gr.Radio(
+            [("the same scene", "spectral"), ("another one", "independent")],
+            value="spectral",
+            label="A seed at other sizes and lengths",
+            elem_id="noise",
         )
 
     def results(self, preset: ModelPreset) -> None:

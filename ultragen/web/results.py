@@ -8,6 +8,7 @@ from pathlib import Path
 import gradio as gr
 
 from ..runs.loading import Models
+from ..runs.request import Request
 from ..runs.write import Result
 from . import views
 from .components import Layout
@@ -51,10 +52,10 @@ def show(ui: Layout, result: Result) -> Updates:
 
 def show_example(ui: Layout, models: Models, example: Result) -> Updates:
     """A finished example, with its settings."""
-    settings = example.metadata["request"]
+    settings = Request.from_metadata(example.metadata).to_dict()
     shown = {
         "windows": str(settings["windows"]),
-        "loras": lora_rows(models, settings.get("loras") or {}),
+        "loras": lora_rows(models, settings["loras"] or {}),
     }
     values = list({name: (settings | shown)[name] for name in SETTINGS}.values())
     return show(ui, example) | dict(zip(ui.settings, values, strict=True))
