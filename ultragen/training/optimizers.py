@@ -62,7 +62,7 @@ def adamw_8bit(parameters: list[nn.Parameter], **settings) -> torch.optim.Optimi
             # Below so many numbers torchao keeps a part as it is.
             if p.ndim <= 1 or row % self.block_size or fewest * row < 4096:
                 return torch.zeros_like(p)
-            state = super()._new_buffer(p, signed)
+            state: Any = super()._new_buffer(p, signed)
             if signed:
                 # torchao 0.18's values for signed numbers go from -0.993 to 1: a block's largest
                 # moment would shrink by 0.7 % in each step if it is negative, see
