@@ -67,7 +67,8 @@ def adamw_8bit(parameters: list[nn.Parameter], **settings) -> torch.optim.Optimi
                 # torchao 0.18's values for signed numbers go from -0.993 to 1: a block's largest
                 # moment would shrink by 0.7 % in each step if it is negative, see
                 # findings/adamw8bit_raises_weights_less_than_it_lowers_them.sh.
-                values = (state.to_local() if isinstance(state, DTensor) else state).qmap
+                local: Any = state.to_local() if isinstance(state, DTensor) else state
+                values = local.qmap
                 values[values.argmin()] = -1.0
             return state
 
