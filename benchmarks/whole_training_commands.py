@@ -103,7 +103,7 @@ def kill(process: subprocess.Popen[Any]) -> None:
     process.kill()
     for child in below:
         child.kill()
-    psutil.wait_procs(below)
+    psutil.wait_procs(below, timeout=10)  # of zombies, which nobody may reap, there is no end
 
 
 def at_step(step: int) -> Callable[[str], bool]:
