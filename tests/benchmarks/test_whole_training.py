@@ -5,9 +5,9 @@ from __future__ import annotations
 import psutil
 import pytest
 from training_stages import Line, run, settings
-from whole_training import rows
 from whole_training_commands import Output, at_step
 from whole_training_commands import run as run_command
+from whole_training_table import rows
 
 PARENT = """
 import subprocess, sys, time
