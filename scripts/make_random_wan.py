@@ -1,6 +1,6 @@
 """Makes the 1.3B model's files with random weights, in the published layout and under its names.
 
-    python scripts/make_random_wan.py OUT [--size true|tiny] [--seed 0] [--jobs 1]
+    python scripts/make_random_wan.py OUT [--size true|short-text|tiny] [--seed 0] [--jobs 1]
 
 What a machine needs to run the true model, how long it takes and how much memory, does not depend
 on the values of the weights: so all of it can be tried without the published files.
@@ -9,7 +9,8 @@ on the values of the weights: so all of it can be tried without the published fi
     OUT/ultragen_1080p.ckpt  the released UltraGen layout
 
 Each job holds one part in memory, twice while it writes it: the text encoder takes 23 GB, and four
-jobs together 36 GB.
+jobs together 36 GB. With `--size short-text` it has one layer and 128 words, in the true width, and
+all takes 7 GB. `--base-only` leaves out the second file, which a training does not need.
 """
 
 from __future__ import annotations
@@ -32,9 +33,13 @@ NAMES = ("wan", "ultragen_1080p.ckpt")
 PARTS = ("text_encoder", "transformer", "base_transformer", "vae")  # the largest first
 
 
-def make(out: Path, size: str, seed: int, jobs: int) -> None:
-    """Writes all files below an existing folder."""
-    tasks = [(part, out, size, seed + place) for place, part in enumerate(PARTS)]
+def make(out: Path, size: str, seed: int, jobs: int, base_only: bool) -> None:
+    """Writes the files below an existing folder."""
+    tasks = [
+        (part, out, size, seed + place)
+        for place, part in enumerate(PARTS)
+        if not (base_only and part == "transformer")
+    ]
     if jobs == 1:
         kinds = dict(starmap(write_part, tasks))
     else:  # the largest part comes first
@@ -79,15 +84,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--size", choices=SIZES, default="true", help="tiny: for the tests")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, choices=range(1, 5), help="processes")
+    parser.add_argument("--base-only", action="store_true", help="only Wan's folder")
     options = parser.parse_args(arguments)
+    names = NAMES[:1] if options.base_only else NAMES
 
     def write() -> None:
-        check_free(options.out, NAMES, overwrite=False)
+        check_free(options.out, names, overwrite=False)
         quiet_libraries()
         began = perf_counter()
         with whole_results(options.out) as folder:
-            make(folder, options.size, options.seed, options.jobs)
-        written = ", ".join(str(options.out / name) for name in NAMES)
+            make(folder, options.size, options.seed, options.jobs, options.base_only)
+        written = ", ".join(str(options.out / name) for name in names)
         print(f"Written: {written} in {perf_counter() - began:.0f} s")
 
     return run(write)

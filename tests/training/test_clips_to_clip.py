@@ -58,10 +58,12 @@ def test_clips_become_a_model_that_makes_clips(clips, files, tmp_path, monkeypat
     assert "8  64x96x9" in capsys.readouterr().out
     words = ("--data", data, "--base", files.base, "--out", run, "--epochs", 0.5, "--batch", 2)
     words += ("--sample-steps", 1, "--sample-prompt", "a lake", "--log-steps", 1)
+    words += ("--checkpoint-every", 1)
     assert ultragen("train", "wan", *words) == 0
     said = capsys.readouterr().out
     assert "64x96x9 (8); 2 a step, 4 steps a pass" in said
     assert "step      2" in said and "step      3" not in said
+    assert "saved at step 1: checkpoint" in said
     for name, value in files.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("ULTRAGEN_WEIGHTS", str(run / "export"))

@@ -9,7 +9,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_stages import Line, run, settings
 
-from ultragen.training.meters import Means
+from ultragen.training.meters import Means, Speed
 from ultragen.training.stage import Every
 
 
@@ -38,6 +38,19 @@ def test_what_is_logged(tmp_path):
     expected = {3: sum(stage.losses[:3]) / 3, 6: sum(stage.losses[3:]) / 3}
     assert logged == pytest.approx(expected)
     assert events.Scalars("seconds_per_step")[0].value > 0
+
+
+def test_memory_at_its_peak_and_between_steps(monkeypatch):
+    allocated = {"memory_allocated": 3 * 2**30, "max_memory_allocated": 5 * 2**30}
+    for name, size in allocated.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, size=size: size)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    speed = Speed(torch.device("cuda"))
+    speed.hold()
+    speed.step(10, 2.0)
+    found = speed.take()
+    assert (found["memory_gib"], found["states_gib"]) == (5, 3)
+    assert "states_gib" not in speed.take(), "no step since"
 
 
 def test_trackio_follows_a_training(tmp_path, monkeypatch):

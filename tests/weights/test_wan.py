@@ -416,3 +416,10 @@ def test_the_random_files_replace_nothing(files, capsys):
     assert make_random_wan.main([str(out), "--size", "tiny"]) == 1
     said = capsys.readouterr().err
     assert "already holds wan, ultragen_1080p.ckpt" in said and said.count("\n") == 1
+
+
+def test_random_files_of_the_base_model_alone(tmp_path):
+    assert make_random_wan.main([str(tmp_path), "--size", "tiny", "--base-only"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["wan"]
+    parts = {"model_index.json", "scheduler", "text_encoder", "tokenizer", "transformer", "vae"}
+    assert {path.name for path in (tmp_path / "wan").iterdir()} == parts

@@ -137,6 +137,9 @@ def train_wan(
     checkpoint_minutes: Annotated[
         float, typer.Option(min=0.0, help="Minutes between checkpoints.")
     ] = 30.0,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(min=1, help="Steps between checkpoints, besides.")
+    ] = None,
     sample_every: Annotated[
         int | None, typer.Option(min=1, help="Steps between sample sheets, besides.")
     ] = None,
@@ -205,6 +208,7 @@ def train_wan(
         precision=precision,
         average=average,
         checkpoint_minutes=checkpoint_minutes,
+        checkpoint_steps=checkpoint_every,
         sample_steps=sample_every,
         log_steps=log_steps,
         trackers=cast(Any, tuple(tracker or TRACKERS[:1])),

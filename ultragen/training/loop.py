@@ -285,6 +285,7 @@ class Trainer:
             self.check_finite()
         self.optimizer.step()
         if self.recorded is None:  # recorded steps write their gradients over
+            self.speed.hold()
             self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
             self.ema.step(self.parameters)
@@ -366,18 +367,24 @@ class Trainer:
         """Saves a checkpoint, and exports the averaged weights."""
         accelerator = self.accelerator
         wait = accelerator.wait_for_everyone if self.sharded else lambda: None
+        times = {}
+        began = time.monotonic()
         try:
             replace_folder(
                 self.checkpoint, self.write_checkpoint, accelerator.is_main_process, wait
             )
+            times["checkpoint"] = time.monotonic() - began
             if export:
                 self.with_average(lambda: self.stage.export(self.config.out / "export"))
+                times["export"] = time.monotonic() - began - times["checkpoint"]
         except (OSError, RuntimeError, SafetensorError) as error:
             raise OSError(
                 f"Step {self.progress.step} could not be saved: {first_line(error)}. What was "
                 f"saved in {self.config.out} before stays, and the same command goes on from it "
                 "once that is mended."
             ) from error
+        text = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in times.items())
+        accelerator.print(f"saved at step {self.progress.step}: {text}", flush=True)
 
     def write_checkpoint(self, folder: Path) -> None:
         if self.sharded:

@@ -39,11 +39,18 @@ class Means:
 
 
 class Speed:
-    """Seconds a step, tokens a second and the peak of memory, since they were taken last."""
+    """Seconds a step, tokens a second, the peak of memory, and what of it weights, gradients and
+    states take, since they were taken last."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.tokens, self.steps, self.seconds = 0, 0, 0.0
+        self.tokens, self.steps, self.seconds, self.states = 0, 0, 0.0, 0.0
+
+    def hold(self) -> None:
+        """Notes what is allocated: between a step of the optimiser and the end of its gradients,
+        when nothing lies there but weights, gradients and states."""
+        if self.device.type == "cuda":
+            self.states = torch.cuda.memory_allocated(self.device) / 2**30
 
     def step(self, tokens: int, seconds: float) -> None:
         """Counts a step of this process."""
@@ -52,17 +59,20 @@ class Speed:
         self.seconds += seconds
 
     def take(self) -> dict[str, float]:
-        """Figures of all processes together, the peak of the fullest one; starts anew."""
+        """Figures of all processes together, memory of the fullest one; starts anew."""
         peak = 0.0
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.device) / 2**30
             torch.cuda.reset_peak_memory_stats(self.device)
-        parts = gather_object([(self.tokens, peak)])
-        tokens, peak = sum(t for t, _ in parts), max(p for _, p in parts)
+        parts = gather_object([(self.tokens, peak, self.states)])
+        counts, peaks, held = zip(*parts, strict=True)
+        tokens, peak, states = sum(counts), max(peaks), max(held)
         figures = {"seconds_per_step": self.seconds / max(self.steps, 1)}
         if tokens:
             figures["tokens_per_second"] = tokens / max(self.seconds, 1e-9)
         if peak:
             figures["memory_gib"] = peak
-        self.tokens, self.steps, self.seconds = 0, 0, 0.0
+        if states:
+            figures["states_gib"] = states
+        self.tokens, self.steps, self.seconds, self.states = 0, 0, 0.0, 0.0
         return figures
