@@ -166,3 +166,10 @@ def test_names_that_mean_something_to_ffmpeg(tmp_path, monkeypatch, name):
     assert (info.num_frames, info.height, info.width) == (5, 32, 64)
     assert read_video(path).shape == frames.shape
     assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("name", ["clip.avi", "clip", "clip.mp4.txt"])
+def test_another_suffix_than_ours(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=r"end in \.mp4"):
+        encode_video(np.zeros((1, 32, 32, 3), np.uint8), tmp_path / name, 12)
+    assert list(tmp_path.iterdir()) == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -60,10 +59,13 @@ def encode_video(frames: Iterable[np.ndarray], path: Path, fps: int) -> Path:
         fps: Frames a second.
 
     Raises:
-        ValueError: No frame, or one of another type or size, or an odd size, or a bad `fps`.
+        ValueError: No frame, or one of another type or size, or an odd size, or a bad `fps`, or a
+            path with another suffix.
         OSError: The folder takes no files, or the disk is full; nothing is left behind.
     """
     path = Path(path)
+    if path.suffix.lower() != ".mp4":
+        raise ValueError(f"{path} can't be written: videos are MP4 files, whose names end in .mp4")
     if isinstance(fps, bool) or not isinstance(fps, int) or fps < 1:
         raise ValueError(f"fps must be a whole number of at least 1, not {fps!r}")
     remaining = iter(frames)
@@ -77,6 +79,8 @@ def encode_video(frames: Iterable[np.ndarray], path: Path, fps: int) -> Path:
         with whole_file(path) as partial:
             _encode(first, remaining, partial, fps)
     except OSError as error:
+        if str(error).startswith(str(path)):
+            raise
         raise _cannot_write(path, str(error)) from error
     return path
 
@@ -137,17 +141,7 @@ def _last_line(output: bytes, returncode: int) -> str:
 
 
 def _cannot_write(path: Path, reason: str) -> OSError:
-    """One line with the cause and the way out, instead of the encoder's whole output."""
-    if re.search(r"No space left|SIGXFSZ|File too large|Disk quota", reason):
-        return OSError(
-            f"{path} was not written: the disk is full or the file size limited;"
-            f" free some space below {path.parent} or choose another output folder"
-        )
-    if re.search(r"Permission denied|Read-only", reason):
-        return OSError(
-            f"{path} was not written: {path.parent} can't be written to;"
-            " choose another output folder"
-        )
+    """One line, instead of the encoder's whole output."""
     lines = [line.strip() for line in reason.splitlines() if line.strip()]
     return OSError(f"{path} was not written: {lines[-1] if lines else 'the encoder failed'}")
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 from time import perf_counter
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..files import unique_directory, write_json
+from ..files import create_folder, unique_directory, whole_result, write_json
 from ..pictures import crop_rows, side_by_side
 from ..video import encode_video
 from .progress import Progress, RunState
@@ -64,6 +63,13 @@ class Result:
     metadata_path: Path
     metadata: dict[str, Any]
 
+    def moved(self, folder: Path) -> Result:
+        """The same after all files have gone to another folder."""
+        paths = {
+            name: folder / path.name for name, path in vars(self).items() if isinstance(path, Path)
+        }
+        return replace(self, **paths)
+
 
 def write(
     clips: Clips,
@@ -89,12 +95,11 @@ def write(
     run = RunState(report, cancelled or Event(), metadata["seconds"]["estimated"])
     run.seconds = metadata["seconds"]["measured"]
     stem = f"{request.resolution}-{request.seed}-{request.prompt}"
-    folder = unique_directory(Path(output_dir), stem)
-    try:
-        return _write(clips, request, metadata, run, folder)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    parent = create_folder(Path(output_dir))
+    with whole_result(parent) as unfinished:
+        folder = unique_directory(unfinished, stem)
+        result = _write(clips, request, metadata, run, folder)
+    return result.moved(parent / folder.name)
 
 
 def _write(clips: Clips, request: Request, metadata: dict, run: RunState, folder: Path) -> Result:
