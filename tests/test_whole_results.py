@@ -136,6 +136,7 @@ def test_what_fails_is_said_with_a_way_out(tmp_path: Path, monkeypatch, number, 
     with pytest.raises(OSError, match=says) as caught:
         write_json(path, {})
     assert str(caught.value).startswith(str(path)) and "partial" not in str(caught.value)
+    assert caught.value.errno == number
     assert list(tmp_path.iterdir()) == []
 
 

@@ -61,6 +61,7 @@ def _causes_named(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if told := cannot_write(path, str(error)):
+            told.errno = error.errno
             raise told from error
         raise
 
@@ -184,7 +185,9 @@ def whole_result(folder: Path, replaces: Iterable[str] = ()) -> Iterator[Path]:
         files.rename(work / WHOLE)  # from here on, a process that is killed has a result
         _publish(work, folder)
     except OSError as error:
-        raise OSError(str(error).replace(str(work / "files"), str(folder))) from error
+        told = OSError(str(error).replace(str(work / "files"), str(folder)))
+        told.errno = error.errno
+        raise told from error
     finally:
         _remove(work, lock)
 

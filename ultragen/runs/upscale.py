@@ -16,6 +16,7 @@ from ..files import first_line
 from ..model.upscaler import UpscalerNetwork
 from ..pictures import to_frames
 from ..sampling.sampler import GenerationError
+from ..weights.fingerprint import check_shipped
 
 NAMES = ("lanczos", "network")
 
@@ -130,6 +131,7 @@ def load_upscaler(name_or_path: str | Path, model_root: Path) -> Upscaler:
     if name_or_path == "lanczos":
         return Upscaler()
     if name_or_path == "network":
+        check_shipped(Path(model_root) / "upscaler")
         network = UpscalerNetwork.from_pretrained(
             Path(model_root) / "upscaler", torch_dtype=torch.float32, local_files_only=True
         )
