@@ -119,12 +119,23 @@ def test_output_types_show_the_same_clip(pipe):
     np.testing.assert_array_equal(pipe.decode(latent), np_)
 
 
-@pytest.mark.parametrize("part", ["transformer", "vae"])
-def test_weights_that_are_not_numbers_give_an_error(changeable, part):
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        ("text_encoder", r"text encoder's output is not finite\. .*weights"),
+        ("transformer", r"transformer's output is not finite\. .*seed"),
+        ("vae", r"autoencoder's frames are not finite\. .*seed"),
+    ],
+)
+def test_weights_that_are_not_numbers_give_an_error_that_names_the_part(changeable, part, says):
     broken = getattr(changeable, part)
-    last = broken.proj_out if part == "transformer" else broken.decoder[-2]
-    last.bias.fill_(nan)
-    with pytest.raises(GenerationError, match=r"not finite\. .*seed"):
+    last = {
+        "text_encoder": lambda: list(broken.parameters())[-1],
+        "transformer": lambda: broken.proj_out.bias,
+        "vae": lambda: broken.decoder[-2].bias,
+    }[part]()
+    last.data.fill_(nan)
+    with pytest.raises(GenerationError, match=says):
         changeable(**RUN, generator=seed())
 
 
@@ -132,7 +143,7 @@ def test_weights_that_are_not_numbers_give_an_error(changeable, part):
 def test_a_black_clip_is_an_error(changeable, kind):
     changeable.vae.decoder[-2].weight.zero_()
     changeable.vae.decoder[-2].bias.fill_(-1)
-    with pytest.raises(GenerationError, match="black"):
+    with pytest.raises(GenerationError, match="autoencoder's frames are all black"):
         changeable(**RUN, generator=seed(), output_type=kind)
 
 

@@ -28,7 +28,7 @@ from .inputs import (
     check_whole,
     starting_noise,
 )
-from .prompts import embed_prompts, find_unknown_words, pair_texts
+from .prompts import check_embeddings, embed_prompts, find_unknown_words, pair_texts
 from .solvers import check_scheduler
 
 
@@ -165,6 +165,7 @@ class PipelineInputs(DiffusionPipeline):
         Raises:
             ValueError: if a prompt is empty or given twice, or there are more or fewer negative
                 ones.
+            GenerationError: if the text encoder's are not finite.
         """
         texts = pair_texts(
             prompt,
@@ -179,6 +180,7 @@ class PipelineInputs(DiffusionPipeline):
         def encode(text: list[str] | Tensor) -> Tensor:
             if not torch.is_tensor(text):
                 text = embed_prompts(self.tokenizer, self.text_encoder, text, length, place)
+                check_embeddings(text)
             embeds = text.to(device or place, dtype or self.transformer.dtype)
             return embeds.repeat_interleave(num_videos_per_prompt, dim=0)
 

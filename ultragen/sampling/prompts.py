@@ -9,6 +9,8 @@ from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
+from .sampler import GenerationError
+
 Texts = dict[str, list[str] | Tensor]
 
 
@@ -104,6 +106,19 @@ def embed_prompts(
     ids, mask = tokens.input_ids.to(device), tokens.attention_mask.to(device)
     embeddings = text_encoder(ids, mask).last_hidden_state
     return embeddings * mask[..., None]
+
+
+def check_embeddings(embeddings: Tensor) -> None:
+    """Checks that a text encoder gave numbers.
+
+    Raises:
+        GenerationError: if some are not finite.
+    """
+    if not torch.isfinite(embeddings).all():
+        raise GenerationError(
+            "The text encoder's output is not finite. Load the model again, in float32 instead of "
+            "half precision; if that does not help, its weights are damaged: download them again."
+        )
 
 
 def count_tokens(tokenizer: PreTrainedTokenizerBase, prompts: list[str], length: int) -> list[int]:
