@@ -294,5 +294,5 @@ def test_a_network_is_tried_when_it_is_loaded(foreign: Path, monkeypatch, damage
 
 def test_without_the_package_the_way_out_is_named(foreign: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "spandrel", None)
-    with pytest.raises(ImportError, match=r"pip install 'ultragen\[spandrel\]'"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[spandrel\]'"):
         load_upscaler(foreign, Path("unused"))

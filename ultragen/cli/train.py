@@ -106,7 +106,9 @@ def train(
         settings: What changes the `StageOptions` of an ordinary training, or of a toy, in turn.
     """
     if find_spec("tensorboard") is None:
-        raise OSError("Training needs one more package: pip install 'ultragen[train]'.")
+        raise OSError(
+            "Training needs one more package: pip install -e '.[train]' in the clone's folder."
+        )
     from ..training.stage import TrainingConfig
     from ..training.stage_options import StageOptions
     from ..training.stage_order import train as train_stage

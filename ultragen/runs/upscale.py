@@ -198,8 +198,9 @@ def _load_foreign(path: Path) -> nn.Module:
     except (ImportError, RuntimeError) as error:  # torchvision built for another torch: the latter
         raise ImportError(
             f"to load {path} the package spandrel is needed, and it can't be imported"
-            f" ({first_line(error)}): pip install 'ultragen[spandrel]', with a torchvision that"
-            " fits the installed torch; or choose one of " + ", ".join(NAMES)
+            f" ({first_line(error)}): pip install -e '.[spandrel]' in the clone's folder,"
+            " with a torchvision that fits the installed torch; or choose one of "
+            + ", ".join(NAMES)
         ) from error
     try:
         model = ModelLoader().load_from_file(path)
