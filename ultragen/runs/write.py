@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
-from time import perf_counter
+from time import perf_counter, time
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ..files import create_folder, unique_directory, whole_result, write_json
+from ..files import create_folder, sweep_unfinished, unique_directory, whole_result, write_json
 from ..pictures import crop_rows, side_by_side
 from ..video import encode_video
 from .progress import Progress, RunState
 from .request import Request
 
 POSTER_WIDTH = 480  # columns in pixels
+BEING_SENT = 600  # seconds since a file was last read
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,22 @@ def write(
         folder = unique_directory(unfinished, stem)
         result = _write(clips, request, metadata, run, folder)
     return result.moved(parent / folder.name)
+
+
+def remove_old(output_dir: Path, age: float) -> None:
+    """Removes results that are older, and what killed runs left. A clip that is being sent stays.
+
+    Args:
+        output_dir: Holds folders of results and nothing else.
+        age: Seconds.
+    """
+    sweep_unfinished(output_dir)
+    for folder in output_dir.glob("[!.]*/"):
+        files = [path.stat() for path in folder.iterdir()]
+        # An open file is sent to its end all the same; players ask for the next part of it.
+        sent = any(time() - file.st_atime < BEING_SENT for file in files)
+        if time() - folder.stat().st_mtime > age and not sent:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(clips: Clips, request: Request, metadata: dict, run: RunState, folder: Path) -> Result:
