@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from math import nan
 
 import numpy as np
@@ -292,3 +293,25 @@ def test_wrong_settings_are_refused_before_any_work(pipe, change, hint):
         hook.remove()
     assert hint in str(error.value)
     assert not ran
+
+
+# Nothing is passed over
+
+
+@pytest.mark.parametrize("option", [{"negative_prompt": "x"}, {"guidance_interval": (0.2, 1.0)}])
+def test_options_without_effect_are_named(pipe, option):
+    run = {**RUN, "num_inference_steps": 1, "output_type": "latent", "generator": seed()}
+    with pytest.warns(UserWarning, match=r"no effect: guidance is off, guidance_scale=1\."):
+        pipe(**{**run, "guidance_scale": 1.0, **option})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipe(**{**run, "guidance_scale": 3.0, **option})
+
+
+@pytest.mark.parametrize(("words", "number"), [(12, "1[0-9]"), (900, r"16 or more")])
+def test_a_prompt_that_is_cut_is_named(pipe, words, number):
+    with pytest.warns(UserWarning, match=f"has {number} tokens, and the model reads the first 8:"):
+        pipe.encode_prompt("lake " * words, None, False, max_sequence_length=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipe.encode_prompt("a lake", None, False, max_sequence_length=8)

@@ -67,7 +67,7 @@ class Result:
 
     def moved(self, folder: Path) -> Result:
         """The same after all files have gone to another folder."""
-        paths = {
+        paths: dict[str, Any] = {
             name: folder / path.name for name, path in vars(self).items() if isinstance(path, Path)
         }
         return replace(self, **paths)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 import torch
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
@@ -119,6 +120,20 @@ def check_embeddings(embeddings: Tensor) -> None:
             "The text encoder's output is not finite. Load the model again, in float32 instead of "
             "half precision; if that does not help, its weights are damaged: download them again."
         )
+
+
+def warn_of_cuts(tokenizer: PreTrainedTokenizerBase, prompts: list[str], length: int) -> None:
+    """Warns of each prompt that has more tokens than the model reads."""
+    for prompt in prompts:
+        # Twice as many tell enough of a text that may be very long.
+        tokens = tokenizer(prompt_clean(prompt), max_length=2 * length, truncation=True).input_ids
+        if len(tokens) > length:
+            number = f"{len(tokens)}" if len(tokens) < 2 * length else f"{2 * length} or more"
+            warnings.warn(
+                f"The prompt {prompt[:40]!r} has {number} tokens, and the model reads the first "
+                f"{length}: make it shorter, or what stands at its end is not seen.",
+                stacklevel=2,
+            )
 
 
 def count_tokens(tokenizer: PreTrainedTokenizerBase, prompts: list[str], length: int) -> list[int]:
