@@ -1,8 +1,14 @@
 """The web page and its API: components, wiring, launch."""
 
+# ruff: noqa: E402 - proxies are settled before Gradio is imported, which makes clients of them
 from __future__ import annotations
 
 import spaces  # first: it has to see CUDA before anything else does
+
+# isort: split
+from ultragen.web.proxies import reach_localhost
+
+reach_localhost()
 
 # isort: split
 import os
@@ -25,13 +31,14 @@ from ultragen.runs.loading import Models, load_models
 from ultragen.runs.progress import Progress
 from ultragen.runs.request import MAX_SEED, Request
 from ultragen.runs.worker import Failed, Finished
-from ultragen.runs.write import Result
+from ultragen.runs.write import Result, remove_old
 from ultragen.runs.zerogpu import seconds_asked
 from ultragen.web import views
 from ultragen.web.api import build_api
 from ultragen.web.components import Layout, theme
 from ultragen.web.results import load_examples, show, show_example
 from ultragen.web.runs import CANCELLED, Runs
+from ultragen.web.server import serve
 from ultragen.web.settings import (
     SETTINGS,
     Updates,
@@ -243,7 +250,12 @@ def build(models: Models, output_dir: Path | None = None) -> gr.Blocks:
         output_dir: Where each run gets a folder of its own; None takes the folder that Gradio
             serves files from and cleans up.
     """
-    return Page(models, output_dir or Path(get_upload_folder()) / "runs").build()
+    return Page(models, output_dir or runs_folder()).build()
+
+
+def runs_folder() -> Path:
+    """Where runs get their folders: within what Gradio serves files from."""
+    return Path(get_upload_folder()) / "runs"
 
 
 def launch_options() -> dict[str, Any]:
@@ -262,15 +274,22 @@ def main() -> None:
     """Loads the models and starts the page.
 
     The models go to the GPU here, before the launch and nowhere else: a ZeroGPU Space has no other
-    time for it, and importing this module does nothing.
+    time for it. Importing this module changes nothing but the environment's proxies.
     """
     try:
-        blocks = build(load_models())
+        blocks = build(load_models(), runs_folder())
+    except KeyboardInterrupt:
+        sys.exit(130)
     except (OSError, ValueError, RuntimeError) as error:
         sys.exit(f"The page can't start: {error}")
     port = os.environ.get("GRADIO_SERVER_PORT")  # a port that was asked for is used, or refused
     try:
-        blocks.launch(server_port=int(port) if port else None, **launch_options())
+        serve(
+            blocks,
+            partial(remove_old, runs_folder(), DAY),
+            server_port=int(port) if port else None,
+            **launch_options(),
+        )
     except OSError as error:
         if "empty port" not in str(error):
             raise

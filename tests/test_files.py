@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import tomllib
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from ultragen.files import (
     create_json,
@@ -109,3 +112,12 @@ def test_directory_that_cannot_be_made(tmp_path: Path) -> None:
 )
 def test_the_first_line_of_an_error(error: BaseException, line: str) -> None:
     assert first_line(error) == line
+
+
+def test_what_messages_let_people_install_is_there() -> None:
+    """The package is on no index: extras are installed from a clone."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    text = "".join(path.read_text() for path in (ROOT / "ultragen").rglob("*.py"))
+    assert not re.findall(r"'ultragen\[\w+\]'", text)
+    named = set(re.findall(r"pip install -e '\.\[(\w+)\]'", text))
+    assert {"train", "spandrel"} <= named <= set(extras["optional-dependencies"])

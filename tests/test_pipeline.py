@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from math import nan
 
 import numpy as np
@@ -119,12 +120,23 @@ def test_output_types_show_the_same_clip(pipe):
     np.testing.assert_array_equal(pipe.decode(latent), np_)
 
 
-@pytest.mark.parametrize("part", ["transformer", "vae"])
-def test_weights_that_are_not_numbers_give_an_error(changeable, part):
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        ("text_encoder", r"text encoder's output is not finite\. .*weights"),
+        ("transformer", r"transformer's output is not finite\. .*seed"),
+        ("vae", r"autoencoder's frames are not finite\. .*seed"),
+    ],
+)
+def test_weights_that_are_not_numbers_give_an_error_that_names_the_part(changeable, part, says):
     broken = getattr(changeable, part)
-    last = broken.proj_out if part == "transformer" else broken.decoder[-2]
-    last.bias.fill_(nan)
-    with pytest.raises(GenerationError, match=r"not finite\. .*seed"):
+    last = {
+        "text_encoder": lambda: list(broken.parameters())[-1],
+        "transformer": lambda: broken.proj_out.bias,
+        "vae": lambda: broken.decoder[-2].bias,
+    }[part]()
+    last.data.fill_(nan)
+    with pytest.raises(GenerationError, match=says):
         changeable(**RUN, generator=seed())
 
 
@@ -132,7 +144,7 @@ def test_weights_that_are_not_numbers_give_an_error(changeable, part):
 def test_a_black_clip_is_an_error(changeable, kind):
     changeable.vae.decoder[-2].weight.zero_()
     changeable.vae.decoder[-2].bias.fill_(-1)
-    with pytest.raises(GenerationError, match="black"):
+    with pytest.raises(GenerationError, match="autoencoder's frames are all black"):
         changeable(**RUN, generator=seed(), output_type=kind)
 
 
@@ -281,3 +293,25 @@ def test_wrong_settings_are_refused_before_any_work(pipe, change, hint):
         hook.remove()
     assert hint in str(error.value)
     assert not ran
+
+
+# Nothing is passed over
+
+
+@pytest.mark.parametrize("option", [{"negative_prompt": "x"}, {"guidance_interval": (0.2, 1.0)}])
+def test_options_without_effect_are_named(pipe, option):
+    run = {**RUN, "num_inference_steps": 1, "output_type": "latent", "generator": seed()}
+    with pytest.warns(UserWarning, match=r"no effect: guidance is off, guidance_scale=1\."):
+        pipe(**{**run, "guidance_scale": 1.0, **option})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipe(**{**run, "guidance_scale": 3.0, **option})
+
+
+@pytest.mark.parametrize(("words", "number"), [(12, "1[0-9]"), (900, r"16 or more")])
+def test_a_prompt_that_is_cut_is_named(pipe, words, number):
+    with pytest.warns(UserWarning, match=f"has {number} tokens, and the model reads the first 8:"):
+        pipe.encode_prompt("lake " * words, None, False, max_sequence_length=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipe.encode_prompt("a lake", None, False, max_sequence_length=8)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 from patterns import waves
@@ -166,3 +167,48 @@ def test_names_that_mean_something_to_ffmpeg(tmp_path, monkeypatch, name):
     assert (info.num_frames, info.height, info.width) == (5, 32, 64)
     assert read_video(path).shape == frames.shape
     assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("name", ["clip.avi", "clip", "clip.mp4.txt"])
+def test_another_suffix_than_ours(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=r"end in \.mp4"):
+        encode_video(np.zeros((1, 32, 32, 3), np.uint8), tmp_path / name, 12)
+    assert list(tmp_path.iterdir()) == []
+
+
+def reshaped(source: Path, target: Path, *options: str, before: tuple[str, ...] = ()) -> Path:
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *before, "-i", str(source)]
+    subprocess.run([*command, *options, str(target)], check=True)
+    return target
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory) -> Path:
+    frames = np.random.default_rng(0).integers(0, 255, (24, 64, 96, 3), dtype=np.uint8)
+    return encode_video(frames, tmp_path_factory.mktemp("clips") / "noisy.mp4", 12)
+
+
+def test_probing_and_reading_agree_on_what_is_shown(noisy: Path, tmp_path: Path) -> None:
+    copied = ("-c", "copy")
+    rate = "setpts='if(lt(N,12),N,12+(N-12)*5)/12/TB'"
+    turned = reshaped(noisy, tmp_path / "r.mp4", *copied, before=("-display_rotation", "90"))
+    varying = reshaped(noisy, tmp_path / "v.mp4", "-vf", rate, "-fps_mode", "passthrough")
+    for path, shape in ((noisy, (24, 64, 96)), (turned, (24, 96, 64)), (varying, (24, 64, 96))):
+        info = probe_video(path)
+        assert (info.num_frames, info.height, info.width) == shape
+        assert read_video(path).shape == (*shape, 3)
+
+
+def test_a_file_that_is_cut_off_says_how_much_can_be_read(noisy: Path, tmp_path: Path) -> None:
+    whole = noisy.read_bytes()
+    path = tmp_path / "cut.mp4"
+    path.write_bytes(whole[: len(whole) * 6 // 10])
+    readable = probe_video(path).num_frames
+    with pytest.raises(OSError, match=f"cut off: only {readable} of its 24 frames"):
+        read_video(path)
+
+
+def test_sound_that_is_longer_is_no_cut(noisy: Path, tmp_path: Path) -> None:
+    sound = ("-f", "lavfi", "-i", "sine=duration=5")
+    path = reshaped(noisy, tmp_path / "long.mp4", "-c:v", "copy", before=sound)
+    assert read_video(path).shape == (24, 64, 96, 3)

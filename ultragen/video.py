@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import signal
+import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +30,10 @@ class VideoInfo:
     """What a file says of itself.
 
     Attributes:
-        width: Columns in pixels.
-        height: Rows in pixels.
+        width: Columns in pixels, as the file is shown: upright.
+        height: Rows in pixels, likewise.
         num_frames: Frames that can be read.
-        fps: Frames a second.
+        fps: Frames a second, on average.
         codec: For example `h264`.
         pixel_format: For example `yuv420p`.
         duration: Seconds.
@@ -60,10 +60,13 @@ def encode_video(frames: Iterable[np.ndarray], path: Path, fps: int) -> Path:
         fps: Frames a second.
 
     Raises:
-        ValueError: No frame, or one of another type or size, or an odd size, or a bad `fps`.
+        ValueError: No frame, or one of another type or size, or an odd size, or a bad `fps`, or a
+            path with another suffix.
         OSError: The folder takes no files, or the disk is full; nothing is left behind.
     """
     path = Path(path)
+    if path.suffix.lower() != ".mp4":
+        raise ValueError(f"{path} can't be written: videos are MP4 files, whose names end in .mp4")
     if isinstance(fps, bool) or not isinstance(fps, int) or fps < 1:
         raise ValueError(f"fps must be a whole number of at least 1, not {fps!r}")
     remaining = iter(frames)
@@ -77,6 +80,8 @@ def encode_video(frames: Iterable[np.ndarray], path: Path, fps: int) -> Path:
         with whole_file(path) as partial:
             _encode(first, remaining, partial, fps)
     except OSError as error:
+        if str(error).startswith(str(path)):
+            raise
         raise _cannot_write(path, str(error)) from error
     return path
 
@@ -137,17 +142,7 @@ def _last_line(output: bytes, returncode: int) -> str:
 
 
 def _cannot_write(path: Path, reason: str) -> OSError:
-    """One line with the cause and the way out, instead of the encoder's whole output."""
-    if re.search(r"No space left|SIGXFSZ|File too large|Disk quota", reason):
-        return OSError(
-            f"{path} was not written: the disk is full or the file size limited;"
-            f" free some space below {path.parent} or choose another output folder"
-        )
-    if re.search(r"Permission denied|Read-only", reason):
-        return OSError(
-            f"{path} was not written: {path.parent} can't be written to;"
-            " choose another output folder"
-        )
+    """One line, instead of the encoder's whole output."""
     lines = [line.strip() for line in reason.splitlines() if line.strip()]
     return OSError(f"{path} was not written: {lines[-1] if lines else 'the encoder failed'}")
 
@@ -156,19 +151,40 @@ def read_video(path: Path) -> np.ndarray:
     """Reads a whole file: uint8, t h w c.
 
     Raises:
-        OSError: The file is missing or not a video.
+        OSError: The file is missing or not a video, or cut off; then with how much can be read.
     """
     import imageio_ffmpeg
 
     try:
-        reader = imageio_ffmpeg.read_frames(_existing(path), pix_fmt="rgb24")
-        width, height = next(reader)["size"]
+        # All frames as they are stored, upright; at a constant rate some would come twice.
+        stored = ("-fps_mode", "passthrough")
+        reader = imageio_ffmpeg.read_frames(
+            _existing(path), pix_fmt="rgb24", output_params=list(stored)
+        )
+        meta = next(reader)
+        width, height = meta["size"]
         frames = [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader]
     except (OSError, RuntimeError, ValueError, IndexError, KeyError) as error:
         raise _cannot_read(path) from error
     if not frames:
         raise _cannot_read(path)
+    told = round(meta["duration"] * meta["fps"])
+    if len(frames) < told and _is_cut_off(path):
+        raise OSError(
+            f"{path} is cut off: only {len(frames)} of its {told} frames can be read;"
+            " copy or download it again"
+        )
     return np.stack(frames)
+
+
+def _is_cut_off(path: Path) -> bool:
+    """Whether a file ends before its index does; sound may well be longer than the frames."""
+    from imageio_ffmpeg import get_ffmpeg_exe
+
+    command = [get_ffmpeg_exe(), "-hide_banner", "-v", "error", "-i", for_ffmpeg(path)]
+    command += ["-map", "0:v:0", "-c", "copy", "-f", "null", "-"]
+    said = subprocess.run(command, capture_output=True, text=True, errors="replace").stderr
+    return "partial file" in said
 
 
 def probe_video(path: Path) -> VideoInfo:
@@ -187,7 +203,7 @@ def probe_video(path: Path) -> VideoInfo:
         num_frames, _ = imageio_ffmpeg.count_frames_and_secs(name)
     except (OSError, RuntimeError, ValueError, IndexError, KeyError) as error:
         raise _cannot_read(path) from error
-    width, height = meta["source_size"]
+    width, height = meta["size"]  # upright, as it is shown
     return VideoInfo(
         width=width,
         height=height,

@@ -273,3 +273,23 @@ def test_two_loras_of_one_name_are_refused(fake, tmp_path, capsys):
     given = [word for x in "ab" for word in ("--lora", tmp_path / x / "style.safetensors")]
     assert ultragen("generate", "--prompt", PROMPT, "--out", tmp_path / "a.mp4", *given) == 2
     assert "Two LoRAs are called style" in one_line(capsys)
+
+
+def test_a_result_is_replaced_as_a_whole(fake, tmp_path):
+    """Also the clip that only the earlier one had."""
+    arguments = ("compare", "--prompt", PROMPT, *SMALL, "--out", tmp_path)
+    assert ultragen(*arguments, "--base-native") == 0
+    assert (tmp_path / "base_native.mp4").exists()
+    assert ultragen(*arguments, "--overwrite") == 0
+    assert not (tmp_path / "base_native.mp4").exists()
+    listed = json.loads((tmp_path / "metadata.json").read_text())["files"].values()
+    assert {path.name for path in tmp_path.iterdir()} == {*listed, "poster.jpg", "metadata.json"}
+
+
+@pytest.mark.parametrize("length", [251, 252])
+def test_a_name_that_is_too_long(fake, tmp_path, capsys, length):
+    """The settings' name is a letter longer than the clip's."""
+    out = tmp_path / f"{'n' * length}.mp4"
+    assert ultragen("generate", "--prompt", PROMPT, *SMALL, "--out", out) == 1
+    assert "too long" in one_line(capsys)
+    assert fake.native.calls == []

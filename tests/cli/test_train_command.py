@@ -123,7 +123,7 @@ def test_options_of_the_stages_reach_them(trained, tmp_path):
 def test_training_without_its_packages(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(train, "find_spec", lambda name: None)
     assert ultragen("train", "base", "--out", tmp_path) == 1
-    assert "ultragen[train]" in one_line(capsys)
+    assert "pip install -e '.[train]'" in one_line(capsys)
 
 
 @pytest.mark.parametrize(

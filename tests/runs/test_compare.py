@@ -220,6 +220,29 @@ def test_bad_settings_are_refused_before_any_work(tmp_path):
     assert models.native.calls == []
 
 
+def test_an_upscaler_that_fails_does_so_before_the_models_run(monkeypatch, tmp_path):
+    models = fake_models()
+
+    def failing(name):
+        raise ValueError("The upscaler network can't enlarge a small picture")
+
+    monkeypatch.setattr(models, "upscaler", failing)
+    with pytest.raises(ValueError, match="small picture"):
+        compare(REQUEST, models, tmp_path)
+    assert models.native.calls == models.base.calls == []
+
+
+def test_a_black_clip_of_an_upscaler_names_it(monkeypatch, tmp_path):
+    models = fake_models()
+    black = SimpleNamespace(
+        name="night", stream=lambda frames, *size: (np.zeros((*size, 3), np.uint8) for _ in frames)
+    )
+    monkeypatch.setattr(models, "upscaler", lambda name: black)
+    with pytest.raises(RuntimeError, match=r"upscaler night gave .* black"):
+        compare(REQUEST, models, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     clips = generate(REQUEST, fake_models())
     (tmp_path / "taken").write_text("a file")

@@ -227,7 +227,72 @@ def test_damaged_foreign_file_is_named(foreign: Path) -> None:
         load_upscaler(foreign, Path("unused"))
 
 
+def foreign_network(monkeypatch, network: nn.Module, **says: bool) -> None:
+    """Lets the stand-in load this network, which says what it can do."""
+
+    def load_from_file(self, path: Path) -> object:
+        descriptor = sys.modules["spandrel"].ImageModelDescriptor()
+        descriptor.model = network
+        vars(descriptor).update(says)
+        return descriptor
+
+    monkeypatch.setattr(sys.modules["spandrel"].ModelLoader, "load_from_file", load_from_file)
+
+
+class Float32Only(nn.Conv2d):
+    """As spandrel's SwinIR: a part of it stays in float32, whatever the weights are in."""
+
+    def __init__(self, damage: str) -> None:
+        super().__init__(3, 3, 1)
+        self.damage = damage
+
+    def forward(self, images):
+        if images.dtype == torch.float32:
+            return images * self.weight.abs().sum().clamp(1, 1)
+        if self.damage == "raises":
+            raise RuntimeError("expected scalar type Float but found BFloat16")
+        return images * float(self.damage)
+
+
+@pytest.mark.parametrize("damage", ["raises", "nan", "0"])
+def test_what_fails_in_bfloat16_runs_in_float32(foreign: Path, monkeypatch, damage: str) -> None:
+    foreign_network(monkeypatch, Float32Only(damage), supports_bfloat16=True)
+    upscaler = load_upscaler(foreign, Path("unused")).to("cpu", torch.bfloat16)
+    assert next(upscaler.network.parameters()).dtype == torch.float32
+    frames = waves(1, 18, 32)
+    assert np.array_equal(upscaler.upscale(frames, 36, 64), frames.repeat(2, 1).repeat(2, 2))
+
+
+@pytest.mark.parametrize("can", [True, False])
+def test_bfloat16_where_the_network_can(foreign: Path, monkeypatch, can: bool) -> None:
+    network = nn.Conv2d(3, 3, 1)
+    nn.init.dirac_(network.weight)
+    foreign_network(monkeypatch, network, supports_bfloat16=can)
+    load_upscaler(foreign, Path("unused")).to("cpu", torch.bfloat16)
+    assert network.weight.dtype == (torch.bfloat16 if can else torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda image: image * float("nan"), "not finite"),
+        (lambda image: image * 0, "a black one"),
+        (lambda image: image[..., :8, :8], "one of 16 × 16 × 3"),
+        (lambda image: image[:, :1], "one of 64 × 64 × 1"),
+        (lambda image: image.missing, "can't enlarge .*missing"),
+    ],
+)
+def test_a_network_is_tried_when_it_is_loaded(foreign: Path, monkeypatch, damage, says) -> None:
+    class Damaged(nn.Conv2d):
+        def forward(self, images):
+            return damage(images)
+
+    foreign_network(monkeypatch, Damaged(3, 3, 1))
+    with pytest.raises(ValueError, match=f"upscaler x2 .*{says}.*Choose lanczos"):
+        load_upscaler(foreign, Path("unused"))
+
+
 def test_without_the_package_the_way_out_is_named(foreign: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "spandrel", None)
-    with pytest.raises(ImportError, match=r"pip install 'ultragen\[spandrel\]'"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[spandrel\]'"):
         load_upscaler(foreign, Path("unused"))

@@ -16,6 +16,7 @@ from ultragen.presets import EMBEDDED
 from ultragen.runs.loading import load_models
 from ultragen.training.assemble import assemble
 from ultragen.training.tiny import TINY
+from ultragen.weights.fingerprint import DIGESTS
 from ultragen.world.scene import ALLOWED
 
 
@@ -24,6 +25,11 @@ def test_the_assembled_pipeline_loads_and_runs(trained, tmp_path):
     assemble(trained / "model", tmp_path, TINY)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert max(path.stat().st_size for path in files) < 9_000_000
+    listed = {line.split("  ")[1] for line in (tmp_path / DIGESTS).read_text().splitlines()}
+    assert listed == {path.relative_to(tmp_path).as_posix() for path in files} - {
+        "README.md",
+        DIGESTS,
+    }
     texts = [path.read_text() for path in files if path.suffix == ".json"]
     assert not any(str(trained) in text for text in texts)  # they go to other people
     stored = [load_file(path) for path in files if path.suffix == ".safetensors"]

@@ -131,8 +131,8 @@ def test_unknown_settings_are_named(tmp_path, changes, says):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"optimizer": "adamw8bit"}, r"pip install 'ultragen\[fp8\]'"),
-        ({"trackers": ("trackio",)}, r"pip install 'ultragen\[trackio\]'"),
+        ({"optimizer": "adamw8bit"}, r"pip install -e '\.\[fp8\]'"),
+        ({"trackers": ("trackio",)}, r"pip install -e '\.\[trackio\]'"),
     ],
 )
 def test_packages_that_are_missing_are_named(tmp_path, monkeypatch, changes, says):

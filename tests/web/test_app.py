@@ -315,6 +315,20 @@ def test_a_worker_that_is_kept_does_not_hold_up_learning(tmp_path, monkeypatch):
     assert sum(made[-1].values()) == pytest.approx(found, rel=0.05)  # and that is what is told
 
 
+def test_a_full_disk_shows_no_path_to_visitors(tmp_path, monkeypatch, capsys):
+    runs = Runs(fake_models(), tmp_path)
+    request = Request("a calm lake", num_frames=1, num_inference_steps=1).validate(EMBEDDED)
+
+    def full(frames, path, fps):
+        raise OSError(f"{path} was not written: the disk is full")
+
+    monkeypatch.setattr("ultragen.runs.write.encode_video", full)
+    *_, last = runs.items(request, runs.frames, Event())
+    assert "disk is full" in last.message and str(tmp_path) not in last.message
+    assert str(tmp_path) in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_cancelling_stops_only_the_visitors_own_run(tmp_path):
     models = fake_models(delay=0.05)
     page = app.Page(models, tmp_path)

@@ -33,7 +33,10 @@ from .options import (
     print_seconds,
 )
 
-RESULTS = ("native.mp4", "upscaled.mp4", "side_by_side.mp4", "metadata.json")
+RESULTS = (
+    "native.mp4", "upscaled.mp4", "side_by_side.mp4", "base_native.mp4", "poster.jpg",
+    "metadata.json",
+)  # fmt: skip
 
 
 @app.command()
@@ -144,7 +147,7 @@ def compare(
     models = load_for(request, model, guidance_device, fp8, lora or None)
     from ..runs import compare as comparison
 
-    with console.whole_results(out) as folder:
+    with console.whole_results(out, RESULTS) as folder:
         with console.progress_bar() as show:
             result = comparison.compare(
                 request, models, folder, lambda p: show(p.fraction, p.message)

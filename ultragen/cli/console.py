@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
+
+from ..files import cannot_write, whole_result
 
 BAD_INPUT, FAILED, STOPPED = 2, 1, 130  # exit codes
 
@@ -100,12 +100,17 @@ def check_free(out: Path, names: tuple[str, ...], overwrite: bool) -> None:
     """Checks that results can go into a folder, before the work starts.
 
     Raises:
-        OSError: if the folder is a file, has a file of one of these names that stays, or a folder
-            where a file is to go, which is never replaced.
+        OSError: if the folder is a file, if no file can have one of the names, or if it has a file
+            that stays, or a folder where a file is to go, which is never replaced.
     """
     if out.exists() and not out.is_dir():
         raise OSError(f"{out} is a file: choose a folder for --out.")
     for name in names:
+        try:
+            (out / name).lstat()
+        except OSError as error:
+            if told := cannot_write(out / name, str(error)):
+                raise told from error
         if Path(name).suffix and (out / name).is_dir():
             raise OSError(
                 f"{out / name} is a folder, which no file replaces: choose another --out."
@@ -118,18 +123,21 @@ def check_free(out: Path, names: tuple[str, ...], overwrite: bool) -> None:
 
 
 @contextmanager
-def whole_results(out: Path) -> Iterator[Path]:
-    """Yields a folder to work in, whose contents move to `out` once everything is there.
+def whole_results(out: Path, replaces: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Yields a folder to work in, whose contents move to `out` once everything is there, all of
+    them or, after an error, none.
+
+    Args:
+        out: Folder of the results; created when missing.
+        replaces: Names of an earlier result, which goes as a whole.
 
     Raises:
         OSError: if `out` can't be created or written to; nothing is left behind.
     """
     created = _create(out)
     try:
-        with TemporaryDirectory(dir=out, prefix=".unfinished-") as name:
-            yield Path(name)
-            for path in sorted(Path(name).iterdir()):
-                _move(path, out / path.name)
+        with whole_result(out, replaces) as folder:
+            yield folder
     except BaseException:
         for folder in created:
             if not any(folder.iterdir()):
@@ -149,9 +157,3 @@ def _create(out: Path) -> list[Path]:
     if not os.access(out, os.W_OK):
         raise OSError(f"The folder {out} can't be written to: choose another --out.")
     return missing
-
-
-def _move(source: Path, target: Path) -> None:
-    if target.is_dir() and source.is_dir():
-        shutil.rmtree(target)
-    source.replace(target)  # a file never takes a folder's place

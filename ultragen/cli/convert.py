@@ -54,10 +54,9 @@ def convert(
     if one_file:
         save_released(model, out)
     else:
-        with console.whole_results(out) as folder:
+        # What is there may have more shards.
+        with console.whole_results(out, names) as folder:
             model.save_pretrained(folder)
-            for path in earlier:  # it may have had more shards
-                path.unlink()
     kinds = model.layer_kinds
     other = sum(kind != "full" for kind in kinds)
     what = "T3-Video's windows" if model.config.t3_windows else "UltraGen's branches"

@@ -36,8 +36,10 @@ def scenes(
     The embedded model is trained on such.
     """
     height, width = frame_size(resolution)
+    earlier = sorted(path.name for path in out.glob("scene-[0-9]*.mp4"))
+    names = ("captions.json", "contact_sheet.jpg", *earlier)
     if not benchmark:
-        console.check_free(out, ("captions.json", "contact_sheet.jpg"), overwrite)
+        console.check_free(out, names, overwrite)
     from ..world import preview
     from ..world.scene import sample_scene
 
@@ -46,7 +48,7 @@ def scenes(
         print(json.dumps(measured, indent=2, ensure_ascii=False))
         return
     drawn = [sample_scene(seed + i) for i in range(count)]
-    with console.whole_results(out) as folder, console.progress_bar() as show:
+    with console.whole_results(out, names) as folder, console.progress_bar() as show:
         preview.write_scenes(drawn, height, width, num_frames, folder, show)
     print(f"Written to {out}: {count} clips, captions.json, contact_sheet.jpg")
 

@@ -106,7 +106,9 @@ def train(
         settings: What changes the `StageOptions` of an ordinary training, or of a toy, in turn.
     """
     if find_spec("tensorboard") is None:
-        raise OSError("Training needs one more package: pip install 'ultragen[train]'.")
+        raise OSError(
+            "Training needs one more package: pip install -e '.[train]' in the clone's folder."
+        )
     from ..training.stage import TrainingConfig
     from ..training.stage_options import StageOptions
     from ..training.stage_order import train as train_stage
@@ -290,12 +292,13 @@ def assemble(
     for part, stage in STAGE_OF.items():
         if not (model_dir / part).is_dir():
             raise ValueError(f"{model_dir / part} is missing: run `train {stage}` first.")
-    console.check_free(out, ("model_index.json", *STAGE_OF), overwrite)
+    names = ("model_index.json", *STAGE_OF)
+    console.check_free(out, names, overwrite)
     from ..training.assemble import assemble as assemble_stages
     from ..training.stage_options import StageOptions
     from ..training.tiny import TINY
 
-    with console.whole_results(out) as folder:
+    with console.whole_results(out, names) as folder:
         assemble_stages(model_dir, folder, TINY if tiny else StageOptions(), undistilled)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
     shown = " (the embedded model)" if out.resolve() == EMBEDDED_MODEL.resolve() else ""

@@ -161,7 +161,9 @@ def train_wan(
 ) -> None:
     """Trains; the first parameter is what `train` has too, all others are options."""
     if find_spec("tensorboard") is None:
-        raise OSError("Training needs one more package: pip install 'ultragen[train]'.")
+        raise OSError(
+            "Training needs one more package: pip install -e '.[train]' in the clone's folder."
+        )
     console.quiet_libraries()
     from ..training.loop import check_processes
     from ..training.stage import TrainingConfig

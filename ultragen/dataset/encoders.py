@@ -16,6 +16,7 @@ from ..model.strict_loading import load_strictly
 from ..presets import EMBEDDED, EMBEDDED_MODEL, WAN, ModelPreset
 from ..sampling.prompts import count_tokens, embed_prompts
 from ..sampling.wan_encoding import encode_wan
+from ..weights.fingerprint import check_shipped
 from ..weights.json_files import read_object
 from ..weights.wan import load_text_encoder, load_tokenizer, load_vae, locate_encoders
 from .buckets import Bucket
@@ -56,6 +57,7 @@ def load_autoencoder(model: str, folder: Path, device: torch.device) -> Autoenco
     if model == "wan":
         vae = load_vae(folder / "vae", getattr(torch, find_hardware().dtype))
     else:
+        check_shipped(folder / "vae")
         vae = load_strictly(CompactAutoencoder, folder / "vae", use_safetensors=True)
     return vae.to(device).eval().requires_grad_(False)
 

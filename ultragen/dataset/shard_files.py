@@ -338,7 +338,11 @@ class ShardWriter:
             write_json(path.with_suffix(".json"), {"bytes": len(content), "entries": self._entries})
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            state = "is full, or files are limited in size" if full else f"fails ({error.strerror})"
+            state = (
+                "is full, or files are limited in size"
+                if full
+                else f"fails ({error.strerror or error})"
+            )
             raise OSError(
                 f"The disk of {self.folder} {state}. What was written before stays: make room, and "
                 "the same command goes on."

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..model.classifier import AttributeClassifier, load_classifier, spread
+from ..weights.fingerprint import check_shipped
 from .metrics import (
     DetailError,
     FrameFeatures,
@@ -108,6 +109,7 @@ def load_instruments(
 
 
 def _named(folder: Path, device: Device) -> tuple[AttributeClassifier, str]:
+    check_shipped(folder)
     return load_classifier(folder, device), f"attribute classifier {digest(folder)}"
 
 

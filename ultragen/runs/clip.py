@@ -105,9 +105,10 @@ def make_clips(
         run.tick(denoise, step + 1, steps, "step")
         return kwargs
 
+    clip_name = STAGES[decode].split(":")[0]
     generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
     run.tick(denoise, 0, steps, "step")
-    with run.stage(denoise):
+    with run.stage(denoise), _told_of(clip_name):
         latents = pipe(
             prompt=None,
             height=size[0],
@@ -123,7 +124,7 @@ def make_clips(
             **windows,
         ).frames
     clips = [np.empty((request.frames, *size, 3), np.uint8) for _ in requests]
-    with run.stage(decode), torch.no_grad():
+    with run.stage(decode), _told_of(clip_name), torch.no_grad():
         parts = latents.split(1) if len(requests) > 1 else [latents]
         for frames, clip in zip(clips, parts, strict=True):
             done = 0
@@ -133,18 +134,35 @@ def make_clips(
                 done += len(pictures)
                 run.tick(decode, done, request.frames, "frame")
     for frames in clips:
-        check_visible(frames, STAGES[decode].split(":")[0])
+        check_visible(frames, f"{clip_name}: the autoencoder")
     return clips
 
 
-def check_visible(frames: np.ndarray, name: str) -> None:
+@contextmanager
+def _told_of(clip_name: str) -> Iterator[None]:
+    """Says of which clip a part of the model gave no picture."""
+    from ..sampling.sampler import GenerationError
+
+    try:
+        yield
+    except GenerationError as error:
+        raise GenerationError(f"{clip_name}: {error}") from error
+
+
+def check_visible(frames: np.ndarray, part: str) -> None:
     """Checks that a clip is not black.
+
+    Args:
+        frames: uint8, of any shape.
+        part: What gave them, for the message.
 
     Raises:
         RuntimeError: if no frame has anything in it.
     """
     if is_black(frames):
-        raise RuntimeError(f"{name}: every frame is black. Try another seed or other settings.")
+        raise RuntimeError(
+            f"{part} gave a clip of which every frame is black. Try another seed or other settings."
+        )
 
 
 @contextmanager

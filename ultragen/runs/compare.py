@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .clip import encode_text, enough_memory, job, make_clip, resolve_windows
+from .clip import check_visible, encode_text, enough_memory, job, make_clip, resolve_windows
 from .loading import Models
 from .metadata import describe
 from .progress import Progress, RunState
@@ -48,12 +48,13 @@ def generate(
     windows = {"windows": resolve_windows(request, models)}
 
     with enough_memory(request, models):
+        upscaler = models.upscaler(request.upscaler)  # first: one that fails does so at once
         use_loras(models, request)
         text = encode_text(run, models.native, [request])
         full_size = (size.height, size.width)
         native = make_clip(run, models.native, request, text, full_size, "", windows)
         small = make_clip(run, models.base, request, text, base, "base_", {})
-        upscaled = _upscale(run, models.upscaler(request.upscaler), small, size.rows, size.width)
+        upscaled = _upscale(run, upscaler, small, size.rows, size.width)
         full = None
         if request.base_native == "on":
             full = make_clip(run, models.base, request, text, full_size, "base_native_", {})
@@ -70,6 +71,7 @@ def _upscale(
         for i, frame in enumerate(upscaler.stream(frames, height, width)):
             bigger[i] = frame
             run.tick("upscale", i + 1, len(frames), "frame")
+    check_visible(bigger, f"The upscaler {upscaler.name}")
     return bigger
 
 

@@ -13,11 +13,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..files import first_line
+from ..hardware import is_out_of_memory
 from ..model.upscaler import UpscalerNetwork
-from ..pictures import to_frames
+from ..pictures import is_black, to_frames
 from ..sampling.sampler import GenerationError
+from ..weights.fingerprint import check_shipped
 
 NAMES = ("lanczos", "network")
+TRIED = 32  # rows and columns of the picture that networks are tried on
 
 
 class SpandrelNetwork(nn.Module):
@@ -89,9 +92,49 @@ class NetworkUpscaler(Upscaler):
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> NetworkUpscaler:
+        """Moves the weights; to float32 where the network can't compute in `dtype`.
+
+        Raises:
+            ValueError: It gives no picture there.
+        """
+        # Of spandrel's networks; some that can't do it say that they can.
+        descriptor = getattr(self.network, "descriptor", None)
+        if dtype == torch.bfloat16 and not getattr(descriptor, "supports_bfloat16", True):
+            dtype = torch.float32
         # diffusers' own warns of what it would keep in float32, also where that is nothing.
         nn.Module.to(self.network, device=device, dtype=dtype)
+        if dtype != torch.float32:
+            try:
+                self.check()
+            except ValueError:
+                nn.Module.to(self.network, dtype=torch.float32)
+        self.check()
         return self
+
+    def check(self) -> None:
+        """Enlarges a small picture, before minutes of other work.
+
+        Raises:
+            ValueError: The network fails, or gives no picture of a larger or the same size.
+        """
+        small = np.linspace(64, 255, TRIED * TRIED * 3).astype(np.uint8).reshape(TRIED, TRIED, 3)
+        try:
+            large = self.magnify(small)
+        except Exception as error:  # a network of somebody else's raises whatever it likes
+            if is_out_of_memory(error):
+                raise
+            raise ValueError(
+                f"The upscaler {self.name} can't enlarge a small picture: {first_line(error)}. "
+                "Choose lanczos, or another file."
+            ) from error
+        height, width, channels = large.shape
+        if height < TRIED or width != height or channels != 3 or is_black(large):
+            shape = " × ".join(map(str, large.shape))
+            seen = "a black one" if is_black(large) else f"one of {shape} values"
+            raise ValueError(
+                f"The upscaler {self.name} makes {seen} of a bright picture of {TRIED} × {TRIED}: "
+                "its weights may be damaged. Choose lanczos, or another file."
+            )
 
     @torch.inference_mode()
     def magnify(self, frame: np.ndarray) -> np.ndarray:
@@ -123,24 +166,30 @@ def load_upscaler(name_or_path: str | Path, model_root: Path) -> Upscaler:
 
     Raises:
         OSError: The network's folder lacks a file, or one is damaged.
-        ValueError: There is no such upscaler, or its weights are of another layout; the text names
-            the file or folder.
+        ValueError: There is no such upscaler, its weights are of another layout, or it can't
+            enlarge a small picture; the text names the upscaler, the file or folder.
         ImportError: A file is given and spandrel can't be imported.
     """
     if name_or_path == "lanczos":
         return Upscaler()
     if name_or_path == "network":
+        check_shipped(Path(model_root) / "upscaler")
         network = UpscalerNetwork.from_pretrained(
             Path(model_root) / "upscaler", torch_dtype=torch.float32, local_files_only=True
         )
-        return NetworkUpscaler(network, "×4 network")
+        return _tried(NetworkUpscaler(network, "×4 network"))
     path = Path(name_or_path)
     if not path.is_file():
         raise ValueError(
             f"unknown upscaler {str(name_or_path)!r}: choose one of {', '.join(NAMES)}, or the"
             " path of a super-resolution file"
         )
-    return NetworkUpscaler(_load_foreign(path), path.stem)
+    return _tried(NetworkUpscaler(_load_foreign(path), path.stem))
+
+
+def _tried(upscaler: NetworkUpscaler) -> NetworkUpscaler:
+    upscaler.check()
+    return upscaler
 
 
 def _load_foreign(path: Path) -> nn.Module:
@@ -149,8 +198,9 @@ def _load_foreign(path: Path) -> nn.Module:
     except (ImportError, RuntimeError) as error:  # torchvision built for another torch: the latter
         raise ImportError(
             f"to load {path} the package spandrel is needed, and it can't be imported"
-            f" ({first_line(error)}): pip install 'ultragen[spandrel]', with a torchvision that"
-            " fits the installed torch; or choose one of " + ", ".join(NAMES)
+            f" ({first_line(error)}): pip install -e '.[spandrel]' in the clone's folder,"
+            " with a torchvision that fits the installed torch; or choose one of "
+            + ", ".join(NAMES)
         ) from error
     try:
         model = ModelLoader().load_from_file(path)

@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from queue import Empty, Queue
 from threading import Event, Thread
+from time import monotonic
 from typing import Generic, TypeVar
 
 from .progress import Cancelled, Progress
 
 T = TypeVar("T")
+_running: dict[Thread, Event] = {}
+_ended = Event()
 Task = Callable[[Callable[[Progress], None], Event], T]
 
 
@@ -49,6 +52,8 @@ def stream(task: Task[T], every: float = 0.2) -> Iterator[Progress | Finished[T]
     """
     items: Queue[Progress | Finished[T] | Failed] = Queue()
     cancelled = Event()
+    if _ended.is_set():
+        cancelled.set()
 
     def work() -> None:
         try:
@@ -60,6 +65,7 @@ def stream(task: Task[T], every: float = 0.2) -> Iterator[Progress | Finished[T]
             items.put(Failed(str(error) if expected else f"{type(error).__name__}: {error}"))
 
     thread = Thread(target=work, daemon=True)
+    _running[thread] = cancelled
     thread.start()
     try:
         while True:
@@ -74,3 +80,18 @@ def stream(task: Task[T], every: float = 0.2) -> Iterator[Progress | Finished[T]
     finally:
         cancelled.set()
         thread.join()
+        _running.pop(thread, None)
+
+
+def stop_all(timeout: float) -> None:
+    """Stops all tasks of this process before it ends; those that come later stop at once.
+
+    Args:
+        timeout: Seconds to wait for them at most.
+    """
+    _ended.set()
+    deadline = monotonic() + timeout
+    for cancelled in list(_running.values()):
+        cancelled.set()
+    for thread in list(_running):
+        thread.join(max(0.0, deadline - monotonic()))

@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
-from time import perf_counter
+from time import perf_counter, time
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ..files import unique_directory, write_json
+from ..files import create_folder, sweep_unfinished, unique_directory, whole_result, write_json
 from ..pictures import crop_rows, side_by_side
 from ..video import encode_video
 from .progress import Progress, RunState
 from .request import Request
 
 POSTER_WIDTH = 480  # columns in pixels
+BEING_SENT = 600  # seconds since a file was last read
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,13 @@ class Result:
     metadata_path: Path
     metadata: dict[str, Any]
 
+    def moved(self, folder: Path) -> Result:
+        """The same after all files have gone to another folder."""
+        paths: dict[str, Any] = {
+            name: folder / path.name for name, path in vars(self).items() if isinstance(path, Path)
+        }
+        return replace(self, **paths)
+
 
 def write(
     clips: Clips,
@@ -89,12 +97,27 @@ def write(
     run = RunState(report, cancelled or Event(), metadata["seconds"]["estimated"])
     run.seconds = metadata["seconds"]["measured"]
     stem = f"{request.resolution}-{request.seed}-{request.prompt}"
-    folder = unique_directory(Path(output_dir), stem)
-    try:
-        return _write(clips, request, metadata, run, folder)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    parent = create_folder(Path(output_dir))
+    with whole_result(parent) as unfinished:
+        folder = unique_directory(unfinished, stem)
+        result = _write(clips, request, metadata, run, folder)
+    return result.moved(parent / folder.name)
+
+
+def remove_old(output_dir: Path, age: float) -> None:
+    """Removes results that are older, and what killed runs left. A clip that is being sent stays.
+
+    Args:
+        output_dir: Holds folders of results and nothing else.
+        age: Seconds.
+    """
+    sweep_unfinished(output_dir)
+    for folder in output_dir.glob("[!.]*/"):
+        files = [path.stat() for path in folder.iterdir()]
+        # An open file is sent to its end all the same; players ask for the next part of it.
+        sent = any(time() - file.st_atime < BEING_SENT for file in files)
+        if time() - folder.stat().st_mtime > age and not sent:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(clips: Clips, request: Request, metadata: dict, run: RunState, folder: Path) -> Result:

@@ -33,7 +33,7 @@ def decode_pieces(vae: AutoencoderKLWan | CompactAutoencoder, latents: Tensor) -
     for piece in pieces:
         if not torch.isfinite(piece).all():
             raise GenerationError(
-                "The decoded frames are not finite. Use another seed, or run the autoencoder "
+                "The autoencoder's frames are not finite. Use another seed, or run the autoencoder "
                 "in float32."
             )
         yield (piece.float() / 2 + 0.5).clamp(0, 1)
@@ -57,7 +57,7 @@ def join_pieces(pieces: Iterable[Tensor], output_type: OutputType) -> Frames:
         ]
         frames = torch.cat(parts, dim=1).numpy()
     if is_black(frames):
-        raise GenerationError("The clip is black. Use another seed or prompt.")
+        raise GenerationError("The autoencoder's frames are all black. Use another seed or prompt.")
     if output_type == "pil":
         return [[Image.fromarray(frame) for frame in clip] for clip in frames]
     return frames

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -30,7 +31,13 @@ from .inputs import (
     check_whole,
     starting_noise,
 )
-from .prompts import embed_prompts, find_unknown_words, pair_texts
+from .prompts import (
+    check_embeddings,
+    embed_prompts,
+    find_unknown_words,
+    pair_texts,
+    warn_of_cuts,
+)
 from .solvers import check_scheduler
 
 
@@ -120,6 +127,13 @@ class PipelineInputs(DiffusionPipeline):
             max_sequence_length=max_sequence_length,
         )
         check_guidance(guidance)
+        negative = negative_prompt or negative_prompt_embeds is not None
+        if guidance.scale <= 1 and (negative or guidance.interval != Guidance(1.0).interval):
+            warnings.warn(
+                "negative_prompt and guidance_interval have no effect: guidance is off, "
+                f"guidance_scale={guidance.scale:g}. Leave them out, or take a scale above 1.",
+                stacklevel=3,
+            )
         check_lora_strength("scale", (attention_kwargs or {}).get("scale", 1.0))
         if guidance_scale_2 is not None:
             raise ValueError(
@@ -167,6 +181,7 @@ class PipelineInputs(DiffusionPipeline):
         Raises:
             ValueError: if a prompt is empty or given twice, or there are more or fewer negative
                 ones.
+            GenerationError: if the text encoder's are not finite.
         """
         texts = pair_texts(
             prompt,
@@ -180,7 +195,9 @@ class PipelineInputs(DiffusionPipeline):
 
         def encode(text: list[str] | Tensor) -> Tensor:
             if not torch.is_tensor(text):
+                warn_of_cuts(self.tokenizer, text, length)
                 text = embed_prompts(self.tokenizer, self.text_encoder, text, length, place)
+                check_embeddings(text)
             embeds = text.to(device or place, dtype or self.transformer.dtype)
             return embeds.repeat_interleave(num_videos_per_prompt, dim=0)
 

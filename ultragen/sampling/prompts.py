@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 import torch
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
+
+from .sampler import GenerationError
 
 Texts = dict[str, list[str] | Tensor]
 
@@ -104,6 +107,33 @@ def embed_prompts(
     ids, mask = tokens.input_ids.to(device), tokens.attention_mask.to(device)
     embeddings = text_encoder(ids, mask).last_hidden_state
     return embeddings * mask[..., None]
+
+
+def check_embeddings(embeddings: Tensor) -> None:
+    """Checks that a text encoder gave numbers.
+
+    Raises:
+        GenerationError: if some are not finite.
+    """
+    if not torch.isfinite(embeddings).all():
+        raise GenerationError(
+            "The text encoder's output is not finite. Load the model again, in float32 instead of "
+            "half precision; if that does not help, its weights are damaged: download them again."
+        )
+
+
+def warn_of_cuts(tokenizer: PreTrainedTokenizerBase, prompts: list[str], length: int) -> None:
+    """Warns of each prompt that has more tokens than the model reads."""
+    for prompt in prompts:
+        # Twice as many tell enough of a text that may be very long.
+        tokens = tokenizer(prompt_clean(prompt), max_length=2 * length, truncation=True).input_ids
+        if len(tokens) > length:
+            number = f"{len(tokens)}" if len(tokens) < 2 * length else f"{2 * length} or more"
+            warnings.warn(
+                f"The prompt {prompt[:40]!r} has {number} tokens, and the model reads the first "
+                f"{length}: make it shorter, or what stands at its end is not seen.",
+                stacklevel=2,
+            )
 
 
 def count_tokens(tokenizer: PreTrainedTokenizerBase, prompts: list[str], length: int) -> list[int]:

@@ -225,7 +225,7 @@ def finite(latents: Tensor) -> Tensor:
     """
     if not torch.isfinite(latents).all():
         raise GenerationError(
-            "The model's output is not finite. Use another seed, a lower guidance scale, "
+            "The transformer's output is not finite. Use another seed, a lower guidance scale, "
             "or float32 instead of half precision."
         )
     return latents

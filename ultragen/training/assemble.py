@@ -18,6 +18,7 @@ from ..model.text_encoder import ClauseTextEncoder
 from ..model.transformer import UltraGenTransformer3DModel
 from ..model.upscaler import UpscalerNetwork
 from ..pipeline import UltraGenPipeline
+from ..weights.fingerprint import write_digests
 from .build import ModelSize, build_scheduler
 from .stage_options import StageOptions
 from .stages.distillation import DISTILLED
@@ -93,6 +94,7 @@ def assemble(
         shutil.copy(model / "classifier" / "accuracy.json", out / "classifier")
     for path in out.glob("*/config.json"):
         forget_origin(path)
+    write_digests(out)
 
 
 def forget_origin(path: Path) -> None:

@@ -134,7 +134,8 @@ class Trainer:
         if "trackio" in self.config.trackers:
             if find_spec("trackio") is None:
                 raise OSError(
-                    "Tracking with trackio needs one more package: pip install 'ultragen[trackio]'"
+                    "Tracking with trackio needs one more package: pip install -e '.[trackio]' in "
+                    "the clone's folder."
                 )
             out = self.config.out.resolve()
             # A training that is resumed goes on in its own run.

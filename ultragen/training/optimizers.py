@@ -48,7 +48,10 @@ def adamw_8bit(parameters: list[nn.Parameter], **settings) -> torch.optim.Optimi
     """torchao's AdamW with moments of 8 bits (Dettmers et al., "8-bit Optimizers via Block-wise
     Quantization", 2022), of matrices alone whose rows are whole blocks."""
     if find_spec("torchao") is None:
-        raise OSError("AdamW with 8-bit states needs one more package: pip install 'ultragen[fp8]'")
+        raise OSError(
+            "AdamW with 8-bit states needs one more package: pip install -e '.[fp8]' in the "
+            "clone's folder."
+        )
     from torchao.optim import AdamW8bit
 
     class RowwiseAdamW8bit(AdamW8bit):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from threading import Event
@@ -20,6 +21,10 @@ GpuPart = Callable[[Request], Iterator[Progress | Finished[Clips] | Failed | Non
 Items = Iterator[Progress | Finished[Result] | Failed | None]
 
 CANCELLED = Failed("Cancelled.")
+NOT_WRITTEN = (
+    "The clips were made and could not be written: the server's disk is full or can't be written "
+    "to. Try again later, or tell who runs this page."
+)
 ABORTED = "aborted"  # in what ZeroGPU says of a run that it has stopped
 
 
@@ -86,7 +91,11 @@ class Runs:
             return
 
         def write_files(report: Callable[[Progress], None], cancelled: Event) -> Result:
-            return write(clips, request, self.output_dir, report, cancelled)
+            try:
+                return write(clips, request, self.output_dir, report, cancelled)
+            except OSError as error:  # its paths are for whoever runs the page
+                print(f"A result could not be written: {error}", file=sys.stderr)
+                raise OSError(NOT_WRITTEN) from error
 
         for item in _until(stop, stream(write_files)):
             if isinstance(item, Finished):

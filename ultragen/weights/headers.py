@@ -19,6 +19,7 @@ from ..model.autoencoder import CompactAutoencoder
 from ..model.strict_loading import differences
 from ..model.text_encoder import ClauseTextEncoder
 from ..model.transformer import UltraGenTransformer3DModel
+from .fingerprint import check_shipped
 from .folders import check_model_files, read_index
 from .json_files import WAY_OUT, corrupt, read_object
 from .keys import WORD_EMBEDDINGS
@@ -52,10 +53,12 @@ def check_pipeline(folder: Path, without: Collection[str] = ()) -> dict[str, Any
         The parts that were looked at, by name, without weights.
 
     Raises:
-        OSError: naming the first file that is missing, truncated or corrupt.
+        OSError: naming the first file that is missing, truncated or corrupt, or of the embedded
+            model one that is not as it was shipped.
         ValueError: listing the weights of a part that are missing, unexpected or misshapen.
     """
     check_model_files(folder, without)
+    check_shipped(folder)
     return {
         name: part
         for name, kind in read_index(folder).items()

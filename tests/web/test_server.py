@@ -1,0 +1,172 @@
+"""The page starts behind proxies and ends by signals, with nothing half; old results are swept."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing import get_context
+from pathlib import Path
+from threading import Thread
+from urllib.error import URLError
+from urllib.request import ProxyHandler, build_opener
+
+import pytest
+from paths import ROOT, SUPPORT
+
+from ultragen.files import UNFINISHED, whole_result
+from ultragen.runs.progress import Cancelled
+from ultragen.runs.worker import stream
+from ultragen.runs.write import remove_old
+from ultragen.web import proxies, server
+
+
+class FakeBlocks:
+    """Launched, it begins to write a clip that would take a minute."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def launch(self, prevent_thread_lock: bool) -> None:
+        def work(report, cancelled) -> None:
+            with whole_result(self.folder) as folder:
+                for index in range(600):
+                    (folder / "clip.mp4").write_text(str(index))
+                    if cancelled.wait(0.1):
+                        raise Cancelled
+
+        Thread(target=lambda: list(stream(work)), daemon=True).start()
+
+    def close(self) -> None:
+        time.sleep(60)  # a client that reads for ever
+
+
+def serve(folder: Path, ignored: list[int]) -> None:
+    for number in server.ENDING:
+        signal.signal(getattr(signal, number), signal.SIG_DFL)
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+    server.serve(FakeBlocks(folder), lambda: (folder / "swept").touch())
+
+
+def started(folder: Path, ignored: tuple[int, ...] = ()):
+    process = get_context("fork").Process(target=serve, args=(folder, list(ignored)))
+    process.start()
+    while not (list(folder.glob(f"{UNFINISHED}*/files/*")) and (folder / "swept").exists()):
+        assert process.is_alive()
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.parametrize("name", server.ENDING)
+def test_a_signal_ends_the_page_with_nothing_half(tmp_path: Path, name: str) -> None:
+    process = started(tmp_path)
+    began = time.monotonic()
+    os.kill(process.pid, getattr(signal, name))
+    process.join(10)
+    assert time.monotonic() - began < 5
+    assert process.exitcode == 128 + getattr(signal, name)
+    assert [path.name for path in tmp_path.iterdir()] == ["swept"]
+
+
+def test_what_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
+    process = started(tmp_path, (signal.SIGHUP,))
+    os.kill(process.pid, signal.SIGHUP)
+    time.sleep(0.3)
+    assert process.is_alive()
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(10)
+    assert process.exitcode == 128 + signal.SIGTERM
+
+
+def test_a_killed_page_leaves_what_the_next_one_sweeps(tmp_path: Path) -> None:
+    process = started(tmp_path)
+    remove_old(tmp_path, age=60)
+    assert list(tmp_path.glob(f"{UNFINISHED}*/files/clip.mp4"))  # it still runs
+    process.kill()
+    process.join()
+    remove_old(tmp_path, age=60)
+    assert [path.name for path in tmp_path.iterdir()] == ["swept"]
+
+
+def test_results_go_after_a_day_and_not_while_they_are_sent(tmp_path: Path) -> None:
+    now = time.time()
+    for name, changed, read in (("old", 90_000, 50_000), ("sent", 90_000, 5), ("new", 80_000, 999)):
+        clip = tmp_path / name / "native.mp4"
+        clip.parent.mkdir()
+        clip.write_text("clip")
+        os.utime(clip, (now - read, now - changed))
+        os.utime(clip.parent, (now - changed, now - changed))
+    (tmp_path / "empty").mkdir()  # what an earlier version left when it was killed
+    os.utime(tmp_path / "empty", (now - 90_000, now - 90_000))
+    remove_old(tmp_path, 86_400)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "sent"]
+    remove_old(tmp_path / "nowhere", 86_400)
+
+
+# Proxies
+
+
+@pytest.fixture
+def environment(monkeypatch) -> dict[str, str]:
+    """An environment of its own."""
+    found: dict[str, str] = {}
+    monkeypatch.setattr(proxies.os, "environ", found)
+    return found
+
+
+def test_localhost_is_never_proxied(environment: dict[str, str]) -> None:
+    environment |= {"no_proxy": "example.org,localhost", "HTTP_PROXY": "http://proxy:3128"}
+    proxies.reach_localhost()
+    assert environment["no_proxy"].split(",") == [
+        "example.org", "localhost", "127.0.0.1", "::1", "0.0.0.0",
+    ]  # fmt: skip
+    assert environment["NO_PROXY"].split(",") == list(proxies.LOCAL)
+    assert environment["HTTP_PROXY"] == "http://proxy:3128"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_proxies_that_can_not_be_used_are_named(environment, monkeypatch, capsys, there) -> None:
+    monkeypatch.setattr(proxies, "find_spec", lambda name: object() if there else None)
+    environment |= {"ALL_PROXY": "socks://proxy:1", "https_proxy": "socks5h://proxy:1"}
+    proxies.reach_localhost()
+    assert ("https_proxy" in environment) == there and "ALL_PROXY" not in environment
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == (1 if there else 2) and all("is left out" in line for line in said)
+
+
+@pytest.mark.slow
+def test_the_page_starts_behind_proxies_and_without_a_home(tmp_path: Path) -> None:
+    code = "import app, fakes; app.load_models = fakes.fake_models; app.main()"
+    nowhere = {name: "http://127.0.0.1:9" for name in ("http_proxy", "HTTP_PROXY", "https_proxy")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            **nowhere,
+            "ALL_PROXY": "socks://127.0.0.1:9",
+            "HOME": "/proc/nowhere",  # not even root can write there
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{SUPPORT}",
+            "GRADIO_TEMP_DIR": str(tmp_path),
+            "GRADIO_SERVER_PORT": "18457",
+        },
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        opener, deadline = build_opener(ProxyHandler({})), time.monotonic() + 90
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                assert opener.open("http://127.0.0.1:18457/", timeout=5).status == 200
+                break
+            except URLError:
+                time.sleep(0.5)
+        process.terminate()
+        _, said = process.communicate(timeout=5)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert "Traceback" not in said

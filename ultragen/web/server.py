@@ -1,0 +1,61 @@
+"""The page's server: ended by signals, and old results swept meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from threading import Thread
+from types import FrameType
+from typing import Any, NoReturn
+
+import gradio as gr
+
+from ..runs.worker import stop_all
+
+ENDING = ("SIGINT", "SIGTERM", "SIGHUP")  # the last one is missing on Windows
+# Seconds, of the five in which the page ends, that runs and then connections have.
+FOR_RUNS, FOR_CONNECTIONS = 3.0, 1.0
+SWEEP_EVERY = 3600.0  # seconds
+
+
+def serve(blocks: gr.Blocks, sweep: Callable[[], None], **options: Any) -> NoReturn:
+    """Serves a page until SIGINT, SIGTERM or SIGHUP, of those that are not ignored; then ends the
+    process within five seconds, with 128 and the signal's number.
+
+    Running clips are cancelled, and leave no files.
+
+    Args:
+        blocks: The page.
+        sweep: Called now and every hour.
+        options: Of `launch`.
+
+    Raises:
+        OSError: The port can't be had.
+    """
+    received: list[int] = []
+
+    def end(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    for name in ENDING:
+        number = getattr(signal, name, None)
+        # What `nohup` or a shell's background ignores stays ignored.
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)
+    blocks.launch(prevent_thread_lock=True, **options)
+    swept = -SWEEP_EVERY
+    while not received:
+        if time.monotonic() - swept >= SWEEP_EVERY:
+            Thread(target=sweep, daemon=True).start()
+            swept = time.monotonic()
+        time.sleep(0.1)
+    stop_all(FOR_RUNS)
+    closing = Thread(target=blocks.close, daemon=True)
+    closing.start()
+    closing.join(FOR_CONNECTIONS)
+    sys.stdout.flush()
+    # Threads that still compute, or wait for a client, would keep the process.
+    os._exit(128 + received[0])
