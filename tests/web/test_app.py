@@ -360,7 +360,8 @@ def test_a_closed_run_stops_its_worker(tmp_path):
     run = page.run(visitor("me"), *settings(num_frames=1, num_inference_steps=40), [])
     next(run)
     run.close()
-    done = models.native.steps_done
+    with page.runs.device:  # given back once the worker has ended
+        done = models.native.steps_done
     time.sleep(0.2)
     assert models.native.steps_done == done < 10
 
