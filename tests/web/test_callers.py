@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
-from fakes import fake_models, served
+from fakes import fake_models, served, until
 from gradio_client import Client
 
 from ultragen.presets import EMBEDDED
@@ -21,14 +21,6 @@ from ultragen.web.runs import CANCELLED, Runs
 LONG = {"prompt": "a calm lake", "num_frames": 1, "num_inference_steps": 60}
 SHORT = {**LONG, "num_inference_steps": 1}
 STEP = 0.05
-
-
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Waits for something that happens in the server."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")

@@ -65,6 +65,9 @@ class Gate:
         self.grace = grace
         self.listeners: Counter[str] = Counter()  # by session or call
         self.tool_calls: dict[str, ToolCall] = {}
+        self._door = (
+            asyncio.Lock()
+        )  # calls come in one by one, or all would see the same free place
         self._watches: set[asyncio.Task] = set()  # the loop itself keeps no hold of them
 
     async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
@@ -90,16 +93,19 @@ class Gate:
             body = await _body(receive)
             asked = parsed(body)
             if _names_endpoint(path, asked, blocks):
-                arguments = by_name(asked) if path.startswith("call/v2/") else by_order(asked)
-                blocks.check(arguments)
-                session = "" if path.startswith("call/v2/") else asked.get("session_hash") or ""
-                self._check_places(blocks._queue, self._caller(scope, str(session)))
+                named = path.startswith("call/v2/")
+                blocks.check(by_name(asked) if named else by_order(asked))
+                session = "" if named else str(asked.get("session_hash") or "")
+                async with self._door:
+                    self._check_places(blocks._queue, self._caller(scope, session))
+                    answer = await self._pass_on(scope, _replayed(body, receive), send)
+            else:
+                answer = await self._pass_on(scope, _replayed(body, receive), send)
         except Refused as refusal:
             # `gradio_client` shows the text of no other answers than these.
             full = path == "queue/join" and refusal.status == 429
             await _answer(send, 503 if full else refusal.status, refusal.message)
             return
-        answer = await self._pass_on(scope, _replayed(body, receive), send)
         event = blocks._queue.event_ids_to_events.get(_event_id(answer))
         if event is None:
             return
