@@ -16,7 +16,8 @@ from starlette.middleware import Middleware
 
 import app
 from ultragen.runs.request import Request
-from ultragen.web.gate import LARGEST, OWN_PLACES, PLACES, Gate
+from ultragen.web.asgi import LARGEST
+from ultragen.web.gate import OWN_PLACES, PLACES, Gate
 from ultragen.web.settings import SETTINGS
 
 LONG = {"prompt": "a calm lake", "num_frames": 1, "num_inference_steps": 100}
@@ -222,6 +223,22 @@ def test_one_caller_gets_no_more_than_its_places(serve, monkeypatch):
         assert own["isError"] and "all 20 places" in own["content"][0]["text"]
         for job in jobs:
             job.cancel()
+
+
+@pytest.mark.parametrize(
+    ("space", "address", "forwarded", "session", "caller"),
+    [
+        ("", "10.0.0.7", "", "tab", "10.0.0.7"),
+        ("", "10.0.0.7", "1.2.3.4", "", "10.0.0.7"),  # anyone may claim that
+        ("", "127.0.0.1", "", "tab", "127.0.0.1 tab"),
+        ("", "127.0.0.1", "", "", "127.0.0.1 "),
+        ("me/ultragen", "10.0.0.7", "1.2.3.4, 10.0.0.1", "tab", "1.2.3.4"),
+    ],
+)
+def test_a_caller_is_an_address(space, address, forwarded, session, caller, monkeypatch):
+    monkeypatch.setenv("SPACE_ID", space)
+    headers = [(b"x-forwarded-for", forwarded.encode())]
+    assert Gate(None)._caller({"client": (address, 1), "headers": headers}, session) == caller
 
 
 def test_a_script_learns_that_the_page_has_stopped(serve, monkeypatch):

@@ -16,18 +16,17 @@ from typing import Any
 from urllib.parse import parse_qs
 from uuid import uuid4
 
-import gradio as gr
 from gradio.queueing import Event, Queue
 from gradio.server_messages import ProcessCompletedMessage
 
 from ..presets import shown
+from .asgi import read_body, refuse, replayed, send_json
 from .calls import ENDPOINT, Refused, by_name, by_order, parsed
 
 PREFIX = "/gradio_api/"
 PLACES = 20  # of calls that wait
 OWN_PLACES = 10  # of one caller
 GRACE = 30.0  # seconds for which a call waits or runs with nobody waiting for it
-LARGEST = 2**20  # bytes of a call
 TOKEN = b"x-ultragen-tool-call"  # ties the call that Gradio's MCP server makes to the tool's caller
 MCP = ("mcp", "mcp/http")
 
@@ -90,7 +89,7 @@ class Gate:
         token = dict(scope["headers"]).get(TOKEN, b"").decode("latin-1")
         tool_call = self.tool_calls.get(token)
         try:
-            body = await _body(receive)
+            body = await read_body(receive)
             asked = parsed(body)
             if _names_endpoint(path, asked, blocks):
                 named = path.startswith("call/v2/")
@@ -98,13 +97,13 @@ class Gate:
                 session = "" if named else str(asked.get("session_hash") or "")
                 async with self._door:
                     self._check_places(blocks._queue, self._caller(scope, session))
-                    answer = await self._pass_on(scope, _replayed(body, receive), send)
+                    answer = await self._pass_on(scope, replayed(body, receive), send)
             else:
-                answer = await self._pass_on(scope, _replayed(body, receive), send)
+                answer = await self._pass_on(scope, replayed(body, receive), send)
         except Refused as refusal:
             # `gradio_client` shows the text of no other answers than these.
             full = path == "queue/join" and refusal.status == 429
-            await _answer(send, 503 if full else refusal.status, refusal.message)
+            await refuse(send, 503 if full else refusal.status, refusal.message)
             return
         event = blocks._queue.event_ids_to_events.get(_event_id(answer))
         if event is None:
@@ -171,7 +170,7 @@ class Gate:
             waited_for = queue.pending_event_ids_session.values()
             if key not in queue.event_ids_to_events and not any(key in ids for ids in waited_for):
                 text = "There is no such call, or its answer was read before: call again."
-                await _answer(send, 404, text)
+                await refuse(send, 404, text)
                 return
         self.listeners[key] += 1
         try:
@@ -205,10 +204,10 @@ class Gate:
         token = uuid4().hex
         call = ToolCall(self._caller(scope, ""))
         try:
-            body = await _body(receive)
+            body = await read_body(receive)
             message = parsed(body)
         except Refused as refusal:
-            await _answer(send, refusal.status, refusal.message)
+            await refuse(send, refusal.status, refusal.message)
             return
         if isinstance(message, dict) and message.get("method") == "tools/call":
             try:
@@ -218,7 +217,7 @@ class Gate:
                 content = [{"type": "text", "text": refusal.message}]
                 result = {"content": content, "isError": True}
                 reply = {"jsonrpc": "2.0", "id": message.get("id"), "result": result}
-                await _send_json(send, 200, reply)
+                await send_json(send, 200, reply)
                 return
             body = json.dumps(message).encode()
 
@@ -230,7 +229,7 @@ class Gate:
                     await _drop(blocks._queue, call.event, "The caller is gone.")
             return heard
 
-        replay = _replayed(body, receive)
+        replay = replayed(body, receive)
         kept = [pair for pair in scope["headers"] if pair[0] not in (TOKEN, b"content-length")]
         headers = [*kept, (b"content-length", str(len(body)).encode()), (TOKEN, token.encode())]
         self.tool_calls[token] = call
@@ -289,51 +288,9 @@ async def _drop(queue: Queue, event: Event, why: str) -> None:
         await queue.clean_events(event_id=event._id)
 
 
-async def _body(receive: Any) -> bytes:
-    """The body of a request.
-
-    Raises:
-        Refused: if it is too large.
-    """
-    body, more = b"", True
-    while more:
-        message = await receive()
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(body) > LARGEST:
-            raise Refused(413, f"A call may have {LARGEST:,} bytes: prompts are far shorter.")
-    return body
-
-
-def _replayed(body: bytes, receive: Any) -> Any:
-    """`receive` for who comes behind: the body that was read, then what else comes."""
-    parts = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replay() -> dict:
-        return parts.pop() if parts else await receive()
-
-    return replay
-
-
 def _event_id(answer: bytes) -> str:
     try:
         found = json.loads(answer)
     except ValueError:
         return ""
     return str(found.get("event_id", "")) if isinstance(found, dict) else ""
-
-
-async def _answer(send: Any, status: int, message: str) -> None:
-    """An error, for people and for `gradio_client`, which knows Gradio's own form of it."""
-    detail = {**gr.validate(False, message), "parameter_name": f"/{ENDPOINT}"}
-    await _send_json(send, status, {"error": message, "detail": [detail]})
-
-
-async def _send_json(send: Any, status: int, content: Mapping[str, Any]) -> None:
-    body = json.dumps(content).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
