@@ -24,6 +24,7 @@ from typing import Any
 
 import gradio as gr
 from gradio.utils import get_upload_folder
+from starlette.middleware import Middleware
 
 from ultragen.estimates.cost import ZEROGPU_TIERS
 from ultragen.runs.clip import job
@@ -35,7 +36,9 @@ from ultragen.runs.write import Result, remove_old
 from ultragen.runs.zerogpu import seconds_asked
 from ultragen.web import views
 from ultragen.web.api import build_api
+from ultragen.web.calls import checker
 from ultragen.web.components import Layout, theme
+from ultragen.web.gate import PLACES, Gate
 from ultragen.web.results import load_examples, show, show_example
 from ultragen.web.runs import CANCELLED, Runs
 from ultragen.web.server import serve
@@ -89,7 +92,8 @@ class Page:
             self.ui = Layout(self.models.preset, described, self.examples, visitors)
             self.wire(blocks)
             build_api(self.runs, self.gpu_part, **ONE_AT_A_TIME)
-        return blocks.queue(max_size=20, default_concurrency_limit=1)
+        blocks.check = checker(self.models)  # for the gate
+        return blocks.queue(max_size=PLACES, default_concurrency_limit=1, api_open=False)
 
     # Wiring
 
@@ -267,6 +271,7 @@ def launch_options() -> dict[str, Any]:
         "allowed_paths": [str(EXAMPLES)],  # wherever it is started from
         "mcp_server": find_spec("mcp") is not None,
         "ssr_mode": False,
+        "app_kwargs": {"middleware": [Middleware(Gate)]},
     }
 
 

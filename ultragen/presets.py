@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
@@ -69,6 +70,15 @@ LORA_STRENGTHS = (-10, 10)
 """Lowest and highest strength of a LoRA; 0 leaves it out, below that it is taken away."""
 
 
+def shown(value: object) -> str:
+    """A value for a message, cut to a readable length."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no longer ones
+        return f"a number of more than {sys.get_int_max_str_digits():,} digits"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def check_num_frames(
     num_frames: int, step: int = FRAMES_PER_LATENT, most: int | None = None
 ) -> None:
@@ -89,7 +99,8 @@ def check_num_frames(
     nearest = [str(n) for n in (below, below + step) if most is None or n <= most]
     limit = "" if most is None else f" (at most {most})"
     raise ValueError(
-        f"num_frames must be {step}n + 1, not {num_frames}: choose {' or '.join(nearest)}{limit}."
+        f"num_frames must be {step}n + 1, not {shown(num_frames)}: choose "
+        f"{' or '.join(nearest)}{limit}."
     )
 
 
@@ -104,7 +115,7 @@ def check_guidance_scale(scale: object) -> float:
     if number and lowest <= scale <= highest:  # type: ignore[operator]
         return float(scale)  # type: ignore[arg-type]
     raise ValueError(
-        f"guidance_scale must be a number from {lowest} to {highest}, not {scale!r:.60}: "
+        f"guidance_scale must be a number from {lowest} to {highest}, not {shown(scale)}: "
         "1 switches it off."
     )
 
@@ -124,7 +135,7 @@ def check_lora_strength(name: str, strength: object) -> float:
     if number and lowest <= strength <= highest:  # type: ignore[operator]
         return float(strength)  # type: ignore[arg-type]
     raise ValueError(
-        f"{name} must be a number from {lowest} to {highest}, not {strength!r:.60}: 1 is what the "
+        f"{name} must be a number from {lowest} to {highest}, not {shown(strength)}: 1 is what the "
         "LoRA was trained for, 0 leaves it out."
     )
 

@@ -323,10 +323,10 @@ def test_after_a_failure_the_next_variant_runs(monkeypatch):
         "",
         lambda r: saved.append(sum(len(c.measurements) for c in r.cases)),
     )
-    assert [m.variant for m in found.cases[0].measurements] == ["paper", "released"]
+    assert [m.variant for m in found.cases[0].measurements] == ["paper", "t3", "released"]
     assert found.left_out == ["tiny, auto: too little memory", "tiny, dense: skipped"]
     assert found.cases[0].measurements[0].parts == {}
-    assert saved[0] == 1 and saved[-1] == 2
+    assert saved[0] == 1 and saved[-1] == 3
 
 
 def test_a_slow_call_runs_once(monkeypatch):
@@ -399,7 +399,7 @@ def test_the_command_writes_and_compares(tmp_path, capsys):
         "--against", first, "--tolerance", 3,
     )  # fmt: skip
     assert code == 1
-    assert "3 of 5 ratios got worse by more than 300%" in capsys.readouterr().err
+    assert "4 of 7 ratios got worse by more than 300%" in capsys.readouterr().err
     assert Report.load(second).cases[0].name == "tiny"
     assert "Against the earlier benchmark" in text.read_text() and "worse" in text.read_text()
     assert ultragen("benchmark", *QUICK, "--json", second) == 1

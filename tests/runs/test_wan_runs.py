@@ -13,7 +13,7 @@ import torch
 from commands import ultragen
 from fakes import served
 from gradio_client import Client
-from gradio_client.exceptions import AppError
+from gradio_client.exceptions import ValidationError
 from wan_files import WanFiles, make_wan
 
 import app
@@ -423,7 +423,7 @@ def test_the_page_refuses_what_the_gpu_can_not_hold(small, tmp_path, monkeypatch
     )
     with served(short, tmp_path) as address:
         client = Client(address, verbose=False)
-        with pytest.raises(AppError, match=r"4k with 81 frames needs about .* choose"):
+        with pytest.raises(ValidationError, match=r"4k with 81 frames needs about .* choose"):
             client.predict(prompt="a lake", resolution="4k", api_name="/generate")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 import zlib
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -157,6 +158,14 @@ def fake_models(
         fast,
         upscalers,
     )
+
+
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Waits for something that happens in a server."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
 
 
 @contextmanager

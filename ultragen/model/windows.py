@@ -19,6 +19,7 @@ from math import prod, sqrt
 
 from ..ops.strided_windows import Counts
 from ..ops.window_order import Rectangle
+from ..presets import shown
 
 
 def axis_sizes(length: int, parts: int) -> tuple[int, ...]:
@@ -125,21 +126,22 @@ def check_windows(windows: int, height: int, width: int) -> int:
     """
     largest = 2 * ((min(height, width) - 1) // 2)
     if isinstance(windows, bool) or not isinstance(windows, int):
-        raise ValueError(f"windows must be 'auto' or an even whole number, not {windows!r}.")
-    if windows < 2 or windows % 2:
-        raise ValueError(
-            f"windows must be even and at least 2, because the hierarchical branch uses half of "
-            f"it; got {windows}. Choose {max(2, windows - 1)} or {max(2, windows + 1)}, or 'auto'."
-        )
-    if windows > largest:
+        raise ValueError(f"windows must be 'auto' or an even whole number, not {shown(windows)}.")
+    if windows > largest or not largest:
         way_out = (
             f"choose an even number up to {largest}, a larger frame, or 'auto'"
             if largest
             else "choose a larger frame, of at least 3 × 3 tokens"
         )
         raise ValueError(
-            f"A grid of {height} × {width} tokens can't be cut into {windows + 1} × {windows + 1} "
-            f"windows: {way_out}."
+            f"windows {shown(windows)} are too many: a grid of {height} × {width} tokens can't be "
+            f"cut into {shown(windows + 1)} × {shown(windows + 1)}; {way_out}."
+        )
+    if windows < 2 or windows % 2:
+        nearest = sorted({min(max(2, each), largest) for each in (windows - 1, windows + 1)})
+        raise ValueError(
+            f"windows must be even and at least 2, because the hierarchical branch uses half of "
+            f"it; got {shown(windows)}. Choose {' or '.join(map(str, nearest))}, or 'auto'."
         )
     return windows
 

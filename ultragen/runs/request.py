@@ -18,14 +18,17 @@ from ..presets import (
     check_guidance_scale,
     check_lora_strength,
     check_num_frames,
+    shown,
 )
 
 MAX_PROMPT = 2000  # characters; the larger model reads 512 tokens, of about four each
 MAX_STEPS = 100  # that a stranger may ask of the machine
 MAX_SEED = 2**32 - 1  # exact in every JSON reader, unlike 64-bit numbers
+MAX_DIGITS = 100  # of a number that is typed as text; Python itself reads some thousands
 UPSCALERS = ("network", "lanczos")
 SWITCH = ("off", "on")
 NOISES = get_args(Noise)
+NO_TEXT = {"Cc": "control character", "Cs": "lone surrogate"}  # by Unicode's categories
 
 
 @dataclass(frozen=True)
@@ -162,10 +165,10 @@ def check_text(name: str, text: object) -> str:
             f"Shorten it by {len(text) - MAX_PROMPT:,}."
         )
     for position, character in enumerate(text, 1):
-        if unicodedata.category(character) in ("Cc", "Cs") and not character.isspace():
+        kind = NO_TEXT.get(unicodedata.category(character))
+        if kind and not character.isspace():
             raise ValueError(
-                f"{name} has the control character U+{ord(character):04X} at position {position}: "
-                "remove it."
+                f"{name} has the {kind} U+{ord(character):04X} at position {position}: remove it."
             )
     return " ".join(text.split())
 
@@ -193,7 +196,7 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
     """
     if isinstance(value, str) and value.strip().lower() in choices:
         return value.strip().lower()
-    raise ValueError(f"{name} {_shown(value)} is unknown: choose from {', '.join(choices)}.")
+    raise ValueError(f"{name} {shown(value)} is unknown: choose from {', '.join(choices)}.")
 
 
 def check_upscaler(value: object) -> str:
@@ -202,12 +205,19 @@ def check_upscaler(value: object) -> str:
     Raises:
         ValueError: for anything else.
     """
-    if isinstance(value, str) and (value in UPSCALERS or Path(value).is_file()):
+    if isinstance(value, str) and (value in UPSCALERS or _is_file(value)):
         return value
     raise ValueError(
-        f"upscaler {_shown(value)} is unknown: choose from {', '.join(UPSCALERS)}, "
+        f"upscaler {shown(value)} is unknown: choose from {', '.join(UPSCALERS)}, "
         "or the path of an existing weights file."
     )
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except OSError:  # a name that is too long for any file
+        return False
 
 
 def check_loras(value: object, preset: ModelPreset) -> dict[str, float]:
@@ -219,10 +229,10 @@ def check_loras(value: object, preset: ModelPreset) -> dict[str, float]:
     own = {lora.name: lora.strength for lora in preset.loras}
     asked = own if value is None else value
     if not isinstance(asked, Mapping):
-        raise ValueError(f"loras must hold a strength by name, not {_shown(value)}.")
+        raise ValueError(f"loras must hold a strength by name, not {shown(value)}.")
     if unknown := next((name for name in asked if name not in own), None):
         there = f"choose from {', '.join(own)}" if own else "it has none for this model"
-        raise ValueError(f"This machine has no LoRA {_shown(unknown)}: {there}.")
+        raise ValueError(f"This machine has no LoRA {shown(unknown)}: {there}.")
     strengths = {
         name: check_lora_strength(f"The strength of {name}", asked[name])
         for name in own
@@ -240,12 +250,12 @@ def check_integer(name: str, value: object, lowest: int, highest: int) -> int:
     whole = isinstance(value, float) and value.is_integer()
     if isinstance(value, bool) or not (isinstance(value, int) or whole):
         raise ValueError(
-            f"{name} must be a whole number from {lowest} to {highest}, not {_shown(value)}."
+            f"{name} must be a whole number from {lowest} to {highest}, not {shown(value)}."
         )
     number = int(value)  # type: ignore[call-overload]
     if not lowest <= number <= highest:
         raise ValueError(
-            f"{name} must be from {lowest} to {highest}, not {_shown(value)}: "
+            f"{name} must be from {lowest} to {highest}, not {shown(value)}: "
             f"{lowest if number < lowest else highest} is the nearest."
         )
     return number
@@ -272,24 +282,20 @@ def check_window_choice(value: object, request: Request, preset: ModelPreset) ->
         return "auto"
     if preset.windows == ("auto",):
         raise ValueError(
-            f"windows must be 'auto', not {_shown(value)}: {preset.method}'s layers have windows "
+            f"windows must be 'auto', not {shown(value)}: {preset.method}'s layers have windows "
             "of their own."
         )
-    number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+    number = value
+    if isinstance(value, str) and value.strip().isdecimal() and len(value) <= MAX_DIGITS:
+        number = int(value)
     if isinstance(number, float) and number.is_integer():
         number = int(number)
     if isinstance(number, bool) or not isinstance(number, int):
         raise ValueError(
-            f"windows {_shown(value)} is unknown: choose 'auto' or an even number such as 2 or 4."
+            f"windows {shown(value)} is unknown: choose 'auto' or an even number such as 2 or 4."
         )
     return check_windows(number, *request.token_grid(preset))
 
 
-def _shown(value: object) -> str:
-    """A value for a message, cut to a readable length."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 def _kind(value: object) -> str:
-    return "nothing" if value is None else _shown(value)
+    return "nothing" if value is None else shown(value)

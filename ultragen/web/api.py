@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from threading import Event
+from collections.abc import Iterator
 from typing import Any, Literal, get_type_hints
 
 import gradio as gr
@@ -39,7 +39,7 @@ def build_api(runs: Runs, gpu_part: GpuPart, **limits: Any) -> None:
         loras: dict[str, float] | None = None,
         noise: Literal["independent", "spectral"] = "spectral",
         progress: gr.Progress = gr.Progress(),
-    ) -> tuple[str, str, str, dict]:
+    ) -> Iterator[tuple[str | None, str | None, str | None, dict]]:
         """Generates a landscape clip natively at the full size, and the base model's clip of the
         same prompt and seed, upscaled, to compare with.
 
@@ -62,19 +62,24 @@ def build_api(runs: Runs, gpu_part: GpuPart, **limits: Any) -> None:
 
         Returns:
             The native clip, the upscaled clip, both side by side, and the metadata that
-            reproduces the run.
+            reproduces the run. While it is under way there are no clips, and how far it is
+            stands in the place of the metadata.
         """
         given = locals()
         asked = validated(runs.models, {name: given[name] for name in SETTINGS})
-        for item in runs.items(asked, gpu_part, Event()):
-            if isinstance(item, Progress):
-                progress(item.fraction, desc=item.message)
-            elif isinstance(item, Failed):
+        last = Progress("text", 0, 1, 0.0, "Starting")
+        for item in runs.items(asked, gpu_part):
+            if isinstance(item, Failed):
                 raise problem(item.message)
             elif isinstance(item, Finished):
                 result = item.value
                 files = (str(result.native), str(result.upscaled), str(result.side_by_side))
-                return *files, result.metadata
+                yield *files, result.metadata
+                return
+            else:  # Gradio closes a generator whose caller is gone, and only between two items
+                last = item or last
+                progress(last.fraction, desc=last.message)
+                yield None, None, None, {"fraction": last.fraction, "message": last.message}
         raise problem("The run ended without a result: try again.")
 
     outputs = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock, Thread
 from time import monotonic
 
 from ..estimates.cost import gpu_seconds
@@ -26,19 +26,25 @@ NOT_WRITTEN = (
     "to. Try again later, or tell who runs this page."
 )
 ABORTED = "aborted"  # in what ZeroGPU says of a run that it has stopped
+TURN = 0.2  # seconds between two looks at whether the device is free
 
 
 class Runs:
-    """Starts runs and stops them again.
+    """Starts runs and stops them again, one at a time.
 
     Args:
         models: What runs are made with.
         output_dir: Where each run gets a folder of its own.
+
+    Attributes:
+        device: Held while a run computes. Gradio gives the next run its turn as soon as a caller
+            cancels, while the last step of the cancelled one still computes.
     """
 
     def __init__(self, models: Models, output_dir: Path) -> None:
         self.models = models
         self.output_dir = output_dir
+        self.device = Lock()
         self._stops: dict[str, Event] = {}
 
     def frames(self, request: Request) -> Iterator[Progress | Finished[Clips] | Failed | None]:
@@ -70,14 +76,40 @@ class Runs:
         self.cancel(session)
         self._stops.pop(session or "", None)
 
-    def items(self, request: Request, gpu_part: GpuPart, stop: Event) -> Items:
+    def items(self, request: Request, gpu_part: GpuPart, stop: Event | None = None) -> Items:
         """Runs a validated request: progress, then one `Finished` or `Failed`.
+
+        Closing the generator stops the run within a step and returns at once.
 
         Args:
             request: What to make.
-            gpu_part: `frames`, or what wraps it.
+            gpu_part: `frames`, or what wraps it; a run that is stopped before its turn never
+                gets there.
             stop: Stops the run once it is set.
         """
+        stop = stop or Event()
+        while not self.device.acquire(timeout=TURN):
+            if stop.is_set():
+                yield CANCELLED
+                return
+            yield None
+        work = self._work(request, gpu_part, stop)
+        try:
+            for item in work:  # noqa: UP028  # `yield from` would close it here, too
+                yield item
+        finally:
+            # Gradio closes generators on its event loop, which must not wait for a step.
+            Thread(target=self._end, args=(work,), daemon=True).start()
+
+    def _end(self, work: Iterator) -> None:
+        """Stops what is left of a run, then gives the device back."""
+        try:
+            work.close()  # type: ignore[attr-defined]
+        finally:
+            self.device.release()
+
+    def _work(self, request: Request, gpu_part: GpuPart, stop: Event) -> Items:
+        """A run that has the device."""
         clips = None
         # ZeroGPU keeps its worker, whose copy of the estimator never learns.
         estimated = self.models.estimator.estimate(job(request, self.models))
@@ -123,8 +155,12 @@ class Runs:
 
 
 def _until(stop: Event, items: Iterator) -> Iterator:
-    """Passes items on until the event is set; then closes their source, which ends the work."""
+    """Passes items on until the event is set; then closes their source, which ends the work, or
+    never begins it."""
     try:
+        if stop.is_set():
+            yield CANCELLED
+            return
         for item in items:
             if stop.is_set():
                 items.close()  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from ..estimates.cost import Job
-from ..presets import RESOLUTIONS
+from ..presets import RESOLUTIONS, shown
 from ..runs.choice import REASON
 from ..runs.clip import job
 from ..runs.loading import Models
@@ -68,7 +68,7 @@ def validated(models: Models, settings: dict[str, Any]) -> Request:
     """
     upscaler = settings["upscaler"]
     if upscaler not in UPSCALERS:  # files are for people at the machine, not for visitors
-        raise problem(f"upscaler {upscaler!r:.60} is unknown: choose {' or '.join(UPSCALERS)}.")
+        raise problem(f"upscaler {shown(upscaler)} is unknown: choose {' or '.join(UPSCALERS)}.")
     try:
         request = as_request(settings).validate(models.preset)
         models.check_memory(request)
@@ -97,8 +97,8 @@ def _number(name: str, strength: object) -> object:
         return float(strength)
     except ValueError:
         raise ValueError(
-            f"The strength of the LoRA {name} must be a number, not {strength!r:.60}: 1 is what it "
-            "was trained for, 0 leaves it out."
+            f"The strength of the LoRA {name} must be a number, not {shown(strength)}: 1 is what "
+            "it was trained for, 0 leaves it out."
         ) from None
 
 

@@ -1,0 +1,249 @@
+"""What is answered before the queue: forms, arguments, places, and calls that nobody waits for."""
+
+from __future__ import annotations
+
+import json
+import time
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from fakes import fake_models, served, until
+from gradio_client import Client
+from gradio_client.exceptions import ValidationError
+from gradio_client.utils import QueueError
+from starlette.middleware import Middleware
+
+import app
+from ultragen.runs.request import Request
+from ultragen.web.asgi import LARGEST
+from ultragen.web.gate import OWN_PLACES, PLACES, Gate
+from ultragen.web.settings import SETTINGS
+
+LONG = {"prompt": "a calm lake", "num_frames": 1, "num_inference_steps": 100}
+SHORT = {**LONG, "num_inference_steps": 1}
+IN_ORDER = list(Request(**LONG).to_dict().values())
+GRACE = 1.0
+
+
+@pytest.fixture(scope="module")
+def serve(tmp_path_factory):
+    """Serves a page that soon drops calls which nobody waits for; `delay` seconds a step."""
+    options = app.launch_options()
+
+    def start(delay: float, monkeypatch: pytest.MonkeyPatch, grace: float = GRACE):
+        # A new dictionary each time: Gradio writes into it.
+        inside = {"app_kwargs": {"middleware": [Middleware(Gate, grace=grace)]}}
+        monkeypatch.setattr(app, "launch_options", lambda: options | inside)
+        return served(fake_models(delay=delay), tmp_path_factory.mktemp("runs"))
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def server(serve):
+    with pytest.MonkeyPatch.context() as monkeypatch, serve(0.05, monkeypatch) as url:
+        yield SimpleNamespace(url=url, api=f"{url}/gradio_api")
+
+
+def post(server, path: str, **given) -> httpx.Response:
+    return httpx.post(f"{server.api}/{path}", **given)
+
+
+def tool(server, arguments: object, name: str = "generate", **more) -> dict:
+    params = {"name": name, "arguments": arguments}
+    message = {"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": params}
+    accept = {"accept": "application/json, text/event-stream"}
+    return {"json": message, "headers": accept, "url": f"{server.api}/mcp/", **more}
+
+
+# Arguments and forms
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        ("prompt=a+lake", 400, "must be JSON"),
+        ("[" * 100_000, 400, "must be JSON"),
+        ("\xff", 400, "must be JSON"),
+        ("[]", 422, "object of arguments: prompt, resolution"),
+        ("null", 422, "object of arguments"),
+        ("{}", 422, "'prompt' is missing, of these: prompt, resolution"),
+        ('{"prompt": "a", "sead": 1}', 422, "no argument 'sead': choose from prompt, "),
+        ('{"prompt": "a", "\\ud800": 1}', 422, "no argument '\\ud800'"),
+        ('{"prompt": "a", "seed": "many"}', 422, "seed must be a whole number"),
+        ('{"prompt": "a", "seed": [{}]}', 422, "seed must be a whole number"),
+        ('{"prompt": "a", "seed": Infinity}', 422, "seed must be a whole number"),
+        ('{"prompt": "a", "seed": ' + "9" * 5000 + "}", 422, "seed must be a whole number"),
+        ('{"prompt": "a", "seed": -1' + "0" * 400 + "}", 422, "seed must be from 0"),
+        ('{"prompt": "a", "guidance_scale": NaN}', 422, "guidance_scale must be a number from 0"),
+        ('{"prompt": "a", "guidance_scale": 1e999}', 422, "from 0 to 100, not inf"),
+        ('{"prompt": "a lake\\ud800"}', 422, "prompt has the lone surrogate U+D800 at position 7"),
+        ('{"prompt": "a", "windows": 101}', 422, "windows 101 are too many"),
+        ('{"prompt": "a", "windows": "' + "9" * 5000 + '"}', 422, "windows '999"),
+        ('{"prompt": "a", "upscaler": "' + "u" * 300 + '"}', 422, "network or lanczos"),
+        ('{"prompt": "a", "loras": {"' + "l" * 300 + '": 1}}', 422, "no LoRA 'lll"),
+        ('{"prompt": "' + "a" * LARGEST + '"}', 413, "bytes"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_wrong_call_is_answered_at_once_with_the_way_out(server, body, status, words):
+    content = body.encode("latin-1")
+    answer = post(server, "call/v2/generate", content=content)
+    assert (answer.status_code, words in answer.json()["error"]) == (status, True), answer.text
+    assert len(answer.text) < 2000
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("call/v2/nothing", 404),
+        ("call/nothing", 404),
+        ("call/run", 404),  # the page's own
+        ("call/v2/x/generate", 404),
+        ("run/generate", 404),
+        ("api/generate", 404),
+        ("run/predict", 404),
+        ("queue/join", 404),
+        ("call/generate", 422),
+    ],
+)
+def test_a_wrong_endpoint_or_form_names_the_right_one(server, path, status):
+    answer = post(server, path, json={"data": [], "session_hash": "me", "fn_index": 10**6})
+    assert answer.status_code == status
+    assert "/gradio_api/call/v2/generate" in answer.json()["error"]
+
+
+def test_a_list_of_values_is_read_in_order(server):
+    wrong = [*IN_ORDER[:4], -1, *IN_ORDER[5:]]
+    answer = post(server, "call/generate", json={"data": wrong})
+    assert SETTINGS[4] == "seed"
+    assert "seed must be from 0" in answer.json()["error"]
+
+
+def test_the_connection_serves_the_next_call_after_a_refusal(server):
+    with httpx.Client() as client:
+        for _ in range(3):
+            assert client.post(f"{server.api}/call/v2/generate", json={}).status_code == 422
+            assert client.post(f"{server.api}/call/v2/nothing", json={}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "words"),
+    [
+        ({"prompt": "a", "seed": "many"}, "generate", "seed must be a whole number"),
+        ({"prompt": "a", "sead": 1}, "generate", "no argument 'sead': choose from prompt"),
+        ({}, "generate", "'prompt' is missing"),
+        ([1], "generate", "object of arguments"),
+        ({}, "generale", "no tool 'generale': choose from generate"),
+        ({}, ["generate"], "choose from generate"),
+    ],
+)
+def test_a_wrong_tool_call_says_what_to_change(server, arguments, name, words):
+    pytest.importorskip("mcp")
+    result = httpx.post(**tool(server, arguments, name)).json()["result"]
+    assert result["isError"] and words in result["content"][0]["text"]
+
+
+def test_a_tool_takes_what_the_endpoint_takes(server):
+    pytest.importorskip("mcp")
+    given = {**SHORT, "windows": 4, "resolution": " 544P ", "num_inference_steps": 1.0, "seed": 3}
+    answer = httpx.post(**tool(server, given | {"guidance_scale": None}, timeout=60))
+    result = json.loads(answer.text.rpartition("data: ")[2])["result"]
+    assert not result["isError"], result
+    assert "side_by_side" in str(result["content"])
+
+
+# Calls that nobody waits for
+
+
+def event_id(answer: httpx.Response) -> str:
+    assert answer.status_code == 200, answer.text
+    return answer.json()["event_id"]
+
+
+def read(server, event: str) -> httpx.Response:
+    return httpx.get(f"{server.api}/call/generate/{event}", timeout=60)
+
+
+def is_served(server) -> bool:
+    answer = read(server, event_id(post(server, "call/v2/generate", json=SHORT)))
+    return "event: complete" in answer.text
+
+
+def test_a_call_that_nobody_waits_for_is_dropped_and_says_so(server):
+    running, waiting = (event_id(post(server, "call/v2/generate", json=LONG)) for _ in range(2))
+    began = time.monotonic()
+    assert is_served(server)
+    assert time.monotonic() - began < 100 * 0.05
+    for event in (running, waiting):
+        told = read(server, event).text
+        assert "event: error" in told and "Nobody waited for this call" in told
+
+
+def test_a_call_that_is_waited_for_outlives_the_grace(server):
+    given = LONG | {"num_inference_steps": int(2 * GRACE / 0.05)}
+    event = event_id(post(server, "call/v2/generate", json=given))
+    assert "event: complete" in read(server, event).text
+    again = read(server, event)  # it was read
+    assert again.status_code == 404 and "call again" in again.json()["error"]
+
+
+def test_a_tool_whose_caller_is_gone_stops(server):
+    pytest.importorskip("mcp")
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(**tool(server, LONG, timeout=httpx.Timeout(10, read=1)))
+    began = time.monotonic()
+    assert is_served(server)
+    assert time.monotonic() - began < 2.5
+
+
+# Places
+
+
+def test_one_caller_gets_no_more_than_its_places(serve, monkeypatch):
+    with serve(0.5, monkeypatch, grace=60) as url:
+        server = SimpleNamespace(api=f"{url}/gradio_api")
+        client = Client(url, verbose=False)
+        jobs = [client.submit(**LONG, api_name="/generate")]
+        until(lambda: jobs[0].status().code.name in ("PROGRESS", "ITERATING"))
+        jobs += [client.submit(**LONG, api_name="/generate") for _ in range(OWN_PLACES + 1)]
+        until(lambda: any(job.done() for job in jobs))
+        refused = [job for job in jobs if job.done()]
+        with pytest.raises(QueueError, match="Queue is full"):
+            refused[0].result()
+        for _ in range(PLACES - OWN_PLACES):
+            event_id(post(server, "call/v2/generate", json=LONG))
+        full = post(server, "call/v2/generate", json=LONG)
+        assert full.status_code == 429 and "all 20 places" in full.json()["error"]
+        assert post(server, "call/v2/generate", json={}).status_code == 422  # also when it is full
+        with pytest.raises(ValidationError, match="seed must be"):
+            Client(url, verbose=False).predict("a lake", seed=-1, api_name="/generate")
+        own = httpx.post(**tool(server, LONG)).json()["result"]
+        assert own["isError"] and "all 20 places" in own["content"][0]["text"]
+        for job in jobs:
+            job.cancel()
+
+
+@pytest.mark.parametrize(
+    ("space", "address", "forwarded", "session", "caller"),
+    [
+        ("", "10.0.0.7", "", "tab", "10.0.0.7"),
+        ("", "10.0.0.7", "1.2.3.4", "", "10.0.0.7"),  # anyone may claim that
+        ("", "127.0.0.1", "", "tab", "127.0.0.1 tab"),
+        ("", "127.0.0.1", "", "", "127.0.0.1 "),
+        ("me/ultragen", "10.0.0.7", "1.2.3.4, 10.0.0.1", "tab", "1.2.3.4"),
+    ],
+)
+def test_a_caller_is_an_address(space, address, forwarded, session, caller, monkeypatch):
+    monkeypatch.setenv("SPACE_ID", space)
+    headers = [(b"x-forwarded-for", forwarded.encode())]
+    assert Gate(None)._caller({"client": (address, 1), "headers": headers}, session) == caller
+
+
+def test_a_script_learns_that_the_page_has_stopped(serve, monkeypatch):
+    with serve(0.05, monkeypatch) as url:
+        job = Client(url, verbose=False).submit(**LONG, api_name="/generate")
+        time.sleep(1)
+    with pytest.raises(KeyError, match="unexpected_error"):  # gradio_client 2.7.2 knows no better
+        job.result(timeout=20)

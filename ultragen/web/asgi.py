@@ -1,0 +1,55 @@
+"""Requests that are read, and answered or passed on, as ASGI's messages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import gradio as gr
+
+from .calls import ENDPOINT, Refused
+
+LARGEST = 2**20  # bytes of a call
+
+
+async def read_body(receive: Any) -> bytes:
+    """The body of a request.
+
+    Raises:
+        Refused: if it is too large.
+    """
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > LARGEST:
+            raise Refused(413, f"A call may have {LARGEST:,} bytes: prompts are far shorter.")
+    return body
+
+
+def replayed(body: bytes, receive: Any) -> Any:
+    """`receive` for who comes behind: the body that was read, then what else comes."""
+    parts = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> dict:
+        return parts.pop() if parts else await receive()
+
+    return replay
+
+
+async def refuse(send: Any, status: int, message: str) -> None:
+    """An error, for people and for `gradio_client`, which knows Gradio's own form of it."""
+    detail = {**gr.validate(False, message), "parameter_name": f"/{ENDPOINT}"}
+    await send_json(send, status, {"error": message, "detail": [detail]})
+
+
+async def send_json(send: Any, status: int, content: Mapping[str, Any]) -> None:
+    body = json.dumps(content).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

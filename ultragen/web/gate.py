@@ -1,0 +1,296 @@
+"""What stands before Gradio's routes: calls are checked, counted and watched before they wait.
+
+Gradio 6.31 looks at arguments when a call's turn comes, gives places to whoever asks first, and
+runs what nobody waits for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qs
+from uuid import uuid4
+
+from gradio.queueing import Event, Queue
+from gradio.server_messages import ProcessCompletedMessage
+
+from ..presets import shown
+from .asgi import read_body, refuse, replayed, send_json
+from .calls import ENDPOINT, Refused, by_name, by_order, parsed
+
+PREFIX = "/gradio_api/"
+PLACES = 20  # of calls that wait
+OWN_PLACES = 10  # of one caller
+GRACE = 30.0  # seconds for which a call waits or runs with nobody waiting for it
+TOKEN = b"x-ultragen-tool-call"  # ties the call that Gradio's MCP server makes to the tool's caller
+MCP = ("mcp", "mcp/http")
+
+UNHEARD = (
+    "Nobody waited for this call for {:.0f} seconds, so it was dropped. Call again, and read its "
+    "answer from /gradio_api/call/{}/ and the event_id."
+)
+
+
+@dataclass
+class ToolCall:
+    """A tool call on its way.
+
+    Attributes:
+        caller: Who made it.
+        event: Its place in the queue, once there is one.
+        gone: Whether who made it is gone.
+    """
+
+    caller: str
+    event: Event | None = None
+    gone: bool = False
+
+
+class Gate:
+    """ASGI middleware that answers what can be answered before the queue.
+
+    Args:
+        app: What comes behind it.
+        grace: Seconds for which a call waits or runs with nobody waiting for it.
+    """
+
+    def __init__(self, app: Any, grace: float = GRACE) -> None:
+        self.app = app
+        self.grace = grace
+        self.listeners: Counter[str] = Counter()  # by session or call
+        self.tool_calls: dict[str, ToolCall] = {}
+        self._door = (
+            asyncio.Lock()
+        )  # calls come in one by one, or all would see the same free place
+        self._watches: set[asyncio.Task] = set()  # the loop itself keeps no hold of them
+
+    async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
+        path = scope.get("path", "").partition(PREFIX)[2].rstrip("/")
+        method = scope.get("method")
+        if method == "POST" and path in MCP:
+            await self._tool(scope, receive, send)
+        elif method == "POST" and path.startswith(("call/", "queue/join", "run/", "api/")):
+            await self._call(path, scope, receive, send)
+        elif method == "GET" and path.startswith(("call/", "queue/data")):
+            await self._listen(path, scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    # Calls
+
+    async def _call(self, path: str, scope: dict, receive: Any, send: Any) -> None:
+        """A call in one of Gradio's own forms."""
+        blocks = scope["app"].get_blocks()
+        token = dict(scope["headers"]).get(TOKEN, b"").decode("latin-1")
+        tool_call = self.tool_calls.get(token)
+        try:
+            body = await read_body(receive)
+            asked = parsed(body)
+            if _names_endpoint(path, asked, blocks):
+                named = path.startswith("call/v2/")
+                blocks.check(by_name(asked) if named else by_order(asked))
+                session = "" if named else str(asked.get("session_hash") or "")
+                async with self._door:
+                    self._check_places(blocks._queue, self._caller(scope, session))
+                    answer = await self._pass_on(scope, replayed(body, receive), send)
+            else:
+                answer = await self._pass_on(scope, replayed(body, receive), send)
+        except Refused as refusal:
+            # `gradio_client` shows the text of no other answers than these.
+            full = path == "queue/join" and refusal.status == 429
+            await refuse(send, 503 if full else refusal.status, refusal.message)
+            return
+        event = blocks._queue.event_ids_to_events.get(_event_id(answer))
+        if event is None:
+            return
+        if tool_call is not None:
+            tool_call.event = event
+            if tool_call.gone:
+                await _drop(blocks._queue, event, "The caller is gone.")
+        watch = asyncio.create_task(self._watch(blocks._queue, event))
+        self._watches.add(watch)
+        watch.add_done_callback(self._watches.discard)
+
+    async def _pass_on(self, scope: dict, receive: Any, send: Any) -> bytes:
+        """Lets Gradio answer; returns what it said."""
+        parts = []
+
+        async def listening_send(message: dict) -> None:
+            parts.append(message.get("body", b""))
+            await send(message)
+
+        await self.app(scope, receive, listening_send)
+        return b"".join(parts)
+
+    def _caller(self, scope: Any, session: str) -> str:
+        """Who calls: an address. People at the machine itself are told apart by their sessions."""
+        headers = dict(scope["headers"])
+        tool_call = self.tool_calls.get(headers.get(TOKEN, b"").decode("latin-1"))
+        if tool_call is not None:
+            return tool_call.caller
+        if os.environ.get("SPACE_ID"):  # all requests come from its proxy
+            return headers.get(b"x-forwarded-for", b"").decode("latin-1").split(",")[0].strip()
+        address = (scope.get("client") or ("",))[0]
+        return f"{address} {session}" if address in ("127.0.0.1", "::1", "") else address
+
+    def _check_places(self, queue: Queue, caller: str) -> None:
+        """Raises `Refused` where no more calls, or none of this caller, may wait."""
+        queues = queue.event_queue_per_concurrency_id.values()
+        waiting = [event for one in queues for event in one.queue]
+        if len(waiting) >= PLACES:
+            raise Refused(
+                429, f"The queue is full: all {PLACES} places are taken. Call again in a minute."
+            )
+        own = sum(
+            caller == self._caller(event.request.scope, event.session_hash.replace(event._id, ""))
+            for event in waiting
+        )
+        if own >= OWN_PLACES:
+            raise Refused(
+                429,
+                f"{own} calls of yours are waiting, and one caller may have {OWN_PLACES} of the "
+                f"{PLACES} places: call again when one of them has ended, or cancel one.",
+            )
+
+    # Who waits for them
+
+    async def _listen(self, path: str, scope: dict, receive: Any, send: Any) -> None:
+        """Somebody reads the answers of a call or of a session."""
+        queue = scope["app"].get_blocks()._queue
+        if path.startswith("queue/"):
+            query = parse_qs(scope["query_string"].decode("latin-1"))
+            key = query.get("session_hash", [""])[0]
+        else:
+            key = path.rpartition("/")[2]
+            waited_for = queue.pending_event_ids_session.values()
+            if key not in queue.event_ids_to_events and not any(key in ids for ids in waited_for):
+                text = "There is no such call, or its answer was read before: call again."
+                await refuse(send, 404, text)
+                return
+        self.listeners[key] += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.listeners[key] -= 1
+            if not self.listeners[key]:
+                del self.listeners[key]
+
+    async def _watch(self, queue: Queue, event: Event) -> None:
+        """Drops a call that nobody waits for."""
+        clock = asyncio.get_running_loop().time
+        heard = clock()
+        while event._id in queue.event_ids_to_events:
+            await asyncio.sleep(min(1.0, self.grace / 4))
+            if self.listeners[event._id] or self.listeners[event.session_hash]:
+                heard = clock()
+            elif clock() - heard >= self.grace:
+                await _drop(queue, event, UNHEARD.format(self.grace, ENDPOINT))
+                return
+
+    # Tools
+
+    async def _tool(self, scope: dict, receive: Any, send: Any) -> None:
+        """A message for the MCP server; calls of its tool are checked like all others.
+
+        Its own check says what is wrong but not where, and it goes on with calls whose caller is
+        gone.
+        """
+        blocks = scope["app"].get_blocks()
+        token = uuid4().hex
+        call = ToolCall(self._caller(scope, ""))
+        try:
+            body = await read_body(receive)
+            message = parsed(body)
+        except Refused as refusal:
+            await refuse(send, refusal.status, refusal.message)
+            return
+        if isinstance(message, dict) and message.get("method") == "tools/call":
+            try:
+                message = _checked_tool_call(message, blocks)
+                self._check_places(blocks._queue, call.caller)
+            except Refused as refusal:
+                content = [{"type": "text", "text": refusal.message}]
+                result = {"content": content, "isError": True}
+                reply = {"jsonrpc": "2.0", "id": message.get("id"), "result": result}
+                await send_json(send, 200, reply)
+                return
+            body = json.dumps(message).encode()
+
+        async def noticing() -> dict:
+            heard = await replay()
+            if heard["type"] == "http.disconnect" and not call.gone:
+                call.gone = True
+                if call.event is not None:
+                    await _drop(blocks._queue, call.event, "The caller is gone.")
+            return heard
+
+        replay = replayed(body, receive)
+        kept = [pair for pair in scope["headers"] if pair[0] not in (TOKEN, b"content-length")]
+        headers = [*kept, (b"content-length", str(len(body)).encode()), (TOKEN, token.encode())]
+        self.tool_calls[token] = call
+        try:
+            await self.app({**scope, "headers": headers}, noticing, send)
+        finally:
+            del self.tool_calls[token]
+
+
+def _checked_tool_call(message: dict, blocks: Any) -> dict:
+    """The message with arguments as the tool's description has them.
+
+    Raises:
+        Refused: with what to change.
+    """
+    given = message.get("params")
+    params: Mapping[str, Any] = given if isinstance(given, dict) else {}
+    tools = list(blocks.mcp_server_obj.tool_to_endpoint)
+    if params.get("name") not in tools:
+        name = shown(params.get("name"))
+        raise Refused(404, f"There is no tool {name}: choose from {', '.join(tools)}.")
+    arguments = params.get("arguments") or {}
+    request = blocks.check(by_name(arguments)).to_dict()
+    checked = {name: request[name] for name in arguments if arguments[name] is not None}
+    if "windows" in checked:
+        checked["windows"] = str(checked["windows"])
+    return {**message, "params": {**params, "arguments": checked}}
+
+
+def _names_endpoint(path: str, asked: Any, blocks: Any) -> bool:
+    """Whether a call is one of the public endpoint, and not one of the page's own.
+
+    Raises:
+        Refused: if it names neither, or asks for a run beside the queue.
+    """
+    form, _, name = path.removeprefix("call/v2/").removeprefix("call/").rpartition("/")
+    public = [key for key, each in blocks.fns.items() if each.api_name == ENDPOINT]
+    index = asked.get("fn_index") if isinstance(asked, dict) else None
+    if path.startswith("call/"):
+        if name == ENDPOINT and not form:
+            return True
+    elif path == "queue/join":
+        if isinstance(index, int) and index in blocks.fns:
+            return index in public
+    elif name != ENDPOINT and isinstance(index, int) and index in set(blocks.fns) - set(public):
+        return False
+    there = f"the one there is, /{ENDPOINT}, is called at {PREFIX}call/v2/{ENDPOINT}"
+    raise Refused(404, f"There is no endpoint at {shown(PREFIX + path)}: {there}.")
+
+
+async def _drop(queue: Queue, event: Event, why: str) -> None:
+    """Takes a call out of the queue, or ends its run within a step; who asks later is told why."""
+    if event._id in queue.event_ids_to_events:
+        output = {"error": why, "title": "Dropped", "visible": True}
+        queue.send_message(event, ProcessCompletedMessage(output=output, success=False))
+        await queue.clean_events(event_id=event._id)
+
+
+def _event_id(answer: bytes) -> str:
+    try:
+        found = json.loads(answer)
+    except ValueError:
+        return ""
+    return str(found.get("event_id", "")) if isinstance(found, dict) else ""
