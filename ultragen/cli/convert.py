@@ -32,10 +32,9 @@ def convert(
         typer.Option(help="t3: the weights are T3-Video's, whatever the file is called."),
     ] = None,
 ) -> None:
-    """Convert the released UltraGen weights, T3-Video's, or dense Wan to train on; or back into the
-    authors' layout.
+    """Convert weights to diffusers' layout, or back into the authors'.
 
-    Settings that differ from the released ones need a .safetensors file, whose header holds them.
+    They are the released UltraGen weights, T3-Video's, or dense Wan, to train on. Settings that differ from the released ones need a .safetensors file, whose header holds them.
     """
     if out.resolve() in (source.resolve(), *source.resolve().parents):
         raise ValueError(f"{out} holds the weights that are converted: choose another folder.")
