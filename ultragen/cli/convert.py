@@ -34,7 +34,8 @@ def convert(
 ) -> None:
     """Convert weights to diffusers' layout, or back into the authors'.
 
-    They are the released UltraGen weights, T3-Video's, or dense Wan, to train on. Settings that differ from the released ones need a .safetensors file, whose header holds them.
+    They are the released UltraGen weights, T3-Video's, or dense Wan, to train on. Settings that
+    differ from the released ones need a .safetensors file, whose header holds them.
     """
     if out.resolve() in (source.resolve(), *source.resolve().parents):
         raise ValueError(f"{out} holds the weights that are converted: choose another folder.")
