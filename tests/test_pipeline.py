@@ -255,7 +255,7 @@ def test_the_same_pipeline_runs_wans_vae_and_transformer(pipe):
         ({"num_frames": 0}, "choose 1 or 5"),
         ({"num_frames": -3}, "choose 1 or 5"),
         ({"num_frames": "5"}, "num_frames must be"),
-        ({"windows": 3}, "Choose 2 or 4"),
+        ({"windows": 3}, "choose an even number up to 2"),
         ({"windows": 4}, "even number up to 2"),
         ({"windows": "many"}, "'auto'"),
         ({"height": 64}, "at least 3 × 3 tokens"),

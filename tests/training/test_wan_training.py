@@ -303,6 +303,7 @@ def test_a_base_and_weights_of_different_sizes(capsys, files, data, tmp_path):
 def test_too_little_memory(capsys, files, data, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (training_memory.RESERVE, 0))
+    monkeypatch.setattr(wan_training, "suits", lambda device: True)
     line = refused(capsys, files, data, tmp_path / "out")
     assert "64x96x9" in line and "of GPU memory" in line and "larger GPU" in line
 
