@@ -96,7 +96,7 @@ Loras = Annotated[
 NoiseOption = Annotated[
     str,
     typer.Option(
-        help="spectral: a seed is the same scene at every size and length; independent: another."
+        help="spectral: a seed is much the same scene at every size; independent: another."
     ),
 ]
 NegativePrompt = Annotated[str | None, typer.Option(help="What guidance leads away from.")]

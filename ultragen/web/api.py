@@ -57,8 +57,8 @@ def build_api(runs: Runs, gpu_part: GpuPart, **limits: Any) -> None:
             base_native: "on" also runs the base model at the full size, for its timings.
             loras: Strength of each LoRA by its name, of those that the page lists; null takes
                 those that the page starts with.
-            noise: "spectral" makes a seed the same scene at every size and length; "independent"
-                draws each of them anew, as clips from before there was a choice did.
+            noise: "spectral" makes a seed much the same scene at every size; "independent" draws
+                each of them anew, as clips from before there was a choice did.
 
         Returns:
             The native clip, the upscaled clip, both side by side, and the metadata that
