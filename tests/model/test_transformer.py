@@ -473,7 +473,8 @@ def test_layers_that_lie_on_a_disk(tmp_path, offloaded):
 
 
 def test_a_block_holds_no_tokens_that_are_used_up_beside_its_hidden_features(monkeypatch):
-    """Those before and in the attention to the text: each takes 2 GiB for a 4K clip."""
+    """Those that the self-attention was given and gave, and those before and in the attention to
+    the text: each takes 2 GiB for a 4K clip."""
     block, made, held = tiny_ultragen(cross_attn_norm=True).blocks[0].eval(), [], []
     real = block_module.sum_and_norm
 
@@ -482,10 +483,15 @@ def test_a_block_holds_no_tokens_that_are_used_up_beside_its_hidden_features(mon
         made.extend(map(weakref.ref, found))
         return found
 
+    def attend(normed, *_):
+        update = normed.cos()
+        made.extend(map(weakref.ref, (normed, update)))
+        return update
+
     monkeypatch.setattr(block_module, "sum_and_norm", watched)
-    monkeypatch.setattr(block.attn1, "forward", lambda normed, *_: normed)
+    monkeypatch.setattr(block.attn1, "forward", attend)
     monkeypatch.setattr(block.attn2, "forward", lambda normed, *_: normed.sin())
     block.ffn.register_forward_pre_hook(lambda *_: held.extend(ref() for ref in made))
     with torch.no_grad():
         block(torch.randn(1, 5, 24), torch.randn(1, 2, 24), torch.randn(1, 6, 24), None)
-    assert held == [None, None]
+    assert held == [None] * 4
