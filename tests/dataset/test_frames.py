@@ -23,6 +23,7 @@ from ultragen.dataset.frames import (
     probe,
     read_frames,
 )
+from ultragen.dataset.video_frames import _lenient
 
 STILL = np.repeat(corners()[None], 4, axis=0)
 # H.264 with frames that are stored in another order than they are shown.
@@ -320,6 +321,12 @@ def test_tags_need_not_be_utf8(tmp_path: Path) -> None:
     assert data.count(b"caf__") == 1
     path.write_bytes(data.replace(b"caf__", b"caf\xe9\xff"))
     assert len(list(read_frames(path, None))) == 4
+
+
+def test_what_lets_such_tags_pass_is_asked_of_versions_that_know_it() -> None:
+    """PyAV 18.1.0 has the argument; 19.0.2 has none, and gives such tags as surrogates."""
+    assert _lenient("18.1.0") == {"metadata_errors": "replace"}
+    assert _lenient("19.0.2") == {}
 
 
 def unreadable(folder: Path, kind: str) -> Path:

@@ -49,8 +49,7 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """
     av = import_av()
     try:
-        # Tags in another encoding than UTF-8 would be an error else, and are of no interest.
-        with av.open(for_ffmpeg(path), metadata_errors="replace") as container:
+        with av.open(for_ffmpeg(path), **_lenient(av.__version__)) as container:
             stream = container.streams.best("video")
             if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
                 raise UnreadableVideo("no video in it")
@@ -65,6 +64,12 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         raise UnreadableVideo("not a video, or cut before its index") from error
     except av.FFmpegError as error:
         raise UnreadableVideo((error.strerror or type(error).__name__).lower()) from error
+
+
+def _lenient(version: str) -> dict[str, str]:
+    """What has `av.open` take tags in another encoding than UTF-8, which are of no interest: up to
+    PyAV 18 an argument, without which they are errors; 19.0 knows none and takes them by itself."""
+    return {"metadata_errors": "replace"} if int(version.split(".")[0]) < 19 else {}
 
 
 def import_av() -> Any:
