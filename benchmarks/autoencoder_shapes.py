@@ -1,0 +1,167 @@
+"""Which shape of the embedded autoencoder, and which loss, keeps most of the picture after the same
+minutes: variants trained from nothing on the same scenes, one after the other.
+
+    python benchmarks/autoencoder_shapes.py --minutes 2 --out shapes --variant shipped \\
+        --variant "wide encoder_channels=96,192,384 encoder_blocks=2,3,4" \\
+        --variant "more z_dim=96" --variant "plain stage.adversarial=0"
+
+A variant is a name and settings: those of `CompactAutoencoder` by their names, and with `stage.`
+before them those of `AutoencoderStage`. For each, on held-out scenes of two sizes: the part of the
+real clips' detail that copies keep above and below the middle (see `limits.py`), the PSNR, the
+operations of decoding a pixel, and copies at 1:1. `--minutes 0.05 --crop 64 --batch 2` shows on a
+CPU that it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from limits import HALVES, Measurement, detail
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from ultragen.cli import console
+from ultragen.model.autoencoder import CompactAutoencoder
+from ultragen.pictures import picture_grid
+from ultragen.training.loop import Trainer
+from ultragen.training.stage import TrainingConfig
+from ultragen.training.stages.autoencoder_stage import AutoencoderStage
+from ultragen.training.stages.losses import psnr
+from ultragen.world.heldout import HeldOutClip, held_out_clips
+
+SIZES = ((544, 960), (1088, 1920))
+FRAMES = 5
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An autoencoder and how it is trained.
+
+    Attributes:
+        name: Of its row.
+        model: Settings of `CompactAutoencoder`.
+        stage: Settings of `AutoencoderStage`.
+    """
+
+    name: str
+    model: dict[str, Any] = field(default_factory=dict)
+    stage: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, text: str) -> Variant:
+        """NAME [KEY=NUMBER[,NUMBER...] ...]"""
+        name, *settings = text.split()
+        found = cls(name)
+        for setting in settings:
+            key, _, value = setting.partition("=")
+            try:
+                numbers = [float(x) if "." in x else int(x) for x in value.split(",")]
+            except ValueError as error:
+                message = f"{setting!r} is not KEY=NUMBER[,NUMBER...]."
+                raise argparse.ArgumentTypeError(message) from error
+            where = found.stage if key.startswith("stage.") else found.model
+            where[key.removeprefix("stage.")] = tuple(numbers) if len(numbers) > 1 else numbers[0]
+        return found
+
+
+def train(variant: Variant, options: argparse.Namespace) -> CompactAutoencoder:
+    """A variant after its minutes, with averaged weights."""
+    torch.manual_seed(0)
+    vae = CompactAutoencoder(**variant.model)
+    settings = {"batch_size": options.batch, "crop": options.crop, "pool": options.pool}
+    stage = AutoencoderStage(vae, **{**settings, **variant.stage, "statistics_clips": 1})
+    out = options.out / variant.name
+    never = 1e6
+    config = TrainingConfig(
+        out, options.minutes, checkpoint_minutes=never, sample_minutes=never, trackers=()
+    )
+    Trainer(stage, config).train()
+    return CompactAutoencoder.from_pretrained(out / "export" / "vae").float()
+
+
+@torch.no_grad()
+def measure(vae: CompactAutoencoder, cases: list[HeldOutClip], device: str, out: Path) -> Row:
+    """What copies of held-out clips keep, at each size; and their pictures."""
+    vae.to(device)
+    row: Row = {"parameters": sum(p.numel() for p in vae.parameters())}
+    row["decoding, kMAC a pixel"] = operations(vae) / 2e3
+    for size in SIZES:
+        to, kept, real, scores, pictures = Measurement(size, FRAMES, device), [], [], [], []
+        for case in cases:
+            frames = torch.from_numpy(case.frames(*size, FRAMES, device)).to(device)
+            video = frames.permute(3, 0, 1, 2)[None].float() / 255
+            copy = (vae(video * 2 - 1) / 2 + 0.5).clamp(0, 1)
+            kept.append(detail(copy))
+            real.append(detail(video))
+            scores.append(psnr(copy - video).item())
+            pictures.append([*to.crop("real", video), *to.crop("copy", copy)])
+        shares = [
+            sum(a[i] for a in kept) / sum(a[i] for a in real) for i in range(len(HALVES))
+        ]  # fmt: skip
+        row[f"{size[0]}×{size[1]}"] = {"detail": shares, "PSNR": fmean(scores)}
+        picture_grid(pictures).save(out / f"{size[0]}.png")
+    return row
+
+
+def operations(vae: CompactAutoencoder) -> float:
+    """Operations of decoding a pixel of a long clip."""
+    latents: Tensor = torch.zeros(1, vae.config.z_dim, 1, 8, 8, device=vae.device)
+    with FlopCounterMode(display=False) as counter:
+        vae.decode(latents)
+    pixels = (8 * vae.config.scale_factor_spatial) ** 2 * vae.config.scale_factor_temporal
+    return counter.get_total_flops() / pixels
+
+
+def markdown(rows: dict[str, Row]) -> str:
+    """A line for each variant."""
+    sizes = [f"{height}×{width}" for height, width in SIZES]
+    heads = [f"{size}, detail above / below, PSNR" for size in sizes]
+    lines = [
+        f"| | million parameters | decoding, kMAC a pixel | {' | '.join(heads)} |",
+        "| --- | ---: | ---: | --- | --- |",
+    ]
+    for name, row in rows.items():
+        cells = [f"{row['parameters'] / 1e6:.1f}", f"{row['decoding, kMAC a pixel']:.1f}"]
+        for size in sizes:
+            above, below = row[size]["detail"]
+            cells.append(f"{above:.2f} / {below:.2f}, {row[size]['PSNR']:.1f}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> int:
+    """Reads the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--variant", type=Variant.read, action="append", required=True)
+    parser.add_argument("--minutes", type=float, default=2.0, help="Of each variant.")
+    parser.add_argument("--clips", type=int, default=10, help="Held-out scenes.")
+    parser.add_argument("--batch", type=int, default=48, help="Crops a step.")
+    parser.add_argument("--crop", type=int, default=256)
+    parser.add_argument("--pool", type=int, default=6000)
+    parser.add_argument("--out", type=Path, required=True, help="Folder; parts are replaced.")
+    options = parser.parse_args(arguments)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    cases, rows = held_out_clips(options.clips), {}
+    for variant in options.variant:
+        vae = train(variant, options)
+        rows[variant.name] = measure(vae, cases, device, options.out / variant.name)
+        found = {"command": "python benchmarks/autoencoder_shapes.py " + " ".join(arguments)}
+        found |= {"device": device, "rows": rows}
+        path = options.out / "shapes.json"
+        path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        print(markdown(rows), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(console.run(lambda: main(sys.argv[1:])))
