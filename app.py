@@ -100,8 +100,9 @@ class Page:
     def wire(self, blocks: gr.Blocks) -> None:
         """Connects the components with what they cause."""
         ui, models = self.ui, self.models
-        looks = [ui.estimate, ui.drawing, ui.costs, *ui.offers.values()]
+        looks = [ui.estimate, ui.drawing, ui.costs, ui.length, *ui.offers.values()]
         costly = [ui.resolution, ui.windows, ui.num_frames, ui.steps, ui.guidance, ui.upscaler]
+        costly += [ui.aspect, ui.fps]
         gr.on(
             [blocks.load, *(component.change for component in [*costly, ui.base_native])],
             partial(refresh, ui, models),

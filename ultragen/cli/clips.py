@@ -12,9 +12,12 @@ import typer
 
 from . import console
 from .options import (
+    Aspect,
     Fp8,
+    FrameRate,
     GuidanceDevice,
     GuidanceScale,
+    Height,
     Loras,
     Model,
     NegativePrompt,
@@ -25,8 +28,10 @@ from .options import (
     Prompt,
     ResolutionOption,
     Seed,
+    Width,
     Windows,
     app,
+    asked_size,
     load,
     load_for,
     make_request,
@@ -58,6 +63,10 @@ def generate(
     ),
     model: Model = None,
     overwrite: Overwrite = False,
+    aspect: Aspect = None,
+    width: Width = None,
+    height: Height = None,
+    fps: FrameRate = None,
 ) -> None:
     """Make the native clip.
 
@@ -70,7 +79,7 @@ def generate(
         model,
         lora or None,
         prompt=prompt,
-        resolution=resolution,
+        **asked_size(resolution, aspect, width, height),
         windows=windows,
         num_frames=num_frames,
         seed=seed,
@@ -78,6 +87,7 @@ def generate(
         guidance_scale=guidance_scale,
         negative_prompt=negative_prompt,
         noise=noise,
+        fps=fps,
     )
     console.check_free(out.parent, (out.name, sidecar.name), overwrite)
     began = perf_counter()
@@ -123,6 +133,10 @@ def compare(
     ] = False,
     model: Model = None,
     overwrite: Overwrite = False,
+    aspect: Aspect = None,
+    width: Width = None,
+    height: Height = None,
+    fps: FrameRate = None,
 ) -> None:
     """Make the native clip and the upscaled one.
 
@@ -132,7 +146,7 @@ def compare(
         model,
         lora or None,
         prompt=prompt,
-        resolution=resolution,
+        **asked_size(resolution, aspect, width, height),
         windows=windows,
         num_frames=num_frames,
         seed=seed,
@@ -140,6 +154,7 @@ def compare(
         guidance_scale=guidance_scale,
         negative_prompt=negative_prompt,
         noise=noise,
+        fps=fps,
         upscaler=upscaler,
         base_native="on" if base_native else "off",
     )

@@ -19,12 +19,13 @@ from .request import Request
 def job(request: Request, models: Models) -> Job:
     """What the cost of a validated request depends on."""
     size, preset = request.size, models.preset
+    base_height, base_width = preset.base_size(request.aspect)
     kinds = models.native.transformer.layer_kinds
     return Job(
         height=size.height,
         width=size.width,
-        base_height=preset.base_height,
-        base_width=preset.base_width,
+        base_height=base_height,
+        base_width=base_width,
         num_frames=request.frames,
         windows=resolve_windows(request, models),
         steps=request.num_inference_steps or preset.num_inference_steps,
@@ -176,7 +177,9 @@ def enough_memory(request: Request, models: Models) -> Iterator[None]:
         smaller: list[str] = []
         if models.memory is not None:
             name = request.size.name
-            smaller = models.memory.clearly_smaller(models.placement, name, request.frames)
+            smaller = models.memory.clearly_smaller(
+                models.placement, name, request.frames, request.aspect
+            )
         instead = " or ".join(smaller) or "a smaller resolution or fewer frames"
         raise RuntimeError(
             f"There is not enough memory for this size: choose {instead}, switch the base model at "

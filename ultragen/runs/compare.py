@@ -44,7 +44,7 @@ def generate(
     models.check_memory(request)
     estimated = models.estimator.estimate(job(request, models))
     run = RunState(report, cancelled or Event(), estimated)
-    size, base = request.size, (models.preset.base_height, models.preset.base_width)
+    size, base = request.size, models.preset.base_size(request.aspect)
     windows = {"windows": resolve_windows(request, models)}
 
     with enough_memory(request, models):
@@ -54,12 +54,12 @@ def generate(
         full_size = (size.height, size.width)
         native = make_clip(run, models.native, request, text, full_size, "", windows)
         small = make_clip(run, models.base, request, text, base, "base_", {})
-        upscaled = _upscale(run, upscaler, small, size.rows, size.width)
+        upscaled = _upscale(run, upscaler, small, *size.kept)
         full = None
         if request.base_native == "on":
             full = make_clip(run, models.base, request, text, full_size, "base_native_", {})
     metadata = describe(request, models, run, windows["windows"])
-    return Clips(native, upscaled, full, models.preset.fps, metadata)
+    return Clips(native, upscaled, full, request.frame_rate, metadata)
 
 
 def _upscale(

@@ -119,7 +119,7 @@ class Models:
             ValueError: if it does not, with smaller ones that do.
         """
         if self.memory is not None:
-            self.memory.check(self.placement, request.size.name, request.frames)
+            self.memory.check(self.placement, request.size.name, request.frames, request.aspect)
 
 
 def load_models(name: str | Path | None = None, loras: Sequence[str] | None = None) -> Models:

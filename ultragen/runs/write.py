@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..files import create_folder, sweep_unfinished, unique_directory, whole_result, write_json
-from ..pictures import crop_rows, side_by_side
+from ..pictures import crop_frames, side_by_side
 from ..video import encode_video
 from .progress import Progress, RunState
 from .request import Request
@@ -30,7 +30,7 @@ class Clips:
 
     Attributes:
         native: UltraGen's frames, t h w 3, uint8.
-        upscaled: The base model's frames, upscaled, t rows w 3, uint8.
+        upscaled: The base model's frames, upscaled, t rows columns 3, uint8.
         base_native: The base model's frames at the full size, t h w 3, or None.
         fps: Frames a second.
         metadata: What made them, with the seconds by stage so far.
@@ -121,8 +121,8 @@ def remove_old(output_dir: Path, age: float) -> None:
 
 
 def _write(clips: Clips, request: Request, metadata: dict, run: RunState, folder: Path) -> Result:
-    rows = request.size.rows
-    native, upscaled = crop_rows(clips.native, rows), clips.upscaled
+    kept = request.size.kept
+    native, upscaled = crop_frames(clips.native, *kept), clips.upscaled
     labels = (metadata["labels"]["native"], metadata["labels"]["upscaled"])
     parts: dict[str, Iterable[np.ndarray]] = {
         "native": native,
@@ -130,7 +130,7 @@ def _write(clips: Clips, request: Request, metadata: dict, run: RunState, folder
         "side_by_side": side_by_side(native, upscaled, labels),
     }
     if clips.base_native is not None:
-        parts["base_native"] = crop_rows(clips.base_native, rows)
+        parts["base_native"] = crop_frames(clips.base_native, *kept)
     total, written = len(parts) * len(native), 0
 
     def counted(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..presets import PROMPTS, RESOLUTIONS, SUGGESTED, ModelPreset
+from ..presets import ASPECTS, PROMPTS, RESOLUTIONS, SUGGESTED, ModelPreset, frame_rates
 from ..runs.request import MAX_STEPS
 from ..runs.write import Result
 from . import views
@@ -59,6 +59,8 @@ class Layout:
             self.base_native,
             self.loras,
             self.noise,
+            self.aspect,
+            self.fps,
         ]
 
     @property
@@ -86,20 +88,20 @@ class Layout:
         )
         self.words = gr.HTML("", apply_default_css=False, elem_id="words")
         self.resolution = gr.Radio(
-            [
-                (f"{size.name}\n{size.width}×{size.rows}", size.name)
-                for size in RESOLUTIONS.values()
-            ],
+            list(RESOLUTIONS),
             value=preset.resolution,
             label="Resolution, and what it takes here",
             elem_id="resolution",
         )
+        self.aspect = gr.Radio(list(ASPECTS), value=ASPECTS[0], label="Shape", elem_id="aspect")
         with gr.Row(visible=bool(visitors)):
             # What is best is said, and may change, as the page learns what runs take.
             self.offers = {
                 visitor: gr.Button(f"Best for {visitor}", size="sm") for visitor in visitors
             }
-        self.costs = gr.HTML(apply_default_css=False, elem_id="costs")
+        sizes = [size.kept for size in RESOLUTIONS.values()]
+        labels = views.resolution_labels(sizes)
+        self.costs = gr.HTML(labels, apply_default_css=False, elem_id="costs")
         self.estimate = gr.HTML(apply_default_css=False, elem_id="estimate")
         with gr.Row():
             self.start = gr.Button("Generate both clips", variant="primary", elem_id="generate")
@@ -108,18 +110,25 @@ class Layout:
     def more_settings(self, preset: ModelPreset) -> None:
         """Length, seed and windows; the rest folded away."""
         with gr.Row():
-            self.num_frames = gr.Slider(
-                5,
-                preset.max_frames,
-                value=preset.num_frames,
-                step=4,
-                label="Frames",
-                info=f"{preset.fps} a second",
-                elem_id="frames",
-                min_width=150,
-            )
             with gr.Column(min_width=150, elem_classes="ug-tight"):
-                self.seed = gr.Number(0, label="Seed", info="Same seed, same clip", elem_id="seed")
+                self.num_frames = gr.Slider(
+                    5,
+                    preset.max_frames,
+                    value=preset.num_frames,
+                    step=4,
+                    label="Frames",
+                    elem_id="frames",
+                )
+                length = views.length(preset.num_frames, preset.fps)
+                self.length = gr.HTML(length, apply_default_css=False, elem_id="length")
+            with gr.Column(min_width=150, elem_classes="ug-tight"):
+                self.seed = gr.Number(
+                    None,
+                    label="Seed",
+                    info="Same seed, same clip; empty: a new one each time",
+                    placeholder="random",
+                    elem_id="seed",
+                )
                 self.dice = gr.Button("Random seed", size="sm", elem_id="dice")
         with gr.Group():
             self.windows = gr.Radio(
@@ -184,6 +193,13 @@ class Layout:
             label="Run the base model at the full size too",
             info="Shows why it needs upscaling. Slow at large sizes.",
             elem_id="base-native",
+        )
+        self.fps = gr.Radio(
+            [(f"{rate} a second", rate) for rate in frame_rates(preset.fps)],
+            value=preset.fps,
+            label="Frame rate of the files",
+            info="The same frames, shown faster or slower: none are added between them.",
+            elem_id="fps",
         )
         self.noise = gr.Radio(
             [("the same scene", "spectral"), ("another one", "independent")],

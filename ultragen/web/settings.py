@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from dataclasses import fields
 from html import escape
 from textwrap import shorten
@@ -15,7 +16,7 @@ from ..presets import RESOLUTIONS, shown
 from ..runs.choice import REASON
 from ..runs.clip import job
 from ..runs.loading import Models
-from ..runs.request import MAX_PROMPT, UPSCALERS, Request
+from ..runs.request import MAX_PROMPT, MAX_SEED, UPSCALERS, Request
 from ..runs.zerogpu import offers
 from . import views
 from .components import Layout
@@ -78,7 +79,8 @@ def validated(models: Models, settings: dict[str, Any]) -> Request:
 
 
 def as_request(settings: dict[str, Any]) -> Request:
-    """A request of settings as the page has them, whose LoRAs are rows of a table, or the API.
+    """A request of settings as the page has them, whose LoRAs are rows of a table, or the API. An
+    empty seed becomes a random one.
 
     Raises:
         ValueError: if a strength is no number.
@@ -87,7 +89,8 @@ def as_request(settings: dict[str, Any]) -> Request:
     if isinstance(loras, list) and all(isinstance(row, list) and len(row) == 2 for row in loras):
         # Visitors may add rows, and what they type into a column of numbers comes as text.
         loras = {name: _number(name, strength) for name, strength in loras if name}
-    return Request(**settings | {"loras": loras})
+    seed = random.randint(0, MAX_SEED) if settings["seed"] is None else settings["seed"]
+    return Request(**settings | {"loras": loras, "seed": seed})
 
 
 def _number(name: str, strength: object) -> object:
@@ -120,7 +123,11 @@ def refresh(ui: Layout, models: Models, *values: Any) -> Updates:
     return {
         ui.estimate: views.estimate(stages, machine(models), on_zero_gpu()),
         ui.drawing: _drawing(work, str(request.windows)),
-        ui.costs: views.resolution_costs(seconds_by_resolution(models, request)),
+        ui.costs: views.resolution_labels(
+            [size.shaped(request.aspect).kept for size in RESOLUTIONS.values()],
+            seconds_by_resolution(models, request),
+        ),
+        ui.length: views.length(request.frames, request.frame_rate),
         **offer_labels(ui, models),
     }
 

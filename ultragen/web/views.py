@@ -93,18 +93,30 @@ def estimate(stages: Mapping[str, float], machine: str, zero_gpu: bool) -> str:
     )
 
 
-def resolution_costs(seconds: Sequence[float]) -> str:
-    """What each resolution takes, written onto the choices by a style sheet.
+def resolution_labels(
+    sizes: Sequence[tuple[int, int]], seconds: Sequence[float] | None = None
+) -> str:
+    """How large each resolution is and what it takes, written onto the choices by a style sheet.
 
     New labels for the choices would do too, but they would set the choice back that a visitor
     made while they were under way.
+
+    Args:
+        sizes: Rows and columns in pixels of each.
+        seconds: What each takes; None as long as that is not known.
     """
+    costs = [f"\\A ≈ {duration(each)}" for each in seconds] if seconds else [""] * len(sizes)
     rules = "".join(
         f"#resolution label:nth-of-type({number}) span::after "
-        f'{{ content: "\\A ≈ {duration(each)}"; }}'
-        for number, each in enumerate(seconds, 1)
+        f'{{ content: "\\A {columns}×{rows}{cost}"; }}'
+        for number, ((rows, columns), cost) in enumerate(zip(sizes, costs, strict=True), 1)
     )
     return f"<style>{rules}</style>"
+
+
+def length(frames: int, fps: int) -> str:
+    """How long so many frames are shown."""
+    return f'<p class="ug-note">{frames / fps:.1f} s at {fps} a second</p>'
 
 
 def windows(grid: tuple[int, int, int], count: int, asked: str, full_share: float = 0.0) -> str:
