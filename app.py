@@ -28,8 +28,9 @@ from starlette.middleware import Middleware
 
 from ultragen.estimates.cost import ZEROGPU_TIERS
 from ultragen.runs.clip import job
+from ultragen.runs.early import NativeReady
 from ultragen.runs.loading import Models, load_models
-from ultragen.runs.progress import Progress
+from ultragen.runs.progress import Progress, with_last_preview
 from ultragen.runs.request import MAX_SEED, Request
 from ultragen.runs.worker import Failed, Finished
 from ultragen.runs.write import Result, remove_old
@@ -39,7 +40,7 @@ from ultragen.web.api import build_api
 from ultragen.web.calls import checker
 from ultragen.web.components import Layout, theme
 from ultragen.web.gate import PLACES, Gate
-from ultragen.web.results import load_examples, show, show_example
+from ultragen.web.results import load_examples, native_alone, show, show_example
 from ultragen.web.runs import CANCELLED, Runs
 from ultragen.web.server import serve
 from ultragen.web.settings import (
@@ -189,8 +190,10 @@ class Page:
                     yield self.succeeded(item.value, history)
                 elif isinstance(item, Failed):
                     yield self.failed(item, progress, elapsed)
+                elif isinstance(item, NativeReady):
+                    yield {self.ui.comparison: native_alone(item)}
                 else:
-                    progress = item or progress
+                    progress = with_last_preview(item, progress)
                     title = "Stopping after this step" if stop.is_set() else progress.message
                     yield {self.ui.status: views.running(progress, stages, elapsed, title)}
         except gr.Error as error:  # ZeroGPU's own: no quota is left, or the run took too long

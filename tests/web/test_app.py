@@ -287,6 +287,26 @@ def test_a_run_that_zero_gpu_stops_can_be_started_again_and_asks_for_more(tmp_pa
     assert 0.9 < after < 1.4  # half of it took half a second
 
 
+def test_the_page_shows_previews_then_the_native_clip_then_both(tmp_path):
+    made = app.Page(fake_models(delay=0.1), tmp_path)
+    made.build()
+    plain = made.runs.frames
+
+    def gpu_part(request):
+        for item in plain(request):
+            pictured = isinstance(item, Progress) and item.stage == "denoise"
+            yield replace(item, preview=b"a picture") if pictured else item
+
+    made.gpu_part = gpu_part
+    ui, shown = made.ui, []
+    for update in made.run(visitor("me"), *settings(num_frames=5, num_inference_steps=5), []):
+        if "ug-preview" in str(update.get(ui.status)) and "preview" not in shown:
+            shown.append("preview")
+        if ui.comparison in update:
+            shown.append("both" if "upscaled" in update[ui.comparison] else "native")
+    assert shown == ["preview", "native", "both"]
+
+
 class HTMLString(str):
     """As `spaces` sends: a page's HTML, which says as text what it is."""
 

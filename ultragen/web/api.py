@@ -83,7 +83,7 @@ def build_api(runs: Runs, gpu_part: GpuPart, **limits: Any) -> None:
                 yield *files, result.metadata
                 return
             else:  # Gradio closes a generator whose caller is gone, and only between two items
-                last = item or last
+                last = item if isinstance(item, Progress) else last
                 progress(last.fraction, desc=last.message)
                 yield None, None, None, {"fraction": last.fraction, "message": last.message}
         raise problem("The run ended without a result: try again.")

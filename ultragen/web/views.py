@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import accumulate
@@ -194,13 +195,19 @@ def running(progress: Progress, stages: Mapping[str, float], elapsed: float, not
         + "</li>"
         for i, name in enumerate(names)
     )
+    picture = b64encode(progress.preview).decode() if progress.preview else ""
+    preview = (
+        f'<img class="ug-preview" alt="Preview of the clip" src="data:image/jpeg;base64,{picture}">'
+        if picture
+        else ""
+    )
     return (
         '<div class="ug-card" role="status"><div class="top"><span class="big">'
         f'{escape(note or progress.message)}</span><span class="sub">{duration(elapsed)} gone, '
         f"about {duration(remaining)} to go</span></div>"
         f'<div class="ug-track" role="progressbar" aria-valuemin="0" aria-valuemax="100" '
         f'aria-valuenow="{percent:.0f}"><i style="width:{percent:.1f}%"></i></div>'
-        f'<ol class="ug-stages">{items}</ol></div>'
+        f'<ol class="ug-stages">{items}</ol>{preview}</div>'
     )
 
 
