@@ -28,6 +28,7 @@ from starlette.middleware import Middleware
 
 from ultragen.estimates.cost import ZEROGPU_TIERS
 from ultragen.runs.clip import job
+from ultragen.runs.drafts import drafts_seconds_asked
 from ultragen.runs.early import NativeReady
 from ultragen.runs.loading import Models, load_models
 from ultragen.runs.progress import Progress, with_last_preview
@@ -39,6 +40,7 @@ from ultragen.web import views
 from ultragen.web.api import build_api
 from ultragen.web.calls import checker
 from ultragen.web.components import Layout, theme
+from ultragen.web.drafting import Drafts, busy, draft_frames, ready, with_scene
 from ultragen.web.gate import PLACES, Gate
 from ultragen.web.results import load_examples, native_alone, show, show_example
 from ultragen.web.runs import CANCELLED, Runs
@@ -83,7 +85,15 @@ class Page:
         def gpu_part(request: Request) -> Iterator:
             yield from self.runs.frames(request)
 
+        @spaces.GPU(
+            duration=lambda request, count: drafts_seconds_asked(request, count, models),
+            size="large",
+        )
+        def draft_part(request: Request, count: int) -> Iterator:
+            yield from draft_frames(request, count, models)
+
         self.gpu_part = gpu_part
+        self.draft_part = draft_part
 
     def build(self) -> gr.Blocks:
         """The page with everything wired."""
@@ -129,7 +139,7 @@ class Page:
             )
         ui.dice.click(lambda: random.randint(0, MAX_SEED), None, ui.seed, **QUIET)
 
-        buttons = [ui.start, ui.stop]
+        buttons = [ui.start, ui.stop, ui.draft, ui.large]
         checked = gr.on(
             [ui.start.click, ui.prompt.submit],
             self.prepare,
@@ -149,11 +159,34 @@ class Page:
             api_visibility="private",
             **ONE_AT_A_TIME,
         ).then(partial(refresh, ui, models), ui.settings, looks, **QUIET)
+        self.wire_drafts(buttons, looks)
         ui.stop.click(self.cancel, None, ui.status, **QUIET)
         blocks.unload(self.leave)
 
         ui.recent.select(self.show_recent, ui.history, ui.result, **QUIET)
         ui.examples.select(self.show_example, None, [*ui.result, *ui.settings], **QUIET)
+
+    def wire_drafts(self, buttons: list[Any], looks: list[Any]) -> None:
+        """Connects what makes drafts, and what makes one of them large."""
+        ui = self.ui
+        drafts = self.drafts = Drafts(ui, self.runs, self.draft_part)
+        private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        at_once: dict[str, Any] = {"trigger_mode": "once", "concurrency_limit": None, **private}
+        shown = [ui.status, ui.comparison, ui.drafts, ui.drafted, ui.scene, *buttons]
+        checked = ui.draft.click(self.prepare, ui.settings, [ui.status, *buttons], **at_once)
+        checked.success(None, js=SCROLL_TO_STATUS, api_visibility="private")
+        checked.success(drafts.run, [*ui.settings, ui.count], shown, **private, **ONE_AT_A_TIME)
+        ui.drafts.select(drafts.choose, ui.drafted, [ui.comparison, ui.scene, ui.large], **QUIET)
+        settings = [*ui.settings, ui.scene]
+        checked = ui.large.click(self.prepare_large, settings, [ui.status, *buttons], **at_once)
+        checked.success(None, js=SCROLL_TO_STATUS, api_visibility="private")
+        checked.success(
+            self.run_large,
+            [*settings, ui.history],
+            [*ui.result, *buttons, ui.history, ui.recent],
+            **private,
+            **ONE_AT_A_TIME,
+        ).then(partial(refresh, ui, self.models), ui.settings, looks, **QUIET)
 
     # Before a run
 
@@ -168,11 +201,20 @@ class Page:
         self.runs.stop_event(request.session_hash)
         yield {
             self.ui.status: views.notice("idle", "Waiting", "The run starts when it is its turn."),
-            self.ui.start: gr.update(interactive=False),
-            self.ui.stop: gr.update(visible=True),
+            **busy(self.ui),
         }
 
+    def prepare_large(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
+        """Checks a draft's settings at the size that the page has by now."""
+        *settings, scene = values
+        yield from self.prepare(request, *with_scene(settings, scene))
+
     # A run
+
+    def run_large(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
+        """Makes both clips of the draft that was chosen."""
+        *settings, scene, history = values
+        yield from self.run(request, *with_scene(settings, scene), history)
 
     def run(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """Makes both clips, and tells how far it is."""
@@ -210,8 +252,7 @@ class Page:
         posters = [(str(past.poster), views.caption(past.metadata)) for past in history]
         return {
             **show(self.ui, result),
-            self.ui.start: gr.update(interactive=True),
-            self.ui.stop: gr.update(visible=False),
+            **ready(self.ui),
             self.ui.history: history,
             self.ui.recent: gr.update(value=posters, visible=True),
         }
@@ -223,11 +264,7 @@ class Page:
             card = views.notice("stopped", "Cancelled", f"{text} Nothing was kept.")
         else:
             card = views.notice("bad", "This run failed", failure.message)
-        return {
-            self.ui.status: card,
-            self.ui.start: gr.update(interactive=True),
-            self.ui.stop: gr.update(visible=False),
-        }
+        return {self.ui.status: card, **ready(self.ui)}
 
     def cancel(self, request: gr.Request) -> str:
         """Stops this visitor's run."""

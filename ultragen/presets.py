@@ -220,7 +220,7 @@ def check_frame_rate(fps: object, own: int) -> int:
     """
     rates = frame_rates(own)
     if isinstance(fps, Real) and not isinstance(fps, bool) and fps in rates:
-        return int(fps)
+        return int(fps)  # type: ignore[call-overload]
     raise ValueError(
         f"fps must be one of {', '.join(map(str, rates))}, not {shown(fps)}: the frames stay the "
         "same, and are shown faster or slower."

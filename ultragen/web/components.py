@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from ..presets import ASPECTS, PROMPTS, RESOLUTIONS, SUGGESTED, ModelPreset, frame_rates
+from ..runs.drafts import FRAMES, MOST
 from ..runs.request import MAX_STEPS
 from ..runs.write import Result
 from . import views
@@ -33,6 +34,7 @@ class Layout:
         examples: list[Result],
         visitors: Sequence[str] = (),
     ) -> None:
+        self.preset = preset
         gr.HTML(views.header(model), apply_default_css=False)
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=340, elem_classes="ug-column"):
@@ -42,6 +44,8 @@ class Layout:
                 self.results(preset)
                 self.galleries(examples)
         self.history = gr.State([])
+        self.drafted = gr.State([])
+        self.scene = gr.State(None)
 
     @property
     def settings(self) -> list[Any]:
@@ -106,6 +110,16 @@ class Layout:
         with gr.Row():
             self.start = gr.Button("Generate both clips", variant="primary", elem_id="generate")
             self.stop = gr.Button("Cancel", variant="stop", visible=False, elem_id="cancel")
+        with gr.Row(elem_id="drafting"):
+            self.count = gr.Radio(
+                list(range(1, MOST + 1)),
+                value=MOST,
+                label="Seeds to try",
+                info=f"{FRAMES} frames each, small; the best one can be made large.",
+                elem_id="count",
+                min_width=200,
+            )
+            self.draft = gr.Button("Draft", elem_id="draft", min_width=110)
 
     def more_settings(self, preset: ModelPreset) -> None:
         """Length, seed and windows; the rest folded away."""
@@ -215,6 +229,8 @@ class Layout:
             apply_default_css=False,
             elem_id="status",
         )
+        self.drafts = self.gallery([], "Drafts: click to see one play", "drafts")
+        self.large = gr.Button("Make it large", variant="primary", visible=False, elem_id="large")
         self.comparison = gr.HTML(
             None,
             html_template=views.asset("compare.html"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from threading import Event, Lock, Thread
 from time import monotonic
@@ -98,12 +99,19 @@ class Runs:
             stop: Stops the run once it is set.
         """
         stop = stop or Event()
+        return self.in_turn(partial(self._work, request, gpu_part, stop), stop)
+
+    def in_turn(self, start: Callable[[], Iterator], stop: Event) -> Iterator:
+        """Passes on what `start` gives once the device is free.
+
+        Closing the generator closes that, too, and returns at once.
+        """
         while not self.device.acquire(timeout=TURN):
             if stop.is_set():
                 yield CANCELLED
                 return
             yield None
-        work = self._work(request, gpu_part, stop)
+        work = start()
         try:
             for item in work:  # noqa: UP028  # `yield from` would close it here, too
                 yield item
@@ -134,7 +142,7 @@ class Runs:
         clips = None
         # ZeroGPU keeps its worker, whose copy of the estimator never learns.
         estimated = self.models.estimator.estimate(job(request, self.models))
-        for item in _until(stop, self._learning(estimated, gpu_part(request))):
+        for item in until_stopped(stop, self._learning(estimated, gpu_part(request))):
             if isinstance(item, Finished):
                 clips = item.value
                 clips.metadata["seconds"]["estimated"] = estimated
@@ -155,7 +163,7 @@ class Runs:
                 print(f"A result could not be written: {error}", file=sys.stderr)
                 raise OSError(NOT_WRITTEN) from error
 
-        for item in _until(stop, stream(write_files)):
+        for item in until_stopped(stop, stream(write_files)):
             if isinstance(item, Finished):
                 measured = item.value.metadata["seconds"]["measured"]
                 self.models.estimator.observe(estimated, measured)
@@ -180,7 +188,7 @@ class Runs:
             items.close()  # type: ignore[attr-defined]
 
 
-def _until(stop: Event, items: Iterator) -> Iterator:
+def until_stopped(stop: Event, items: Iterator) -> Iterator:
     """Passes items on until the event is set; then closes their source, which ends the work, or
     never begins it."""
     try:

@@ -11,13 +11,13 @@ from typing import Any
 
 import gradio as gr
 
-from ..estimates.cost import Job
+from ..estimates.cost import ZEROGPU_TIERS, Job
 from ..presets import RESOLUTIONS, shown
 from ..runs.choice import REASON
 from ..runs.clip import job
 from ..runs.loading import Models
 from ..runs.request import MAX_PROMPT, MAX_SEED, UPSCALERS, Request
-from ..runs.zerogpu import offers
+from ..runs.zerogpu import offers, seconds_asked
 from . import views
 from .components import Layout
 
@@ -75,7 +75,22 @@ def validated(models: Models, settings: dict[str, Any]) -> Request:
         models.check_memory(request)
     except ValueError as error:
         raise problem(str(error)) from error
+    check_quota(seconds_asked(request, models))
     return request
+
+
+def check_quota(seconds: int) -> None:
+    """Checks that any visitor's quota can start a run that asks for so many GPU seconds.
+
+    Raises:
+        gr.Error: If none can.
+    """
+    who, most = ZEROGPU_TIERS[-1]
+    if on_zero_gpu() and seconds > most:
+        raise problem(
+            f"This asks for {seconds:,} GPU seconds, and no quota starts more than {most:,}, that "
+            f"of {who}: choose a smaller resolution, fewer frames or fewer steps."
+        )
 
 
 def as_request(settings: dict[str, Any]) -> Request:
