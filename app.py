@@ -65,6 +65,8 @@ SCROLL_TO_STATUS = (
     "() => { if (innerWidth < 800)"
     " document.getElementById('status').scrollIntoView({behavior: 'smooth'}); }"
 )
+# Gradio 6.31 shows 0 in a number that begins as None; a shared link brings a seed of its own.
+EMPTY_SEED = "(seed) => new URLSearchParams(location.search).has('deep_link') ? seed : null"
 
 
 class Page:
@@ -137,6 +139,7 @@ class Page:
                 [ui.resolution, ui.num_frames, ui.steps],
                 **QUIET,
             )
+        blocks.load(None, ui.seed, ui.seed, js=EMPTY_SEED, api_visibility="private")
         ui.dice.click(lambda: random.randint(0, MAX_SEED), None, ui.seed, **QUIET)
 
         buttons = [ui.start, ui.stop, ui.draft, ui.large]

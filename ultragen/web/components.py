@@ -110,16 +110,15 @@ class Layout:
         with gr.Row():
             self.start = gr.Button("Generate both clips", variant="primary", elem_id="generate")
             self.stop = gr.Button("Cancel", variant="stop", visible=False, elem_id="cancel")
-        with gr.Row(elem_id="drafting"):
+        with gr.Group(elem_id="drafting"):
             self.count = gr.Radio(
                 list(range(1, MOST + 1)),
                 value=MOST,
-                label="Seeds to try",
+                label="Seeds to try first",
                 info=f"{FRAMES} frames each, small; the best one can be made large.",
                 elem_id="count",
-                min_width=200,
             )
-            self.draft = gr.Button("Draft", elem_id="draft", min_width=110)
+            self.draft = gr.Button("Draft", size="sm", elem_id="draft")
 
     def more_settings(self, preset: ModelPreset) -> None:
         """Length, seed and windows; the rest folded away."""
