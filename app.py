@@ -40,6 +40,7 @@ from ultragen.web import views
 from ultragen.web.api import build_api
 from ultragen.web.calls import checker
 from ultragen.web.components import Layout, theme
+from ultragen.web.downloads import make_file
 from ultragen.web.drafting import Drafts, busy, draft_frames, ready, with_scene
 from ultragen.web.gate import PLACES, Gate
 from ultragen.web.results import load_examples, native_alone, show, show_example
@@ -166,6 +167,14 @@ class Page:
         ui.stop.click(self.cancel, None, ui.status, **QUIET)
         blocks.unload(self.leave)
 
+        ui.convert.click(
+            partial(make_file, ui, self.runs.output_dir),
+            [ui.which, ui.kind, ui.native, ui.upscaled, ui.side_by_side],
+            [ui.download, ui.download_size],
+            api_visibility="private",
+            concurrency_id="convert",
+            concurrency_limit=1,
+        )
         ui.recent.select(self.show_recent, ui.history, ui.result, **QUIET)
         ui.examples.select(self.show_example, None, [*ui.result, *ui.settings], **QUIET)
 

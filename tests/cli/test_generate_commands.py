@@ -64,6 +64,17 @@ def test_a_shape_by_its_name_or_its_sides(fake, tmp_path, size, columns, rows):
     assert metadata["sizes"]["files"] == [rows, columns]
 
 
+@pytest.mark.parametrize("suffix", [".webm", ".GIF", ".webp"])
+def test_another_kind_of_file_by_its_suffix(fake, tmp_path, capsys, suffix):
+    out = tmp_path / f"lake{suffix}"
+    assert ultragen("generate", "--prompt", PROMPT, *SMALL, "--out", out) == 0
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"lake.json", out.name}
+    magic = {".webm": b"\x1aE\xdf\xa3", ".GIF": b"GIF89a", ".webp": b"RIFF"}[suffix]
+    assert out.read_bytes().startswith(magic)
+    assert f"({out.stat().st_size / 1e6:.2f} MB)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", ["generate", "compare"])
 @pytest.mark.parametrize(
     ("size", "said"),

@@ -220,6 +220,7 @@ def test_an_earlier_run_can_be_seen_again(page):
     page.wait_for_function(
         "first => document.querySelector('.uc-over').getAttribute('src') !== first", arg=first
     )
+    page.wait_for_selector(READY, timeout=60_000)
     thumbnails = page.locator("#recent button.thumbnail-item")
     expect(thumbnails).to_have_count(2)
     thumbnails.nth(1).click()
@@ -410,6 +411,19 @@ def test_drafts_of_another_shape_and_the_best_one_made_large(page, models):
     expect(page.locator(".uc-divider")).to_be_visible()
     box = page.locator(".uc-stage").bounding_box()
     assert box["width"] / box["height"] == pytest.approx(544 / 960, abs=0.01)
+
+
+def test_another_kind_of_file_is_made_on_demand(page, tmp_path):
+    page.locator("#examples button.thumbnail-item").first.click()
+    page.wait_for_selector(READY)
+    page.click("button:has-text('Plain players')")
+    page.click("#kind label:has-text('GIF')")
+    page.click("#convert")
+    expect(page.locator("#download-size")).to_contain_text("native.gif: ", timeout=60_000)
+    with page.expect_download() as download:
+        page.locator("#download a").first.click()
+    download.value.save_as(tmp_path / "native.gif")
+    assert (tmp_path / "native.gif").read_bytes().startswith(b"GIF89a")
 
 
 def test_a_seed_that_is_typed_is_used_and_an_empty_one_is_drawn(page, models):

@@ -58,9 +58,13 @@ def generate(
     lora: Loras = None,
     negative_prompt: NegativePrompt = None,
     noise: NoiseOption = "spectral",
-    out: Annotated[Path, typer.Option(help="The MP4 file; settings go beside it.")] = Path(
-        "clip.mp4"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="The file: .mp4, .webm, or for chats .gif or .webp, which are made smaller; "
+            "settings go beside it."
+        ),
+    ] = Path("clip.mp4"),
     model: Model = None,
     overwrite: Overwrite = False,
     aspect: Aspect = None,
@@ -72,8 +76,9 @@ def generate(
 
     Beside OUT.mp4 stands OUT.json, with what makes it again.
     """
-    if out.suffix.lower() != ".mp4":
-        raise ValueError(f"--out {out} must end in .mp4.")
+    from ..video import check_suffix, encode_video
+
+    check_suffix(out)
     sidecar = out.with_suffix(".json")
     request = make_request(
         model,
@@ -94,7 +99,6 @@ def generate(
     models = load_for(request, model, guidance_device, fp8, lora or None)
     loading = perf_counter() - began
     from ..runs.native import generate_native
-    from ..video import encode_video
 
     with console.whole_results(out.parent) as folder:
         with console.progress_bar() as show:
@@ -107,7 +111,7 @@ def generate(
         text = json.dumps(clip.metadata, indent=2, ensure_ascii=False)
         (folder / sidecar.name).write_text(text + "\n", encoding="utf-8")
     print_seconds(clip.metadata)
-    print(f"Written: {out}, {sidecar}")
+    print(f"Written: {out} ({out.stat().st_size / 1e6:.2f} MB), {sidecar}")
 
 
 @app.command()

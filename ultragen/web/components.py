@@ -12,6 +12,7 @@ from ..presets import ASPECTS, PROMPTS, RESOLUTIONS, SUGGESTED, ModelPreset, fra
 from ..runs.drafts import FRAMES, MOST
 from ..runs.request import MAX_STEPS
 from ..runs.write import Result
+from ..video import FORMATS
 from . import views
 
 LARGEST_GUIDANCE = 20  # that the page offers; the API takes more
@@ -245,8 +246,31 @@ class Layout:
                 self.side_by_side = self.player("Side by side", "side-by-side")
                 self.full = self.player("Base model at full size", "base-full", visible=False)
             self.files = gr.Files(label="Files", interactive=False, elem_id="files")
+            self.other_files()
         with gr.Accordion("Settings and timings of this run", open=False):
             self.metadata = gr.JSON(show_label=False, elem_id="metadata")
+
+    def other_files(self) -> None:
+        """Other kinds of files, made on demand from the MP4s."""
+        with gr.Row(elem_id="other-files"):
+            self.which = gr.Dropdown(
+                [("Native", "native"), ("Upscaled", "upscaled"), ("Side by side", "side_by_side")],
+                value="native",
+                label="Clip",
+                min_width=140,
+            )
+            self.kind = gr.Radio(
+                [(kind.name, suffix) for suffix, kind in FORMATS.items() if suffix != ".mp4"],
+                value=".webm",
+                label="Other kind of file",
+                elem_id="kind",
+                min_width=220,
+            )
+        self.convert = gr.Button("Make this file", size="sm", elem_id="convert")
+        self.download_size = gr.HTML("", apply_default_css=False, elem_id="download-size")
+        self.download = gr.File(
+            label="Your file", interactive=False, visible=False, elem_id="download"
+        )
 
     def galleries(self, examples: list[Result]) -> None:
         """Earlier runs, examples, prompts."""
