@@ -26,7 +26,8 @@ BT709 = (
 
 ANIMATION_SIDE = 640  # rows and columns in pixels, at most, of what chats show without a player
 SMALL = (
-    f"scale={ANIMATION_SIDE}:{ANIMATION_SIDE}:force_original_aspect_ratio=decrease:flags=lanczos"
+    f"scale='min(iw,{ANIMATION_SIDE})':'min(ih,{ANIMATION_SIDE})'"
+    ":force_original_aspect_ratio=decrease:flags=lanczos"
 )
 
 
