@@ -28,8 +28,10 @@ from starlette.middleware import Middleware
 
 from ultragen.estimates.cost import ZEROGPU_TIERS
 from ultragen.runs.clip import job
+from ultragen.runs.drafts import drafts_seconds_asked
+from ultragen.runs.early import NativeReady
 from ultragen.runs.loading import Models, load_models
-from ultragen.runs.progress import Progress
+from ultragen.runs.progress import Progress, with_last_preview
 from ultragen.runs.request import MAX_SEED, Request
 from ultragen.runs.worker import Failed, Finished
 from ultragen.runs.write import Result, remove_old
@@ -38,8 +40,10 @@ from ultragen.web import views
 from ultragen.web.api import build_api
 from ultragen.web.calls import checker
 from ultragen.web.components import Layout, theme
+from ultragen.web.downloads import make_file
+from ultragen.web.drafting import Drafts, busy, draft_frames, ready, with_scene
 from ultragen.web.gate import PLACES, Gate
-from ultragen.web.results import load_examples, show, show_example
+from ultragen.web.results import load_examples, native_alone, show, show_example
 from ultragen.web.runs import CANCELLED, Runs
 from ultragen.web.server import serve
 from ultragen.web.settings import (
@@ -62,6 +66,8 @@ SCROLL_TO_STATUS = (
     "() => { if (innerWidth < 800)"
     " document.getElementById('status').scrollIntoView({behavior: 'smooth'}); }"
 )
+# Gradio 6.31 shows 0 in a number that begins as None; a shared link brings a seed of its own.
+EMPTY_SEED = "(seed) => new URLSearchParams(location.search).has('deep_link') ? seed : null"
 
 
 class Page:
@@ -82,7 +88,15 @@ class Page:
         def gpu_part(request: Request) -> Iterator:
             yield from self.runs.frames(request)
 
+        @spaces.GPU(
+            duration=lambda request, count: drafts_seconds_asked(request, count, models),
+            size="large",
+        )
+        def draft_part(request: Request, count: int) -> Iterator:
+            yield from draft_frames(request, count, models)
+
         self.gpu_part = gpu_part
+        self.draft_part = draft_part
 
     def build(self) -> gr.Blocks:
         """The page with everything wired."""
@@ -100,8 +114,9 @@ class Page:
     def wire(self, blocks: gr.Blocks) -> None:
         """Connects the components with what they cause."""
         ui, models = self.ui, self.models
-        looks = [ui.estimate, ui.drawing, ui.costs, *ui.offers.values()]
+        looks = [ui.estimate, ui.drawing, ui.costs, ui.length, *ui.offers.values()]
         costly = [ui.resolution, ui.windows, ui.num_frames, ui.steps, ui.guidance, ui.upscaler]
+        costly += [ui.aspect, ui.fps]
         gr.on(
             [blocks.load, *(component.change for component in [*costly, ui.base_native])],
             partial(refresh, ui, models),
@@ -125,9 +140,10 @@ class Page:
                 [ui.resolution, ui.num_frames, ui.steps],
                 **QUIET,
             )
+        blocks.load(None, ui.seed, ui.seed, js=EMPTY_SEED, api_visibility="private")
         ui.dice.click(lambda: random.randint(0, MAX_SEED), None, ui.seed, **QUIET)
 
-        buttons = [ui.start, ui.stop]
+        buttons = [ui.start, ui.stop, ui.draft, ui.large]
         checked = gr.on(
             [ui.start.click, ui.prompt.submit],
             self.prepare,
@@ -147,11 +163,42 @@ class Page:
             api_visibility="private",
             **ONE_AT_A_TIME,
         ).then(partial(refresh, ui, models), ui.settings, looks, **QUIET)
+        self.wire_drafts(buttons, looks)
         ui.stop.click(self.cancel, None, ui.status, **QUIET)
         blocks.unload(self.leave)
 
+        ui.convert.click(
+            partial(make_file, ui, self.runs.output_dir),
+            [ui.which, ui.kind, ui.native, ui.upscaled, ui.side_by_side],
+            [ui.download, ui.download_size],
+            api_visibility="private",
+            concurrency_id="convert",
+            concurrency_limit=1,
+        )
         ui.recent.select(self.show_recent, ui.history, ui.result, **QUIET)
         ui.examples.select(self.show_example, None, [*ui.result, *ui.settings], **QUIET)
+
+    def wire_drafts(self, buttons: list[Any], looks: list[Any]) -> None:
+        """Connects what makes drafts, and what makes one of them large."""
+        ui = self.ui
+        drafts = self.drafts = Drafts(ui, self.runs, self.draft_part)
+        private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        at_once: dict[str, Any] = {"trigger_mode": "once", "concurrency_limit": None, **private}
+        shown = [ui.status, ui.comparison, ui.drafts, ui.drafted, ui.scene, *buttons]
+        checked = ui.draft.click(self.prepare, ui.settings, [ui.status, *buttons], **at_once)
+        checked.success(None, js=SCROLL_TO_STATUS, api_visibility="private")
+        checked.success(drafts.run, [*ui.settings, ui.count], shown, **private, **ONE_AT_A_TIME)
+        ui.drafts.select(drafts.choose, ui.drafted, [ui.comparison, ui.scene, ui.large], **QUIET)
+        settings = [*ui.settings, ui.scene]
+        checked = ui.large.click(self.prepare_large, settings, [ui.status, *buttons], **at_once)
+        checked.success(None, js=SCROLL_TO_STATUS, api_visibility="private")
+        checked.success(
+            self.run_large,
+            [*settings, ui.history],
+            [*ui.result, *buttons, ui.history, ui.recent],
+            **private,
+            **ONE_AT_A_TIME,
+        ).then(partial(refresh, ui, self.models), ui.settings, looks, **QUIET)
 
     # Before a run
 
@@ -166,11 +213,20 @@ class Page:
         self.runs.stop_event(request.session_hash)
         yield {
             self.ui.status: views.notice("idle", "Waiting", "The run starts when it is its turn."),
-            self.ui.start: gr.update(interactive=False),
-            self.ui.stop: gr.update(visible=True),
+            **busy(self.ui),
         }
 
+    def prepare_large(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
+        """Checks a draft's settings at the size that the page has by now."""
+        *settings, scene = values
+        yield from self.prepare(request, *with_scene(settings, scene))
+
     # A run
+
+    def run_large(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
+        """Makes both clips of the draft that was chosen."""
+        *settings, scene, history = values
+        yield from self.run(request, *with_scene(settings, scene), history)
 
     def run(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """Makes both clips, and tells how far it is."""
@@ -188,8 +244,10 @@ class Page:
                     yield self.succeeded(item.value, history)
                 elif isinstance(item, Failed):
                     yield self.failed(item, progress, elapsed)
+                elif isinstance(item, NativeReady):
+                    yield {self.ui.comparison: native_alone(item)}
                 else:
-                    progress = item or progress
+                    progress = with_last_preview(item, progress)
                     title = "Stopping after this step" if stop.is_set() else progress.message
                     yield {self.ui.status: views.running(progress, stages, elapsed, title)}
         except gr.Error as error:  # ZeroGPU's own: no quota is left, or the run took too long
@@ -206,8 +264,7 @@ class Page:
         posters = [(str(past.poster), views.caption(past.metadata)) for past in history]
         return {
             **show(self.ui, result),
-            self.ui.start: gr.update(interactive=True),
-            self.ui.stop: gr.update(visible=False),
+            **ready(self.ui),
             self.ui.history: history,
             self.ui.recent: gr.update(value=posters, visible=True),
         }
@@ -219,11 +276,7 @@ class Page:
             card = views.notice("stopped", "Cancelled", f"{text} Nothing was kept.")
         else:
             card = views.notice("bad", "This run failed", failure.message)
-        return {
-            self.ui.status: card,
-            self.ui.start: gr.update(interactive=True),
-            self.ui.stop: gr.update(visible=False),
-        }
+        return {self.ui.status: card, **ready(self.ui)}
 
     def cancel(self, request: gr.Request) -> str:
         """Stops this visitor's run."""

@@ -9,7 +9,7 @@ from patterns import waves
 
 from ultragen.pictures import (
     contact_sheet,
-    crop_rows,
+    crop_frames,
     is_black,
     label_frame,
     side_by_side,
@@ -51,13 +51,17 @@ def test_black_is_what_nobody_sees(brightest: int, black: bool) -> None:
     assert is_black(torch.tensor(floats)) == black
 
 
-def test_crop_keeps_the_middle_rows() -> None:
-    frames = waves(2, 1088, 4)
-    assert np.array_equal(crop_rows(frames, 1080), frames[:, 4:1084])
-    assert crop_rows(frames[0], 1088).shape == (1088, 4, 3)
+def test_crop_keeps_the_middle() -> None:
+    frames = waves(2, 1088, 8)
+    assert np.array_equal(crop_frames(frames, 1080, 8), frames[:, 4:1084])
+    assert np.array_equal(crop_frames(frames, 1088, 4), frames[:, :, 2:6])
+    assert crop_frames(frames[0], 1088, 8).shape == (1088, 8, 3)
     for rows in (0, 7, 1090, -2):
         with pytest.raises(ValueError, match="1088"):
-            crop_rows(frames, rows)
+            crop_frames(frames, rows, 8)
+    for columns in (0, 7, 10, -2):
+        with pytest.raises(ValueError, match="columns must be even, from 2 to the frames' 8"):
+            crop_frames(frames, 1088, columns)
 
 
 def test_label_is_drawn_on_a_copy() -> None:

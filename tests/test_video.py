@@ -10,8 +10,9 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 from patterns import waves
+from PIL import Image
 
-from ultragen.video import encode_video, probe_video, read_video
+from ultragen.video import convert_video, encode_video, probe_video, read_video
 
 
 def test_encoded_video_reads_back(tmp_path: Path) -> None:
@@ -167,6 +168,51 @@ def test_names_that_mean_something_to_ffmpeg(tmp_path, monkeypatch, name):
     assert (info.num_frames, info.height, info.width) == (5, 32, 64)
     assert read_video(path).shape == frames.shape
     assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("fps", [12, 24])
+def test_a_webm_file_has_the_frames_and_their_colours(tmp_path: Path, fps: int) -> None:
+    frames = waves(5, 96, 160)
+    path = encode_video(frames, tmp_path / "clip.webm", fps)
+    info = probe_video(path)
+    assert (info.width, info.height, info.num_frames, info.fps) == (160, 96, 5, fps)
+    assert (info.codec, info.pixel_format) == ("vp9", "yuv420p")
+    assert np.abs(read_video(path).astype(int) - frames).mean() < 6
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+@pytest.mark.parametrize(
+    ("fps", "size", "kept"),
+    [(12, (160, 96), (160, 96)), (16, (1280, 640), (640, 320)), (24, (640, 1280), (320, 640))],
+)
+def test_animations_are_small_and_as_long_as_the_clip(
+    tmp_path: Path, suffix: str, fps: int, size: tuple[int, int], kept: tuple[int, int]
+) -> None:
+    frames = waves(9, size[1], size[0])
+    path = encode_video(frames, tmp_path / f"clip{suffix}", fps)
+    with Image.open(path) as image:
+        assert (image.size, image.n_frames, image.info["loop"]) == (kept, 9, 0)
+        seconds = []
+        for index in range(9):
+            image.seek(index)
+            image.load()
+            seconds.append(image.info["duration"] / 1000)
+        image.seek(4)
+        shown = np.asarray(image.convert("RGB")).astype(int)
+    assert sum(seconds) == pytest.approx(9 / fps, abs=0.015)
+    small = np.asarray(Image.fromarray(frames[4]).resize(kept, Image.Resampling.LANCZOS))
+    assert np.abs(shown - small).mean() < 12
+
+
+def test_a_video_becomes_another_kind_of_file(tmp_path: Path) -> None:
+    source = encode_video(waves(5, 96, 160), tmp_path / "clip.mp4", 15)
+    other = convert_video(source, tmp_path / "clip.webm")
+    assert probe_video(other).fps == 15
+    apart = read_video(other).astype(int) - read_video(source)
+    assert apart.shape[0] == 5 and np.abs(apart).mean() < 6
+    with pytest.raises(OSError, match="there is no file"):
+        convert_video(tmp_path / "missing.mp4", tmp_path / "other.webm")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "clip.webm"]
 
 
 @pytest.mark.parametrize("name", ["clip.avi", "clip", "clip.mp4.txt"])

@@ -32,21 +32,23 @@ def is_black(frames: np.ndarray | Tensor) -> bool:
     return bool(frames.max() * (1 if frames.dtype == np.uint8 else 255) < VISIBLE)
 
 
-def crop_rows(frames: np.ndarray, rows: int) -> np.ndarray:
-    """Keeps the middle rows: the sizes that are generated are multiples of a token's size.
+def crop_frames(frames: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Keeps the middle: the sizes that are generated are multiples of a token's size.
 
     Args:
         frames: … h w c.
         rows: Rows to keep, even.
+        columns: Columns to keep, even.
 
     Raises:
-        ValueError: `rows` is odd, not positive, or more than there are.
+        ValueError: One of them is odd, not positive, or more than there are.
     """
-    height = frames.shape[-3]
-    if rows < 1 or rows % 2 or rows > height:
-        raise ValueError(f"rows must be even, from 2 to the frames' {height}, not {rows}")
-    top = (height - rows) // 2
-    return frames[..., top : top + rows, :, :]
+    height, width = frames.shape[-3:-1]
+    for name, kept, there in (("rows", rows, height), ("columns", columns, width)):
+        if kept < 1 or kept % 2 or kept > there:
+            raise ValueError(f"{name} must be even, from 2 to the frames' {there}, not {kept}")
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return frames[..., top : top + rows, left : left + columns, :]
 
 
 def label_frame(frame: np.ndarray, text: str) -> np.ndarray:
@@ -90,6 +92,7 @@ def side_by_side(
     right: Iterable[np.ndarray],
     labels: tuple[str, str],
     max_width: int = 3840,
+    max_pixels: int = 3840 * 2160,
 ) -> Iterator[np.ndarray]:
     """Puts two clips next to each other, labelled, with a thin line between them.
 
@@ -99,6 +102,7 @@ def side_by_side(
         labels: The names of both.
         max_width: Columns of the result at most: common decoders refuse more than 4K, so wider
             pairs are made smaller.
+        max_pixels: Pixels of the result at most, for the same reason.
 
     Yields:
         uint8 frames, h' w' 3, both sizes even.
@@ -111,7 +115,7 @@ def side_by_side(
             raise ValueError(
                 f"frame {index} of the clips differs in shape: {one.shape} and {other.shape}"
             )
-        panels = [_fit(frame, max_width // 2) for frame in (one, other)]
+        panels = [_fit(frame, max_width // 2, max_pixels // 2) for frame in (one, other)]
         pair = np.concatenate(
             [label_frame(panel, label) for panel, label in zip(panels, labels, strict=True)], axis=1
         )
@@ -120,9 +124,10 @@ def side_by_side(
         yield pair
 
 
-def _fit(frame: np.ndarray, max_width: int) -> np.ndarray:
-    """Makes a frame narrower where it has to be; both sizes stay even."""
+def _fit(frame: np.ndarray, max_width: int, max_pixels: int) -> np.ndarray:
+    """Makes a frame smaller where it has to be; both sizes stay even."""
     height, width = frame.shape[:2]
+    max_width = min(max_width, int((max_pixels * width / height) ** 0.5))
     if width <= max_width:
         return frame
     narrow = max_width // 2 * 2

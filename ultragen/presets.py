@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass, replace
+from math import hypot, log
 from numbers import Real
 from pathlib import Path
 from typing import Literal
@@ -13,19 +15,37 @@ EMBEDDED_MODEL = Path(__file__).parent / "embedded"
 
 @dataclass(frozen=True)
 class Resolution:
-    """A frame size that is generated, and the rows that are kept of it.
+    """A frame size that is generated, and the part that is kept of it.
 
     Attributes:
         name: What users type, for example `1080p`.
         height: Generated rows in pixels, a multiple of 32.
         width: Generated columns in pixels, a multiple of 32.
         rows: Rows that remain after cropping, the usual number for this size.
+        columns: Columns that remain; None where all do.
     """
 
     name: str
     height: int
     width: int
     rows: int
+    columns: int | None = None
+
+    @property
+    def kept(self) -> tuple[int, int]:
+        """Rows and columns that remain after cropping: the size of the files."""
+        return self.rows, self.width if self.columns is None else self.columns
+
+    def shaped(self, aspect: str) -> Resolution:
+        """The size of the same name in another shape, one of `ASPECTS`."""
+        if aspect == "16:9":
+            return self
+        rows, columns = self.kept
+        if aspect == "9:16":
+            return Resolution(self.name, self.width, self.height, columns, rows)
+        rows, columns = SHAPES[aspect][self.name]
+        height, width = (-(-side // TOKEN) * TOKEN for side in (rows, columns))
+        return Resolution(self.name, height, width, rows, columns)
 
 
 RESOLUTIONS = {
@@ -38,6 +58,39 @@ RESOLUTIONS = {
         Resolution("4k", 2176, 3840, 2160),
     )
 }
+
+ASPECTS = ("16:9", "9:16", "1:1", "4:3", "21:9")
+"""Shapes of a frame, width to height. What is sold as 21:9 lies between 2.35 and 2.4."""
+TOKEN = 32  # pixels: the coarser model's, whose multiples the finer one's tokens cover as well
+SHAPES = {
+    "1:1": {
+        "544p": (544, 544),
+        "720p": (720, 720),
+        "1080p": (1080, 1080),
+        "2k": (1440, 1440),
+        "4k": (2160, 2160),
+    },
+    "4:3": {
+        "544p": (544, 720),
+        "720p": (720, 960),
+        "1080p": (1080, 1440),
+        "2k": (1440, 1920),
+        "4k": (2160, 2880),
+    },
+    # Of 4k not 5120 × 2160: a frame of more than 36,864 blocks of 16 × 16 is above level 5.2 of
+    # H.264 (its table A-1), which common decoders refuse.
+    "21:9": {
+        "544p": (544, 1280),
+        "720p": (720, 1720),
+        "1080p": (1080, 2560),
+        "2k": (1440, 3440),
+        "4k": (1600, 3840),
+    },
+}
+"""Rows and columns of the files in shapes that are not 16:9, nor that turned: usual sizes."""
+
+FRAME_RATES = (12, 15, 16, 24)
+"""Frames a second that a file may have, beside its model's own."""
 
 WINDOWS = ("auto", "2", "4", "6", "8")
 
@@ -61,6 +114,8 @@ SUGGESTED = 6  # prompts, from the first on, that the page suggests and has fini
 Noise = Literal["independent", "spectral"]
 """How the noise that a clip starts from is drawn: for each size anew, or for all sizes from one
 spectrum, so that a seed is the same scene at every size (`sampling/spectral_noise.py`)."""
+
+ASPECT = re.compile(r"([1-9]\d{0,4})[:x/]([1-9]\d{0,4})")
 
 FRAMES_PER_LATENT = 4
 """Frames that Wan's autoencoder, and the embedded one, pack into one latent frame."""
@@ -102,6 +157,79 @@ def check_num_frames(
         f"num_frames must be {step}n + 1, not {shown(num_frames)}: choose "
         f"{' or '.join(nearest)}{limit}."
     )
+
+
+def check_aspect(aspect: object) -> str:
+    """One of `ASPECTS`; spaces do not matter.
+
+    Raises:
+        ValueError: For another shape, with the nearest two.
+    """
+    text = aspect.replace(" ", "") if isinstance(aspect, str) else ""
+    if text in ASPECTS:
+        return text
+    there = ", ".join(ASPECTS)
+    if not (sides := ASPECT.fullmatch(text)):
+        raise ValueError(f"aspect {shown(aspect)} is unknown: choose from {there}.")
+    shape = int(sides[1]) / int(sides[2])
+    near = sorted(ASPECTS, key=lambda each: abs(log(_shape(each) / shape)))[:2]
+    raise ValueError(
+        f"aspect {shown(aspect)} is none of {there}: the nearest are {' and '.join(near)}."
+    )
+
+
+def _shape(aspect: str) -> float:
+    width, height = aspect.split(":")
+    return int(width) / int(height)
+
+
+def find_size(width: int, height: int) -> tuple[str, str]:
+    """Name and aspect of the size whose files have so many columns and rows.
+
+    Raises:
+        ValueError: If none has, with the nearest two.
+    """
+    sizes = {
+        size.shaped(aspect).kept: (name, aspect)
+        for aspect in ASPECTS
+        for name, size in RESOLUTIONS.items()
+    }
+    if (height, width) in sizes:
+        return sizes[height, width]
+    if min(width, height) < 1:
+        raise ValueError(f"A frame of {width} × {height} pixels has no area: give positive sides.")
+    near = sorted(sizes, key=lambda sides: hypot(log(sides[0] / height), log(sides[1] / width)))[:2]
+    options = (
+        f"{columns} × {rows} ({' in '.join(sizes[rows, columns])})" for rows, columns in near
+    )
+    raise ValueError(
+        f"No clip has {shown(width)} × {shown(height)} pixels: the nearest are "
+        f"{' and '.join(options)}."
+    )
+
+
+def check_frame_rate(fps: object, own: int) -> int:
+    """Frames a second that a file may have.
+
+    Args:
+        fps: What was asked for.
+        own: The model's own.
+
+    Raises:
+        ValueError: For another number, with those that there are.
+    """
+    rates = frame_rates(own)
+    if isinstance(fps, Real) and not isinstance(fps, bool) and fps in rates:
+        return int(fps)  # type: ignore[call-overload]
+    raise ValueError(
+        f"fps must be one of {', '.join(map(str, rates))}, not {shown(fps)}: the frames stay the "
+        "same, and are shown faster or slower."
+    )
+
+
+def frame_rates(own: int) -> list[int]:
+    """Frames a second to choose from, rising, where a model's own number is `own`."""
+    return sorted({*FRAME_RATES, own})
 
 
 def check_guidance_scale(scale: object) -> float:
@@ -264,6 +392,17 @@ class ModelPreset:
     method: str = "UltraGen"
     credit: str = ""
     loras: tuple[LoraChoice, ...] = ()
+
+    def base_size(self, aspect: str) -> tuple[int, int]:
+        """Rows and columns in pixels of the base model's clip in a shape, one of `ASPECTS`: about
+        as many tokens as its own size has."""
+        if aspect == "16:9":
+            return self.base_height, self.base_width
+        if aspect == "9:16":
+            return self.base_width, self.base_height
+        token, shape = self.pixels_per_token, _shape(aspect)
+        rows = round((self.base_height * self.base_width / shape) ** 0.5 / token)
+        return rows * token, round(rows * shape) * token
 
 
 EMBEDDED = ModelPreset(

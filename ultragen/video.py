@@ -1,4 +1,4 @@
-"""Frames ↔ files: H.264 that browsers play."""
+"""Frames ↔ files: H.264 that browsers play, and what else clips are shared as."""
 
 from __future__ import annotations
 
@@ -23,6 +23,54 @@ BT709 = (
     ":flags=bicubic+accurate_rnd+full_chroma_int,format=yuv420p"
     ",setparams=color_primaries=bt709:color_trc=bt709:colorspace=bt709:range=tv",
 )
+
+ANIMATION_SIDE = 640  # rows and columns in pixels, at most, of what chats show without a player
+SMALL = (
+    f"scale='min(iw,{ANIMATION_SIDE})':'min(ih,{ANIMATION_SIDE})'"
+    ":force_original_aspect_ratio=decrease:flags=lanczos"
+)
+
+
+@dataclass(frozen=True)
+class VideoFormat:
+    """How a kind of file is encoded.
+
+    Attributes:
+        name: For people.
+        codec: FFmpeg's name of the encoder.
+        parameters: What FFmpeg is told beside it.
+        preset: One of the encoder's own, where it has any.
+    """
+
+    name: str
+    codec: str
+    parameters: tuple[str, ...]
+    preset: str = "fast"
+
+
+FORMATS = {
+    ".mp4": VideoFormat(
+        "MP4",
+        "libx264",
+        ("-crf", QUALITY, "-profile:v", "high", *BT709, "-movflags", "+faststart"),
+    ),
+    # Constant quality as by FFmpeg's guide to VP9 (trac.ffmpeg.org/wiki/Encode/VP9), which takes 31
+    # for 1080p and 15 for 4K.
+    ".webm": VideoFormat(
+        "WebM",
+        "libvpx-vp9",
+        ("-crf", "24", "-b:v", "0", "-cpu-used", "4", "-row-mt", "1", *BT709),
+    ),
+    ".gif": VideoFormat(
+        "GIF",
+        "gif",
+        ("-vf", f"{SMALL},split[a][b];[a]palettegen[p];[b][p]paletteuse", "-loop", "0"),
+    ),
+    ".webp": VideoFormat(
+        "WebP", "libwebp_anim", ("-vf", SMALL, "-quality", "80", "-loop", "0"), preset="photo"
+    ),
+}
+"""Kinds of files by their suffix. GIF and WebP are made smaller, to `ANIMATION_SIDE`."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +97,8 @@ class VideoInfo:
 
 
 def encode_video(frames: Iterable[np.ndarray], path: Path, fps: int) -> Path:
-    """Writes an MP4 file that browsers play: H.264 High, yuv420p, BT.709, index at the front.
+    """Writes a file of the kind that its suffix names, see `FORMATS`. MP4 is what browsers play:
+    H.264 High, yuv420p, BT.709, index at the front.
 
     The frames are taken one by one. Whatever fails, `path` holds a whole video or what it held
     before.
@@ -65,8 +114,7 @@ def encode_video(frames: Iterable[np.ndarray], path: Path, fps: int) -> Path:
         OSError: The folder takes no files, or the disk is full; nothing is left behind.
     """
     path = Path(path)
-    if path.suffix.lower() != ".mp4":
-        raise ValueError(f"{path} can't be written: videos are MP4 files, whose names end in .mp4")
+    check_suffix(path)
     if isinstance(fps, bool) or not isinstance(fps, int) or fps < 1:
         raise ValueError(f"fps must be a whole number of at least 1, not {fps!r}")
     remaining = iter(frames)
@@ -84,6 +132,40 @@ def encode_video(frames: Iterable[np.ndarray], path: Path, fps: int) -> Path:
             raise
         raise _cannot_write(path, str(error)) from error
     return path
+
+
+def check_suffix(path: Path) -> None:
+    """Checks that a name's suffix is one of `FORMATS`, whatever its case.
+
+    Raises:
+        ValueError: It is not, with those that there are.
+    """
+    if path.suffix.lower() not in FORMATS:
+        *others, last = FORMATS
+        raise ValueError(f"{path} can't be written: names end in {', '.join(others)} or {last}")
+
+
+def convert_video(source: Path, target: Path) -> Path:
+    """Writes a video's frames into a file of another kind, one by one; errors as in `read_video`
+    and `encode_video`. What the source's own encoding lost stays lost.
+
+    Args:
+        source: Any video, of a whole number of frames a second.
+        target: The file to write; its folder exists.
+    """
+    import imageio_ffmpeg
+
+    info = probe_video(source)
+    reader = imageio_ffmpeg.read_frames(
+        for_ffmpeg(source), pix_fmt="rgb24", output_params=["-fps_mode", "passthrough"]
+    )
+    next(reader)  # what the file says of itself
+    shape = (info.height, info.width, 3)
+    try:
+        frames = (np.frombuffer(frame, np.uint8).reshape(shape) for frame in reader)
+        return encode_video(frames, target, round(info.fps))
+    finally:
+        reader.close()
 
 
 def _check_frame(frame: np.ndarray, shape: tuple[int, ...], index: int) -> None:
@@ -105,17 +187,16 @@ def _encode(first: np.ndarray, remaining: Iterator[np.ndarray], target: Path, fp
     from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
 
     height, width = first.shape[:2]
+    kind = FORMATS[target.suffix.lower()]
+    # A key frame a second keeps dragging through two clips in step quick.
+    key_frames = ("-g", str(fps)) if kind.name in ("MP4", "WebM") else ()
     writer = FFMPEG_VideoWriter(
         for_ffmpeg(target),
         (width, height),
         fps,
-        codec="libx264",
-        preset="fast",
-        ffmpeg_params=[
-            *("-crf", QUALITY, "-profile:v", "high", *BT709),
-            # A key frame a second keeps dragging through two clips in step quick.
-            *("-g", str(fps), "-movflags", "+faststart"),
-        ],
+        codec=kind.codec,
+        preset=kind.preset,
+        ffmpeg_params=[*kind.parameters, *key_frames],
     )
     process = writer.proc
     try:

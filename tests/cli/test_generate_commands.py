@@ -45,6 +45,56 @@ def test_generate_keeps_the_usual_rows(fake, tmp_path):
     assert (request.windows, request.guidance_scale, request.negative_prompt) == (4, 1.5, "rain")
 
 
+@pytest.mark.parametrize(
+    ("size", "columns", "rows"),
+    [
+        (("--aspect", "9:16"), 544, 960),
+        (("--resolution", "720p", "--aspect", "21:9"), 1720, 720),
+        (("--width", 720, "--height", 1280), 720, 1280),
+        (("--width", 960, "--height", 544), 960, 544),
+    ],
+)
+def test_a_shape_by_its_name_or_its_sides(fake, tmp_path, size, columns, rows):
+    out = tmp_path / "lake.mp4"
+    code = ultragen("generate", "--prompt", PROMPT, *SMALL, *size, "--fps", 24, "--out", out)
+    assert code == 0
+    info = probe_video(out)
+    assert (info.width, info.height, info.fps) == (columns, rows, 24)
+    metadata = json.loads(out.with_suffix(".json").read_text())
+    assert metadata["sizes"]["files"] == [rows, columns]
+
+
+@pytest.mark.parametrize("suffix", [".webm", ".GIF", ".webp"])
+def test_another_kind_of_file_by_its_suffix(fake, tmp_path, capsys, suffix):
+    out = tmp_path / f"lake{suffix}"
+    assert ultragen("generate", "--prompt", PROMPT, *SMALL, "--out", out) == 0
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"lake.json", out.name}
+    magic = {".webm": b"\x1aE\xdf\xa3", ".GIF": b"GIF89a", ".webp": b"RIFF"}[suffix]
+    assert out.read_bytes().startswith(magic)
+    assert f"({out.stat().st_size / 1e6:.2f} MB)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["generate", "compare"])
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (("--aspect", "3:2"), "the nearest are 4:3 and 16:9"),
+        (("--width", 1000, "--height", 1000), "1080 × 1080 (1080p in 1:1) and 960 × 720"),
+        (("--width", 1000), "--height is missing"),
+        (("--height", 1000), "--width is missing"),
+        (("--width", 960, "--height", 544, "--aspect", "1:1"), "leave out one of the two"),
+        (("--width", 960, "--height", 544, "--resolution", "544p"), "leave out one of the two"),
+        (("--fps", 60), "--fps must be one of 12, 15, 16, 24, not 60"),
+    ],
+)
+def test_a_shape_that_there_is_not(fake, tmp_path, capsys, command, size, said):
+    out = tmp_path / ("lake.mp4" if command == "generate" else "run")
+    assert ultragen(command, "--prompt", PROMPT, *size, "--out", out) == 2
+    assert said in one_line(capsys)
+    assert fake.native.calls == [] and list(tmp_path.iterdir()) == []
+
+
 def test_compare(fake, tmp_path, capsys):
     out = tmp_path / "run"
     code = ultragen("compare", "--prompt", PROMPT, *SMALL, "--upscaler", "lanczos", "--out", out)

@@ -18,7 +18,7 @@ from tiny import tiny_pipeline
 from ultragen.estimates import coefficients, cost, estimator
 from ultragen.estimates.cost import STAGES, Job
 from ultragen.model.windows import auto_windows
-from ultragen.presets import EMBEDDED, EMBEDDED_MODEL, PROMPTS, RESOLUTIONS, WAN
+from ultragen.presets import ASPECTS, EMBEDDED, EMBEDDED_MODEL, PROMPTS, RESOLUTIONS, WAN
 from ultragen.runs import calibrate
 from ultragen.runs import write as writing
 from ultragen.runs.calibrate import MEASURED, measure
@@ -141,6 +141,39 @@ def test_rows_are_cropped_to_the_usual_number(name, tmp_path):
     info = probe_video(files.native)
     assert (info.height, info.width) == (RESOLUTIONS[name].rows, RESOLUTIONS[name].width)
     assert probe_video(files.side_by_side).width <= 3840
+
+
+@pytest.mark.parametrize("aspect", ASPECTS)
+def test_all_files_have_the_shape_that_was_asked_for(aspect, tmp_path):
+    models = fake_models()
+    asked = Request(
+        "a calm lake", "720p", num_frames=5, num_inference_steps=1, base_native="on",
+        aspect=aspect, fps=24,
+    )  # fmt: skip
+    files = compare(asked, models, tmp_path)
+    size = RESOLUTIONS["720p"].shaped(aspect)
+    base = EMBEDDED.base_size(aspect)
+    assert models.native.calls[0]["size"] == (size.height, size.width)
+    assert [call["size"] for call in models.base.calls] == [base, (size.height, size.width)]
+    for path in (files.native, files.upscaled, files.base_native):
+        info = probe_video(path)
+        assert ((info.height, info.width), info.fps) == (size.kept, 24)
+    metadata = files.metadata
+    assert metadata["sizes"]["files"] == list(size.kept)
+    assert metadata["sizes"]["base"] == list(base)
+    assert metadata["fps"] == 24
+    assert f"{size.kept[1]}×{size.kept[0]}" in metadata["labels"]["native"]
+    assert Request.from_metadata(metadata) == asked.validate(EMBEDDED)
+
+
+def test_a_frame_rate_changes_no_frame(tmp_path):
+    asked = Request("a calm lake", num_frames=5, num_inference_steps=1)
+    slow, fast = (
+        compare(replace(asked, fps=fps), fake_models(), tmp_path).native for fps in (12, 24)
+    )
+    assert probe_video(slow).duration == pytest.approx(2 * probe_video(fast).duration, abs=0.02)
+    apart = read_video(slow).astype(int) - read_video(fast)
+    assert apart.shape[0] == 5 and abs(apart).mean() < 1  # of 255: encoded anew
 
 
 def test_runs_never_share_a_folder(tmp_path):

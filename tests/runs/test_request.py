@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ultragen.presets import EMBEDDED, RESOLUTIONS, WAN
+from ultragen.presets import EMBEDDED, RESOLUTIONS, T3_4K, WAN
 from ultragen.runs.request import MAX_SEED, Request
 
 PROMPT = "a calm lake"
@@ -85,6 +85,15 @@ def test_defaults_are_the_models():
         ({"upscaler": None}, ["None"]),
         ({"base_native": True}, ["True", "off, on"]),
         ({"noise": "pink"}, ["pink", "independent, spectral"]),
+        ({"aspect": "3:2"}, ["'3:2'", "16:9, 9:16, 1:1, 4:3, 21:9", "nearest are 4:3 and 16:9"]),
+        ({"aspect": "2:3"}, ["'2:3'", "nearest are 9:16 and 1:1"]),
+        ({"aspect": "1:0"}, ["'1:0'", "choose from 16:9"]),
+        ({"aspect": "9" * 5000 + ":1"}, ["'999", "choose from 16:9"]),
+        ({"aspect": None}, ["None", "choose from 16:9"]),
+        ({"fps": 30}, ["30", "12, 15, 16, 24", "frames stay the same"]),
+        ({"fps": 12.5}, ["12.5", "12, 15, 16, 24"]),
+        ({"fps": True}, ["True", "12, 15, 16, 24"]),
+        ({"fps": "24"}, ["'24'", "12, 15, 16, 24"]),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_the_way_out(settings, words):
@@ -115,6 +124,9 @@ def test_what_cannot_be_used_is_refused_with_the_way_out(settings, words):
         ({"guidance_scale": 1}, "guidance_scale", 1.0),
         ({"seed": MAX_SEED}, "seed", MAX_SEED),
         ({"base_native": "on"}, "base_native", "on"),
+        ({"aspect": " 9 : 16"}, "aspect", "9:16"),
+        ({"fps": None}, "fps", 12),
+        ({"fps": 24.0}, "fps", 24),
     ],
 )  # fmt: skip
 def test_what_can_be_used_is_kept(settings, name, value):
@@ -142,6 +154,18 @@ def test_metadata_gives_the_request_back():
     metadata = {"request": request.to_dict(), "other": 1}
     assert Request.from_metadata(metadata) == request
     assert Request.from_metadata(json.dumps(metadata)) == request
+
+
+def test_metadata_of_before_there_were_shapes_and_rates_give_the_request_back():
+    request = check(loras={}, noise="independent")
+    settings = {k: v for k, v in request.to_dict().items() if k not in ("aspect", "fps")}
+    assert Request.from_metadata({"request": settings, "fps": 12}) == request
+    assert Request.from_metadata({"request": settings}).validate(EMBEDDED) == request
+
+
+def test_a_models_own_frame_rate_can_be_chosen():
+    assert Request(PROMPT).validate(T3_4K).frame_rate == 30
+    assert Request(PROMPT, fps=30).validate(T3_4K).frame_rate == 30
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", '{"request": {"prompt": "x"}}', '{"request": 3}'])

@@ -429,12 +429,17 @@ def test_the_page_refuses_what_the_gpu_can_not_hold(small, tmp_path, monkeypatch
 
 def test_a_run_asks_zero_gpu_for_half_a_card_and_the_seconds_it_takes(wan, tmp_path, monkeypatch):
     asked: dict = {}
-    monkeypatch.setattr(app.spaces, "GPU", lambda **options: asked.update(options) or (lambda f: f))
+
+    def lend(**options):
+        return lambda function: asked.setdefault(function.__name__, options) and function
+
+    monkeypatch.setattr(app.spaces, "GPU", lend)
     made = on_h100(wan)
     app.Page(made, tmp_path)
-    assert asked["size"] == "large"
+    assert {options["size"] for options in asked.values()} == {"large"}
     request = Request("a lake").validate(WAN)
-    seconds = asked["duration"](request)
+    seconds = asked["gpu_part"]["duration"](request)
+    assert 10 < asked["draft_part"]["duration"](request, 4) < seconds / 4
     assert seconds == gpu_duration(estimate(job(request, made), WAN_CUDA))
     assert 200 < seconds <= 1600  # 1080p, 81 frames, 30 steps: for PRO accounts
 

@@ -91,6 +91,8 @@ def test_the_api_is_one_endpoint_with_defaults_for_all_but_the_prompt(client):
         "base_native": (True, "off"),
         "loras": (True, None),
         "noise": (True, "spectral"),
+        "aspect": (True, "16:9"),
+        "fps": (True, None),
     }
     returned = [value["label"] for value in endpoint["returns"]]
     assert returned == ["native", "upscaled", "side_by_side", "metadata"]
@@ -105,6 +107,16 @@ def test_generate_returns_three_files_and_the_metadata(client):
         assert (info.width, info.height, info.num_frames) == (width, 544, 5)
     assert Request.from_metadata(metadata).seed == 7
     assert metadata["seconds"]["total"] > 0
+
+
+def test_clips_of_another_shape_and_rate(client):
+    *files, metadata = client.predict(
+        prompt="a calm lake", num_frames=5, aspect="9:16", fps=24, seed=None, api_name="/generate"
+    )
+    for path, width in zip(files, (544, 544, 1088), strict=True):
+        info = probe_video(Path(path))
+        assert (info.width, info.height, info.fps) == (width, 960, 24)
+    assert metadata["request"]["seed"] > 0  # one of four thousand million
 
 
 def test_runs_through_plain_http_do_not_touch_each_others_files(url):
@@ -147,6 +159,8 @@ def test_runs_through_plain_http_do_not_touch_each_others_files(url):
         ({"upscaler": "/etc/passwd"}, "network or lanczos"),
         ({"base_native": "maybe"}, "off, on"),
         ({"noise": "white"}, "independent, spectral"),
+        ({"aspect": "3:2"}, "the nearest are 4:3 and 16:9"),
+        ({"fps": 60}, "one of 12, 15, 16, 24, not 60"),
         ({"resolution": "<img src=x>"}, "<img"),
         ({"windows": 101}, "up to 16"),
         ({"windows": "9" * 5000}, "windows .* even number such as"),
@@ -202,6 +216,22 @@ def test_refresh_tells_the_cost_of_every_resolution(page):
     assert "3 × 3 windows in odd layers" in drawing
 
 
+def test_refresh_tells_sizes_and_seconds_of_the_shape(page):
+    ui = page.ui
+    lying = refresh(ui, page.models, *settings())
+    standing = refresh(ui, page.models, *settings(aspect="9:16", num_frames=33, fps=24))
+    assert "1920×1080" in lying[ui.costs] and "1080×1920" in standing[ui.costs]
+    assert "1.4 s at 12 a second" in lying[ui.length]
+    assert "1.4 s at 24 a second" in standing[ui.length]
+    assert "30 × 17" not in lying[ui.drawing]
+
+
+def test_an_empty_seed_is_a_new_one_each_time(page):
+    asked = dict(zip(SETTINGS, settings(), strict=True)) | {"seed": None}
+    seeds = {validated(page.models, asked).seed for _ in range(3)}
+    assert len(seeds) == 3
+
+
 def test_refresh_says_which_setting_is_wrong(page):
     values = settings()
     values[app.SETTINGS.index("num_frames")] = 18
@@ -255,6 +285,26 @@ def test_a_run_that_zero_gpu_stops_can_be_started_again_and_asks_for_more(tmp_pa
     assert updates[-1][made.ui.start]["interactive"]
     after = sum(estimator.estimate(job(request, made.models)).values())
     assert 0.9 < after < 1.4  # half of it took half a second
+
+
+def test_the_page_shows_previews_then_the_native_clip_then_both(tmp_path):
+    made = app.Page(fake_models(delay=0.1), tmp_path)
+    made.build()
+    plain = made.runs.frames
+
+    def gpu_part(request):
+        for item in plain(request):
+            pictured = isinstance(item, Progress) and item.stage == "denoise"
+            yield replace(item, preview=b"a picture") if pictured else item
+
+    made.gpu_part = gpu_part
+    ui, shown = made.ui, []
+    for update in made.run(visitor("me"), *settings(num_frames=5, num_inference_steps=5), []):
+        if "ug-preview" in str(update.get(ui.status)) and "preview" not in shown:
+            shown.append("preview")
+        if ui.comparison in update:
+            shown.append("both" if "upscaled" in update[ui.comparison] else "native")
+    assert shown == ["preview", "native", "both"]
 
 
 class HTMLString(str):

@@ -23,7 +23,7 @@ QUIET = (
     "--disable-component-update --disable-sync"
 )
 DESKTOP, PHONE = {"width": 1400, "height": 950}, {"width": 390, "height": 844}
-READY = ".uc[data-state=ready]"
+READY = ".uc[data-state=ready]:not(.uc-alone)"  # the native clip is shown before
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +220,7 @@ def test_an_earlier_run_can_be_seen_again(page):
     page.wait_for_function(
         "first => document.querySelector('.uc-over').getAttribute('src') !== first", arg=first
     )
+    page.wait_for_selector(READY, timeout=60_000)
     thumbnails = page.locator("#recent button.thumbnail-item")
     expect(thumbnails).to_have_count(2)
     thumbnails.nth(1).click()
@@ -379,3 +380,88 @@ def test_choices_stay_within_their_cards(browser, url, width):
     expect(page.locator("#estimate-card")).to_be_visible()
     assert page.evaluate(OVERFLOWING) == []
     page.close()
+
+
+def test_drafts_of_another_shape_and_the_best_one_made_large(page, models):
+    assert page.locator("#seed input[type=number]").input_value() == ""
+    expect(page.locator("#large")).to_be_hidden()
+    page.click("#aspect label:has-text('9:16')")
+    labels = "all => all.map(s => getComputedStyle(s, '::after').content)"
+    page.wait_for_function(
+        "() => getComputedStyle(document.querySelectorAll('#resolution label span')[0], '::after')"
+        ".content.includes('544×960')"
+    )
+    sizes = page.eval_on_selector_all("#resolution label span", labels)
+    assert "1080×1920" in sizes[2] and "≈" in sizes[2]
+    page.click("#count label:has-text('3')")
+    page.click("#draft")
+    expect(page.locator("#status")).to_contain_text("3 drafts", timeout=60_000)
+    thumbnails = page.locator("#drafts button.thumbnail-item")
+    expect(thumbnails).to_have_count(3)
+    thumbnails.nth(2).click()
+    seed = models.base.calls[-1]["seed"]
+    expect(page.locator("#large")).to_have_text(f"Make it large: seed {seed}")
+    expect(page.locator(".uc-tag-left")).to_have_text(f"Draft 288×512, seed {seed}")
+    expect(page.locator(".uc-divider")).to_be_hidden()
+    page.wait_for_function("() => document.querySelector('.uc-over').videoHeight === 512")
+    page.click("#large")
+    expect(page.locator("#status")).to_contain_text(f"Done: 544p, seed {seed}", timeout=60_000)
+    assert models.native.calls[-1]["seed"] == seed
+    page.wait_for_function("() => document.querySelector('.uc-over').videoHeight === 960")
+    expect(page.locator(".uc-divider")).to_be_visible()
+    box = page.locator(".uc-stage").bounding_box()
+    assert box["width"] / box["height"] == pytest.approx(544 / 960, abs=0.01)
+
+
+def test_another_kind_of_file_is_made_on_demand(page, tmp_path):
+    page.locator("#examples button.thumbnail-item").first.click()
+    page.wait_for_selector(READY)
+    page.click("button:has-text('Plain players')")
+    page.click("#kind label:has-text('GIF')")
+    page.click("#convert")
+    expect(page.locator("#download-size")).to_contain_text("native.gif: ", timeout=60_000)
+    with page.expect_download() as download:
+        page.locator("#download a").first.click()
+    download.value.save_as(tmp_path / "native.gif")
+    assert (tmp_path / "native.gif").read_bytes().startswith(b"GIF89a")
+
+
+def test_a_seed_that_is_typed_is_used_and_an_empty_one_is_drawn(page, models):
+    seeds = []
+    for typed in ("7", "", ""):
+        page.locator("#seed input[type=number]").fill(typed)
+        page.keyboard.press("Tab")
+        runs = len(models.native.calls)
+        page.click("#generate")
+        expect(page.locator("#generate")).to_be_disabled()
+        expect(page.locator("#generate")).to_be_enabled(timeout=60_000)
+        assert len(models.native.calls) == runs + 1
+        seeds.append(models.native.calls[-1]["seed"])
+        expect(page.locator("#status")).to_contain_text(f"seed {seeds[-1]}")
+    assert seeds[0] == 7 and len(set(seeds)) == 3
+
+
+def test_seconds_stand_beside_the_frames(page):
+    expect(page.locator("#length")).to_contain_text("1.4 s at 12 a second")
+    set_number(page, "#frames", 33)
+    expect(page.locator("#length")).to_contain_text("2.8 s at 12 a second")
+    page.click("button:has-text('Advanced settings')")
+    page.click("#fps label:has-text('24 a second')")
+    expect(page.locator("#length")).to_contain_text("1.4 s at 24 a second")
+
+
+def test_the_native_clip_is_shown_before_the_base_clip_is_made(browser, tmp_path):
+    slow = fake_models(delay=0.3)
+    slow.native.delay = 0.0
+    with served(slow, tmp_path) as address:
+        page = browser.new_page(viewport=DESKTOP)
+        page.goto(address)
+        page.wait_for_selector("#estimate-card")
+        page.click("#generate")
+        page.wait_for_selector(".uc-alone[data-state=ready]", timeout=60_000)
+        page.wait_for_function("() => document.querySelector('.uc-over').videoWidth === 960")
+        expect(page.locator(".uc-divider")).to_be_hidden()
+        expect(page.locator("#status")).to_contain_text("Base clip")
+        page.wait_for_selector(READY, timeout=60_000)
+        expect(page.locator(".uc-divider")).to_be_visible()
+        page.close()

@@ -121,6 +121,18 @@ def test_a_list_of_values_is_read_in_order(server):
     assert "seed must be from 0" in answer.json()["error"]
 
 
+def test_a_list_of_before_there_were_shapes_still_runs(server):
+    of_then = IN_ORDER[: SETTINGS.index("aspect")]
+    assert len(of_then) == 12
+    quick = [1 if name == "num_inference_steps" else value for name, value in
+             zip(SETTINGS, of_then, strict=False)]  # fmt: skip
+    event = post(server, "call/generate", json={"data": quick}).json()["event_id"]
+    answer = httpx.get(f"{server.api}/call/generate/{event}", timeout=60).text
+    metadata = json.loads(answer.strip().splitlines()[-1].removeprefix("data:"))[3]
+    assert metadata["request"]["aspect"] == "16:9"
+    assert post(server, "call/generate", json={"data": of_then[:-1]}).status_code == 422
+
+
 def test_the_connection_serves_the_next_call_after_a_refusal(server):
     with httpx.Client() as client:
         for _ in range(3):

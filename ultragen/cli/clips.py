@@ -12,9 +12,12 @@ import typer
 
 from . import console
 from .options import (
+    Aspect,
     Fp8,
+    FrameRate,
     GuidanceDevice,
     GuidanceScale,
+    Height,
     Loras,
     Model,
     NegativePrompt,
@@ -25,8 +28,10 @@ from .options import (
     Prompt,
     ResolutionOption,
     Seed,
+    Width,
     Windows,
     app,
+    asked_size,
     load,
     load_for,
     make_request,
@@ -53,24 +58,33 @@ def generate(
     lora: Loras = None,
     negative_prompt: NegativePrompt = None,
     noise: NoiseOption = "spectral",
-    out: Annotated[Path, typer.Option(help="The MP4 file; settings go beside it.")] = Path(
-        "clip.mp4"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="The file: .mp4, .webm, or for chats .gif or .webp, which are made smaller; "
+            "settings go beside it."
+        ),
+    ] = Path("clip.mp4"),
     model: Model = None,
     overwrite: Overwrite = False,
+    aspect: Aspect = None,
+    width: Width = None,
+    height: Height = None,
+    fps: FrameRate = None,
 ) -> None:
     """Make the native clip.
 
     Beside OUT.mp4 stands OUT.json, with what makes it again.
     """
-    if out.suffix.lower() != ".mp4":
-        raise ValueError(f"--out {out} must end in .mp4.")
+    from ..video import check_suffix, encode_video
+
+    check_suffix(out)
     sidecar = out.with_suffix(".json")
     request = make_request(
         model,
         lora or None,
         prompt=prompt,
-        resolution=resolution,
+        **asked_size(resolution, aspect, width, height),
         windows=windows,
         num_frames=num_frames,
         seed=seed,
@@ -78,13 +92,13 @@ def generate(
         guidance_scale=guidance_scale,
         negative_prompt=negative_prompt,
         noise=noise,
+        fps=fps,
     )
     console.check_free(out.parent, (out.name, sidecar.name), overwrite)
     began = perf_counter()
     models = load_for(request, model, guidance_device, fp8, lora or None)
     loading = perf_counter() - began
     from ..runs.native import generate_native
-    from ..video import encode_video
 
     with console.whole_results(out.parent) as folder:
         with console.progress_bar() as show:
@@ -97,7 +111,7 @@ def generate(
         text = json.dumps(clip.metadata, indent=2, ensure_ascii=False)
         (folder / sidecar.name).write_text(text + "\n", encoding="utf-8")
     print_seconds(clip.metadata)
-    print(f"Written: {out}, {sidecar}")
+    print(f"Written: {out} ({out.stat().st_size / 1e6:.2f} MB), {sidecar}")
 
 
 @app.command()
@@ -123,6 +137,10 @@ def compare(
     ] = False,
     model: Model = None,
     overwrite: Overwrite = False,
+    aspect: Aspect = None,
+    width: Width = None,
+    height: Height = None,
+    fps: FrameRate = None,
 ) -> None:
     """Make the native clip and the upscaled one.
 
@@ -132,7 +150,7 @@ def compare(
         model,
         lora or None,
         prompt=prompt,
-        resolution=resolution,
+        **asked_size(resolution, aspect, width, height),
         windows=windows,
         num_frames=num_frames,
         seed=seed,
@@ -140,6 +158,7 @@ def compare(
         guidance_scale=guidance_scale,
         negative_prompt=negative_prompt,
         noise=noise,
+        fps=fps,
         upscaler=upscaler,
         base_native="on" if base_native else "off",
     )

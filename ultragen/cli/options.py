@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ..presets import RESOLUTIONS
+from ..presets import ASPECTS, FRAME_RATES, RESOLUTIONS, find_size
 from . import console
 
 HEADINGS = {
@@ -42,7 +42,7 @@ app = typer.Typer(
     help="Text to native high-resolution video. `python -m ultragen COMMAND --help` tells more.",
 )
 
-FIELDS = re.compile("num_frames|num_inference_steps|guidance_scale|negative_prompt")
+FIELDS = re.compile(r"num_frames|num_inference_steps|guidance_scale|negative_prompt|\bfps\b")
 """Settings that errors name, whose options are called like them."""
 
 Prompt = Annotated[str, typer.Option(help="What the clip shows, in English.")]
@@ -99,6 +99,22 @@ NoiseOption = Annotated[
         help="spectral: a seed is much the same scene at every size; independent: another."
     ),
 ]
+Aspect = Annotated[
+    str | None,
+    typer.Option(help=f"Shape of the frame: {', '.join(ASPECTS)}; without it {ASPECTS[0]}."),
+]
+Width = Annotated[
+    int | None,
+    typer.Option(help="Columns of the file, with --height instead of --resolution and --aspect."),
+]
+Height = Annotated[int | None, typer.Option(help="Rows of the file, with --width.")]
+FrameRate = Annotated[
+    int | None,
+    typer.Option(
+        help=f"Frames a second of the file: {', '.join(map(str, FRAME_RATES))}, or without it the "
+        "model's own. The same frames, shown faster or slower: none are added."
+    ),
+]
 NegativePrompt = Annotated[str | None, typer.Option(help="What guidance leads away from.")]
 Model = Annotated[
     str | None,
@@ -121,6 +137,28 @@ def make_request(model: str | None, loras: list[str] | None = None, **settings: 
     except ValueError as error:
         said = FIELDS.sub(lambda found: f"--{found[0].replace('_', '-')}", str(error))
         raise ValueError(said) from error
+
+
+def asked_size(
+    resolution: str | None, aspect: str | None, width: int | None, height: int | None
+) -> dict[str, str | None]:
+    """`resolution` and `aspect` of a request, from options that name a size in one of two ways.
+
+    Raises:
+        ValueError: Both ways are mixed, one side is missing, or no clip has this size.
+    """
+    if width is None and height is None:
+        return {"resolution": resolution, "aspect": aspect or ASPECTS[0]}
+    if width is None or height is None:
+        missing = "width" if width is None else "height"
+        raise ValueError(f"--{missing} is missing: --width and --height belong together.")
+    if resolution is not None or aspect is not None:
+        raise ValueError(
+            "A size is named by --width and --height, or by --resolution and --aspect: leave out "
+            "one of the two."
+        )
+    name, shape = find_size(width, height)
+    return {"resolution": name, "aspect": shape}
 
 
 def load(model: str | None, loras: list[str] | None = None) -> Any:

@@ -140,8 +140,9 @@ def work(job: Job) -> dict[str, dict[str, float]]:
     if job.base_native == "on":
         stages["base_native_denoise"] = denoise(grid, full_pairs(grid), "base_")
         stages["base_native_decode"] = {"decode": job.pixels}
-    # native, upscaled and both side by side, which is never wider than one 4K frame
-    together = min(2 * job.pixels, 3840 * 1080 * job.num_frames)
+    # native, upscaled and both side by side, which is no wider and no larger than one 4K frame
+    narrower = min(1.0, 1920 / job.width)
+    together = min(2 * job.pixels * narrower**2, 3840 * 2160 * job.num_frames)
     stages["encode"] = {"encode": 2 * job.pixels + together}
     if job.base_native == "on":
         stages["encode"]["encode"] += job.pixels

@@ -122,35 +122,43 @@ class Memory:
             "are free: take a larger GPU, or the embedded model, ULTRAGEN_MODEL=embedded."
         )
 
-    def check(self, placement: Placement, resolution: str, frames: int) -> None:
+    def check(
+        self, placement: Placement, resolution: str, frames: int, aspect: str = "16:9"
+    ) -> None:
         """Checks that a clip fits.
 
         Raises:
             ValueError: if it does not, with smaller ones that do.
         """
-        size = RESOLUTIONS[resolution]
+        size = RESOLUTIONS[resolution].shaped(aspect)
         needed = self.peak(placement, size.height, size.width, frames)
         if needed <= self.free:
             return
-        smaller = " or ".join(self.smaller(placement, resolution, frames)) or "the embedded model"
+        smaller = " or ".join(self.smaller(placement, resolution, frames, aspect))
+        smaller = smaller or "the embedded model"
         raise ValueError(
             f"{resolution} with {frames} frames needs about {gib(needed)} of GPU memory, and "
             f"{gib(self.free)} are there: choose {smaller}."
         )
 
-    def clearly_smaller(self, placement: Placement, resolution: str, frames: int) -> list[str]:
+    def clearly_smaller(
+        self, placement: Placement, resolution: str, frames: int, aspect: str = "16:9"
+    ) -> list[str]:
         """What to try after a clip that should have fitted did not: clips that take a fifth less of
         what is not weights."""
-        size = RESOLUTIONS[resolution]
+        size = RESOLUTIONS[resolution].shaped(aspect)
         peak = self.peak(placement, size.height, size.width, frames)
         least = self.peak(placement, 16, 16, 1)
         return replace(self, free=int(least + 0.8 * (peak - least))).smaller(
-            placement, resolution, frames
+            placement, resolution, frames, aspect
         )
 
-    def smaller(self, placement: Placement, resolution: str, frames: int) -> list[str]:
+    def smaller(
+        self, placement: Placement, resolution: str, frames: int, aspect: str = "16:9"
+    ) -> list[str]:
         """The longest clip of this size that fits, and the largest smaller one."""
         names = list(RESOLUTIONS)
+        sizes = {name: size.shaped(aspect) for name, size in RESOLUTIONS.items()}
         below = [name for name in reversed(names) if names.index(name) < names.index(resolution)]
         fewer = range(frames - 4, 4, -4)
         found = []
@@ -161,8 +169,7 @@ class Memory:
             fits = (
                 f"{name} with {count} frames"
                 for name, count in options
-                if self.peak(placement, RESOLUTIONS[name].height, RESOLUTIONS[name].width, count)
-                <= self.free
+                if self.peak(placement, sizes[name].height, sizes[name].width, count) <= self.free
             )
             found += [next(fits, "")]
         return [text for text in found if text]

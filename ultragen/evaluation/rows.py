@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from ..pictures import crop_rows
+from ..pictures import crop_frames
 from ..runs.clip import encode_text, make_clips, resolve_windows
 from ..runs.loading import Models
 from ..runs.progress import RunState
@@ -160,17 +160,17 @@ class Maker:
         if row.source == "real":
             for _, case in cases:
                 frames = case.frames(*full, self.request.frames, models.device)
-                yield crop_rows(frames, size.rows), None
+                yield crop_frames(frames, *size.kept), None
             return
         requests = tuple(self._request(row, number, case) for number, case in cases)
         if row.upscaler is None:
             for frames, seconds in self._generate(row, requests, full):
-                yield crop_rows(frames, size.rows), seconds
+                yield crop_frames(frames, *size.kept), seconds
             return
         upscaler = models.upscaler(row.upscaler)
         for frames, seconds in self._small(row, requests):
             began = perf_counter()
-            frames = np.stack(list(upscaler.stream(frames, size.rows, size.width)))
+            frames = np.stack(list(upscaler.stream(frames, *size.kept)))
             yield frames, seconds + perf_counter() - began
 
     def _request(self, row: Row, number: int, case: Case) -> Request:

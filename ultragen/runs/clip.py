@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,16 +15,20 @@ from .loading import Models
 from .progress import RunState, wait_for_devices
 from .request import Request
 
+if TYPE_CHECKING:
+    from ..sampling.latent_colours import LatentColours
+
 
 def job(request: Request, models: Models) -> Job:
     """What the cost of a validated request depends on."""
     size, preset = request.size, models.preset
+    base_height, base_width = preset.base_size(request.aspect)
     kinds = models.native.transformer.layer_kinds
     return Job(
         height=size.height,
         width=size.width,
-        base_height=preset.base_height,
-        base_width=preset.base_width,
+        base_height=base_height,
+        base_width=base_width,
         num_frames=request.frames,
         windows=resolve_windows(request, models),
         steps=request.num_inference_steps or preset.num_inference_steps,
@@ -64,10 +68,11 @@ def make_clip(
     size: tuple[int, int],
     prefix: str,
     windows: dict,
+    colours: LatentColours | None = None,
 ) -> np.ndarray:
     """Denoises and decodes one clip: frames t h w 3, uint8. Arguments and errors as in
     `make_clips`."""
-    [frames] = make_clips(run, pipe, [request], text, size, prefix, windows)
+    [frames] = make_clips(run, pipe, [request], text, size, prefix, windows, colours)
     return frames
 
 
@@ -79,6 +84,7 @@ def make_clips(
     size: tuple[int, int],
     prefix: str,
     windows: dict,
+    colours: LatentColours | None = None,
 ) -> list[np.ndarray]:
     """Denoises clips together and decodes one after the other: frames t h w 3 of each, uint8.
 
@@ -90,6 +96,7 @@ def make_clips(
         size: Rows and columns in pixels.
         prefix: What the names of its stages begin with in `STAGES`.
         windows: The setting `windows` of a pipeline that has any, else empty.
+        colours: What previews of the first clip are made with; None makes none.
 
     Raises:
         RuntimeError: if a clip is black or not a number.
@@ -97,12 +104,19 @@ def make_clips(
     """
     import torch
 
+    from ..sampling.latent_colours import DenoisingPreview
+
     denoise, decode = f"{prefix}denoise", f"{prefix}decode"
     request = requests[0]
     steps = request.num_inference_steps or 0
 
+    preview = DenoisingPreview(colours) if colours else None
+
     def after_step(pipe: Any, step: int, timestep: Any, kwargs: dict) -> dict:
-        run.tick(denoise, step + 1, steps, "step")
+        picture = None
+        if preview is not None:
+            picture = preview.after_step(step, kwargs["latents"], pipe.scheduler.sigmas)
+        run.tick(denoise, step + 1, steps, "step", picture)
         return kwargs
 
     clip_name = STAGES[decode].split(":")[0]
@@ -176,7 +190,9 @@ def enough_memory(request: Request, models: Models) -> Iterator[None]:
         smaller: list[str] = []
         if models.memory is not None:
             name = request.size.name
-            smaller = models.memory.clearly_smaller(models.placement, name, request.frames)
+            smaller = models.memory.clearly_smaller(
+                models.placement, name, request.frames, request.aspect
+            )
         instead = " or ".join(smaller) or "a smaller resolution or fewer frames"
         raise RuntimeError(
             f"There is not enough memory for this size: choose {instead}, switch the base model at "

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from ..pictures import crop_frames
 from .clip import check_visible, encode_text, enough_memory, job, make_clip, resolve_windows
 from .loading import Models
 from .metadata import describe
+from .native import NativeClip
 from .progress import Progress, RunState
 from .request import Request
 from .used_loras import use_loras
@@ -26,6 +28,7 @@ def generate(
     models: Models,
     report: Callable[[Progress], None] = lambda progress: None,
     cancelled: Event | None = None,
+    show_native: Callable[[NativeClip], None] | None = None,
 ) -> Clips:
     """Makes the frames: denoising, decoding and upscaling.
 
@@ -34,6 +37,7 @@ def generate(
         models: What to make it with.
         report: Called after each step.
         cancelled: Once set, the run stops within a step.
+        show_native: Called with the native clip as soon as it is there.
 
     Raises:
         ValueError: for a setting that can't be used.
@@ -44,7 +48,7 @@ def generate(
     models.check_memory(request)
     estimated = models.estimator.estimate(job(request, models))
     run = RunState(report, cancelled or Event(), estimated)
-    size, base = request.size, (models.preset.base_height, models.preset.base_width)
+    size, base = request.size, models.preset.base_size(request.aspect)
     windows = {"windows": resolve_windows(request, models)}
 
     with enough_memory(request, models):
@@ -52,14 +56,20 @@ def generate(
         use_loras(models, request)
         text = encode_text(run, models.native, [request])
         full_size = (size.height, size.width)
-        native = make_clip(run, models.native, request, text, full_size, "", windows)
+        native = make_clip(
+            run, models.native, request, text, full_size, "", windows, models.colours
+        )
+        if show_native:
+            so_far = describe(request, models, run, windows["windows"])
+            kept = crop_frames(native, *size.kept)
+            show_native(NativeClip(kept, request.frame_rate, so_far))
         small = make_clip(run, models.base, request, text, base, "base_", {})
-        upscaled = _upscale(run, upscaler, small, size.rows, size.width)
+        upscaled = _upscale(run, upscaler, small, *size.kept)
         full = None
         if request.base_native == "on":
             full = make_clip(run, models.base, request, text, full_size, "base_native_", {})
     metadata = describe(request, models, run, windows["windows"])
-    return Clips(native, upscaled, full, models.preset.fps, metadata)
+    return Clips(native, upscaled, full, request.frame_rate, metadata)
 
 
 def _upscale(

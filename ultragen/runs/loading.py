@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..estimates.coefficients import COEFFICIENTS, ZERO_GPU, coefficients
 from ..estimates.estimator import Estimator
@@ -17,6 +17,9 @@ from ..weights.hub import origin, text_encoder_file
 from .choice import Choice, choose
 from .loras import find_files, find_fitting
 from .request import Request
+
+if TYPE_CHECKING:  # torch is imported when models are loaded
+    from ..sampling.latent_colours import LatentColours
 
 
 @dataclass
@@ -40,6 +43,7 @@ class Models:
         used_loras: Strength by name of the LoRAs that both models have now.
         lora_hashes: SHA-256 by name of their files, as they were when they were loaded.
         left_out: Why LoRAs of this machine are not offered, by name.
+        colours: What previews are made with; None where the model has none.
     """
 
     native: Any
@@ -59,6 +63,7 @@ class Models:
     used_loras: dict[str, float] = field(default_factory=dict)
     lora_hashes: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    colours: LatentColours | None = None
 
     @property
     def dtype(self) -> str:
@@ -119,7 +124,7 @@ class Models:
             ValueError: if it does not, with smaller ones that do.
         """
         if self.memory is not None:
-            self.memory.check(self.placement, request.size.name, request.frames)
+            self.memory.check(self.placement, request.size.name, request.frames, request.aspect)
 
 
 def load_models(name: str | Path | None = None, loras: Sequence[str] | None = None) -> Models:
@@ -167,7 +172,14 @@ def load_models(name: str | Path | None = None, loras: Sequence[str] | None = No
         placement=placement,
         origins=tuple(origin(path) for path in sources),
         left_out=missing | unfit,
+        colours=_colours(sources[0], native),
     )
+
+
+def _colours(source: Path, native: Any) -> LatentColours | None:
+    from ..sampling.latent_colours import LatentColours
+
+    return LatentColours.load(source, native.transformer.config.out_channels)
 
 
 def _fit_to_machine(estimator: Estimator, hardware: Hardware) -> None:

@@ -23,6 +23,8 @@ def describe(
     import torch
 
     size, preset = request.size, models.preset
+    rows, columns = size.kept
+    base_rows, base_columns = preset.base_size(request.aspect)
     how = models.upscaler(request.upscaler).name
     return {
         "made_by": f"UltraGen {__version__}",
@@ -39,8 +41,8 @@ def describe(
         },
         "sizes": {
             "generated": [size.height, size.width],
-            "files": [size.rows, size.width],
-            "base": [preset.base_height, preset.base_width],
+            "files": [rows, columns],
+            "base": [base_rows, base_columns],
             "tokens": [(request.frames + 3) // 4, *request.token_grid(preset)],
         },
         "windows": {
@@ -48,11 +50,11 @@ def describe(
             **_windows(models.native.transformer, windows),
             "motion": models.native.config.window_motion,
         },
-        "fps": preset.fps,
+        "fps": request.frame_rate,
         "labels": {
-            "native": f"{preset.method}, native {size.width}×{size.rows}",
-            "upscaled": f"Base {preset.base_width}×{preset.base_height} + {how}",
-            "base_native": f"Base model run natively at {size.width}×{size.rows}",
+            "native": f"{preset.method}, native {columns}×{rows}",
+            "upscaled": f"Base {base_columns}×{base_rows} + {how}",
+            "base_native": f"Base model run natively at {columns}×{rows}",
         },
         "seconds": {"estimated": run.estimated, "measured": run.seconds},
         "machine": {

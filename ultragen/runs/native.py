@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..pictures import crop_rows
+from ..pictures import crop_frames
 from .clip import encode_text, enough_memory, job, make_clip, resolve_windows
 from .loading import Models
 from .metadata import describe
@@ -23,7 +23,7 @@ class NativeClip:
     """A clip before it is written.
 
     Attributes:
-        frames: t rows w 3, uint8.
+        frames: t rows columns 3, uint8.
         fps: Frames a second.
         metadata: What made it; its request makes it again.
     """
@@ -54,4 +54,4 @@ def generate_native(
         frames = make_clip(run, models.native, request, text, size, "", {"windows": windows})
     metadata = describe(request, models, run, windows)
     metadata["labels"] = {"native": metadata["labels"]["native"]}
-    return NativeClip(crop_rows(frames, request.size.rows), models.preset.fps, metadata)
+    return NativeClip(crop_frames(frames, *request.size.kept), request.frame_rate, metadata)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Event
 from time import perf_counter
 
@@ -25,6 +25,7 @@ class Progress:
         steps: How many there are.
         fraction: Part of the whole run that is done, 0 to 1, by estimated time.
         message: For people.
+        preview: What the clip looks like by now, a JPEG file; None where that is not known.
     """
 
     stage: str
@@ -32,6 +33,17 @@ class Progress:
     steps: int
     fraction: float
     message: str
+    preview: bytes | None = None
+
+
+def with_last_preview(now: Progress | None, before: Progress) -> Progress:
+    """How far a run is, with the picture of before where there is no newer one; while the native
+    clip denoises, and no longer."""
+    if now is None:
+        return before
+    if now.preview or now.stage != "denoise":
+        return now
+    return replace(now, preview=before.preview)
 
 
 @dataclass
@@ -47,14 +59,17 @@ class RunState:
         if self.cancelled.is_set():
             raise Cancelled("The run was cancelled.")
 
-    def tick(self, stage: str, step: int, steps: int, unit: str) -> None:
+    def tick(
+        self, stage: str, step: int, steps: int, unit: str, preview: bytes | None = None
+    ) -> None:
         """Reports that `step` of `steps` are done, unless the run was cancelled."""
         self.check()
         total = sum(self.estimated.values()) or 1.0
         done = sum(self.estimated[name] for name in self.seconds if name in self.estimated)
         now = self.estimated.get(stage, 0.0) * step / max(steps, 1)
         message = f"{STAGES[stage]}, {unit} {step} of {steps}"
-        self.report(Progress(stage, step, steps, min((done + now) / total, 1.0), message))
+        fraction = min((done + now) / total, 1.0)
+        self.report(Progress(stage, step, steps, fraction, message, preview))
 
     @contextmanager
     def stage(self, stage: str) -> Iterator[None]:

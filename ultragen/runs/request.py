@@ -15,6 +15,8 @@ from ..presets import (
     ModelPreset,
     Noise,
     Resolution,
+    check_aspect,
+    check_frame_rate,
     check_guidance_scale,
     check_lora_strength,
     check_num_frames,
@@ -52,6 +54,8 @@ class Request:
             machine's own.
         noise: `spectral`, where a seed is the same scene at every size and length, or
             `independent`, which draws each of them anew.
+        aspect: Shape of the frame, one of `ASPECTS`.
+        fps: Frames a second of the files; None takes the model's. The frames are the same.
     """
 
     prompt: str
@@ -66,16 +70,23 @@ class Request:
     base_native: str = "off"
     loras: Mapping[str, float] | None = field(default=None, hash=False)
     noise: str = "spectral"
+    aspect: str = "16:9"
+    fps: int | None = None
 
     @property
     def size(self) -> Resolution:
         """The frame size, of a request that was validated."""
-        return RESOLUTIONS[self.resolution or ""]
+        return RESOLUTIONS[self.resolution or ""].shaped(self.aspect)
 
     @property
     def frames(self) -> int:
         """The number of frames, of a request that was validated."""
         return self.num_frames or 0
+
+    @property
+    def frame_rate(self) -> int:
+        """Frames a second of the files, of a request that was validated."""
+        return self.fps or 0
 
     def token_grid(self, preset: ModelPreset) -> tuple[int, int]:
         """Token rows and columns of a frame."""
@@ -121,6 +132,8 @@ class Request:
             base_native=check_choice("base_native", self.base_native, SWITCH),
             loras=check_loras(self.loras, preset),
             noise=check_choice("noise", self.noise, NOISES),
+            aspect=check_aspect(self.aspect),
+            fps=check_frame_rate(preset.fps if self.fps is None else self.fps, preset.fps),
         )
         return replace(checked, windows=check_window_choice(self.windows, checked, preset))
 
@@ -138,7 +151,8 @@ class Request:
         settings = content.get("request") if isinstance(content, Mapping) else None
         known = {field.name for field in fields(cls)}
         if isinstance(settings, Mapping):  # clips that were made before there was a choice
-            settings = {"loras": {}, "noise": "independent", **settings}
+            before = {"loras": {}, "noise": "independent", "aspect": "16:9"}
+            settings = {**before, "fps": content.get("fps"), **settings}
         if not isinstance(settings, Mapping) or set(settings) != known:
             raise ValueError(
                 "This is not the metadata of an UltraGen run: 'request' must hold "

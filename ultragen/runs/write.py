@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..files import create_folder, sweep_unfinished, unique_directory, whole_result, write_json
-from ..pictures import crop_rows, side_by_side
+from ..pictures import crop_frames, side_by_side
 from ..video import encode_video
 from .progress import Progress, RunState
 from .request import Request
@@ -30,7 +30,7 @@ class Clips:
 
     Attributes:
         native: UltraGen's frames, t h w 3, uint8.
-        upscaled: The base model's frames, upscaled, t rows w 3, uint8.
+        upscaled: The base model's frames, upscaled, t rows columns 3, uint8.
         base_native: The base model's frames at the full size, t h w 3, or None.
         fps: Frames a second.
         metadata: What made them, with the seconds by stage so far.
@@ -41,6 +41,19 @@ class Clips:
     base_native: np.ndarray | None
     fps: int
     metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Written:
+    """A clip's file.
+
+    Attributes:
+        file: Where it is.
+        seconds: What writing it took.
+    """
+
+    file: Path
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -79,6 +92,7 @@ def write(
     output_dir: Path | str,
     report: Callable[[Progress], None] = lambda progress: None,
     cancelled: Event | None = None,
+    native: Written | None = None,
 ) -> Result:
     """Writes the clips and the metadata into a new folder of their own.
 
@@ -88,6 +102,7 @@ def write(
         output_dir: Parent of the new folder.
         report: Called after each frame.
         cancelled: Once set, writing stops and the folder is removed.
+        native: The native clip's file, where it was written before; it is copied.
 
     Raises:
         OSError: if there is no room, or no permission to write; nothing is left behind.
@@ -100,7 +115,8 @@ def write(
     parent = create_folder(Path(output_dir))
     with whole_result(parent) as unfinished:
         folder = unique_directory(unfinished, stem)
-        result = _write(clips, request, metadata, run, folder)
+        early = {"native": native} if native else {}
+        result = _write(clips, request, metadata, run, folder, early)
     return result.moved(parent / folder.name)
 
 
@@ -120,9 +136,16 @@ def remove_old(output_dir: Path, age: float) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(clips: Clips, request: Request, metadata: dict, run: RunState, folder: Path) -> Result:
-    rows = request.size.rows
-    native, upscaled = crop_rows(clips.native, rows), clips.upscaled
+def _write(
+    clips: Clips,
+    request: Request,
+    metadata: dict,
+    run: RunState,
+    folder: Path,
+    early: Mapping[str, Written],
+) -> Result:
+    kept = request.size.kept
+    native, upscaled = crop_frames(clips.native, *kept), clips.upscaled
     labels = (metadata["labels"]["native"], metadata["labels"]["upscaled"])
     parts: dict[str, Iterable[np.ndarray]] = {
         "native": native,
@@ -130,8 +153,8 @@ def _write(clips: Clips, request: Request, metadata: dict, run: RunState, folder
         "side_by_side": side_by_side(native, upscaled, labels),
     }
     if clips.base_native is not None:
-        parts["base_native"] = crop_rows(clips.base_native, rows)
-    total, written = len(parts) * len(native), 0
+        parts["base_native"] = crop_frames(clips.base_native, *kept)
+    total, written = (len(parts) - len(early)) * len(native), 0
 
     def counted(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         nonlocal written
@@ -142,11 +165,14 @@ def _write(clips: Clips, request: Request, metadata: dict, run: RunState, folder
 
     began = perf_counter()
     files = {
-        name: encode_video(counted(frames), folder / f"{name}.mp4", clips.fps)
+        name: shutil.copyfile(early[name].file, folder / f"{name}.mp4")
+        if name in early
+        else encode_video(counted(frames), folder / f"{name}.mp4", clips.fps)
         for name, frames in parts.items()
     }
     run.check()
-    run.seconds["encode"] = perf_counter() - began
+    before = sum(clip.seconds for clip in early.values())
+    run.seconds["encode"] = before + perf_counter() - began
     metadata["seconds"]["measured"] = run.seconds
     metadata["seconds"]["total"] = sum(run.seconds.values())
     metadata["files"] = {name: path.name for name, path in files.items()}

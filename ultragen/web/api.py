@@ -30,7 +30,7 @@ def build_api(runs: Runs, gpu_part: GpuPart, **limits: Any) -> None:
         resolution: Literal["544p", "720p", "1080p", "2k", "4k"] | None = None,
         windows: str = "auto",
         num_frames: int | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         negative_prompt: str | None = None,
@@ -38,6 +38,8 @@ def build_api(runs: Runs, gpu_part: GpuPart, **limits: Any) -> None:
         base_native: Literal["off", "on"] = "off",
         loras: dict[str, float] | None = None,
         noise: Literal["independent", "spectral"] = "spectral",
+        aspect: Literal["16:9", "9:16", "1:1", "4:3", "21:9"] = "16:9",
+        fps: int | None = None,
         progress: gr.Progress = gr.Progress(),
     ) -> Iterator[tuple[str | None, str | None, str | None, dict]]:
         """Generates a landscape clip natively at the full size, and the base model's clip of the
@@ -48,7 +50,8 @@ def build_api(runs: Runs, gpu_part: GpuPart, **limits: Any) -> None:
             resolution: Size of the clips; null takes the model's.
             windows: Attention windows on each axis: "auto", or an even number such as "2" or "4".
             num_frames: Frames, 4n + 1; null takes the model's.
-            seed: Where the noise begins: the same seed gives the same clip.
+            seed: Where the noise begins: the same seed gives the same clip; null
+                draws one, which the metadata tell.
             num_inference_steps: Denoising steps, 1 to 100; null takes the model's.
             guidance_scale: Scale of classifier-free guidance, 0 to 100, where 1 and below
                 switch it off; null takes the model's.
@@ -59,6 +62,9 @@ def build_api(runs: Runs, gpu_part: GpuPart, **limits: Any) -> None:
                 those that the page starts with.
             noise: "spectral" makes a seed much the same scene at every size; "independent" draws
                 each of them anew, as clips from before there was a choice did.
+            aspect: Shape of the clips: "9:16" stands, "1:1" is square.
+            fps: Frames a second of the files: 12, 15, 16 or 24; null takes the model's. The frames
+                are the same, shown faster or slower.
 
         Returns:
             The native clip, the upscaled clip, both side by side, and the metadata that
@@ -77,7 +83,7 @@ def build_api(runs: Runs, gpu_part: GpuPart, **limits: Any) -> None:
                 yield *files, result.metadata
                 return
             else:  # Gradio closes a generator whose caller is gone, and only between two items
-                last = item or last
+                last = item if isinstance(item, Progress) else last
                 progress(last.fraction, desc=last.message)
                 yield None, None, None, {"fraction": last.fraction, "message": last.message}
         raise problem("The run ended without a result: try again.")

@@ -17,6 +17,7 @@ from ..runs.request import Request
 from .settings import SETTINGS, validated
 
 ENDPOINT = "generate"
+FIRST_SETTINGS = 12  # that a list had at first: scripts of then leave out what came later
 DEFAULTS = {each.name: each.default for each in fields(Request) if each.default is not MISSING}
 Check = Callable[[Mapping[str, Any]], Request]
 
@@ -79,6 +80,15 @@ def by_name(body: Any) -> Mapping[str, Any]:
     if isinstance(body, dict):
         return body
     raise Refused(422, f"The body must be an object of arguments: {', '.join(SETTINGS)}.")
+
+
+def with_all_values(body: Any) -> Any:
+    """A call by order with the defaults of what its list leaves out at its end: scripts that were
+    written before there were these arguments go on."""
+    data = body.get("data") if isinstance(body, dict) else None
+    if not isinstance(data, list) or len(data) < FIRST_SETTINGS:
+        return body
+    return {**body, "data": data + [DEFAULTS[name] for name in SETTINGS[len(data) :]]}
 
 
 def by_order(body: Any) -> Mapping[str, Any]:

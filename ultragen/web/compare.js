@@ -1,7 +1,7 @@
 // Two clips in step, one above the other, with a divider and a loupe.
 // Gradio calls this once with `element`, `props` and `watch`; the template never changes, so that
 // the players and their listeners survive every new value. The value: {native, upscaled,
-// base_native} as files with a `url`, {labels}, and {fps, frames}.
+// base_native} as files with a `url`, {labels}, and {fps, frames}; at first the native clip alone.
 
 const find = (name) => element.querySelector(`.uc-${name}`);
 const root = element.querySelector(".uc");
@@ -185,7 +185,8 @@ for (const video of [over, under]) {
 function showRight() {
   const value = props.value || {};
   const file = value[state.right];
-  if (!file) return;
+  root.classList.toggle("uc-alone", !file); // the native clip is shown before there is another one
+  if (!file) { under.removeAttribute("src"); under.load(); return; }
   under.src = file.url;
   find("tag-right").textContent = (value.labels || {})[state.right] || state.right;
   loupe.querySelectorAll("figcaption")[1].textContent = state.right === "upscaled" ? "upscaled" : "base at full size";

@@ -8,9 +8,11 @@ from typing import Any
 
 import gradio as gr
 
-from ..presets import PROMPTS, RESOLUTIONS, SUGGESTED, ModelPreset
+from ..presets import ASPECTS, PROMPTS, RESOLUTIONS, SUGGESTED, ModelPreset, frame_rates
+from ..runs.drafts import FRAMES, MOST
 from ..runs.request import MAX_STEPS
 from ..runs.write import Result
+from ..video import FORMATS
 from . import views
 
 LARGEST_GUIDANCE = 20  # that the page offers; the API takes more
@@ -33,6 +35,7 @@ class Layout:
         examples: list[Result],
         visitors: Sequence[str] = (),
     ) -> None:
+        self.preset = preset
         gr.HTML(views.header(model), apply_default_css=False)
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=340, elem_classes="ug-column"):
@@ -42,6 +45,8 @@ class Layout:
                 self.results(preset)
                 self.galleries(examples)
         self.history = gr.State([])
+        self.drafted = gr.State([])
+        self.scene = gr.State(None)
 
     @property
     def settings(self) -> list[Any]:
@@ -59,6 +64,8 @@ class Layout:
             self.base_native,
             self.loras,
             self.noise,
+            self.aspect,
+            self.fps,
         ]
 
     @property
@@ -86,40 +93,56 @@ class Layout:
         )
         self.words = gr.HTML("", apply_default_css=False, elem_id="words")
         self.resolution = gr.Radio(
-            [
-                (f"{size.name}\n{size.width}×{size.rows}", size.name)
-                for size in RESOLUTIONS.values()
-            ],
+            list(RESOLUTIONS),
             value=preset.resolution,
             label="Resolution, and what it takes here",
             elem_id="resolution",
         )
+        self.aspect = gr.Radio(list(ASPECTS), value=ASPECTS[0], label="Shape", elem_id="aspect")
         with gr.Row(visible=bool(visitors)):
             # What is best is said, and may change, as the page learns what runs take.
             self.offers = {
                 visitor: gr.Button(f"Best for {visitor}", size="sm") for visitor in visitors
             }
-        self.costs = gr.HTML(apply_default_css=False, elem_id="costs")
+        sizes = [size.kept for size in RESOLUTIONS.values()]
+        labels = views.resolution_labels(sizes)
+        self.costs = gr.HTML(labels, apply_default_css=False, elem_id="costs")
         self.estimate = gr.HTML(apply_default_css=False, elem_id="estimate")
         with gr.Row():
             self.start = gr.Button("Generate both clips", variant="primary", elem_id="generate")
             self.stop = gr.Button("Cancel", variant="stop", visible=False, elem_id="cancel")
+        with gr.Group(elem_id="drafting"):
+            self.count = gr.Radio(
+                list(range(1, MOST + 1)),
+                value=MOST,
+                label="Seeds to try first",
+                info=f"{FRAMES} frames each, small; the best one can be made large.",
+                elem_id="count",
+            )
+            self.draft = gr.Button("Draft", size="sm", elem_id="draft")
 
     def more_settings(self, preset: ModelPreset) -> None:
         """Length, seed and windows; the rest folded away."""
         with gr.Row():
-            self.num_frames = gr.Slider(
-                5,
-                preset.max_frames,
-                value=preset.num_frames,
-                step=4,
-                label="Frames",
-                info=f"{preset.fps} a second",
-                elem_id="frames",
-                min_width=150,
-            )
             with gr.Column(min_width=150, elem_classes="ug-tight"):
-                self.seed = gr.Number(0, label="Seed", info="Same seed, same clip", elem_id="seed")
+                self.num_frames = gr.Slider(
+                    5,
+                    preset.max_frames,
+                    value=preset.num_frames,
+                    step=4,
+                    label="Frames",
+                    elem_id="frames",
+                )
+                length = views.length(preset.num_frames, preset.fps)
+                self.length = gr.HTML(length, apply_default_css=False, elem_id="length")
+            with gr.Column(min_width=150, elem_classes="ug-tight"):
+                self.seed = gr.Number(
+                    None,
+                    label="Seed",
+                    info="Same seed, same clip; empty: a new one each time",
+                    placeholder="random",
+                    elem_id="seed",
+                )
                 self.dice = gr.Button("Random seed", size="sm", elem_id="dice")
         with gr.Group():
             self.windows = gr.Radio(
@@ -185,6 +208,13 @@ class Layout:
             info="Shows why it needs upscaling. Slow at large sizes.",
             elem_id="base-native",
         )
+        self.fps = gr.Radio(
+            [(f"{rate} a second", rate) for rate in frame_rates(preset.fps)],
+            value=preset.fps,
+            label="Frame rate of the files",
+            info="The same frames, shown faster or slower: none are added between them.",
+            elem_id="fps",
+        )
         self.noise = gr.Radio(
             [("the same scene", "spectral"), ("another one", "independent")],
             value="spectral",
@@ -199,6 +229,8 @@ class Layout:
             apply_default_css=False,
             elem_id="status",
         )
+        self.drafts = self.gallery([], "Drafts: click to see one play", "drafts")
+        self.large = gr.Button("Make it large", variant="primary", visible=False, elem_id="large")
         self.comparison = gr.HTML(
             None,
             html_template=views.asset("compare.html"),
@@ -214,8 +246,31 @@ class Layout:
                 self.side_by_side = self.player("Side by side", "side-by-side")
                 self.full = self.player("Base model at full size", "base-full", visible=False)
             self.files = gr.Files(label="Files", interactive=False, elem_id="files")
+            self.other_files()
         with gr.Accordion("Settings and timings of this run", open=False):
             self.metadata = gr.JSON(show_label=False, elem_id="metadata")
+
+    def other_files(self) -> None:
+        """Other kinds of files, made on demand from the MP4s."""
+        with gr.Row(elem_id="other-files"):
+            self.which = gr.Dropdown(
+                [("Native", "native"), ("Upscaled", "upscaled"), ("Side by side", "side_by_side")],
+                value="native",
+                label="Clip",
+                min_width=140,
+            )
+            self.kind = gr.Radio(
+                [(kind.name, suffix) for suffix, kind in FORMATS.items() if suffix != ".mp4"],
+                value=".webm",
+                label="Other kind of file",
+                elem_id="kind",
+                min_width=220,
+            )
+        self.convert = gr.Button("Make this file", size="sm", elem_id="convert")
+        self.download_size = gr.HTML("", apply_default_css=False, elem_id="download-size")
+        self.download = gr.File(
+            label="Your file", interactive=False, visible=False, elem_id="download"
+        )
 
     def galleries(self, examples: list[Result]) -> None:
         """Earlier runs, examples, prompts."""

@@ -21,7 +21,7 @@ from gradio.server_messages import ProcessCompletedMessage
 
 from ..presets import shown
 from .asgi import read_body, refuse, replayed, send_json
-from .calls import ENDPOINT, Refused, by_name, by_order, parsed
+from .calls import ENDPOINT, Refused, by_name, by_order, parsed, with_all_values
 
 PREFIX = "/gradio_api/"
 PLACES = 20  # of calls that wait
@@ -93,7 +93,12 @@ class Gate:
             asked = parsed(body)
             if _names_endpoint(path, asked, blocks):
                 named = path.startswith("call/v2/")
-                blocks.check(by_name(asked) if named else by_order(asked))
+                if named:
+                    blocks.check(by_name(asked))
+                else:
+                    complete = with_all_values(asked)
+                    blocks.check(by_order(complete))
+                    body = json.dumps(complete).encode() if complete != asked else body
                 session = "" if named else str(asked.get("session_hash") or "")
                 async with self._door:
                     self._check_places(blocks._queue, self._caller(scope, session))
@@ -253,7 +258,9 @@ def _checked_tool_call(message: dict, blocks: Any) -> dict:
         raise Refused(404, f"There is no tool {name}: choose from {', '.join(tools)}.")
     arguments = params.get("arguments") or {}
     request = blocks.check(by_name(arguments)).to_dict()
-    checked = {name: request[name] for name in arguments if arguments[name] is not None}
+    drawn = {"seed"}  # where it is left open
+    given_or_drawn = [name for name in arguments if arguments[name] is not None or name in drawn]
+    checked = {name: request[name] for name in given_or_drawn}
     if "windows" in checked:
         checked["windows"] = str(checked["windows"])
     return {**message, "params": {**params, "arguments": checked}}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
+from ..runs.early import NativeReady
 from ..runs.loading import Models
 from ..runs.request import Request
 from ..runs.write import Result
@@ -47,6 +49,17 @@ def show(ui: Layout, result: Result) -> Updates:
         ui.full: gr.update(value=full, visible=full is not None),
         ui.files: [str(path) for path in downloads],
         ui.metadata: metadata,
+    }
+
+
+def native_alone(ready: NativeReady) -> dict[str, Any]:
+    """The comparison before there is anything to compare with."""
+    metadata = ready.metadata
+    return {
+        "native": gr.FileData(path=str(ready.file)).model_dump(),
+        "fps": metadata["fps"],
+        "frames": metadata["request"]["num_frames"],
+        "labels": metadata["labels"],
     }
 
 

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from threading import Event, Lock, Thread
 from time import monotonic
+from typing import Any
 
 from ..estimates.cost import gpu_seconds
 from ..runs.clip import job
 from ..runs.compare import generate
+from ..runs.early import EarlyFile, NativeReady
 from ..runs.loading import Models
+from ..runs.native import NativeClip
 from ..runs.progress import Progress
 from ..runs.request import Request
 from ..runs.worker import Failed, Finished, stream
 from ..runs.write import Clips, Result, write
 
-GpuPart = Callable[[Request], Iterator[Progress | Finished[Clips] | Failed | None]]
-Items = Iterator[Progress | Finished[Result] | Failed | None]
+GpuPart = Callable[[Request], Iterator[Progress | NativeClip | Finished[Clips] | Failed | None]]
+Items = Iterator[Progress | NativeReady | Finished[Result] | Failed | None]
 
 CANCELLED = Failed("Cancelled.")
 NOT_WRITTEN = (
@@ -47,9 +51,15 @@ class Runs:
         self.device = Lock()
         self._stops: dict[str, Event] = {}
 
-    def frames(self, request: Request) -> Iterator[Progress | Finished[Clips] | Failed | None]:
+    def frames(
+        self, request: Request
+    ) -> Iterator[Progress | NativeClip | Finished[Clips] | Failed | None]:
         """The part that needs the GPU: everything but the files."""
-        return (yield from stream(lambda *watch: generate(request, self.models, *watch)))
+
+        def task(report: Callable[[Any], None], cancelled: Event) -> Clips:
+            return generate(request, self.models, report, cancelled, show_native=report)
+
+        return (yield from stream(task))
 
     def stop_event(self, session: str | None) -> Event:
         """The event that `cancel` sets: one for all runs that a session started since the last
@@ -77,7 +87,8 @@ class Runs:
         self._stops.pop(session or "", None)
 
     def items(self, request: Request, gpu_part: GpuPart, stop: Event | None = None) -> Items:
-        """Runs a validated request: progress, then one `Finished` or `Failed`.
+        """Runs a validated request: progress, the native clip when it can be seen, then one
+        `Finished` or `Failed`.
 
         Closing the generator stops the run within a step and returns at once.
 
@@ -88,12 +99,19 @@ class Runs:
             stop: Stops the run once it is set.
         """
         stop = stop or Event()
+        return self.in_turn(partial(self._work, request, gpu_part, stop), stop)
+
+    def in_turn(self, start: Callable[[], Iterator], stop: Event) -> Iterator:
+        """Passes on what `start` gives once the device is free.
+
+        Closing the generator closes that, too, and returns at once.
+        """
         while not self.device.acquire(timeout=TURN):
             if stop.is_set():
                 yield CANCELLED
                 return
             yield None
-        work = self._work(request, gpu_part, stop)
+        work = start()
         try:
             for item in work:  # noqa: UP028  # `yield from` would close it here, too
                 yield item
@@ -110,26 +128,42 @@ class Runs:
 
     def _work(self, request: Request, gpu_part: GpuPart, stop: Event) -> Items:
         """A run that has the device."""
+        early: list[EarlyFile] = []
+        try:
+            yield from self._with_early(request, gpu_part, stop, early)
+        finally:
+            for file in early:
+                file.remove()
+
+    def _with_early(
+        self, request: Request, gpu_part: GpuPart, stop: Event, early: list[EarlyFile]
+    ) -> Items:
+        """The same, which puts the native clip that it shows early on a list."""
         clips = None
         # ZeroGPU keeps its worker, whose copy of the estimator never learns.
         estimated = self.models.estimator.estimate(job(request, self.models))
-        for item in _until(stop, self._learning(estimated, gpu_part(request))):
+        for item in until_stopped(stop, self._learning(estimated, gpu_part(request))):
             if isinstance(item, Finished):
                 clips = item.value
                 clips.metadata["seconds"]["estimated"] = estimated
+            elif isinstance(item, NativeClip):
+                early.append(EarlyFile(item, self.output_dir))
             else:
                 yield item
+            for file in early:
+                yield from file.news()
         if clips is None:
             return
 
         def write_files(report: Callable[[Progress], None], cancelled: Event) -> Result:
+            native = early[0].wait() if early else None
             try:
-                return write(clips, request, self.output_dir, report, cancelled)
+                return write(clips, request, self.output_dir, report, cancelled, native)
             except OSError as error:  # its paths are for whoever runs the page
                 print(f"A result could not be written: {error}", file=sys.stderr)
                 raise OSError(NOT_WRITTEN) from error
 
-        for item in _until(stop, stream(write_files)):
+        for item in until_stopped(stop, stream(write_files)):
             if isinstance(item, Finished):
                 measured = item.value.metadata["seconds"]["measured"]
                 self.models.estimator.observe(estimated, measured)
@@ -154,7 +188,7 @@ class Runs:
             items.close()  # type: ignore[attr-defined]
 
 
-def _until(stop: Event, items: Iterator) -> Iterator:
+def until_stopped(stop: Event, items: Iterator) -> Iterator:
     """Passes items on until the event is set; then closes their source, which ends the work, or
     never begins it."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from dataclasses import fields
 from html import escape
 from textwrap import shorten
@@ -10,13 +11,13 @@ from typing import Any
 
 import gradio as gr
 
-from ..estimates.cost import Job
+from ..estimates.cost import ZEROGPU_TIERS, Job
 from ..presets import RESOLUTIONS, shown
 from ..runs.choice import REASON
 from ..runs.clip import job
 from ..runs.loading import Models
-from ..runs.request import MAX_PROMPT, UPSCALERS, Request
-from ..runs.zerogpu import offers
+from ..runs.request import MAX_PROMPT, MAX_SEED, UPSCALERS, Request
+from ..runs.zerogpu import offers, seconds_asked
 from . import views
 from .components import Layout
 
@@ -74,11 +75,27 @@ def validated(models: Models, settings: dict[str, Any]) -> Request:
         models.check_memory(request)
     except ValueError as error:
         raise problem(str(error)) from error
+    check_quota(seconds_asked(request, models))
     return request
 
 
+def check_quota(seconds: int) -> None:
+    """Checks that any visitor's quota can start a run that asks for so many GPU seconds.
+
+    Raises:
+        gr.Error: If none can.
+    """
+    who, most = ZEROGPU_TIERS[-1]
+    if on_zero_gpu() and seconds > most:
+        raise problem(
+            f"This asks for {seconds:,} GPU seconds, and no quota starts more than {most:,}, that "
+            f"of {who}: choose a smaller resolution, fewer frames or fewer steps."
+        )
+
+
 def as_request(settings: dict[str, Any]) -> Request:
-    """A request of settings as the page has them, whose LoRAs are rows of a table, or the API.
+    """A request of settings as the page has them, whose LoRAs are rows of a table, or the API. An
+    empty seed becomes a random one.
 
     Raises:
         ValueError: if a strength is no number.
@@ -87,7 +104,8 @@ def as_request(settings: dict[str, Any]) -> Request:
     if isinstance(loras, list) and all(isinstance(row, list) and len(row) == 2 for row in loras):
         # Visitors may add rows, and what they type into a column of numbers comes as text.
         loras = {name: _number(name, strength) for name, strength in loras if name}
-    return Request(**settings | {"loras": loras})
+    seed = random.randint(0, MAX_SEED) if settings["seed"] is None else settings["seed"]
+    return Request(**settings | {"loras": loras, "seed": seed})
 
 
 def _number(name: str, strength: object) -> object:
@@ -120,7 +138,11 @@ def refresh(ui: Layout, models: Models, *values: Any) -> Updates:
     return {
         ui.estimate: views.estimate(stages, machine(models), on_zero_gpu()),
         ui.drawing: _drawing(work, str(request.windows)),
-        ui.costs: views.resolution_costs(seconds_by_resolution(models, request)),
+        ui.costs: views.resolution_labels(
+            [size.shaped(request.aspect).kept for size in RESOLUTIONS.values()],
+            seconds_by_resolution(models, request),
+        ),
+        ui.length: views.length(request.frames, request.frame_rate),
         **offer_labels(ui, models),
     }
 

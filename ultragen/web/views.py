@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import accumulate
@@ -93,18 +94,30 @@ def estimate(stages: Mapping[str, float], machine: str, zero_gpu: bool) -> str:
     )
 
 
-def resolution_costs(seconds: Sequence[float]) -> str:
-    """What each resolution takes, written onto the choices by a style sheet.
+def resolution_labels(
+    sizes: Sequence[tuple[int, int]], seconds: Sequence[float] | None = None
+) -> str:
+    """How large each resolution is and what it takes, written onto the choices by a style sheet.
 
     New labels for the choices would do too, but they would set the choice back that a visitor
     made while they were under way.
+
+    Args:
+        sizes: Rows and columns in pixels of each.
+        seconds: What each takes; None as long as that is not known.
     """
+    costs = [f"\\A ≈ {duration(each)}" for each in seconds] if seconds else [""] * len(sizes)
     rules = "".join(
         f"#resolution label:nth-of-type({number}) span::after "
-        f'{{ content: "\\A ≈ {duration(each)}"; }}'
-        for number, each in enumerate(seconds, 1)
+        f'{{ content: "\\A {columns}×{rows}{cost}"; }}'
+        for number, ((rows, columns), cost) in enumerate(zip(sizes, costs, strict=True), 1)
     )
     return f"<style>{rules}</style>"
+
+
+def length(frames: int, fps: int) -> str:
+    """How long so many frames are shown."""
+    return f'<p class="ug-note">{frames / fps:.1f} s at {fps} a second</p>'
 
 
 def windows(grid: tuple[int, int, int], count: int, asked: str, full_share: float = 0.0) -> str:
@@ -182,13 +195,19 @@ def running(progress: Progress, stages: Mapping[str, float], elapsed: float, not
         + "</li>"
         for i, name in enumerate(names)
     )
+    picture = b64encode(progress.preview).decode() if progress.preview else ""
+    preview = (
+        f'<img class="ug-preview" alt="Preview of the clip" src="data:image/jpeg;base64,{picture}">'
+        if picture
+        else ""
+    )
     return (
         '<div class="ug-card" role="status"><div class="top"><span class="big">'
         f'{escape(note or progress.message)}</span><span class="sub">{duration(elapsed)} gone, '
         f"about {duration(remaining)} to go</span></div>"
         f'<div class="ug-track" role="progressbar" aria-valuemin="0" aria-valuemax="100" '
         f'aria-valuenow="{percent:.0f}"><i style="width:{percent:.1f}%"></i></div>'
-        f'<ol class="ug-stages">{items}</ol></div>'
+        f'<ol class="ug-stages">{items}</ol>{preview}</div>'
     )
 
 

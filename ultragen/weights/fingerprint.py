@@ -43,7 +43,7 @@ def write_digests(folder: Path) -> None:
     lines = [
         f"{_digest(path).hex()}  {path.relative_to(folder).as_posix()}\n"
         for path in files
-        if path.suffix in (*SUFFIXES, ".json")
+        if path.suffix in (*SUFFIXES, ".json", ".npy")  # the last one: of previews
     ]
     (folder / DIGESTS).write_text("".join(lines), encoding="utf-8", newline="\n")
 

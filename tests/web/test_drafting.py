@@ -1,0 +1,126 @@
+"""Drafts on the page, without a browser."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import gradio as gr
+import pytest
+from fakes import fake_models
+
+import app
+from ultragen.presets import EMBEDDED
+from ultragen.runs.drafts import FRAMES
+from ultragen.runs.request import Request
+from ultragen.video import probe_video
+from ultragen.web import drafting
+from ultragen.web.settings import SETTINGS, validated
+
+ME = SimpleNamespace(session_hash="me")
+
+
+@pytest.fixture
+def page(tmp_path):
+    made = app.Page(fake_models(), tmp_path)
+    made.build()
+    return made
+
+
+def settings(**changes) -> list:
+    given = {"prompt": "a calm lake", "num_inference_steps": 2, "seed": 5, **changes}
+    seed = given.pop("seed")
+    return list((Request(**given).validate(EMBEDDED).to_dict() | {"seed": seed}).values())
+
+
+def drafts(page, count: int = 2, **changes) -> list[dict]:
+    return list(page.drafts.run(ME, *settings(**changes), count))
+
+
+def last(updates: list[dict], component) -> object:
+    return [update[component] for update in updates if component in update][-1]
+
+
+def test_drafts_come_one_by_one_and_the_first_one_plays(page):
+    updates, ui = drafts(page), page.ui
+    sizes = [len(update[ui.drafted]) for update in updates if ui.drafted in update]
+    assert sizes == [1, 2]
+    for draft in last(updates, ui.drafted):
+        info = probe_video(draft.clip)
+        assert (info.width, info.height, info.num_frames) == (512, 288, FRAMES)
+    assert "2 drafts in" in last(updates, ui.status)
+    assert last(updates, ui.comparison)["labels"]["native"] == "Draft 512×288, seed 5"
+    assert last(updates, ui.large)["value"] == "Make it large: seed 5"
+    assert last(updates, ui.start)["interactive"]
+
+
+def test_the_draft_that_was_chosen_is_made_large_at_the_size_of_then(page):
+    ui = page.ui
+    updates = drafts(page, seed=None, aspect="9:16", guidance_scale=2.0)
+    made = last(updates, ui.drafted)
+    scene = page.drafts.choose(made, SimpleNamespace(index=1))[ui.scene]
+    now = settings(prompt="something else", resolution="720p", num_frames=9, seed=None)
+    updates = list(page.run_large(ME, *now, scene, []))
+    call = page.models.native.calls[-1]
+    assert call["prompt"] == "a calm lake"
+    assert call["seed"] == made[1].request.seed
+    assert call["guidance"] == 2.0
+    assert call["size"] == (1280, 736)
+    asked = last(updates, ui.metadata)["request"]
+    assert (asked["num_frames"], asked["aspect"], asked["noise"]) == (9, "9:16", "spectral")
+    assert f"seed {made[1].request.seed}" in last(updates, ui.status)
+
+
+def test_an_empty_seed_gives_other_drafts_each_time(page):
+    seeds = [last(drafts(page, 1, seed=None), page.ui.drafted)[0].request.seed for _ in range(2)]
+    assert seeds[0] != seeds[1]
+
+
+def test_more_than_are_offered_are_refused_before_any_work(page):
+    with pytest.raises(gr.Error, match="So many of 4k would take about"):
+        drafts(page, 5, resolution="4k")
+    assert page.models.base.calls == []
+
+
+def test_what_exceeds_every_quota_is_refused(page, monkeypatch):
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    monkeypatch.setattr(drafting, "drafts_seconds_asked", lambda *_: 2000)
+    with pytest.raises(gr.Error, match="2,000 GPU seconds, and no quota starts more than 1,600"):
+        drafts(page)
+    costly = settings(resolution="4k", num_inference_steps=100, num_frames=33)
+    with pytest.raises(gr.Error, match="that of PRO accounts: choose a smaller resolution"):
+        validated(page.models, dict(zip(SETTINGS, costly, strict=True)))
+    monkeypatch.delenv("SPACES_ZERO_GPU")
+    assert validated(page.models, dict(zip(SETTINGS, costly, strict=True)))
+
+
+def test_cancelled_drafts_leave_nothing(page, tmp_path):
+    for update in page.drafts.run(ME, *settings(), 3):
+        if page.ui.drafted in update:
+            page.cancel(ME)
+        final = update
+    assert "Cancelled" in final[page.ui.status]
+    assert not final[page.ui.drafts]["visible"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"), [("black", "every frame is black"), ("nan", "not finite")]
+)
+def test_drafts_that_fail_say_why(tmp_path, damage, words):
+    page = app.Page(fake_models(), tmp_path)
+    page.build()
+    page.models.base.damage = damage
+    updates = drafts(page)
+    assert words in last(updates, page.ui.status)
+    assert last(updates, page.ui.draft)["interactive"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_shows_no_path_to_visitors(page, tmp_path, monkeypatch, capsys):
+    def full(draft, folder):
+        raise OSError(f"{folder} was not written: the disk is full")
+
+    monkeypatch.setattr(drafting, "write_draft", full)
+    shown = last(drafts(page), page.ui.status)
+    assert "server" in shown and str(tmp_path) not in shown
+    assert str(tmp_path) in capsys.readouterr().err

@@ -1,0 +1,89 @@
+"""The native clip's file, written while the base clip is still being made."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+from threading import Event, Thread
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from ..files import create_folder
+from ..video import encode_video
+from .native import NativeClip
+from .progress import Cancelled
+from .write import Written
+
+
+@dataclass(frozen=True)
+class NativeReady:
+    """The native clip can be seen, and the rest of the run goes on.
+
+    Attributes:
+        file: The clip, until the run has ended; the same bytes as in its result.
+        metadata: What is known of the run by now.
+    """
+
+    file: Path
+    metadata: dict[str, Any]
+
+
+class EarlyFile:
+    """Writes a native clip in a thread of its own, into a folder that lasts as long as the run.
+
+    Args:
+        clip: What to write.
+        output_dir: Where the run gets its folder.
+    """
+
+    def __init__(self, clip: NativeClip, output_dir: Path) -> None:
+        self.clip = clip
+        self.output_dir = output_dir
+        self._folder: Path | None = None
+        self._written: Written | None = None
+        self._told = False
+        self._stop = Event()
+        self._thread = Thread(target=self._write, daemon=True)
+        self._thread.start()
+
+    def news(self) -> Iterator[NativeReady]:
+        """The clip, as soon as it is there, and once."""
+        if not self._told and not self._thread.is_alive() and self._written:
+            self._told = True
+            yield NativeReady(self._written.file, self.clip.metadata)
+
+    def wait(self) -> Written | None:
+        """The file, once it is written; None where that failed, which is said when the run's other
+        files are written."""
+        self._thread.join()
+        return self._written
+
+    def remove(self) -> None:
+        """Ends writing and removes the file."""
+        self._stop.set()
+        self._thread.join()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _write(self) -> None:
+        began = perf_counter()
+        try:
+            self._folder = Path(mkdtemp(prefix="early-", dir=create_folder(self.output_dir)))
+            file = encode_video(self._frames(), self._folder / "native.mp4", self.clip.fps)
+            self._written = Written(file, perf_counter() - began)
+        except Cancelled:
+            return
+        except OSError as error:
+            print(f"The native clip could not be written early: {error}", file=sys.stderr)
+
+    def _frames(self) -> Iterator[np.ndarray]:
+        for frame in self.clip.frames:
+            if self._stop.is_set():
+                raise Cancelled("The run has ended.")
+            yield frame

@@ -1,0 +1,196 @@
+"""Drafts on the page: a grid of seeds, and the one that is made large."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from threading import Event
+from time import monotonic
+from typing import Any
+
+import gradio as gr
+
+from ..runs.drafts import (
+    FRAMES,
+    Draft,
+    DraftFrames,
+    check_count,
+    draft_folder,
+    drafts_seconds_asked,
+    estimate_drafts,
+    generate_drafts,
+    write_draft,
+)
+from ..runs.loading import Models
+from ..runs.progress import Progress
+from ..runs.request import Request
+from ..runs.worker import Failed, Finished, stream
+from . import views
+from .components import Layout
+from .runs import CANCELLED, NOT_WRITTEN, Runs, until_stopped
+from .settings import SETTINGS, Updates, check_quota, problem, validated
+
+OF_THE_SCENE = (
+    "prompt", "seed", "guidance_scale", "negative_prompt", "loras", "noise", "aspect",
+)  # fmt: skip
+"""Settings that a large clip takes from its draft; the others are those of the page by then."""
+
+DraftPart = Callable[[Request, int], Iterator[Any]]
+
+
+class Drafts:
+    """What the page does with drafts.
+
+    Args:
+        ui: The page's components.
+        runs: What starts runs.
+        gpu_part: `draft_frames` of the models, or what wraps it.
+    """
+
+    def __init__(self, ui: Layout, runs: Runs, gpu_part: DraftPart) -> None:
+        self.ui, self.runs, self.gpu_part = ui, runs, gpu_part
+
+    def run(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
+        """Makes drafts, and shows each as soon as it is there."""
+        ui, models = self.ui, self.runs.models
+        *settings, count = values
+        asked = validated(models, dict(zip(SETTINGS, settings, strict=True)))
+        count = self.checked(count, asked)
+        stages = estimate_drafts(asked, count, models)
+        stop = self.runs.stop_event(request.session_hash)
+        began, progress = monotonic(), Progress("text", 0, 1, 0.0, "Starting")
+        made: list[Draft] = []
+
+        def work() -> Iterator[Any]:
+            return until_stopped(stop, self._work(asked, count))
+
+        for item in self.runs.in_turn(work, stop):
+            elapsed = monotonic() - began
+            if isinstance(item, Draft):
+                made.append(item)
+                yield {ui.drafts: gallery(made), ui.drafted: list(made)}
+            elif isinstance(item, Finished):
+                first = chosen(ui, made[0])
+                yield ready(ui) | first | {ui.status: finished(made, elapsed)}
+            elif isinstance(item, Failed):
+                yield ready(ui) | {
+                    ui.status: failed(item, elapsed),
+                    ui.drafts: gr.update(value=[], visible=False),
+                    ui.large: gr.update(visible=False),
+                }
+            else:
+                progress = item or progress
+                title = "Stopping after this step" if stop.is_set() else progress.message
+                yield {ui.status: views.running(progress, stages, elapsed, title)}
+
+    def checked(self, count: object, asked: Request) -> int:
+        """How many drafts are made.
+
+        Raises:
+            gr.Error: If it is another number, or if they exceed every quota.
+        """
+        try:
+            number = check_count(count, asked, self.runs.models)
+        except ValueError as error:
+            raise problem(str(error)) from error
+        check_quota(drafts_seconds_asked(asked, number, self.runs.models))
+        return number
+
+    def _work(self, asked: Request, count: int) -> Iterator[Any]:
+        """Passes items on, drafts as files in a new folder; of a run that does not end nothing is
+        left."""
+        items, folder, whole = self.gpu_part(asked, count), None, False
+        try:
+            for item in items:
+                if isinstance(item, DraftFrames):
+                    folder = folder or draft_folder(asked, self.runs.output_dir)
+                    yield write_draft(item, folder)
+                else:
+                    whole = whole or isinstance(item, Finished)
+                    yield item
+        except OSError as error:  # its paths are for whoever runs the page
+            print(f"A draft could not be written: {error}", file=sys.stderr)
+            yield Failed(NOT_WRITTEN)
+        finally:
+            items.close()  # type: ignore[attr-defined]
+            if folder is not None and not whole:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def choose(self, drafted: list[Draft], event: gr.SelectData) -> Updates:
+        """The draft that is to be made large."""
+        return chosen(self.ui, drafted[event.index])
+
+
+def draft_frames(asked: Request, count: int, models: Models) -> Iterator[Any]:
+    """The part of drafts that needs the GPU."""
+
+    def task(report: Callable[[Any], None], cancelled: Event) -> None:
+        generate_drafts(asked, count, models, report, cancelled)
+
+    yield from stream(task)
+
+
+def with_scene(values: Sequence[Any], scene: dict[str, Any] | None) -> list[Any]:
+    """The page's settings with those of a draft, where one was chosen."""
+    settings = dict(zip(SETTINGS, values, strict=True)) | (scene or {})
+    return list(settings.values())
+
+
+def chosen(ui: Layout, draft: Draft) -> Updates:
+    """The page after a draft was chosen: it plays, and the button says which one it makes."""
+    settings = draft.request.to_dict()
+    height, width = ui.preset.base_size(draft.request.aspect)
+    file = gr.FileData(path=str(draft.clip)).model_dump()
+    return {
+        ui.comparison: {
+            "native": file,
+            "fps": draft.request.frame_rate,
+            "frames": FRAMES,
+            "labels": {"native": f"Draft {width}×{height}, seed {draft.request.seed}"},
+        },
+        ui.scene: {name: settings[name] for name in OF_THE_SCENE},
+        ui.large: gr.update(
+            value=f"Make it large: seed {draft.request.seed}", visible=True, interactive=True
+        ),
+    }
+
+
+def gallery(made: list[Draft]) -> Any:
+    """The grid of drafts."""
+    items = [(str(draft.poster), f"seed {draft.request.seed}") for draft in made]
+    return gr.update(value=items, visible=True)
+
+
+def busy(ui: Layout) -> Updates:
+    """The page while something runs or waits."""
+    return {
+        ui.start: gr.update(interactive=False),
+        ui.draft: gr.update(interactive=False),
+        ui.large: gr.update(interactive=False),
+        ui.stop: gr.update(visible=True),
+    }
+
+
+def ready(ui: Layout) -> Updates:
+    """The page when nothing runs any more."""
+    return {
+        ui.start: gr.update(interactive=True),
+        ui.draft: gr.update(interactive=True),
+        ui.large: gr.update(interactive=True),
+        ui.stop: gr.update(visible=False),
+    }
+
+
+def finished(made: list[Draft], elapsed: float) -> str:
+    """What is said of drafts that were made."""
+    number = "A draft" if len(made) == 1 else f"{len(made)} drafts"
+    text = "Click one to see it play; made large, it is much the same scene."
+    return views.notice("good", f"{number} in {views.duration(elapsed)}", text)
+
+
+def failed(failure: Failed, elapsed: float) -> str:
+    """What is said of drafts that were not."""
+    if failure == CANCELLED:
+        return views.notice("stopped", "Cancelled", f"Stopped after {views.duration(elapsed)}.")
+    return views.notice("bad", "The drafts failed", failure.message)
