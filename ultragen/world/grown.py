@@ -51,7 +51,8 @@ def _rows(seen: Tensor) -> slice:
 
 def _glow(p: Values, x: Tensor, y: Tensor) -> Tensor:
     """Closeness to the sun, n h w."""
-    _, _, glow = sky.directions(p, x, {"sky_y": y})
+    sky_y = y.expand(p["time"].shape[0], -1, x.shape[2])
+    _, _, glow = sky.directions(p, x, {"sky_y": sky_y})
     return glow
 
 

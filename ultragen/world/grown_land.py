@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -43,7 +45,10 @@ def outlines(p: Values, tile: Tensor, x: Tensor, pixel: float) -> Values:
     gap = 1.0 - p["gap"] * torch.exp(-from_sun * from_sun * from_sun * from_sun)
     side = (world.abs() / 0.62).clamp(max=1.5)
     flank = 1.0 + p["flanks"] * (0.18 + 1.05 * side * side / (0.5 + side) - 1.0)
-    return land.outlines({**p, "height": p["height"] * gap * flank}, tile, x, pixel)
+    # No trees on the near ground's own edge: its material would be drawn in their shape.
+    last = torch.arange(LAYERS, device=x.device).reshape(1, -1, 1) == RIDGES
+    changed = {"height": p["height"] * gap * flank, "trees": p["trees"] * ~last}
+    return land.outlines({**p, **changed}, tile, x, pixel)
 
 
 def plane(p: Values, tile: Tensor, column: Values, x: Tensor, y: Tensor, pixel: float) -> Values:
@@ -95,6 +100,10 @@ def shade_ridges(
     rise = rise + 1.0
     normal_u = surface["u"] + 0.22 * land.pick(column["slope"], index) * torch.exp(-depth * 11)
     colour = _ridge_colour(p, surface, rise)
+    # Towards the near ground the slopes are made of what it is made of.
+    share = (0.5 + 0.35 * surface["variety"] + 0.5 * surface["height"]).clamp(0, 1)
+    soil = torch.lerp(p["near_dark"], p["near_light"], share[:, None])
+    colour = torch.lerp(colour, soil, (0.75 * near**3 * (1 - p["open"]))[:, None])
     lit = land.light(p, normal_u, surface["v"], surface["height"])
     wood = {"index": index, "world": world, "depth": depth, "near": near, "rise": rise,
             "edge": land.pick(column["wood"], index)}  # fmt: skip
@@ -102,7 +111,7 @@ def shade_ridges(
     shaded = 0.86 + 0.40 * surface["height"]
     colour = colour * (p["ambient"] * shaded[:, None] + p["sunlight"] * lit[:, None])
     haze, air = land.aerial(p, near, depth, glow)
-    haze = haze * (1.0 - 0.35 * p["snow"])  # snow stays white in the distance
+    haze = haze * (0.75 - 0.25 * p["snow"])  # snow stays white in the distance
     colour = torch.lerp(colour, air, haze[:, None])
     back_near = place["behind"].clamp(min=0) * (1 / (LAYERS - 1))
     back_haze, _ = land.aerial(p, back_near, depth, glow)
@@ -157,15 +166,15 @@ def _woods(
     variety, edge = surface["variety"][index], wood["edge"][index]
     size = 0.008 + 0.040 * near**2.2
     layer = wood["index"][index].float()
-    cover, tone, kind = plants.crowns(q, cells, wood["world"][index], depth, size, layer, pixel)
-    patch = 0.25 + 0.9 * variety + 1.4 * q["forest"] + 30.0 * edge - 2.2 * (rise - 0.62).clamp(min=0)
+    patch = 0.25 + 0.9 * variety + 1.4 * q["forest"] - 2.2 * (rise - 0.62).clamp(min=0)
     grows = (patch * 4.0).clamp(0, 1) * (near * 12.0 - 0.5).clamp(0, 1)
-    grows = torch.maximum(grows, ((edge * 1.2 - depth) * 90.0).clamp(0, 1) * (edge > 0.003))
-    cover = cover * grows
+    cover, tone, kind = plants.crowns(
+        q, cells, wood["world"][index], depth, size, layer, grows, edge * 1.2, pixel
+    )
     leaves = q["leaves"] * (0.55 + 0.9 * tone + 0.35 * (kind - 0.5))[:, None]
     winter_tone = (tone * 1.5 - 0.55).clamp(0, 0.85) * q["winter"]
     leaves = torch.lerp(leaves, torch.full_like(leaves, 0.8), winter_tone[:, None])
-    ground = colour[index] * (1.0 - 0.45 * grows)[:, None]
+    ground = colour[index] * (1.0 - 0.40 * grows)[:, None]
     trees_lit = (0.25 + 0.95 * tone) * q["light_y"].clamp(min=0.3) * 1.2
     trees_lit = trees_lit * (0.9 + 0.3 * surface["height"][index])
     mixed_lit = torch.lerp(lit[index], trees_lit, cover)
@@ -254,27 +263,31 @@ def _sand(p: Values, g: Values, tile: Tensor, cells: Tensor, pixel: float) -> Va
     """Ripples of the wind, and grains."""
     gx, gz = g["gx"], g["gz"]
     warp = fetch(tile, gx * 0.9 + p["cloud_u"], gz * 0.9)
-    phase = (gz * 3.4 + gx * 1.1 + 0.75 * warp[0] + 0.5 * g["variety"]) * 6.2832
-    clear = (1.7 - 3.4 * 3.2 * pixel * gz * gz).clamp(0, 1) * (0.65 + 0.6 * warp[3]).clamp(0.1, 1)
+    phase = (gz * 4.6 + gx * 0.9 + 0.42 * warp[0] + 0.10 * g["variety"]) * 6.2832
+    clear = (1.7 - 3.4 * 4.6 * pixel * gz * gz).clamp(0, 1) * (0.7 + 0.7 * warp[3]).clamp(0.15, 1)
     wave = torch.cos(phase) + 0.35 * torch.cos(2 * phase + 0.6)
     grain, size = torch.zeros_like(gx), 26.0
     for octave in range(3):
         step = size * LACUNARITY**octave
         values = fetch(tile, gx * step + 9.0, gz * step + 3.0)
         grain = grain + values[0] * fade(1.15 * pixel * gz * (1.0 + 0.3 * gz) * size, octave)
-    tint = 1.0 + 0.14 * grain - 0.08 * clear * torch.sin(phase)
-    return {"v": g["v"] * 0.6 + 0.55 * clear * wave, "colour": g["colour"] * tint[:, None],
-            "u": g["u"] * 0.6 + 0.18 * clear * wave + 0.10 * grain}  # fmt: skip
+    tint = 1.0 + 0.16 * grain + 0.10 * clear * wave
+    return {"v": g["v"] * 0.4 + 0.50 * clear * wave, "colour": g["colour"] * tint[:, None],
+            "u": g["u"] * 0.4 + 0.30 * clear * wave + 0.10 * grain}  # fmt: skip
 
 
 def _pebbles(p: Values, g: Values, tile: Tensor, cells: Tensor, pixel: float) -> Values:
     """Round stones of several sizes, lit from the sun's side, each with a shadow."""
     colour, u, v, shade = g["colour"] * 0.55, g["u"], g["v"], g["shade"]
+    warp = fetch(tile, g["gx"] * 1.7 + p["cloud_u"], g["gz"] * 1.7)
+    gx, gz = g["gx"] + 0.10 * warp[0], g["gz"] + 0.10 * warp[3]
     for size, shift in ((13.0, 0.0), (13.0, 0.5), (7.0, 0.25), (7.0, 0.75), (4.0, 0.1)):
-        place_u, place_v = g["gx"] * size + shift * 2, g["gz"] * size * 0.9 + shift * 3
+        turn = 0.6 + 1.9 * shift
+        along, over = math.cos(turn) * size, math.sin(turn) * size
+        place_u, place_v = gx * along + gz * over + 9 * shift, gz * along - gx * over
         cell_u, cell_v = torch.floor(place_u), torch.floor(place_v)
         chance = cell_values(cells, cell_u + 7, cell_v + 11 * shift)
-        radius = 0.26 + 0.20 * chance[2]
+        radius = 0.22 + 0.26 * chance[2] * chance[2]
         off_u = (place_u - cell_u - 0.5 - (0.5 - radius) * (2 * chance[0] - 1)) / radius
         off_v = (place_v - cell_v - 0.5 - (0.5 - radius) * (2 * chance[1] - 1)) / radius
         reach = torch.sqrt(off_u * off_u + off_v * off_v * (1.0 + 0.8 * chance[0]) + 1e-9)
@@ -299,29 +312,35 @@ def _rocks(p: Values, g: Values, tile: Tensor, cells: Tensor, pixel: float) -> V
     """Boulders with facets and cracks that stand on stony ground."""
     colour, u, v, shade = g["colour"], g["u"], g["v"], g["shade"]
     for number in range(3):
-        step, density = (0.16, 3.6)
+        step, density = 0.13, 2.6
         level = torch.log(g["below"]) / step
         row = torch.ceil(level) + number
         foot = torch.exp(row * step)
         place = g["across"] * density / foot + 0.37 * row
         cell = torch.floor(place)
         chance = cell_values(cells, cell + 3, row + 19)
-        wide = 0.20 + 0.26 * chance[0]
-        off = (place - cell - 0.5 - (0.46 - wide) * (2 * chance[1] - 1)) / wide
-        tall = (0.10 + 0.22 * chance[2]) * (chance[3] > 0.35)
-        up = (foot - g["below"]) / foot / tall.clamp(min=1e-3)
-        facet = fetch(tile, off * 1.1 + 7.0 * cell, up * 0.9 + 3.0 * row)
-        profile = (1.0 - off.abs() ** 2.6).clamp(min=0) * (0.86 + 0.28 * facet[0])
-        profile = profile * (1.0 - 0.12 * g["height"])
-        blur = pixel / foot / tall.clamp(min=1e-3)
-        inside = ((profile - up) / blur + 0.5).clamp(0, 1) * (tall > 0) * (off.abs() < 1)
-        contact = torch.exp(-up.clamp(min=0) * 5.0)
-        stone = torch.lerp(p["near_dark"], p["near_light"], (0.35 + 0.5 * facet[3]).clamp(0, 1)[:, None])
-        stone = stone * (0.72 + 0.5 * up.clamp(0, 1) + 0.45 * g["height"])[:, None]
+        there = chance[3] > 0.35
+        wide = 0.10 + 0.38 * chance[0] * chance[0]
+        off = (place - cell - 0.5 - (0.48 - wide) * (2 * chance[1] - 1)) / wide
+        tall = wide / density * (0.7 + 0.5 * chance[2])
+        up = (foot - g["below"]) / foot / tall
+        facet = fetch(tile, off * 0.8 + 7.3 * cell, up * 0.8 + 3.1 * row)
+        profile = (1.0 - off.abs() ** 3).clamp(min=0).sqrt() * (0.80 + 0.36 * facet[0])
+        profile = profile * (1.0 - 0.10 * g["height"])
+        blur = pixel / foot / tall
+        inside = ((profile - up) / blur + 0.5).clamp(0, 1) * there * (off.abs() < 1)
+        sunk = 0.24 * off * off + 0.10 * facet[3]  # its foot is no straight line
+        inside = inside * ((up - sunk) / blur + 0.5).clamp(0, 1)
+        # Planes of cleavage: steps of the facets' slopes.
+        plane_u, plane_v = torch.round(facet[1] * 0.9), torch.round(facet[2] * 0.9)
+        contact = torch.exp(-up.clamp(min=0) * 4.0)
+        share = (0.45 + 0.35 * facet[3] + 0.5 * g["height"]).clamp(0, 1)
+        stone = torch.lerp(p["near_dark"], p["near_light"], share[:, None])
+        stone = stone * (0.85 + 0.30 * up.clamp(0, 1) + 0.3 * g["height"])[:, None]
         colour = torch.lerp(colour, stone, inside[:, None])
-        shade = torch.lerp(shade, 1.0 - 0.45 * contact, inside)
-        u = torch.lerp(u, 0.9 * off + 0.9 * facet[1] + 0.8 * g["u"], inside)
-        v = torch.lerp(v, 0.5 - up + 0.6 * facet[2] + 0.8 * g["v"], inside)
+        shade = torch.lerp(shade, 1.0 - 0.5 * contact, inside)
+        u = torch.lerp(u, 0.7 * off + 0.55 * plane_u + 0.6 * g["u"], inside)
+        v = torch.lerp(v, 0.7 * (0.4 - up) + 0.45 * plane_v + 0.6 * g["v"], inside)
     return {"colour": colour, "u": u, "v": v, "shade": shade}
 
 

@@ -74,7 +74,7 @@ NEAR = {  # reflectance of the near ground, darker and lighter, and how rough it
     "flowers": ("446026", "86a048", 0.5),
     "sand": ("c9a877", "ecd6a6", 0.35),
     "pebbles": ("6a655e", "a39c90", 0.45),
-    "rocks": ("5a5348", "948a7a", 0.9),
+    "rocks": ("5e5850", "aca294", 0.95),
     "snow": ("c5d0de", "eef3fa", 0.35),
 }
 FLOWERS = ("f4f0e0", "f2c230", "d83a4a", "8f6ad0", "e87fb0", "5f8fe0")
@@ -213,7 +213,7 @@ def _near(scene: Scene, a: GrownAttributes, chance: random.Random, aspect: float
     if a.terrain == "canyon" and a.near_ground in ("sand", "rocks", "pebbles"):
         dark, light = mix(dark, albedo("a05a38"), 0.7), mix(light, albedo("cf8d60"), 0.7)
     if a.terrain == "dunes":
-        dark, light = mix(dark, albedo("d09c5c"), 0.7), mix(light, albedo("edc890"), 0.7)
+        dark, light = albedo("cf9a5c"), albedo("e6bd86")
     if a.near_ground in ("grass", "flowers"):
         dry = 0.5 + 0.5 * scene.hue
         if a.season == "summer":

@@ -24,7 +24,7 @@ FLOWER_STEP = math.log(1.10)
 
 def crowns(
     p: Values, cells: Tensor, world: Tensor, depth: Tensor, size: Tensor, layer: Tensor,
-    pixel: float,
+    grows: Tensor, edge: Tensor, pixel: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Trees on a slope, row behind row, each n h w.
 
@@ -35,6 +35,8 @@ def crowns(
         depth: How far below the slope's upper edge, in frame heights.
         size: Height of a tall tree, in frame heights.
         layer: Number of the slope.
+        grows: Share of the trees that stand there.
+        edge: How deep a wood reaches that stands on the upper edge, in frame heights.
         pixel: Size of a pixel in frame heights.
 
     Returns:
@@ -53,7 +55,9 @@ def crowns(
         place = u + 0.5 * row + 0.31 * torch.sin(row * 2.3)
         cell = torch.floor(place)
         chance = cell_values(cells, cell + 17 * layer, row + 5 * layer)
-        tall = 0.62 + 0.48 * chance[0]
+        stands = torch.maximum(grows, ((edge - row * step) * 60.0 + 0.5).clamp(0, 1))
+        stands = ((stands - 0.85 * chance[2]) * 6.0).clamp(0, 1)
+        tall = (0.62 + 0.48 * chance[0]) * (0.4 + 0.6 * stands)
         up = ((row - level) * 0.40 / tall).clamp(0, 1)
         across = place - cell - 0.5 - 0.26 * (chance[1] - 0.5)
         twig = up * 7.0 + 9.0 * chance[2]
@@ -61,7 +65,7 @@ def crowns(
         bulge = 2.0 * up - 0.85
         crown = 0.5 * torch.sqrt((1.0 - bulge * bulge * 0.9).clamp(min=0)) * (up < 1.0)
         half = crown + (pine - crown) * pines
-        inside = ((half - across.abs()) / blur + 0.5).clamp(0, 1)
+        inside = ((half - across.abs()) / blur + 0.5).clamp(0, 1) * (stands > 0)
         side = (across / half.clamp(min=0.05)).clamp(-1, 1) * p["light_x"]
         bright = 0.18 + 0.62 * up + 0.45 * side + 0.22 * (chance[3] - 0.5)
         tone = tone + (bright - tone) * inside
@@ -69,7 +73,7 @@ def crowns(
         cover = torch.maximum(cover, inside)
     fine = (0.9 / blur - 0.6).clamp(0, 1)  # trees narrower than pixels are a mean colour
     tone = 0.42 + (tone - 0.42) * fine
-    return cover + (0.9 - cover) * (1 - fine), tone.clamp(0, 1.2), kind
+    return cover + (0.9 * grows - cover) * (1 - fine), tone.clamp(0, 1.2), kind
 
 
 def grass(
@@ -91,25 +95,28 @@ def grass(
     level = torch.log(below) / GRASS_STEP
     first = torch.ceil(level)
     cover, tone, dry = (torch.zeros_like(below) for _ in range(3))
-    sway = 0.10 * torch.sin(p["time"] * 2.1 + across * 9.0)
+    # Neighbours lean together, as the wind has them, and sway.
+    wind = 0.9 * torch.sin(across / below * 2.3 + 1.7 / below)
+    wind = wind + 0.7 * torch.sin(across / below * 7.1 - 3.9 / below + p["time"] * 2.0)
     for number in range(GRASS_ROWS):
         row = first + number
         foot = torch.exp(row * GRASS_STEP)
         up = (foot - below) / (GRASS_HEIGHT * foot)
-        for density, shift in ((46.0, 0.0), (83.0, 37.0)):
-            u = across * density / foot + 3.7 * row + shift
+        for density, shift in ((34.0, 0.0), (57.0, 37.0)):
+            u = across * density / foot + 3.7 * row + shift - wind * up * (0.6 + 0.4 * up)
             cell = torch.floor(u)
             chance = cell_values(cells, cell, row + shift)
-            high = (0.35 + 0.65 * chance[0]) * tall
-            share = (up / high).clamp(0, 1)
-            lean = (1.1 * (chance[1] - 0.5) + sway) * share * share
-            off = (u - cell - 0.5 - 0.3 * (chance[2] - 0.5) - 0.5 * lean).abs()
+            high = (0.25 + 0.75 * chance[0]) * tall
+            # Feet lie anywhere between two rows.
+            share = ((up - 0.30 * chance[3]) / high).clamp(0, 1)
+            lean = 0.9 * (chance[1] - 0.5) * share * share
+            off = (u - cell - 0.5 - 0.4 * (chance[2] - 0.5) - 0.5 * lean).abs()
             blur = density / foot * pixel
-            half = 0.24 * (1.0 - share)
+            half = (0.14 + 0.16 * chance[1]) * (1.0 - share * share)
             inside = ((half - off) / blur + 0.5).clamp(0, 1) * (1.4 - 1.1 * blur).clamp(0, 1)
-            bright = 0.12 + 0.75 * share + 0.35 * (chance[3] - 0.5)
+            bright = 0.10 + 0.70 * share + 0.50 * (chance[3] - 0.5)
             tone = tone + (bright - tone) * inside
-            dry = dry + (chance[3] - dry) * inside
+            dry = dry + (chance[2] - dry) * inside
             cover = torch.maximum(cover, inside)
     return cover, tone.clamp(0, 1.1), dry
 
