@@ -97,7 +97,7 @@ def _sky(scene: Scene, a: GrownAttributes, values: dict) -> dict:
     changed: dict = {"bird_span": 2.4, "stars": values["stars"]}
     if a.sky != "natural":
         zenith, middle, edge, glow = map(exposure, SKIES[a.sky])
-        night = {"night": 0.22, "dusk": 0.6}.get(a.time_of_day, 1.0) if a.sky != "black" else 1.0
+        night = {"night": 0.30, "dusk": 0.85}.get(a.time_of_day, 1.0) if a.sky != "black" else 1.0
         share = 0.85
         for name, colour in (("zenith", zenith), ("middle", middle), ("edge", edge)):
             changed[name] = mix(values[name], scale(colour, night), share)
@@ -111,9 +111,10 @@ def _sky(scene: Scene, a: GrownAttributes, values: dict) -> dict:
         changed["ambient"] = scale(values["ambient"], 0.75)
     if a.weather == "storm":
         for name in ("zenith", "middle", "cloud_shade"):
-            changed[name] = scale(values[name], 0.42)
-        changed["cloud_lit"] = scale(values["cloud_lit"], 0.75)
-        changed["edge"] = scale(values["edge"], 0.62)
+            changed[name] = scale(values[name], 0.24)
+        changed["cloud_lit"] = scale(values["cloud_lit"], 0.42)
+        changed["edge"] = scale(values["edge"], 0.45)
+        changed["ambient"] = scale(values["ambient"], 0.75)
         changed["wind"] = values["wind"] * 2.2
     if a.celestial == "none":
         # Nothing may look like a sun where a caption names none.
@@ -223,9 +224,16 @@ def _near(scene: Scene, a: GrownAttributes, chance: random.Random, aspect: float
     shore = chance.uniform(0.16, 0.24)
     side = chance.choice((-1.0, 1.0))
     picked = chance.sample(FLOWERS, 3)
-    tree_x = chance.uniform(0.12, 0.36) * aspect * chance.choice((-1.0, 1.0))
+    river = a.water == "river"
+    tree_x = chance.uniform(0.33 if river else 0.12, 0.42 if river else 0.36) * aspect
+    tree_x = math.copysign(tree_x, side if a.water in ("lake", "sea") else chance.uniform(-1, 1))
     if a.celestial != "none" and abs(tree_x - (scene.celestial_x - 0.5) * aspect) < 0.2:
-        tree_x = -tree_x
+        tree_x = -tree_x  # not before the sun
+    # The tree stands on dry land.
+    foot = max(chance.uniform(0.20, 0.27), GROUNDS[a.terrain].rest[6] + 0.04 if not river else 0.0)
+    if a.water in ("lake", "sea", "ice"):
+        foot = max(foot, shore + 0.11 * side * tree_x + 0.08)
+    foot = min(foot, 0.96 - scene.horizon)
     return {
         "near_dark": dark,
         "near_light": light,
@@ -242,7 +250,7 @@ def _near(scene: Scene, a: GrownAttributes, chance: random.Random, aspect: float
         "flower_b": albedo(picked[1]),
         "flower_c": albedo(picked[2]),
         "tree_x": tree_x,
-        "tree_y": chance.uniform(0.20, 0.27),
+        "tree_y": foot,
         "tree_size": chance.uniform(0.22, 0.32),
         "tree_lean": chance.uniform(-0.12, 0.12),
         "tree_seed": math.floor(chance.uniform(5, 60)),
