@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,9 +146,18 @@ def measure(
         clip_score=score,
         temporal=temporal,
         seen=see(frames, instruments.classifier) if instruments.classifier else None,
-        named=dict(case.named),
+        named=told_by(instruments.classifier, case.named),
         features={name: part.compute() for name, part in patches.items()},
     )
+
+
+def told_by(classifier: AttributeClassifier | None, named: Mapping[str, str]) -> dict[str, str]:
+    """Those of the named attributes whose values the classifier was trained to tell: one of the
+    world's first edition knows no valleys."""
+    if classifier is None:
+        return dict(named)
+    known = classifier.config.attributes
+    return {name: value for name, value in named.items() if value in known.get(name, ())}
 
 
 def see(frames: np.ndarray, classifier: AttributeClassifier) -> dict[str, str]:
