@@ -22,6 +22,7 @@ from .palette import (
 )
 from .scene import GrownAttributes, Scene
 
+DEEPER = (0.1, 0.15, 0.2, 0.25, 0.25, 0.25, 0.0)  # layers by the sea: fewer, apart
 SNOW = (0.80, 0.84, 0.92)  # reflectance
 GROUNDS = {
     "mountains": Ground(
@@ -143,7 +144,7 @@ def _land(scene: Scene, a: GrownAttributes, chance: random.Random) -> dict:
             height[layer] *= (1.0, 1.0, 0.95, 0.8, 0.7, 0.6)[layer]
             height[layer] *= {"hills": 1.6, "dunes": 1.5}.get(a.terrain, 1.0)
         if a.water == "sea":
-            hollow = [h + s for h, s in zip(hollow, (0.1, 0.15, 0.2, 0.25, 0.25, 0.25, 0))]
+            hollow = [h + s for h, s in zip(hollow, DEEPER, strict=True)]
     if a.terrain == "islands":
         base = [level + 0.003 for level in rest]
     if a.water == "river":

@@ -279,7 +279,7 @@ def relief_octaves(
         footprint: Noise units a pixel.
         gully: How far an octave's gullies follow the slopes of the octaves before.
         crease: How sharp valleys are, n 1 1.
-        gain: Weight of an octave against the one before, n 1 1.
+        gain: Weight of an octave against the one before, n h w or n 1 1.
         octaves: How many.
     """
     zeros = torch.zeros_like(u)

@@ -20,8 +20,8 @@ from torch import Tensor
 from ..ops.dispatch import fused_runs
 from . import effects, grown, land, sky
 from .effects import optional
-from .noise import LOOPS, random_cells, texture
 from .grown_values import grown_values
+from .noise import LOOPS, random_cells, texture
 from .palette import LAYERS, scene_values
 from .scene import Scene
 
@@ -49,8 +49,8 @@ def render(
     `chosen` only the frames with these numbers.
 
     Raises:
-        ValueError: No scenes, scenes of several editions, sizes below 1, a region outside the frame, or frames outside the
-            clip.
+        ValueError: No scenes, scenes of several editions, sizes below 1, a region outside the
+            frame, or frames outside the clip.
     """
     region = region or (0, 0, height, width)
     _check(scenes, height, width, num_frames, region)
