@@ -31,6 +31,7 @@ from .networks import (
     load_perceptual,
     load_tube_network,
 )
+from .outlines import TERRAINS, WEATHERS, unbroken
 from .rows import Case
 from .scores import ClipScores
 
@@ -139,6 +140,7 @@ def measure(
         score = clip_score(text.compute(), instruments.clip.embed_text(case.caption).cpu())
     if steady is not None and len(frames) > 1:
         temporal = temporal_consistency(steady.compute())
+    judged = case.named.get("terrain") in TERRAINS and case.named.get("weather") in WEATHERS
     return ClipScores(
         seconds=seconds,
         hd_mse=hd_mse,
@@ -147,6 +149,7 @@ def measure(
         temporal=temporal,
         seen=see(frames, instruments.classifier) if instruments.classifier else None,
         named=told_by(instruments.classifier, case.named),
+        outline=unbroken(frames) if judged else None,
         features={name: part.compute() for name, part in patches.items()},
     )
 

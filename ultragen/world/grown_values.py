@@ -150,6 +150,11 @@ def _land(scene: Scene, a: GrownAttributes, chance: random.Random) -> dict:
     if a.water == "river":
         base = [0.004 + 0.2 * level for level in rest]
         rest = [level * 0.2 + 0.002 for level in rest[:6]] + [min(rest[6], 0.05)]
+    if a.trees == "forest":  # seen on slopes, not as a line
+        for layer in (3, 4, 5):
+            height[layer] *= (1.25, 1.45, 1.7)[layer - 3]
+        if not wet:
+            rest[6] += 0.035
     winter, summer = a.season == "winter", a.season == "summer"
     low, high = albedo(ground.low), albedo(ground.high)
     if winter:
@@ -193,7 +198,7 @@ def _land(scene: Scene, a: GrownAttributes, chance: random.Random) -> dict:
         "grain_v": ground.grain[1],
         "bands": ground.bands * (0.5 if winter else 1.0),
         "snow": 1.0 if a.snow_caps == "yes" else 0.0,
-        "snow_line": 0.30 - (0.2 if winter else 0.0),
+        "snow_line": 0.20 - (0.2 if winter else 0.0),
         "trees": {"none": 0.0, "lone tree": 0.0, "forest": 1.15}.get(a.trees, 1.0),
         "sparse": -0.8 if a.trees == "forest" else 0.0,
         "pines": float(pines),

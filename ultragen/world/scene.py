@@ -318,7 +318,8 @@ def _draw_grown_sky(draw, given: dict[str, str]) -> None:
 
 def _draw_grown_land(draw, chosen: dict[str, str], given: dict[str, str]) -> None:
     seen = chosen["celestial"] != "none"
-    draw("celestial_size", normal=3.0, huge=1.0 if seen else 0.0)
+    low = chosen["celestial_altitude"] == "low"
+    draw("celestial_size", normal=3.0, huge=(1.2 if low else 0.15) if seen else 0.0)
     snowing = chosen["weather"] == "snowfall"
     rainy = chosen["weather"] in ("rain", "storm")
     green = given.get("near_ground") in ("grass", "flowers", "sand")
