@@ -1,10 +1,10 @@
 """Whether the line between sky and land is one, and unbroken: what is wrong with soft pictures.
 
 The skyline is the best path from the left to the right edge of a frame: along strong gradients,
-with little fine texture above it, because land has some and a sky has none. A column of it holds where
-most of the step between the colours around it happens within two pixels. Of 60 rendered clips of
-mountains and canyons under a clear sky, of both editions, 59 have such a line; of those that were
-blurred in places, blurred as a whole or laid over themselves a few rows lower, none.
+with little fine texture above it, because land has some and a sky has none. A column of it holds
+where most of the step between the colours around it happens within two pixels. Of 60 rendered
+clips of mountains and canyons under a clear sky, of both editions, 59 have such a line; of those
+that were blurred in places, blurred as a whole or laid over themselves a few rows lower, none.
 """
 
 from __future__ import annotations

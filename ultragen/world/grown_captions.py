@@ -230,6 +230,8 @@ def describe(scene: Scene, seed: int, placed: bool = False) -> Description:
     opening, land = chance.choice(phrases.OPENINGS), _land(chance, a)
     time, season = _time(chance, a)
     details = shuffled(chance, [*season, *_sky(chance, a, placed), *_things(chance, a, land)])
+    if placed:  # among what is kept of a long sentence
+        details.sort(key=lambda clause: "celestial_side" not in clause.names)
     camera = [Clause(chance.choice(CAMERAS[a.camera]), ("camera",))]
     camera = camera if chance.random() < 0.9 else []
     style = chance.random()

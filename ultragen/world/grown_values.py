@@ -149,11 +149,11 @@ def _land(scene: Scene, a: GrownAttributes, chance: random.Random) -> dict:
         base = [level + 0.003 for level in rest]
     if a.water == "river":
         base = [0.004 + 0.2 * level for level in rest]
-        rest = [level * 0.2 + 0.002 for level in rest[:6]] + [min(rest[6], 0.05)]
+        rest = [level * 0.2 + 0.002 for level in rest[:6]] + [min(rest[6], 0.038)]
     if a.trees == "forest":  # seen on slopes, not as a line
         for layer in (3, 4, 5):
             height[layer] *= (1.25, 1.45, 1.7)[layer - 3]
-        if not wet:
+        if a.water == "none":
             rest[6] += 0.035
     winter, summer = a.season == "winter", a.season == "summer"
     low, high = albedo(ground.low), albedo(ground.high)
