@@ -99,12 +99,13 @@ def shade_ridges(
     rise = ((land.pick(column["crown"], index) - seen_y) / zoom) / land.pick(p["height"], index)
     rise = rise + 1.0
     normal_u = surface["u"] + 0.22 * land.pick(column["slope"], index) * torch.exp(-depth * 11)
-    colour = _ridge_colour(p, surface, rise)
+    colour, snow = _ridge_colour(p, surface, rise)
     # Towards the near ground the slopes are made of what it is made of.
     share = (0.5 + 0.35 * surface["variety"] + 0.5 * surface["height"]).clamp(0, 1)
     soil = torch.lerp(p["near_dark"], p["near_light"], share[:, None])
-    colour = torch.lerp(colour, soil, (0.75 * near**3 * (1 - p["open"]))[:, None])
+    colour = torch.lerp(colour, soil, (0.75 * near**3 * (1 - p["open"]) * (1 - snow))[:, None])
     lit = land.light(p, normal_u, surface["v"], surface["height"])
+    lit = lit + 0.55 * snow * (0.95 - lit).clamp(min=0)  # snow scatters light into its shadows
     wood = {"index": index, "world": world, "depth": depth, "near": near, "rise": rise,
             "edge": land.pick(column["wood"], index)}  # fmt: skip
     colour, lit = _woods(p, cells, colour, lit, surface, wood, scenes, pixel)
@@ -136,8 +137,8 @@ def relief(
             "variety": variety}  # fmt: skip
 
 
-def _ridge_colour(p: Values, surface: Values, rise: Tensor) -> Tensor:
-    """Valley and height colours, strata, snow from the tops down: n 3 h w."""
+def _ridge_colour(p: Values, surface: Values, rise: Tensor) -> tuple[Tensor, Tensor]:
+    """Valley and height colours, strata and snow from the tops down, n 3 h w; how much snow."""
     steep = surface["u"].abs() + surface["v"].abs()
     share = (rise * 1.3 - 0.35 + 0.5 * surface["variety"] + 0.4 * surface["u"].abs()).clamp(0, 1)
     colour = torch.lerp(p["low"], p["high"], share[:, None])
@@ -149,7 +150,7 @@ def _ridge_colour(p: Values, surface: Values, rise: Tensor) -> Tensor:
     line = (rise - p["snow_line"] + 0.20 * surface["variety"] + 0.35 * surface["height"]) * 5.0
     snow = p["snow"] * (line * (1.25 - 0.22 * steep)).clamp(0, 0.97)
     white = torch.tensor([0.90, 0.93, 0.98], device=rise.device).reshape(1, 3, 1, 1)
-    return torch.lerp(colour, white, snow[:, None])
+    return torch.lerp(colour, white, snow[:, None]), snow
 
 
 def _woods(
@@ -383,7 +384,7 @@ def shade_ice(
     white = ice.new_tensor([0.80, 0.86, 0.93]).reshape(1, 3, 1, 1)
     colour = torch.lerp(ice, white, (dust * (0.85 + 0.25 * fine)).clamp(0, 1)[:, None])
     colour = torch.lerp(colour, white, (0.75 * cracks)[:, None])
-    colour = colour * (p["ambient"] + p["sunlight"] * (p["light_y"] * 1.1))
+    colour = colour * (p["ambient"] + p["sunlight"] * (p["light_y"] * 1.1)[:, None])
     grazing = torch.exp(-below * 5.0)
     gloss = (0.16 + 0.40 * grazing) * (1.0 - 0.55 * dust) * (1.0 - 0.5 * cracks)
     frozen_over = torch.lerp(colour, mirrored, gloss[:, None])

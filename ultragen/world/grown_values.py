@@ -161,7 +161,7 @@ def _land(scene: Scene, a: GrownAttributes, chance: random.Random) -> dict:
         low, high = mix(low, SNOW, 0.72), mix(high, SNOW, 0.5)
     if summer:
         green = albedo("5f9a34")
-        keep = 0.15 if a.terrain in ("dunes", "canyon", "islands") else 0.45
+        keep = 0.15 if a.terrain in ("dunes", "canyon", "islands") else 0.6
         low, high = mix(low, green, keep), mix(high, green, 0.4 * keep)
     leaves = albedo({"pines": "24402c", "forest": "2c4a2c"}.get(a.trees, "4a6a28"))
     if summer:
@@ -225,6 +225,7 @@ def _near(scene: Scene, a: GrownAttributes, chance: random.Random, aspect: float
         dry = 0.5 + 0.5 * scene.hue
         if a.season == "summer":
             dry *= 0.3
+            dark, light = mix(dark, albedo("3f7a1c"), 0.5), mix(light, albedo("8fc83c"), 0.5)
         dark = mix(dark, albedo("6a6a2c"), 0.5 * dry)
         light = mix(light, albedo("c2b060"), 0.6 * dry)
     shore = chance.uniform(0.16, 0.24)
