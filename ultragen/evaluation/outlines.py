@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -137,8 +138,8 @@ def _best_path(gain: Tensor) -> Tensor:
     return torch.tensor(path[::-1])
 
 
-def unbroken(frames: Sequence[Frame]) -> bool:
-    """Whether the skyline of a clip's middle frame is one unbroken line.
+def unbroken(frames: Sequence[Frame] | np.ndarray) -> bool:
+    """Whether the skyline of a clip's middle frame, t h w 3, is one unbroken line.
 
     It is for clips of `TERRAINS` in `WEATHERS`.
     """

@@ -237,11 +237,10 @@ def describe(scene: Scene, seed: int, placed: bool = False) -> Description:
     style = chance.random()
     weather = Clause(chance.choice(WEATHERS[a.weather]), ("weather",))
     place = chance.randint(0, 2)  # of the weather: among the first, which are kept
-    fixed = (opening + land.text, land.text, time, weather, camera)
     kept = len(details)
     while True:
         said = [*details[: min(place, kept)], weather, *details[min(place, kept) : kept]]
-        head = fixed[0] if kept == len(details) else fixed[1]
+        head = opening + land.text if kept == len(details) else land.text
         order = random.Random(seed)  # one order, however many clauses are left out
         text = arranged(
             order, style, head, time.text, [x.text for x in said], [x.text for x in camera]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -79,7 +80,7 @@ def plane(p: Values, tile: Tensor, column: Values, x: Tensor, y: Tensor, pixel: 
 
 def shade_ridges(
     p: Values, tile: Tensor, cells: Tensor, picture: Tensor, column: Values, place: Values,
-    scenes: list[Scene], y: Tensor, glow: Tensor, pixel: float,
+    scenes: Sequence[Scene], y: Tensor, glow: Tensor, pixel: float,
 ) -> Tensor:  # fmt: skip
     """Draws the ridges (or their mirror image) over the sky."""
     index = place["front"].clamp(min=0).long()
@@ -155,7 +156,7 @@ def _ridge_colour(p: Values, surface: Values, rise: Tensor) -> tuple[Tensor, Ten
 
 def _woods(
     p: Values, cells: Tensor, colour: Tensor, lit: Tensor, surface: Values, wood: Values,
-    scenes: list[Scene], pixel: float,
+    scenes: Sequence[Scene], pixel: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Covers slopes with trees, up to the tree line."""
     chosen = [i for i, scene in enumerate(scenes) if wooded(scene)]
@@ -184,7 +185,7 @@ def _woods(
 
 
 def shade_near(
-    p: Values, tile: Tensor, cells: Tensor, ground: Values, scenes: list[Scene], glow: Tensor,
+    p: Values, tile: Tensor, cells: Tensor, ground: Values, scenes: Sequence[Scene], glow: Tensor,
     pixel: float,
 ) -> Tensor:  # fmt: skip
     """The near ground's picture, n 3 h w."""
@@ -223,7 +224,7 @@ def shade_near(
 
 
 def _where(
-    state: Values, p: Values, scenes: list[Scene], has, lay, tile: Tensor, cells: Tensor,
+    state: Values, p: Values, scenes: Sequence[Scene], has, lay, tile: Tensor, cells: Tensor,
     pixel: float,
 ) -> Values:  # fmt: skip
     """Lays a material on the ground of those scenes that have it."""

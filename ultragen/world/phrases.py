@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from typing import TypeVar
 
 Phrases = dict[str, tuple[str, ...]]
+Part = TypeVar("Part")
 
 TIMES: Phrases = {
     "dawn": ("at dawn", "at daybreak", "at sunrise", "at first light", "in the early morning",
@@ -167,5 +169,5 @@ def often(chance: random.Random, share: float, phrase: str) -> list[str]:
     return [phrase] if chance.random() < share else []
 
 
-def shuffled(chance: random.Random, parts: list[str]) -> list[str]:
+def shuffled(chance: random.Random, parts: list[Part]) -> list[Part]:
     return chance.sample(parts, len(parts))
