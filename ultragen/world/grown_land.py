@@ -100,7 +100,7 @@ def shade_ridges(
     rise = ((land.pick(column["crown"], index) - seen_y) / zoom) / land.pick(p["height"], index)
     rise = rise + 1.0
     normal_u = surface["u"] + 0.22 * land.pick(column["slope"], index) * torch.exp(-depth * 11)
-    colour, snow = _ridge_colour(p, surface, rise)
+    colour, snow = _ridge_colour(p, surface, rise, near)
     # Towards the near ground the slopes are made of what it is made of.
     share = (0.5 + 0.35 * surface["variety"] + 0.5 * surface["height"]).clamp(0, 1)
     soil = torch.lerp(p["near_dark"], p["near_light"], share[:, None])
@@ -138,7 +138,7 @@ def relief(
             "variety": variety}  # fmt: skip
 
 
-def _ridge_colour(p: Values, surface: Values, rise: Tensor) -> tuple[Tensor, Tensor]:
+def _ridge_colour(p: Values, surface: Values, rise: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
     """Valley and height colours, strata and snow from the tops down, n 3 h w; how much snow."""
     steep = surface["u"].abs() + surface["v"].abs()
     share = (rise * 1.3 - 0.35 + 0.5 * surface["variety"] + 0.4 * surface["u"].abs()).clamp(0, 1)
@@ -149,6 +149,7 @@ def _ridge_colour(p: Values, surface: Values, rise: Tensor) -> tuple[Tensor, Ten
     tint = tint * (1.0 + 0.22 * p["bands"] * strata)
     colour = colour * tint[:, None]
     line = (rise - p["snow_line"] + 0.20 * surface["variety"] + 0.35 * surface["height"]) * 5.0
+    line = line - 4.0 * near**3 * (1 - p["winter"])  # low ridges in front are bare
     snow = p["snow"] * (line * (1.25 - 0.22 * steep)).clamp(0, 0.97)
     white = torch.tensor([0.90, 0.93, 0.98], device=rise.device).reshape(1, 3, 1, 1)
     return torch.lerp(colour, white, snow[:, None]), snow
@@ -282,7 +283,7 @@ def _pebbles(p: Values, g: Values, tile: Tensor, cells: Tensor, pixel: float) ->
     """Round stones of several sizes, lit from the sun's side, each with a shadow."""
     colour, u, v, shade = g["colour"] * 0.55, g["u"], g["v"], g["shade"]
     warp = fetch(tile, g["gx"] * 1.7 + p["cloud_u"], g["gz"] * 1.7)
-    gx, gz = g["gx"] + 0.10 * warp[0], g["gz"] + 0.10 * warp[3]
+    gx, gz = g["gx"] + 0.05 * warp[0], g["gz"] + 0.05 * warp[3]
     for size, shift in ((13.0, 0.0), (13.0, 0.5), (7.0, 0.25), (7.0, 0.75), (4.0, 0.1)):
         turn = 0.6 + 1.9 * shift
         along, over = math.cos(turn) * size, math.sin(turn) * size
