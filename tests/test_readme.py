@@ -40,7 +40,7 @@ from ultragen.video import encode_video, probe_video
 from ultragen.weights.released import load_ultragen
 from ultragen.world.captions import vocabulary
 from ultragen.world.heldout import HeldOutClip
-from ultragen.world.scene import ALLOWED
+from ultragen.world.scene import EDITIONS, allowed_values
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
@@ -110,7 +110,7 @@ def test_no_block_is_left_out():
         for text in TEXTS.values()
         for language in re.findall(r"^```(\w+)$", text, re.MULTILINE)
     )
-    known = {"python": 4, "json": 1, "yaml": 1, "mermaid": 1, "bibtex": 1}
+    known = {"python": 4, "json": 1, "yaml": 1, "mermaid": 1, "bibtex": 1, "text": 2}
     assert {name: found[name] for name in set(found) - {"bash", "sh"}} == known
 
 
@@ -480,15 +480,24 @@ def test_pictures_are_small():
             assert picture.stat().st_size <= 200_000, picture
 
 
-def test_the_world_is_described_in_full():
-    table = DOCS["world.md"]
-    for name, values in ALLOWED.items():
+@pytest.mark.parametrize("edition", EDITIONS)
+def test_the_world_is_described_in_full(edition):
+    table = DOCS["world.md"].split("## The second edition")[edition - 1]
+    for name, values in allowed_values(edition).items():
         if name not in ("celestial_side", "celestial_altitude", "snow_caps", "trees", "birds"):
             row = [value for value in values if value not in ("none", "scattered")]
             assert all(value in table for value in row), name
-    known = set(vocabulary())
-    for row in re.findall(r"^\|.*\|.*\|(.*)\|$", table, re.MULTILINE)[2:]:
+    known = set(vocabulary(edition))
+    rows = re.findall(r"^\|.*\|.*\|(.*)\|$", table, re.MULTILINE)[2:]
+    assert len(rows) > 10
+    for row in rows:
         assert set(re.findall(r"[a-z]+", row.lower())) <= known, row
+
+
+def test_all_words_of_the_world_are_listed():
+    listed = re.findall(r"^```text\n(.*?)```", DOCS["world.md"], re.MULTILINE | re.DOTALL)
+    assert [word for words in listed for word in words.split()] == vocabulary(2)
+    assert listed[0].split() == vocabulary()
 
 
 def test_the_rule_of_the_hardware_page_is_the_programs():

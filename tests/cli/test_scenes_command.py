@@ -12,6 +12,7 @@ from PIL import Image
 
 from ultragen.cli.scenes import frame_size
 from ultragen.video import probe_video
+from ultragen.world.scene import GROWN
 
 
 def test_scenes(tmp_path, capsys):
@@ -28,6 +29,13 @@ def test_scenes(tmp_path, capsys):
     assert all(len(entry["caption"].split()) >= 8 for entry in entries)
     assert entries[0]["attributes"]["camera"]
     assert np.asarray(Image.open(out / "contact_sheet.jpg")).std() > 5
+
+
+def test_scenes_of_the_second_edition(tmp_path):
+    run = ("scenes", "--count", 1, "--frames", 1, "--resolution", "64x48", "--out", tmp_path)
+    assert ultragen(*run, "--edition", 2) == 0
+    [entry] = json.loads((tmp_path / "captions.json").read_text())
+    assert entry["attributes"]["near_ground"] in GROWN["near_ground"]
 
 
 def test_the_benchmark_of_the_world(capsys, monkeypatch):

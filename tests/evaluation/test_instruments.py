@@ -10,7 +10,7 @@ import torch
 from evaluations import save_classifier
 
 from ultragen.evaluation import instruments as measuring
-from ultragen.evaluation.instruments import Instruments, load_instruments, measure, see
+from ultragen.evaluation.instruments import Instruments, load_instruments, measure, see, told_by
 from ultragen.evaluation.metrics import FrameNetwork, TextFrameNetwork, to_tensor
 from ultragen.world.heldout import held_out_clips
 from ultragen.world.scene import ALLOWED
@@ -80,3 +80,28 @@ def test_one_frame_has_no_temporal_consistency():
     network = FrameNetwork("colours", lambda x: x.mean((2, 3)))
     frame = np.full((1, 8, 8, 3), 9, np.uint8)
     assert measure(frame, held_out_clips(1)[0], Instruments(frames=network)).temporal is None
+
+
+def test_what_the_classifier_was_not_trained_to_tell_does_not_count(tmp_path):
+    save_classifier(tmp_path / "classifier")
+    tools = load_instruments(tmp_path)
+    case = next(
+        x
+        for x in held_out_clips(60, edition=2)
+        if x.named["terrain"] == "valley" and "camera" in x.named
+    )
+    frames = np.random.default_rng(0).integers(0, 256, (5, 70, 100, 3), dtype=np.uint8)
+    found = measure(frames, case, tools)
+    assert "terrain" not in found.named and found.named["camera"] == case.named["camera"]
+    assert told_by(None, case.named) == dict(case.named)
+
+
+def test_skylines_are_judged_where_there_is_one_under_a_clear_sky():
+    frames = np.random.default_rng(0).integers(0, 256, (5, 70, 100, 3), dtype=np.uint8)
+    for edition in (1, 2):
+        cases = held_out_clips(100, edition=edition)
+        clear = [x for x in cases if x.named["weather"] == "clear"]
+        mountains = next(x for x in clear if x.named["terrain"] == "mountains")
+        others = next(x for x in cases if x.named["weather"] == "rain")
+        assert measure(frames, mountains, Instruments()).outline in (True, False)
+        assert measure(frames, others, Instruments()).outline is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -16,8 +16,10 @@ from ultragen.evaluation.scores import (
     bootstrap,
     distance,
     following,
+    markdown_table,
     number,
     percent,
+    score_row,
 )
 
 
@@ -83,3 +85,14 @@ def test_cells():
     assert number(Estimate(1.234, 1, 2), 2) == "1.23 [1.00, 2.00]"
     assert percent(Estimate(0.9, 0.75, 1.04)) == "90.0 [75.0, 100.0]"
     assert number(None, 2) == percent(None) == "–"
+
+
+def test_the_column_of_skylines_stands_where_some_were_judged():
+    clips = [replace(clip_that_shows(None), outline=whole) for whole in (True, None, True, False)]
+    judged, none = score_row("a", "A", clips, {}), score_row("b", "B", clips[1:2], {})
+    assert judged.outlines is not None and judged.outlines.value == pytest.approx(2 / 3)
+    assert none.outlines is None
+    head, _, first, second = markdown_table([judged, none]).splitlines()
+    assert head.endswith("| prompt ↑ | outlines ↑ | s a clip |")
+    assert "| 66.7 [" in first and second.endswith("| – | – | 1.00 |")
+    assert "outlines" not in markdown_table([none])

@@ -39,6 +39,7 @@ PLACE = ((-200.0, 200.0, False), (-70.0, 70.0, False), (0.0, 0.2, False))
     [
         ("cloud_octaves", sky, [(-1, 1, False), (-1, 1, True), (-0.5, 0.5, False)]),
         ("relief_octaves", land, [(0, 0.3, False), (0, 1, True), (0.4, 0.8, True)]),
+        ("relief_octaves", land, [(0, 0.3, False), (0, 1, True), (0.4, 0.9, False)]),
         ("wave_octaves", land, [(0, 3, True)]),
     ],
 )

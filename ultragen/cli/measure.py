@@ -56,6 +56,10 @@ def evaluate(
         list[str] | None,
         typer.Option(help="Network of HD-FVD: classifier, imagenet or i3d=FILE; may be repeated."),
     ] = None,
+    edition: Annotated[
+        int,
+        typer.Option(min=1, max=2, help="Of the world that prompts and real clips come from."),
+    ] = 1,
     lpips: Annotated[str | None, typer.Option(help="alex=FILE or vgg=FILE, for HD-LPIPS.")] = None,
     clip: Annotated[str | None, typer.Option(help="CLIP's folder or name on the hub.")] = None,
     classifier: Annotated[
@@ -118,7 +122,7 @@ def evaluate(
     from ..evaluation.store import forget
     from ..world.heldout import EVALUATED, REFERENCE, held_out_clips
 
-    cases, references = (held_out_clips(clips, seeds) for seeds in (EVALUATED, REFERENCE))
+    cases, references = (held_out_clips(clips, seeds, edition) for seeds in (EVALUATED, REFERENCE))
     maker = Maker(
         lambda name: load(teacher if name == TEACHER else name or model), request, batch_size
     )

@@ -26,6 +26,10 @@ def scenes(
         typer.Option("--num-frames", "--frames", min=1, max=241, help="Frames, 12 a second."),
     ] = 17,
     seed: Annotated[int, typer.Option(min=0, help="Of the first scene.")] = 0,
+    edition: Annotated[
+        int,
+        typer.Option(min=1, max=2, help="Of the world: 2 has more words and nearer ground."),
+    ] = 1,
     benchmark: Annotated[
         bool, typer.Option("--benchmark", help="Only measure how fast this machine renders.")
     ] = False,
@@ -44,10 +48,10 @@ def scenes(
     from ..world.scene import sample_scene
 
     if benchmark:
-        measured = preview.benchmark()
+        measured = preview.benchmark(edition=edition)
         print(json.dumps(measured, indent=2, ensure_ascii=False))
         return
-    drawn = [sample_scene(seed + i) for i in range(count)]
+    drawn = [sample_scene(seed + i, edition) for i in range(count)]
     with console.whole_results(out, names) as folder, console.progress_bar() as show:
         preview.write_scenes(drawn, height, width, num_frames, folder, show)
     print(f"Written to {out}: {count} clips, captions.json, contact_sheet.jpg")

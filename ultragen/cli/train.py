@@ -97,6 +97,15 @@ def train(
     profile_step: Annotated[
         int | None, typer.Option(min=1, help="Profile a few steps after this one.")
     ] = None,
+    edition: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=2,
+            help="Of the world that scenes are drawn from: 1 is the shipped weights', 2 has more "
+            "words and near ground in focus. The same for all stages of a training.",
+        ),
+    ] = 1,
     tiny: Annotated[bool, typer.Option("--tiny", help="A toy model, to try the steps.")] = False,
 ) -> None:
     """Trains one stage; all parameters but the first two are options that every stage has.
@@ -125,7 +134,7 @@ def train(
         profile_step=profile_step,
         sample_minutes=sample_minutes,
     )
-    options = TINY if tiny else StageOptions()
+    options = replace(TINY if tiny else StageOptions(), edition=edition)
     for change in settings:
         options = change(options)
     weights = train_stage(stage, config, options, start_from)

@@ -126,7 +126,7 @@ def score(
 
 
 def describe(
-    maker: Maker, instruments: Instruments, rows: Sequence[Row], world: int
+    maker: Maker, instruments: Instruments, rows: Sequence[Row], world: int | str
 ) -> dict[str, Any]:
     """What must be the same for clips to stand in one table."""
     request = maker.request.to_dict()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from .networks import (
     load_perceptual,
     load_tube_network,
 )
+from .outlines import TERRAINS, WEATHERS, unbroken
 from .rows import Case
 from .scores import ClipScores
 
@@ -139,6 +140,7 @@ def measure(
         score = clip_score(text.compute(), instruments.clip.embed_text(case.caption).cpu())
     if steady is not None and len(frames) > 1:
         temporal = temporal_consistency(steady.compute())
+    judged = case.named.get("terrain") in TERRAINS and case.named.get("weather") in WEATHERS
     return ClipScores(
         seconds=seconds,
         hd_mse=hd_mse,
@@ -146,9 +148,19 @@ def measure(
         clip_score=score,
         temporal=temporal,
         seen=see(frames, instruments.classifier) if instruments.classifier else None,
-        named=dict(case.named),
+        named=told_by(instruments.classifier, case.named),
+        outline=unbroken(frames) if judged else None,
         features={name: part.compute() for name, part in patches.items()},
     )
+
+
+def told_by(classifier: AttributeClassifier | None, named: Mapping[str, str]) -> dict[str, str]:
+    """Those of the named attributes whose values the classifier was trained to tell: one of the
+    world's first edition knows no valleys."""
+    if classifier is None:
+        return dict(named)
+    known = classifier.config.attributes
+    return {name: value for name, value in named.items() if value in known.get(name, ())}
 
 
 def see(frames: np.ndarray, classifier: AttributeClassifier) -> dict[str, str]:

@@ -29,6 +29,7 @@ class ClipScores:
         temporal: See `metrics.temporal_consistency`, or None without a network or with one frame.
         seen: The attributes that the classifier sees, or None without one.
         named: The attributes that the caption names.
+        outline: Whether its skyline is one unbroken line, see `outlines`, or None for other scenes.
         features: Features of the patches, `n d`, by network.
     """
 
@@ -39,6 +40,7 @@ class ClipScores:
     temporal: float | None
     seen: Mapping[str, str] | None
     named: Mapping[str, str]
+    outline: bool | None = None
     features: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -141,6 +143,7 @@ class RowScores:
         temporal: Mean over clips, or None.
         following: Part of the attributes named by the captions that is there, or None.
         by_attribute: The same for each attribute that some caption names.
+        outlines: Part of the skylines that are one unbroken line, or None where none is judged.
         seconds: Median a clip, so that the first one's start does not count, or None.
     """
 
@@ -154,6 +157,7 @@ class RowScores:
     temporal: Estimate | None
     following: Estimate | None
     by_attribute: dict[str, Estimate]
+    outlines: Estimate | None
     seconds: float | None
 
 
@@ -188,6 +192,7 @@ def score_row(
         temporal=average([clip.temporal for clip in clips]),
         following=following(clips),
         by_attribute={name: value for name, value in found.items() if value is not None},
+        outlines=average([float(x.outline) for x in clips if x.outline is not None]),
         seconds=median(seconds) if seconds else None,
     )
 
@@ -199,12 +204,15 @@ def markdown_table(rows: Sequence[RowScores]) -> str:
     """The main table: a row each, a column for every measure, intervals in brackets."""
     networks = list(rows[0].hd_fvd)
     head = ["", *(f"HD-FVD ↓ ({name})" for name in networks or ["not measured"])]
-    head += ["HD-MSE", "HD-LPIPS", "CLIP ↑", "temporal ↑", "prompt ↑", "s a clip"]
+    head += ["HD-MSE", "HD-LPIPS", "CLIP ↑", "temporal ↑", "prompt ↑"]
+    judged = any(row.outlines for row in rows)
+    head += [*(["outlines ↑"] if judged else []), "s a clip"]
     lines = []
     for row in rows:
         cells = [number(row.hd_fvd[name], 2) for name in networks] or [MISSING]
         cells += [number(row.hd_mse, 1), number(row.hd_lpips, 4), number(row.clip_score, 4)]
         cells += [number(row.temporal, 4), percent(row.following)]
+        cells += [percent(row.outlines)] if judged else []
         cells.append(MISSING if row.seconds is None else f"{row.seconds:.2f}")
         lines.append([row.title, *cells])
     return _table(head, lines)

@@ -15,7 +15,7 @@ from ..model.coordinates import CHANNELS
 from ..model.transformer import UltraGenTransformer3DModel
 from ..pipeline import UltraGenPipeline
 from ..sampling.flow import Prediction
-from ..world.scene import ALLOWED
+from ..world.scene import allowed_values
 from .vocabulary import build_text_encoder, build_tokenizer
 
 
@@ -89,9 +89,9 @@ def build_autoencoder(size: ModelSize) -> CompactAutoencoder:
     return CompactAutoencoder(z_dim=size.z_dim, **dict(size.autoencoder))
 
 
-def build_classifier(size: ModelSize) -> AttributeClassifier:
+def build_classifier(size: ModelSize, edition: int = 1) -> AttributeClassifier:
     """A classifier of every attribute of the procedural world, freshly initialised."""
-    attributes = {name: list(values) for name, values in ALLOWED.items()}
+    attributes = {name: list(values) for name, values in allowed_values(edition).items()}
     return AttributeClassifier(attributes, **dict(size.classifier))
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..dataset.shards import LatentDataset
 from ..model.autoencoder import CompactAutoencoder, normalize
-from ..world.captions import WEATHERS, caption
+from ..world.captions import caption, weather_phrases
 from ..world.renderer import render
 from ..world.scene import HELD_OUT_SEEDS, Scene, sample_scene
 
@@ -28,19 +28,20 @@ class SceneStream:
     Args:
         rank: Number of this process, below 64.
         start: A number that no earlier run of this training had.
+        edition: Of the world that the scenes belong to.
 
     Raises:
         ValueError: for a higher rank, whose scenes would be another run's.
     """
 
-    def __init__(self, rank: int, start: int) -> None:
+    def __init__(self, rank: int, start: int, edition: int = 1) -> None:
         if not 0 <= rank < 64:
             raise ValueError(f"There are scenes for 64 processes, not for number {rank}.")
         first = HELD_OUT_SEEDS.stop + (start * 64 + rank) * 10_000_000
-        self._seeds = count(first)
+        self._seeds, self.edition = count(first), edition
 
     def take(self, number: int) -> list[Scene]:
-        return [sample_scene(next(self._seeds)) for _ in range(number)]
+        return [sample_scene(next(self._seeds), self.edition) for _ in range(number)]
 
 
 class Pool:
@@ -107,7 +108,7 @@ def caption_variants(scene: Scene, number: int) -> list[str]:
     users don't describe everything. Who leaves the weather out expects fair weather: foul weather
     is always named. Every second one, before clauses are left out, names the side of the sun or
     moon, which is learned from few captions otherwise."""
-    foul = () if scene.attributes.weather in FAIR else WEATHERS[scene.attributes.weather]
+    foul = () if scene.attributes.weather in FAIR else weather_phrases(scene)
     texts = []
     for i in range(number):
         text = caption(scene, seed=scene.seed * 31 + i, placed=i % 2 == 1)

@@ -37,6 +37,7 @@ class StageOptions:
         clauses: Whether the base stage has a text encoder that read whole prompts read clause by
             clause, which an UltraGen that was trained before has to learn. One that is built afresh
             reads so in any case.
+        edition: Of the world that all stages draw their scenes from, see `world.scene.EDITIONS`.
     """
 
     size: ModelSize = EMBEDDED_SIZE
@@ -68,6 +69,7 @@ class StageOptions:
     render_share: float = 0.45
     freeze_text: bool = False
     clauses: bool = False
+    edition: int = 1
     data: Path | None = None
 
     def with_batches(self, scale: float) -> StageOptions:

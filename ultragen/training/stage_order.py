@@ -39,7 +39,13 @@ from .stages.classifier_stage import ClassifierStage
 from .stages.distillation import DistillStage
 from .stages.flow_matching import FlowMatchingStage
 from .stages.upscaler_stage import UpscalerStage
-from .vocabulary import build_text_encoder, build_tokenizer, read_by_clauses
+from .vocabulary import (
+    build_text_encoder,
+    build_tokenizer,
+    extend_vocabulary,
+    read_by_clauses,
+    unknown_words,
+)
 
 load_wan_transformer = partial(load_strictly, WanTransformer3DModel)
 
@@ -105,12 +111,13 @@ def autoencoder_stage(sources: Sources, options: StageOptions, seed: int) -> Sta
             "to start from, also for a training that is resumed."
         )
     vae = vae.float() if vae is not None else build_autoencoder(options.size)
-    return AutoencoderStage(vae, seed=seed, **dict(options.autoencoder))
+    return AutoencoderStage(vae, seed=seed, edition=options.edition, **dict(options.autoencoder))
 
 
 def decoder_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
     """Trains the decoder on, with the encoder and so all latents unchanged."""
-    return AutoencoderStage(sources.vae(), part="decoder", seed=seed, **dict(options.autoencoder))
+    settings = {"seed": seed, "edition": options.edition, **dict(options.autoencoder)}
+    return AutoencoderStage(sources.vae(), part="decoder", **settings)
 
 
 def base_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
@@ -122,10 +129,18 @@ def base_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
                 "A text encoder that stays as it is must be there: name the pipeline folder to "
                 "start from, also for a training that is resumed."
             )
-        tokenizer = build_tokenizer(vocabulary(), size.text_length)
+        tokenizer = build_tokenizer(vocabulary(options.edition), size.text_length)
         text_encoder = build_text_encoder(len(tokenizer), size.text_dim)
     else:
         tokenizer, text_encoder = sources.tokenizer(), sources.text_encoder()
+        if missing := unknown_words(tokenizer, vocabulary(options.edition)):
+            if options.freeze_text:
+                raise ValueError(
+                    f"The text encoder to start from does not know {len(missing)} words of edition "
+                    f"{options.edition}, such as {missing[-1]!r}, and has to learn them: leave out "
+                    "--freeze-text."
+                )
+            tokenizer = extend_vocabulary(tokenizer, text_encoder, missing)
     if options.clauses or transformer is None:
         read_by_clauses(text_encoder, tokenizer)
     transformer = transformer if transformer is not None else build_base_transformer(size)
@@ -145,6 +160,7 @@ def base_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
         seed=seed,
         render_on=options.render_on,
         dataset=sources.dataset(options.data),
+        edition=options.edition,
     )
 
 
@@ -178,6 +194,7 @@ def ultragen_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
         seed=seed,
         render_on=options.render_on,
         dataset=sources.dataset(options.data),
+        edition=options.edition,
     )
 
 
@@ -190,7 +207,9 @@ def distillation(
 ) -> Stage:
     """A student learns the mean velocity of a whole step, which is exact for Euler's steps only."""
     pipeline = with_trained_parts(sources, options.size, transformer, solver_order=1)
-    return DistillStage(pipeline, sizes, seed=seed, **dict(options.distill))
+    return DistillStage(
+        pipeline, sizes, seed=seed, edition=options.edition, **dict(options.distill)
+    )
 
 
 def base_distill_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
@@ -209,14 +228,18 @@ def distill_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
 def upscaler_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
     network = sources.initial("upscaler", UpscalerNetwork.from_pretrained)
     network = network.float() if network is not None else UpscalerNetwork()
-    return UpscalerStage(network, sources.vae(), seed=seed, **dict(options.upscaler))
+    return UpscalerStage(
+        network, sources.vae(), seed=seed, edition=options.edition, **dict(options.upscaler)
+    )
 
 
 def classifier_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
     """Trains the judge of generated clips, on rendered ones alone: no other stage is needed."""
     network = sources.initial("classifier", AttributeClassifier.from_pretrained)
-    network = network.float() if network is not None else build_classifier(options.size)
-    return ClassifierStage(network, seed=seed, **dict(options.classifier))
+    network = (
+        network.float() if network is not None else build_classifier(options.size, options.edition)
+    )
+    return ClassifierStage(network, seed=seed, edition=options.edition, **dict(options.classifier))
 
 
 STAGES: dict[str, Callable[[Sources, StageOptions, int], Stage]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
 from tokenizers import Tokenizer
@@ -32,6 +33,10 @@ def build_tokenizer(words: Iterable[str], max_length: int) -> PreTrainedTokenize
     tokenizer.post_processor = TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", vocabulary["</s>"])]
     )
+    return _wrapped(tokenizer, max_length)
+
+
+def _wrapped(tokenizer: Tokenizer, max_length: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
@@ -39,6 +44,44 @@ def build_tokenizer(words: Iterable[str], max_length: int) -> PreTrainedTokenize
         unk_token="<unk>",
         model_max_length=max_length,
     )
+
+
+def unknown_words(tokenizer: PreTrainedTokenizerBase, words: Iterable[str]) -> list[str]:
+    """Those of the words that a tokenizer has no number for, in their order."""
+    known = tokenizer.get_vocab()
+    return [word for word in words if word not in known]
+
+
+def extend_vocabulary(
+    tokenizer: PreTrainedTokenizerFast, encoder: ClauseTextEncoder, words: Iterable[str]
+) -> PreTrainedTokenizerFast:
+    """Teaches a tokenizer new words behind its old ones, and gives the encoder rows for them: the
+    old ones keep their numbers and rows, so that texts of old words are read as before.
+
+    Args:
+        tokenizer: Of the kind that `build_tokenizer` makes; it stays as it is.
+        encoder: Its embedding matrix grows, by rows that are spread as the old ones are.
+        words: Lower-case words; those that are known already change nothing.
+
+    Returns:
+        The tokenizer that knows all of them.
+
+    Raises:
+        ValueError: The encoder has not as many rows as the tokenizer has words.
+    """
+    rows = encoder.get_input_embeddings().num_embeddings
+    if rows != len(tokenizer):
+        raise ValueError(
+            f"The text encoder has {rows} rows and the tokenizer {len(tokenizer)} words: take both "
+            "from one folder."
+        )
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary = content["model"]["vocab"]
+    for word in words:
+        vocabulary.setdefault(word, len(vocabulary))
+    grown = _wrapped(Tokenizer.from_str(json.dumps(content)), tokenizer.model_max_length)
+    encoder.resize_token_embeddings(len(grown))
+    return grown
 
 
 def build_text_encoder(vocab_size: int, dim: int) -> ClauseTextEncoder:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ BIRDS = 7  # in a flock
 
 
 def rainy(scene: Scene) -> bool:
-    return scene.attributes.weather == "rain"
+    return scene.attributes.weather in ("rain", "storm")
 
 
 def snowy(scene: Scene) -> bool:
@@ -22,6 +24,26 @@ def snowy(scene: Scene) -> bool:
 
 def winged(scene: Scene) -> bool:
     return scene.attributes.birds == "yes"
+
+
+def optional(picture: Tensor, p: Values, scenes: Sequence[Scene], has, effect, *inputs) -> Tensor:
+    """Applies an effect to the frames of those scenes that have it."""
+    chosen = [i for i, scene in enumerate(scenes) if has(scene)]
+    if not chosen:
+        return picture
+    if len(chosen) == len(scenes):
+        return effect(p, picture, *inputs)
+    index = torch.tensor(chosen, device=picture.device)
+    part = {name: value[index] for name, value in p.items()}
+
+    def picked(value):
+        if isinstance(value, dict):
+            return {name: picked(part) for name, part in value.items()}
+        of_scenes = isinstance(value, Tensor) and value.shape[0] == len(scenes) > 1
+        return value[index] if of_scenes else value
+
+    inputs = [picked(value) for value in inputs]
+    return picture.index_copy(0, index, effect(part, picture[index], *inputs))
 
 
 def air(p: Values, tile: Tensor, picture: Tensor, x: Tensor, y: Tensor, glow: Tensor) -> Tensor:
@@ -46,7 +68,7 @@ def birds(p: Values, picture: Tensor, cells: Tensor, x: Tensor, y: Tensor, pixel
     number = torch.arange(BIRDS, device=x.device, dtype=torch.float32).reshape(1, BIRDS, 1)
     chance = cell_values(cells, number + p["cloud_u"].floor(), p["cloud_v"].floor() + 0 * number)
     way = torch.sign(p["wind"])
-    span = 0.013 + 0.012 * chance[0]
+    span = (0.013 + 0.012 * chance[0]) * p["bird_span"]
     start = (number - BIRDS / 2) * 0.085 + 0.05 * chance[1] - 0.1 * way
     middle_x = start + way * p["time"] * 0.075 - p["travel"]
     middle_y = p["horizon_now"] - 0.13 - 0.17 * chance[2] + 0.01 * torch.sin(p["time"] + number)

@@ -10,8 +10,16 @@ import torch
 
 from ..pictures import to_frames
 from .captions import ALTITUDES, BIRDS, BODIES, CAMERAS, LIGHT_ONLY, MOODS, SIDES, TREES, caption
+from .grown_captions import describe
 from .renderer import render
-from .scene import HELD_OUT_SEEDS, VERSION, Scene, SceneAttributes, sample_scene
+from .scene import (
+    GROWN_VERSION,
+    HELD_OUT_SEEDS,
+    VERSION,
+    Scene,
+    SceneAttributes,
+    sample_scene,
+)
 
 EVALUATED = range(600_000, 700_000)
 """Seeds of the scenes whose captions are prompts."""
@@ -37,9 +45,11 @@ class HeldOutClip:
         return self.scene.seed
 
     @property
-    def world(self) -> int:
+    def world(self) -> int | str:
         """Which one it is drawn in, see `scene.VERSION`."""
-        return VERSION
+        if self.scene.edition == 1:
+            return VERSION
+        return f"{GROWN_VERSION} of edition {self.scene.edition}"
 
     @cached_property
     def caption(self) -> str:
@@ -49,7 +59,10 @@ class HeldOutClip:
     @cached_property
     def named(self) -> dict[str, str]:
         """The attributes that the caption names, with their values."""
-        return named_attributes(self.scene.attributes, self.caption)
+        if self.scene.edition == 1:
+            return named_attributes(self.scene.attributes, self.caption)
+        names = describe(self.scene, self.scene.seed).names
+        return {name: getattr(self.scene.attributes, name) for name in sorted(names)}
 
     def frames(
         self, height: int, width: int, num_frames: int, device: torch.device | str = "cpu"
@@ -64,19 +77,19 @@ class HeldOutClip:
         return clip
 
 
-def held_out_clips(number: int, seeds: range = EVALUATED) -> list[HeldOutClip]:
-    """The first scenes of a range of held-out seeds.
+def held_out_clips(number: int, seeds: range = EVALUATED, edition: int = 1) -> list[HeldOutClip]:
+    """The first scenes of a range of held-out seeds, in an edition of the world.
 
     Raises:
         ValueError: The range has fewer, or is not held out.
     """
     if not 1 <= number <= len(seeds) or seeds[0] < 0 or seeds[-1] not in HELD_OUT_SEEDS:
         raise ValueError(f"clips must be from 1 to {len(seeds)}, not {number}.")
-    return [HeldOutClip(sample_scene(seed)) for seed in seeds[:number]]
+    return [HeldOutClip(sample_scene(seed, edition)) for seed in seeds[:number]]
 
 
 def named_attributes(attributes: SceneAttributes, text: str) -> dict[str, str]:
-    """What a caption of the grammar says about its scene.
+    """What a caption of the first edition's grammar says about its scene.
 
     Time of day, terrain, weather and water are always said, "no water" by silence. Of the other
     attributes a caption says nothing where there is nothing, and sometimes where there is.

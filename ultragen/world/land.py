@@ -185,7 +185,7 @@ def cover_layers(
     return front, behind, alpha, body
 
 
-def _pick(values: Tensor, index: Tensor) -> Tensor:
+def pick(values: Tensor, index: Tensor) -> Tensor:
     """Picks each pixel's layer from values n layer w or n layer 1: n h w."""
     values = values.expand(-1, -1, index.shape[-1])
     return torch.gather(values, 1, index)
@@ -204,30 +204,30 @@ def shade(
 ) -> Tensor:
     """Draws the land (or its mirror image) over the sky."""
     index = place["front"].clamp(min=0).long()
-    top, base = _pick(column["top"], index), _pick(column["base"], index)
-    zoom = _pick(p["layer_magnify"], index)
+    top, base = pick(column["top"], index), pick(column["base"], index)
+    zoom = pick(p["layer_magnify"], index)
     under = y - base
     seen_y = torch.where(under > 0, base - under + place["ripple"], y + torch.zeros_like(base))
     depth = ((seen_y - top) / zoom).clamp(min=0)
     near = place["front"].clamp(min=0) * (1 / (LAYERS - 1))
-    world = _pick(column["world"], index)
+    world = pick(column["world"], index)
     surface = _surface(p, tile, waves, index, world, depth, near, pixel)
-    rise = ((_pick(column["crown"], index) - seen_y) / zoom) / _pick(p["height"], index) + 1.0
-    normal_u = surface["u"] + 0.16 * _pick(column["slope"], index) * torch.exp(-depth * 16)
-    wood = _pick(column["wood"], index)
+    rise = ((pick(column["crown"], index) - seen_y) / zoom) / pick(p["height"], index) + 1.0
+    normal_u = surface["u"] + 0.16 * pick(column["slope"], index) * torch.exp(-depth * 16)
+    wood = pick(column["wood"], index)
     forest = ((wood * (1.9 + 0.3 * surface["variety"]) - depth) * 90.0).clamp(0, 1)
     forest = forest * (wood * 400.0).clamp(0, 1)
-    bright = (_pick(column["bright"], index) - 0.6) * (1.3 - depth / (wood + 1e-4)).clamp(0, 1)
+    bright = (pick(column["bright"], index) - 0.6) * (1.3 - depth / (wood + 1e-4)).clamp(0, 1)
     bright = bright * near
     shadow = forest * (0.55 - 0.42 * bright)
-    albedo = _albedo(p, surface, rise, near, forest) * (1.0 - shadow)[:, None]
-    lit = _light(p, normal_u, surface["v"], surface["height"])
-    colour = albedo * (p["ambient"] * (0.9 + 0.35 * surface["height"])[:, None]
+    colour = albedo(p, surface, rise, near, forest) * (1.0 - shadow)[:, None]
+    lit = light(p, normal_u, surface["v"], surface["height"])
+    colour = colour * (p["ambient"] * (0.9 + 0.35 * surface["height"])[:, None]
                        + p["sunlight"] * lit[:, None])  # fmt: skip
-    haze, air = _aerial(p, near, depth, glow)
+    haze, air = aerial(p, near, depth, glow)
     colour = torch.lerp(colour, air, haze[:, None])
     back_near = place["behind"].clamp(min=0) * (1 / (LAYERS - 1))
-    back_haze, _ = _aerial(p, back_near, depth, glow)
+    back_haze, _ = aerial(p, back_near, depth, glow)
     plain = (p["low"] + p["high"]) * 0.5 * (p["ambient"] + 0.4 * p["sunlight"])
     back = torch.lerp(plain, air, back_haze[:, None])
     back = torch.where((place["behind"] >= 0)[:, None], back, picture)
@@ -241,8 +241,8 @@ def _surface(
 ) -> Values:  # fmt: skip
     """A layer's relief: slopes across and down, height, and a slow variation for colours."""
     larger = 1.7 - near  # features of near layers are larger on screen
-    u = world * p["grain_u"] * larger + _pick(p["offset_v"], index)
-    v = depth * p["grain_v"] * larger + _pick(p["offset_u"], index)
+    u = world * p["grain_u"] * larger + pick(p["offset_v"], index)
+    v = depth * p["grain_v"] * larger + pick(p["offset_u"], index)
     footprint = pixel * larger * torch.maximum(p["grain_u"], p["grain_v"])
     # Plains and every foreground lie flat: their grain is seen in perspective.
     flat = (p["plane"] * (near > 0.4) + near) > 0.99
@@ -279,7 +279,7 @@ def relief_octaves(
         footprint: Noise units a pixel.
         gully: How far an octave's gullies follow the slopes of the octaves before.
         crease: How sharp valleys are, n 1 1.
-        gain: Weight of an octave against the one before, n 1 1.
+        gain: Weight of an octave against the one before, n h w or n 1 1.
         octaves: How many.
     """
     zeros = torch.zeros_like(u)
@@ -301,7 +301,7 @@ def relief_octaves(
     return slope_u, slope_v, height, variety
 
 
-def _albedo(p: Values, surface: Values, rise: Tensor, near: Tensor, forest: Tensor) -> Tensor:
+def albedo(p: Values, surface: Values, rise: Tensor, near: Tensor, forest: Tensor) -> Tensor:
     """Valley and height colours, strata, forest, snow: n 3 h w."""
     share = (rise * 1.3 - 0.35 + 0.5 * surface["variety"] + 0.4 * surface["u"].abs()).clamp(0, 1)
     colour = torch.lerp(p["low"], p["high"], share[:, None])
@@ -318,14 +318,14 @@ def _albedo(p: Values, surface: Values, rise: Tensor, near: Tensor, forest: Tens
     return torch.lerp(colour, white, (snow * (1 - 0.7 * forest))[:, None])
 
 
-def _light(p: Values, u: Tensor, v: Tensor, height: Tensor) -> Tensor:
+def light(p: Values, u: Tensor, v: Tensor, height: Tensor) -> Tensor:
     """Direct light on a surface with slopes u, v (Lambert), darker in hollows."""
     facing = p["light_z"] + u * p["light_x"] + v * p["light_y"] * 0.6
     lit = facing * torch.rsqrt(1.0 + u * u + v * v)
     return lit.clamp(0, 1.2) * (1.05 + 0.35 * height)
 
 
-def _aerial(p: Values, near: Tensor, depth: Tensor, glow: Tensor) -> tuple[Tensor, Tensor]:
+def aerial(p: Values, near: Tensor, depth: Tensor, glow: Tensor) -> tuple[Tensor, Tensor]:
     """Haze in front of a layer and its colour, brighter towards the sun and in the valleys."""
     far = 1.0 - near
     thick = p["air"] * (0.05 + 0.72 * far * far + 0.22 * far)

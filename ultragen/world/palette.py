@@ -128,6 +128,10 @@ WEATHERS = {
     "snowfall": (0.85, 1.0, 0.82, 0.25, 0.95, 0.42),
     "fog": (0.25, 0.9, 0.72, 0.35, 2.7, 1.5),
     "aurora": (-0.6, 0.45, 0.0, 0.8, 0.7, 0.25),
+    # of the second edition alone
+    "storm": (0.62, 0.60, 0.95, 0.16, 1.1, 0.45),
+    "haze": (-0.30, 0.50, 0.22, 0.80, 2.1, 0.45),
+    "mist": (-0.15, 0.45, 0.12, 0.85, 1.0, 2.2),
 }
 
 MOODS = {  # gain of red, green, blue exposures; saturation; lift
@@ -170,13 +174,14 @@ def scene_values(scene: Scene, aspect: float) -> dict[str, float | list[float] |
     """All numbers that the renderer needs of one scene, by name."""
     chance = random.Random(scene.seed * 7919 + 17)
     return {
-        **_sky_values(scene, aspect, chance),
+        **sky_values(scene, aspect, chance),
         **_land_values(scene, chance),
-        **_camera_values(scene),
+        **camera_values(scene),
     }
 
 
-def _sky_values(scene: Scene, aspect: float, chance: random.Random) -> dict:
+def sky_values(scene: Scene, aspect: float, chance: random.Random) -> dict:
+    """Numbers of the sky and of the light."""
     a = scene.attributes
     light = LIGHTS[a.time_of_day]
     shine = exposure("aab6dc") if a.celestial == "moon" else exposure(light.glow)
@@ -233,6 +238,7 @@ def _sky_values(scene: Scene, aspect: float, chance: random.Random) -> dict:
         "saturation": MOODS[a.mood][1],
         "lift": MOODS[a.mood][2],
         "hue": scene.hue,
+        "bird_span": 1.0,
     }
 
 
@@ -313,7 +319,8 @@ def _land_values(scene: Scene, chance: random.Random) -> dict:
     }
 
 
-def _camera_values(scene: Scene) -> dict:
+def camera_values(scene: Scene) -> dict:
+    """Speeds of the camera, in frame heights or octaves a second."""
     camera = scene.attributes.camera
     return {
         "pan": {"pan right": 0.108, "pan left": -0.108}.get(camera, 0.0) * scene.speed,

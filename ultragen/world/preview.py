@@ -80,13 +80,14 @@ def _frames(
 
 
 def benchmark(
-    seconds: float = 10.0, size: tuple[int, int, int] = BENCHMARK
+    seconds: float = 10.0, size: tuple[int, int, int] = BENCHMARK, edition: int = 1
 ) -> dict[str, str | float]:
     """Measures how many clips a second this machine renders, after a first batch.
 
     Args:
         seconds: How long to measure, at least one batch.
         size: Rows, columns and frames of a clip.
+        edition: Of the world.
     """
     began = time.perf_counter()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -94,7 +95,7 @@ def benchmark(
     height, width, num_frames = size
 
     def one(first: int) -> None:
-        scenes = [sample_scene(first + i) for i in range(batch)]
+        scenes = [sample_scene(first + i, edition) for i in range(batch)]
         render(scenes, height, width, num_frames, device=device)
         if device == "cuda":
             torch.cuda.synchronize()

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from ..ops.dispatch import fused_runs
-from . import effects, land, sky
+from . import effects, grown, land, sky
+from .effects import optional
+from .grown_values import grown_values
 from .noise import LOOPS, random_cells, texture
 from .palette import LAYERS, scene_values
 from .scene import Scene
@@ -47,8 +49,8 @@ def render(
     `chosen` only the frames with these numbers.
 
     Raises:
-        ValueError: No scenes, sizes below 1, a region outside the frame, or frames outside the
-            clip.
+        ValueError: No scenes, scenes of several editions, sizes below 1, a region outside the
+            frame, or frames outside the clip.
     """
     region = region or (0, 0, height, width)
     _check(scenes, height, width, num_frames, region)
@@ -63,6 +65,7 @@ def render(
     y = (torch.arange(top, top + rows, device=device, dtype=torch.float32) + 0.5) / height
     x = (torch.arange(left, left + columns, device=device, dtype=torch.float32) + 0.5) / height
     x = x - 0.5 * width / height
+    draw = _draw if scenes[0].edition == 1 else grown.draw
     frames = len(scenes) * num_frames
     most = MAX_PIXELS["cpu" if device.type == "cpu" else "cuda"] / (rows * columns)
     chunk = math.ceil(frames / math.ceil(frames / max(1.0, most)))
@@ -70,7 +73,7 @@ def render(
     for start in range(0, frames, chunk):
         part = {name: value[start : start + chunk] for name, value in values.items()}
         owners = [i // num_frames for i in range(start, min(start + chunk, frames))]
-        clips[start : start + chunk] = _draw(part, [scenes[i] for i in owners], x, y, 1 / height)
+        clips[start : start + chunk] = draw(part, [scenes[i] for i in owners], x, y, 1 / height)
     return clips.reshape(len(scenes), num_frames, 3, rows, columns).transpose(1, 2)
 
 
@@ -83,6 +86,8 @@ def _check(
 ) -> None:
     if not scenes:
         raise ValueError("nothing to render: give at least one scene")
+    if len(editions := {scene.edition for scene in scenes}) > 1:
+        raise ValueError(f"scenes of editions {sorted(editions)}: render those of one at a time")
     if min(height, width, num_frames) < 1:
         raise ValueError(f"height, width and frames must be ≥ 1: {height}, {width}, {num_frames}")
     top, left, rows, columns = region
@@ -95,7 +100,8 @@ def _frame_values(
     scenes: Sequence[Scene], aspect: float, frames: Sequence[int], device: torch.device
 ) -> Values:
     """The scenes' numbers and the camera of every frame, each n 1 1, n 3 1 1 or n layer 1."""
-    rows = [scene_values(scene, aspect) for scene in scenes]
+    numbers = scene_values if scenes[0].edition == 1 else grown_values
+    rows = [numbers(scene, aspect) for scene in scenes]
     sizes = {n: len(v) if isinstance(v, (list, tuple)) else 0 for n, v in rows[0].items()}
     table = torch.tensor([[x for v in row.values() for x in _flat(v)] for row in rows])
     table = table.to(device).repeat_interleave(len(frames), dim=0)
@@ -142,29 +148,13 @@ def _draw(p: Values, scenes: Sequence[Scene], x: Tensor, y: Tensor, pixel: float
     place = land.find_layers(p, column, waves, y, pixel)
     sky_x, elevation, glow = sky.directions(p, x, place)
     picture = sky.backdrop(p, sky_x, elevation, glow, pixel)
-    picture = _optional(picture, p, scenes, sky.starry, sky.stars, cells, sky_x, elevation, pixel)
-    picture = _optional(picture, p, scenes, sky.polar, sky.aurora, tile, sky_x, elevation, pixel)
+    picture = optional(picture, p, scenes, sky.starry, sky.stars, cells, sky_x, elevation, pixel)
+    picture = optional(picture, p, scenes, sky.polar, sky.aurora, tile, sky_x, elevation, pixel)
     picture = sky.clouds(p, tile, picture, sky_x, elevation, glow, pixel)
     picture = land.shade(p, tile, picture, column, waves, place, y, glow, pixel)
     picture = land.shade_water(p, picture, waves, place, x, y, pixel)
-    picture = _optional(picture, p, scenes, effects.winged, effects.birds, cells, x, y, pixel)
+    picture = optional(picture, p, scenes, effects.winged, effects.birds, cells, x, y, pixel)
     picture = effects.air(p, tile, picture, x, y, glow)
-    picture = _optional(picture, p, scenes, effects.rainy, effects.rain, tile, x, y, pixel)
-    picture = _optional(picture, p, scenes, effects.snowy, effects.snowfall, cells, x, y, pixel)
+    picture = optional(picture, p, scenes, effects.rainy, effects.rain, tile, x, y, pixel)
+    picture = optional(picture, p, scenes, effects.snowy, effects.snowfall, cells, x, y, pixel)
     return effects.develop(p, picture)
-
-
-def _optional(picture: Tensor, p: Values, scenes: Sequence[Scene], has, effect, *inputs) -> Tensor:
-    """Applies an effect to the frames of those scenes that have it."""
-    chosen = [i for i, scene in enumerate(scenes) if has(scene)]
-    if not chosen:
-        return picture
-    if len(chosen) == len(scenes):
-        return effect(p, picture, *inputs)
-    index = torch.tensor(chosen, device=picture.device)
-    part = {name: value[index] for name, value in p.items()}
-    inputs = [
-        value[index] if isinstance(value, Tensor) and value.shape[0] == len(scenes) > 1 else value
-        for value in inputs
-    ]
-    return picture.index_copy(0, index, effect(part, picture[index], *inputs))

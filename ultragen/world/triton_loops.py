@@ -81,7 +81,7 @@ def _clouds(
 
 @triton.jit
 def _relief(
-    tile_ptr, u_ptr, v_ptr, footprint_ptr, gully_ptr, crease_ptr, gain_ptr,
+    tile_ptr, u_ptr, v_ptr, footprint_ptr, gully_ptr, gain_ptr, crease_ptr,
     slope_u_ptr, slope_v_ptr, height_ptr, variety_ptr,
     octaves, pixels, total, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -91,7 +91,7 @@ def _relief(
     footprint = tl.load(footprint_ptr + index, mask=inside)
     gully = tl.load(gully_ptr + index, mask=inside)
     crease = tl.load(crease_ptr + index // pixels, mask=inside)
-    gain = tl.load(gain_ptr + index // pixels, mask=inside)
+    gain = tl.load(gain_ptr + index, mask=inside)
     slope_u = tl.zeros((BLOCK,), dtype=tl.float32)
     slope_v, height, variety = slope_u, slope_u, slope_u
     weight, scale, flatter, varied = slope_u + 0.5, 1.0, 1.0, 0.6
@@ -202,7 +202,7 @@ def relief_octaves(
     """See `land.relief_octaves`."""
     slope_u, slope_v, height, variety = (torch.empty_like(u) for _ in range(4))
     sums = (slope_u, slope_v, height, variety)
-    _launch(_relief, tile, (u, v, footprint, gully), (crease, gain), sums, octaves)
+    _launch(_relief, tile, (u, v, footprint, gully, gain), (crease,), sums, octaves)
     return sums
 
 

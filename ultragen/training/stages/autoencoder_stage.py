@@ -55,6 +55,7 @@ class AutoencoderStage(Stage):
         pool: Crops kept on the device.
         part: `decoder` leaves the encoder, and so all latents that were ever made, as it is.
         seed: What scenes and their order follow; another one for each resumption.
+        edition: Of the world that scenes belong to, see `world.scene`.
         frame_sizes: Sizes that scenes are rendered at.
         adversarial: How strongly the adversary pulls at the picture, as a part of the pull of
             the other losses; 0 for none.
@@ -80,6 +81,7 @@ class AutoencoderStage(Stage):
         adversarial: float = 0.5,
         anchor: float = 0.0,
         statistics_clips: int = 24,
+        edition: int = 1,
     ) -> None:
         if adversarial and num_frames < FRAMES:
             raise ValueError(
@@ -94,7 +96,7 @@ class AutoencoderStage(Stage):
         self.batch_size, self.crop, self.num_frames = batch_size, crop, num_frames
         self.capacity, self.seed, self.frame_sizes = pool, seed, frame_sizes
         self.adversarial, self.anchor = adversarial, anchor
-        self.statistics_clips = statistics_clips
+        self.statistics_clips, self.edition = statistics_clips, edition
         self.adversary = Adversary() if adversarial else None
         self.companions = (self.adversary,) if self.adversary else ()
         # Now, because a training that is resumed loads a moved encoder before `setup`.
@@ -106,7 +108,8 @@ class AutoencoderStage(Stage):
                 network.to(device, memory_format=torch.channels_last)
         if self.adversary:
             self.adversary.to(device)
-        stream, rng = SceneStream(rank, self.seed), random.Random(self.seed * 64 + rank)
+        stream = SceneStream(rank, self.seed, self.edition)
+        rng = random.Random(self.seed * 64 + rank)
 
         def make() -> tuple[Tensor]:
             [(height, width)] = rng.choices(
@@ -170,9 +173,10 @@ class AutoencoderStage(Stage):
     @torch.no_grad()
     def held_out(self, height: int, width: int, number: int, num_frames: int) -> list[Tensor]:
         """Held-out clips, 1 3 t h w in [-1, 1]."""
+        scenes = [sample_scene(seed, self.edition) for seed in range(number)]
         return [
-            render([sample_scene(seed)], height, width, num_frames, device=self.vae.device) * 2 - 1
-            for seed in range(number)
+            render([scene], height, width, num_frames, device=self.vae.device) * 2 - 1
+            for scene in scenes
         ]
 
     def sample_sheet(self) -> Image.Image:

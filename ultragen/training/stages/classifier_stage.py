@@ -16,7 +16,7 @@ from torch.nn import functional
 from ...model.classifier import AttributeClassifier, spread
 from ...pictures import picture_grid, to_image, to_uint8
 from ...world.renderer import render
-from ...world.scene import ALLOWED, Scene, sample_scene
+from ...world.scene import Scene, allowed_values, sample_scene
 from ..data import Pool, SceneStream
 from ..stage import Stage
 
@@ -37,38 +37,40 @@ MIRRORED = {
 HELD_OUT_START = 500_000  # away from the scenes that previews and evaluations begin with
 
 
-def labels(scene: Scene, names: tuple[str, ...] = tuple(ALLOWED)) -> list[int]:
-    """Numbers of a scene's values, in the order of `ALLOWED`; `IGNORED` for those not in `names`
-    and for the place of a sun or moon that is not there."""
+def labels(scene: Scene, names: tuple[str, ...] | None = None) -> list[int]:
+    """Numbers of a scene's values, in the order of `allowed_values`; `IGNORED` for those not in
+    `names`, if these are given, and for the place of a sun or moon that is not there."""
     numbers = []
-    for name, values in ALLOWED.items():
+    for name, values in allowed_values(scene.edition).items():
         hidden = name.startswith("celestial_") and scene.attributes.celestial == "none"
         value = getattr(scene.attributes, name)
-        numbers.append(values.index(value) if name in names and not hidden else IGNORED)
+        told = (names is None or name in names) and not hidden
+        numbers.append(values.index(value) if told else IGNORED)
     return numbers
 
 
-def ordered(logits: dict[str, Tensor]) -> list[Tensor]:
-    """Logits in the order of `ALLOWED`, which is that of `labels`: a network that was saved has its
-    heads in the order of the alphabet."""
-    return [logits[name] for name in ALLOWED]
+def ordered(logits: dict[str, Tensor], edition: int = 1) -> list[Tensor]:
+    """Logits in the order of `allowed_values`, which is that of `labels`: a network that was saved
+    has its heads in the order of the alphabet."""
+    return [logits[name] for name in allowed_values(edition)]
 
 
 @cache
-def mirror_tables(device: torch.device) -> Tensor:
+def mirror_tables(device: torch.device, edition: int) -> Tensor:
     """What each value of each attribute becomes in a mirrored clip, attributes × values."""
-    most = max(map(len, ALLOWED.values()))
+    known = allowed_values(edition)
+    most = max(map(len, known.values()))
     rows = []
-    for name, values in ALLOWED.items():
+    for name, values in known.items():
         becomes = MIRRORED.get(name, {})
         row = [values.index(becomes.get(value, value)) for value in values]
         rows.append([*row, *range(len(row), most)])
     return torch.tensor(rows, device=device)
 
 
-def mirrored(numbers: Tensor) -> Tensor:
+def mirrored(numbers: Tensor, edition: int = 1) -> Tensor:
     """The labels of mirrored clips, b attributes."""
-    table = mirror_tables(numbers.device)
+    table = mirror_tables(numbers.device, edition)
     swapped = table.gather(1, numbers.clamp(min=0).t()).t()
     return torch.where(numbers == IGNORED, numbers, swapped)
 
@@ -85,6 +87,7 @@ class ClassifierStage(Stage):
         chunk: Clips rendered at once.
         held_out: Scenes that the accuracy is measured on, never trained on.
         seed: What scenes and their order follow; another one for each resumption.
+        edition: Of the world that scenes belong to, see `world.scene`.
 
     Raises:
         ValueError: for a network of other attributes than the world's.
@@ -100,13 +103,15 @@ class ClassifierStage(Stage):
         chunk: int = 16,
         held_out: int = 512,
         seed: int = 0,
+        edition: int = 1,
     ) -> None:
         known = {name: list(values) for name, values in network.config.attributes.items()}
-        if known != {name: list(values) for name, values in ALLOWED.items()}:
+        if known != {name: list(values) for name, values in allowed_values(edition).items()}:
             raise ValueError(
-                "The classifier to start from tells other attributes than the world has now: start "
-                "afresh, without --start-from."
+                "The classifier to start from tells other attributes than the world has now, in "
+                f"edition {edition}: start afresh, without --start-from."
             )
+        self.edition = edition
         self.model = self.network = network
         self.frame_sizes, self.num_frames = frame_sizes, num_frames
         self.batch_size, self.capacity, self.chunk = batch_size, pool, chunk
@@ -114,7 +119,8 @@ class ClassifierStage(Stage):
 
     def setup(self, device: torch.device, rank: int, world: int) -> None:
         self.device = device
-        stream, rng = SceneStream(rank, self.seed), random.Random(self.seed * 64 + rank)
+        stream = SceneStream(rank, self.seed, self.edition)
+        rng = random.Random(self.seed * 64 + rank)
         weights = FRAME_WEIGHTS[: len(self.frame_sizes)]
 
         def make() -> tuple[Tensor, Tensor]:
@@ -154,12 +160,16 @@ class ClassifierStage(Stage):
         video, numbers = self.pool.sample(self.batch_size)
         flip = torch.rand(len(video), device=video.device) < 0.5
         video = torch.where(flip.view(-1, 1, 1, 1, 1), video.flip(-1), video)
-        return video.float() / 255, torch.where(flip[:, None], mirrored(numbers), numbers)
+        return video.float() / 255, torch.where(
+            flip[:, None], mirrored(numbers, self.edition), numbers
+        )
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         video, numbers = batch
         losses, right, told = [], [], []
-        for logits, target in zip(ordered(model(video)), numbers.unbind(1), strict=True):
+        for logits, target in zip(
+            ordered(model(video), self.edition), numbers.unbind(1), strict=True
+        ):
             visible = target != IGNORED
             errors = functional.cross_entropy(
                 logits.float(), target, ignore_index=IGNORED, reduction="sum"
@@ -179,7 +189,7 @@ class ClassifierStage(Stage):
         scenes: list[Scene] = []
         for i in range(0, self.number, self.chunk):
             last = min(i + self.chunk, self.number)
-            chunk = [sample_scene(HELD_OUT_START + j) for j in range(i, last)]
+            chunk = [sample_scene(HELD_OUT_START + j, self.edition) for j in range(i, last)]
             views.append(self.views(chunk, self.frame_sizes[len(views) % len(self.frame_sizes)]))
             scenes += chunk
         return torch.cat(views), torch.tensor([*map(labels, scenes)], device=self.device)
@@ -189,10 +199,10 @@ class ClassifierStage(Stage):
         """Numbers of the values that the network sees in the held-out clips, `b attributes`."""
         views, _ = self.held_out
         outputs = [
-            torch.stack([x.argmax(1) for x in ordered(self.network(part.float() / 255))], dim=1)
+            ordered(self.network(part.float() / 255), self.edition)
             for part in views.split(self.batch_size)
         ]
-        return torch.cat(outputs)
+        return torch.cat([torch.stack([x.argmax(1) for x in out], dim=1) for out in outputs])
 
     def accuracy(self) -> dict[str, float | None]:
         """Part of the held-out clips that is right, by attribute; None where no clip shows it."""
@@ -200,7 +210,8 @@ class ClassifierStage(Stage):
         visible = numbers != IGNORED
         right = ((self.predictions() == numbers) & visible).sum(0).tolist()
         told = visible.sum(0).tolist()
-        return {name: a / b if b else None for name, a, b in zip(ALLOWED, right, told, strict=True)}
+        names = allowed_values(self.edition)
+        return {name: a / b if b else None for name, a, b in zip(names, right, told, strict=True)}
 
     def sample_sheet(self) -> Image.Image:
         """Middle frames of held-out clips, those with the most errors first."""

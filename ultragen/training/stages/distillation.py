@@ -136,6 +136,7 @@ class DistillStage(TransformerStage):
         negative_prompt: What the teacher's guidance leads away from.
         seed: What captions and noise follow.
         own_states: Whether the student leads half of the clips, or the teacher all of them.
+        edition: Of the world that captions describe, see `world.scene`.
     """
 
     def __init__(
@@ -147,16 +148,18 @@ class DistillStage(TransformerStage):
         negative_prompt: str = "",
         seed: int = 0,
         own_states: bool = True,
+        edition: int = 1,
     ) -> None:
         super().__init__(pipeline, sizes, False, seed, num_inference_steps=steps, guidance_scale=1)
         self.steps, self.teacher_guidance = steps, guidance_scale
         self.negative_prompt, self.own_states = negative_prompt, own_states
+        self.edition = edition
         # Now, because a training that is resumed loads a half-trained student before `setup`.
         self.teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
 
     def setup(self, device: torch.device, rank: int, world: int) -> None:
         super().setup(device, rank, world)
-        self.scenes = SceneStream(rank, self.seed)
+        self.scenes = SceneStream(rank, self.seed, self.edition)
         self.teacher.to(device)
         self.negative = tokenize(self.pipeline.tokenizer, [self.negative_prompt])[0].to(device)
         self.guide: Callable[[tuple[Any, ...]], Tensor] = self.guided

@@ -57,6 +57,7 @@ class ClipMakers:
         seed: What the scenes follow.
         rank: Stream of scenes of the first process.
         stride: How far the next process's stream is from it, so that no two see the same scenes.
+        edition: Of the world that scenes belong to, see `world.scene`.
     """
 
     vae: CompactAutoencoder
@@ -65,9 +66,10 @@ class ClipMakers:
     seed: int
     rank: int = 0
     stride: int = 1
+    edition: int = 1
 
     def __call__(self, device: torch.device, rank: int) -> list[ClipMaker]:
-        stream = SceneStream(self.rank + self.stride * rank, self.seed)
+        stream = SceneStream(self.rank + self.stride * rank, self.seed, self.edition)
         vae = self.vae.to(device, memory_format=torch.channels_last)
         return [
             ClipMaker(stream, vae, self.tokenizer, s.height, s.width, s.num_frames, s.chunk)
@@ -87,6 +89,7 @@ class FlowMatchingStage(TransformerStage):
         seed: What scenes and their order follow; another one for each resumption.
         render_on: Devices that render, such as `cuda:1`; none for the training's own.
         dataset: Clips that are trained on instead of rendered ones, of those sizes that it has.
+        edition: Of the world that scenes belong to, see `world.scene`.
 
     Raises:
         ValueError: if the dataset has clips of none of the sizes.
@@ -101,9 +104,11 @@ class FlowMatchingStage(TransformerStage):
         seed: int = 0,
         render_on: Sequence[str] = (),
         dataset: LatentDataset | None = None,
+        edition: int = 1,
     ) -> None:
         super().__init__(pipeline, known_sizes(sizes, dataset), train_text, seed)
         self.share, self.render_on, self.dataset = share, tuple(render_on), dataset
+        self.edition = edition
         self.renderers: Renderers | None = None
 
     def setup(self, device: torch.device, rank: int, world: int) -> None:
@@ -137,7 +142,8 @@ class FlowMatchingStage(TransformerStage):
         """
         if self.dataset:
             return [None] * len(self.sizes)
-        makers = ClipMakers(self.pipeline.vae, self.pipeline.tokenizer, self.sizes, self.seed)
+        vae, tokenizer = self.pipeline.vae, self.pipeline.tokenizer
+        makers = ClipMakers(vae, tokenizer, self.sizes, self.seed, edition=self.edition)
         if not self.render_on:
             return makers(device, rank)
         if len(self.render_on) < world:

@@ -35,6 +35,7 @@ class UpscalerStage(Stage):
         batch_size: Crops a step in each process.
         pool: Crops kept on the device.
         seed: What scenes and their order follow; another one for each resumption.
+        edition: Of the world that scenes belong to, see `world.scene`.
     """
 
     def __init__(
@@ -47,17 +48,20 @@ class UpscalerStage(Stage):
         batch_size: int = 32,
         pool: int = 8000,
         seed: int = 0,
+        edition: int = 1,
     ) -> None:
         self.model = self.network = network
         self.vae = vae.requires_grad_(False)
         self.height, self.width, self.crop = height, width, crop
         self.batch_size, self.capacity, self.seed = batch_size, pool, seed
+        self.edition = edition
 
     def setup(self, device: torch.device, rank: int, world: int) -> None:
         self.vae.to(device, memory_format=torch.channels_last)
         self.network.to(memory_format=torch.channels_last)
         self.device = device
-        stream, rng = SceneStream(rank, self.seed), random.Random(self.seed * 64 + rank)
+        stream = SceneStream(rank, self.seed, self.edition)
+        rng = random.Random(self.seed * 64 + rank)
 
         def make() -> tuple[Tensor, Tensor]:
             step = self.vae.config.scale_factor_spatial
@@ -99,7 +103,8 @@ class UpscalerStage(Stage):
         rows = []
         region = (self.height // 2 - self.crop // 2, self.width // 2 - self.crop // 2)
         for seed in range(3):
-            low, high = self.pairs([sample_scene(seed)], (*region, self.crop, self.crop))
+            scene = sample_scene(seed, self.edition)
+            low, high = self.pairs([scene], (*region, self.crop, self.crop))
             low, high = low[1:].float(), high[1:].float()
             plain = F.interpolate(low, scale_factor=SCALE, mode="bicubic", antialias=True)
             fine = self.network(low)
