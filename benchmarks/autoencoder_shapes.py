@@ -35,6 +35,7 @@ from ultragen.training.stage import TrainingConfig
 from ultragen.training.stages.autoencoder_stage import AutoencoderStage
 from ultragen.training.stages.losses import psnr
 from ultragen.world.heldout import HeldOutClip, held_out_clips
+from ultragen.world.scene import EDITIONS
 
 SIZES = ((544, 960), (1088, 1920))
 FRAMES = 5
@@ -76,7 +77,10 @@ def train(variant: Variant, options: argparse.Namespace) -> CompactAutoencoder:
     """A variant after its minutes, with averaged weights."""
     torch.manual_seed(0)
     vae = CompactAutoencoder(**variant.model)
-    settings = {"batch_size": options.batch, "crop": options.crop, "pool": options.pool}
+    settings = {
+        "batch_size": options.batch, "crop": options.crop, "pool": options.pool,
+        "edition": options.edition,
+    }  # fmt: skip
     stage = AutoencoderStage(vae, **{**settings, **variant.stage, "statistics_clips": 1})
     out = options.out / variant.name
     never = 1e6
@@ -148,10 +152,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--batch", type=int, default=48, help="Crops a step.")
     parser.add_argument("--crop", type=int, default=256)
     parser.add_argument("--pool", type=int, default=6000)
+    parser.add_argument("--edition", type=int, choices=EDITIONS, default=1, help="Of the world.")
     parser.add_argument("--out", type=Path, required=True, help="Folder; parts are replaced.")
     options = parser.parse_args(arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    cases, rows = held_out_clips(options.clips), {}
+    cases, rows = held_out_clips(options.clips, edition=options.edition), {}
     for variant in options.variant:
         vae = train(variant, options)
         rows[variant.name] = measure(vae, cases, device, options.out / variant.name)

@@ -39,6 +39,7 @@ from ultragen.presets import EMBEDDED_MODEL, RESOLUTIONS
 from ultragen.sampling.flow import noised, to_velocity
 from ultragen.training.stages.losses import psnr
 from ultragen.world.heldout import HeldOutClip, held_out_clips
+from ultragen.world.scene import EDITIONS
 
 HALVES = ("above", "below")
 EDGES = (0.07, 0.25)  # cycles a position, between the bands
@@ -217,7 +218,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     size = RESOLUTIONS[options.resolution]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     to = Measurement((size.height, size.width), options.frames, device)
-    cases = held_out_clips(options.clips)
+    cases = held_out_clips(options.clips, edition=options.edition)
     shown: list[list[list[Image.Image]]] = []
     real: list[Tensor] = []
     for number, model in enumerate([Model("model"), *options.also]):
@@ -282,6 +283,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--clips", type=int, default=10)
     parser.add_argument("--resolution", choices=RESOLUTIONS, default="544p")
     parser.add_argument("--frames", type=int, default=5)
+    parser.add_argument("--edition", type=int, choices=EDITIONS, default=1, help="Of the world.")
     parser.add_argument(
         "--also", type=Model.read, action="append", default=[],
         help="NAME=FOLDER[:STEPS[:GUIDANCE]]",

@@ -2,9 +2,8 @@
 
 The skyline is the best path from the left to the right edge of a frame: along strong gradients,
 with little fine texture above it, because land has some and a sky has none. A column of it holds
-where most of the step between the colours around it happens within two pixels. Of 60 rendered
-clips of mountains and canyons under a clear sky, of both editions, 59 have such a line; of those
-that were blurred in places, blurred as a whole or laid over themselves a few rows lower, none.
+where most of the step between the colours around it happens within two pixels. Numbers were chosen
+on 60 rendered clips of mountains and canyons under a clear sky, `HOLDING` on 120 others.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ ECHO = 0.25  # a line beside the first one that has so much of its step doubles 
 CRISP = 0.55  # part of the step that two pixels have, where the line is sharp
 ECHO_REACH = 9  # rows to each side in which a second line makes a doubled one
 GAP = 0.10  # of the width: a longer hole breaks the line
-HOLDING = 0.75  # part of the columns that must hold
+HOLDING = 0.65  # part of the columns that must hold
 TEXTURE = 0.35  # price of fine texture above the line, against the gradient on it
 STEEP = 0.02  # price of a row that the line climbs
 MOST = 0.50  # a stronger gradient, as of the sun, counts no more than that
