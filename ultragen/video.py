@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,7 @@ from .files import whole_file
 # Constant quality that the eye does not tell from the frames themselves: 17 or 18 by FFmpeg's
 # guide to H.264 (trac.ffmpeg.org/wiki/Encode/H.264).
 QUALITY = "17"
+SECONDS_FOR_TAGS = 20.0
 # RGB goes to the matrix that the tags name: players that read the tags, and those that assume
 # it for high definition, then show the same colours.
 BT709 = (
@@ -48,7 +50,9 @@ class VideoInfo:
     duration: float
 
 
-def encode_video(frames: Iterable[np.ndarray], path: Path, fps: int) -> Path:
+def encode_video(
+    frames: Iterable[np.ndarray], path: Path, fps: int, comment: str | None = None
+) -> Path:
     """Writes an MP4 file that browsers play: H.264 High, yuv420p, BT.709, index at the front.
 
     The frames are taken one by one. Whatever fails, `path` holds a whole video or what it held
@@ -58,6 +62,8 @@ def encode_video(frames: Iterable[np.ndarray], path: Path, fps: int) -> Path:
         frames: uint8, h w 3 each, all of the same even size.
         path: The file to write; its folder exists.
         fps: Frames a second.
+        comment: Text that the file carries in its tag of that name, see `read_comment`; the same
+            frames and text give the same bytes.
 
     Raises:
         ValueError: No frame, or one of another type or size, or an odd size, or a bad `fps`, or a
@@ -78,7 +84,7 @@ def encode_video(frames: Iterable[np.ndarray], path: Path, fps: int) -> Path:
         raise OSError(f"{path} was not written: there is no folder {path.parent}; create it first")
     try:
         with whole_file(path) as partial:
-            _encode(first, remaining, partial, fps)
+            _encode(first, remaining, partial, fps, comment)
     except OSError as error:
         if str(error).startswith(str(path)):
             raise
@@ -101,7 +107,13 @@ def _check_frame(frame: np.ndarray, shape: tuple[int, ...], index: int) -> None:
         )
 
 
-def _encode(first: np.ndarray, remaining: Iterator[np.ndarray], target: Path, fps: int) -> None:
+def _encode(
+    first: np.ndarray,
+    remaining: Iterator[np.ndarray],
+    target: Path,
+    fps: int,
+    comment: str | None,
+) -> None:
     from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
 
     height, width = first.shape[:2]
@@ -115,6 +127,7 @@ def _encode(first: np.ndarray, remaining: Iterator[np.ndarray], target: Path, fp
             *("-crf", QUALITY, "-profile:v", "high", *BT709),
             # A key frame a second keeps dragging through two clips in step quick.
             *("-g", str(fps), "-movflags", "+faststart"),
+            *(() if comment is None else ("-metadata", f"comment={comment}")),
         ],
     )
     process = writer.proc
@@ -213,6 +226,33 @@ def probe_video(path: Path) -> VideoInfo:
         pixel_format=meta["pix_fmt"].split("(")[0],
         duration=float(meta["duration"]),
     )
+
+
+def read_comment(path: Path) -> str | None:
+    """The text that an MP4 file carries in its tag `comment`; None where it has none.
+
+    Raises:
+        OSError: The file is missing or not an MP4 video.
+    """
+    from imageio_ffmpeg import get_ffmpeg_exe
+
+    try:
+        name = _existing(path)
+    except FileNotFoundError as error:
+        raise _cannot_read(path) from error
+    # Strangers hand such files in: no other format is tried, some of which open files by name.
+    command = [get_ffmpeg_exe(), "-v", "error", "-protocol_whitelist", "file", "-f", "mov"]
+    command += ["-i", name, "-f", "ffmetadata", "-"]
+    try:
+        told = subprocess.run(command, capture_output=True, check=False, timeout=SECONDS_FOR_TAGS)
+    except subprocess.TimeoutExpired as error:
+        raise _cannot_read(path) from error
+    if told.returncode != 0:
+        raise _cannot_read(path)
+    # ffmpeg's own form of tags: `=`, `;`, `#`, backslashes and line feeds stand behind a backslash.
+    text = told.stdout.decode("utf-8", "replace")
+    found = re.search(r"^comment=((?:[^\\\n]|\\.)*)$", text, re.MULTILINE | re.DOTALL)
+    return re.sub(r"\\(.)", r"\1", found[1], flags=re.DOTALL) if found else None
 
 
 def _existing(path: Path) -> str:

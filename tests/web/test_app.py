@@ -323,7 +323,7 @@ def test_a_full_disk_shows_no_path_to_visitors(tmp_path, monkeypatch, capsys):
     runs = Runs(fake_models(), tmp_path)
     request = Request("a calm lake", num_frames=1, num_inference_steps=1).validate(EMBEDDED)
 
-    def full(frames, path, fps):
+    def full(frames, path, fps, comment):
         raise OSError(f"{path} was not written: the disk is full")
 
     monkeypatch.setattr("ultragen.runs.write.encode_video", full)
