@@ -81,7 +81,7 @@ def test_clips_of_other_programs_are_refused_with_the_way_out(tmp_path):
     plain = encode_video(waves(), tmp_path / "plain.mp4", 12)
     other = encode_video(waves(), tmp_path / "other.mp4", 12, "made with love")
     for clip in (plain, other):
-        with pytest.raises(ValueError, match="carries no settings of UltraGen.* Choose"):
+        with pytest.raises(ValueError, match=r"carries no settings of UltraGen.* Choose"):
             read_recipe(clip)
     comfy = encode_video(waves(), tmp_path / "comfy.mp4", 12, '{"prompt": {"3": {}}}')
     with pytest.raises(ValueError, match="another program: it holds 'prompt'"):

@@ -1,4 +1,4 @@
-"""What makes a clip again: as the clip carries it, and read back from it or from `metadata.json`."""
+"""What makes a clip again: carried by the clip itself, and read back from it or its metadata."""
 
 from __future__ import annotations
 
