@@ -11,10 +11,10 @@ from ultragen.web.proxies import reach_localhost
 reach_localhost()
 
 # isort: split
+import json
 import os
 import random
 import sys
-import time
 from collections.abc import Iterator
 from functools import partial
 from html import unescape
@@ -30,22 +30,37 @@ from ultragen.estimates.cost import ZEROGPU_TIERS
 from ultragen.runs.clip import job
 from ultragen.runs.loading import Models, load_models
 from ultragen.runs.progress import Progress
-from ultragen.runs.request import MAX_SEED, Request
+from ultragen.runs.request import MAX_SEED, Request, check_prompt
 from ultragen.runs.worker import Failed, Finished
 from ultragen.runs.write import Result, remove_old
 from ultragen.runs.zerogpu import seconds_asked
 from ultragen.web import views
 from ultragen.web.api import build_api
+from ultragen.web.browser import remembered, script, token
 from ultragen.web.calls import checker
+from ultragen.web.cards import Cards
 from ultragen.web.components import Layout, theme
 from ultragen.web.gate import PLACES, Gate
-from ultragen.web.results import load_examples, show, show_example
+from ultragen.web.kept import GRACE, KeptRun, KeptRuns
+from ultragen.web.links import RUN, from_link, link, usable
+from ultragen.web.places import Places
+from ultragen.web.results import (
+    KEPT_FOR,
+    fill,
+    find_result,
+    kept_until,
+    load_examples,
+    name_of,
+    show,
+    show_example,
+)
 from ultragen.web.runs import CANCELLED, Runs
 from ultragen.web.server import serve
 from ultragen.web.settings import (
     SETTINGS,
     Updates,
     describe_model,
+    in_page_words,
     name_unknown_words,
     on_zero_gpu,
     problem,
@@ -53,9 +68,15 @@ from ultragen.web.settings import (
     take_offer,
     validated,
 )
+from ultragen.web.uploads import LARGEST, sweep, take
 
 EXAMPLES = Path(__file__).parent / "docs" / "examples"
-DAY = 24 * 3600
+MOST_RUNS = 12  # that the page lists
+GONE = (
+    "The clip's files are not kept any more; a clip is kept for a day. Its settings make it again: "
+    "press Generate."
+)
+WATCHING: dict[str, Any] = {"concurrency_id": "watch", "concurrency_limit": 30}
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "run", "concurrency_limit": 1}
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 SCROLL_TO_STATUS = (
@@ -70,11 +91,14 @@ class Page:
     Args:
         models: What clips are made with.
         output_dir: Where each run gets a folder of its own.
+        grace: Seconds for which a run waits for its page to come back.
     """
 
-    def __init__(self, models: Models, output_dir: Path) -> None:
+    def __init__(self, models: Models, output_dir: Path, grace: float = GRACE) -> None:
         self.models = models
         self.runs = Runs(models, output_dir)
+        self.kept = KeptRuns()
+        self.grace = grace
         self.examples = load_examples(EXAMPLES)
 
         # Half a card holds all that is offered; the whole one costs visitors twice the quota.
@@ -86,13 +110,15 @@ class Page:
 
     def build(self) -> gr.Blocks:
         """The page with everything wired."""
-        with gr.Blocks(title="UltraGen", delete_cache=(DAY // 4, DAY)) as blocks:
+        with gr.Blocks(title="UltraGen", delete_cache=(KEPT_FOR // 4, KEPT_FOR)) as blocks:
             visitors = [visitor for visitor, _ in ZEROGPU_TIERS] if on_zero_gpu() else []
             described = describe_model(self.models)
             self.ui = Layout(self.models.preset, described, self.examples, visitors)
+            self.places = Places(blocks, self.kept, self.runs, self.grace)
             self.wire(blocks)
             build_api(self.runs, self.gpu_part, **ONE_AT_A_TIME)
         blocks.check = checker(self.models)  # for the gate
+        blocks.find_run = self.find  # for link previews
         return blocks.queue(max_size=PLACES, default_concurrency_limit=1, api_open=False)
 
     # Wiring
@@ -128,6 +154,7 @@ class Page:
         ui.dice.click(lambda: random.randint(0, MAX_SEED), None, ui.seed, **QUIET)
 
         buttons = [ui.start, ui.stop]
+        shown = [*ui.result, *buttons, ui.history, ui.recent, ui.visitor]
         checked = gr.on(
             [ui.start.click, ui.prompt.submit],
             self.prepare,
@@ -141,17 +168,55 @@ class Page:
         checked.success(None, js=SCROLL_TO_STATUS, api_visibility="private")
         checked.success(
             self.run,
-            [*ui.settings, ui.history],
-            [*ui.result, *buttons, ui.history, ui.recent],
+            [*ui.settings, ui.history, ui.visitor],
+            shown,
             show_progress="hidden",
             api_visibility="private",
-            **ONE_AT_A_TIME,
+            **WATCHING,
         ).then(partial(refresh, ui, models), ui.settings, looks, **QUIET)
         ui.stop.click(self.cancel, None, ui.status, **QUIET)
         blocks.unload(self.leave)
+        self.places.wire(**ONE_AT_A_TIME)
 
-        ui.recent.select(self.show_recent, ui.history, ui.result, **QUIET)
+        ui.recent.select(
+            self.show_recent, [ui.history, ui.visitor], [*ui.result, ui.visitor], **QUIET
+        )
         ui.examples.select(self.show_example, None, [*ui.result, *ui.settings], **QUIET)
+        self.wire_memory(blocks, shown)
+
+    def wire_memory(self, blocks: gr.Blocks, shown: list[Any]) -> None:
+        """What the browser keeps, what comes back on a reload, links and files with settings."""
+        ui = self.ui
+        names = json.dumps(SETTINGS)
+        gr.on(
+            [component.change for component in ui.settings],
+            None,
+            [ui.kept_settings, *ui.settings],
+            ui.kept_settings,
+            js=script(f"(...values) => keep({names}, ...values)"),
+            **QUIET,
+        )
+        back = blocks.load(
+            self.restore,
+            [ui.kept_settings, ui.visitor],
+            [*ui.settings, *ui.result, ui.history, ui.recent, ui.visitor],
+            **QUIET,
+        )
+        back.then(None, js=script(f"() => restored({json.dumps([*SETTINGS, RUN])})"), **QUIET).then(
+            self.rejoin,
+            [ui.history, ui.visitor],
+            shown,
+            show_progress="hidden",
+            api_visibility="private",
+            **WATCHING,
+        )
+        ui.share.click(
+            self.share,
+            [ui.history, ui.visitor, *ui.settings],
+            [ui.link, ui.link_told],
+            **QUIET,
+        ).success(None, ui.link, [ui.link, ui.link_told], js=script("copyLink"), **QUIET)
+        ui.drop.upload(self.take_file, ui.drop, [ui.status, ui.drop, *ui.settings], **QUIET)
 
     # Before a run
 
@@ -160,101 +225,231 @@ class Page:
         try:
             validated(self.models, dict(zip(SETTINGS, values, strict=True)))
         except gr.Error as error:
-            text = unescape(error.message)
-            yield {self.ui.status: views.notice("bad", "Please change a setting", text)}
-            raise
-        self.runs.stop_event(request.session_hash)
+            yield {self.ui.status: self.refusal(unescape(error.message), *values)}
+            # It is said once, and nothing else is to happen.
+            raise gr.Error(error.message, visible=False, print_exception=False) from error
+        self.kept.announce(request.session_hash)
         yield {
             self.ui.status: views.notice("idle", "Waiting", "The run starts when it is its turn."),
-            self.ui.start: gr.update(interactive=False),
-            self.ui.stop: gr.update(visible=True),
+            **self.busy(True),
+        }
+
+    def refusal(self, text: str, *values: Any) -> str:
+        """Why a run can't start; settings other than the prompt are said beside their costs."""
+        try:
+            check_prompt(values[SETTINGS.index("prompt")])
+        except ValueError:
+            return views.notice("bad", "Please change the prompt", in_page_words(text))
+        note = "The note above the button says which setting to change."
+        return views.notice("bad", "Not started", note)
+
+    def busy(self, busy: bool) -> Updates:
+        """The buttons while a run waits or goes on, and else."""
+        return {
+            self.ui.start: gr.update(interactive=not busy),
+            self.ui.stop: gr.update(visible=busy),
         }
 
     # A run
 
     def run(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
-        """Makes both clips, and tells how far it is."""
-        *settings, history = values
+        """Makes both clips, and tells how far it is. They are made also if the page goes."""
+        *settings, history, visitor = values
         asked = validated(self.models, dict(zip(SETTINGS, settings, strict=True)))
-        stages = self.models.estimator.estimate(job(asked, self.models))
-        stop = self.runs.waiting_or_running(request.session_hash)
-        began = time.monotonic()
-        progress = Progress("text", 0, 1, 0.0, "Starting")
-        elapsed = 0.0
+        run = self.kept.announced(request.session_hash)
+        run.begin(
+            token(visitor) or str(request.session_hash),
+            self.models.estimator.estimate(job(asked, self.models)),
+            lambda: self.runs.items(asked, self.gpu_part, run.stop),
+        )
         try:
-            for item in self.runs.items(asked, self.gpu_part, stop):
-                elapsed = time.monotonic() - began
+            self.enqueue(run, request)
+        except ValueError as error:
+            yield self.failed(Failed(str(error)), run)
+            return
+        yield from self.follow(run, history, visitor)
+
+    def enqueue(self, run: KeptRun, request: gr.Request) -> None:
+        """Gives a run its place in the queue."""
+        self.places.take(run, request)
+
+    def rejoin(
+        self, request: gr.Request, history: list[Result], visitor: object
+    ) -> Iterator[Updates]:
+        """Shows the run again that this browser started before the page was loaded anew."""
+        run = self.kept.found(token(visitor))
+        if run is None:
+            return
+        self.kept.show(request.session_hash, run)
+        yield self.busy(True)
+        yield from self.follow(run, history, visitor)
+
+    def follow(self, run: KeptRun, history: list[Result], visitor: object) -> Iterator[Updates]:
+        """The page as a run waits, goes on and ends."""
+        progress = Progress("text", 0, 1, 0.0, "Starting")
+        try:
+            for item in run.follow():
                 if isinstance(item, Finished):
-                    yield self.succeeded(item.value, history)
+                    yield self.succeeded(item.value, history, visitor)
                 elif isinstance(item, Failed):
-                    yield self.failed(item, progress, elapsed)
+                    yield self.failed(item, run, progress)
                 else:
                     progress = item or progress
-                    title = "Stopping after this step" if stop.is_set() else progress.message
-                    yield {self.ui.status: views.running(progress, stages, elapsed, title)}
+                    yield {self.ui.status: self.standing(run, progress)}
         except gr.Error as error:  # ZeroGPU's own: no quota is left, or the run took too long
-            yield self.failed(Failed(unescape(str(error.message))), progress, elapsed)
+            yield self.failed(Failed(unescape(str(error.message))), run, progress)
             raise
         except Exception as error:  # of what lends GPUs, too
             message = str(error) or type(error).__name__
-            yield self.failed(Failed(message), progress, elapsed)
+            yield self.failed(Failed(message), run, progress)
             raise problem(message) from error
 
-    def succeeded(self, result: Result, history: list[Result]) -> Updates:
+    def standing(self, run: KeptRun, progress: Progress) -> str:
+        """How a run stands that has not ended."""
+        place = self.places.place(run)
+        if place is not None:
+            return views.waiting(place.ahead, place.seconds)
+        title = "Stopping after this step" if run.stop.is_set() else progress.message
+        return views.running(progress, run.stages, run.elapsed, title)
+
+    def succeeded(self, result: Result, history: list[Result], visitor: object) -> Updates:
         """The page after a run: its result, and one more in the history."""
-        history = [result, *history][:12]
-        posters = [(str(past.poster), views.caption(past.metadata)) for past in history]
         return {
-            **show(self.ui, result),
-            self.ui.start: gr.update(interactive=True),
-            self.ui.stop: gr.update(visible=False),
-            self.ui.history: history,
-            self.ui.recent: gr.update(value=posters, visible=True),
+            **show(self.ui, result, kept_until(result)),
+            **self.busy(False),
+            **self.past([result, *history][:MOST_RUNS], visitor, result),
         }
 
-    def failed(self, failure: Failed, progress: Progress, elapsed: float) -> Updates:
+    def past(self, history: list[Result], visitor: object, shown: Result | None) -> Updates:
+        """The list of runs, and what the browser keeps of it."""
+        posters = [(str(each.poster), views.caption(each.metadata)) for each in history]
+        return {
+            self.ui.history: history,
+            self.ui.recent: gr.update(value=posters, visible=bool(posters)),
+            self.ui.visitor: remembered(visitor, history, shown),
+        }
+
+    def failed(self, failure: Failed, run: KeptRun, progress: Progress | None = None) -> Updates:
         """The page after a run that was cancelled or went wrong."""
         if failure == CANCELLED:
-            text = f"Stopped after {views.duration(elapsed)} at: {progress.message}."
+            at = f" at: {progress.message}" if progress and progress.step else ""
+            text = f"Stopped after {views.duration(run.elapsed)}{at}."
             card = views.notice("stopped", "Cancelled", f"{text} Nothing was kept.")
         else:
             card = views.notice("bad", "This run failed", failure.message)
-        return {
-            self.ui.status: card,
-            self.ui.start: gr.update(interactive=True),
-            self.ui.stop: gr.update(visible=False),
-        }
+        return {self.ui.status: card, **self.busy(False)}
 
     def cancel(self, request: gr.Request) -> str:
         """Stops this visitor's run."""
-        if self.runs.cancel(request.session_hash):
+        if self.kept.cancel(request.session_hash):
             return views.notice("stopped", "Stopping", "The step that runs now is the last one.")
         return views.notice("idle", "Nothing to cancel", "No run of yours is under way.")
 
     def leave(self, request: gr.Request) -> None:
-        """Stops the run of a visitor who has left, so that others need not wait for it."""
-        self.runs.forget(request.session_hash)
+        """A page was closed or loads anew; its run waits for it to come back, for a while."""
+        self.kept.leave(request.session_hash)
+
+    # What comes back
+
+    def restore(self, request: gr.Request, kept: object, visitor: object) -> Updates:
+        """The settings of a share link or of this browser's last visit, its runs, and the clip."""
+        names = visitor.get("runs") if isinstance(visitor, dict) else None
+        found = [self.find(name) for name in (names if isinstance(names, list) else [])]
+        history = [result for result in found if result is not None][:MOST_RUNS]
+        linked = from_link(dict(request.query_params), self.models)
+        if linked is not None:
+            return self.linked(*linked, request.query_params.get(RUN), history, visitor)
+        updates = self.past(history, visitor, None)
+        if isinstance(kept, dict) and kept:
+            updates |= fill(self.ui, self.models, usable(kept, self.models)[0])
+        shown = self.find(visitor.get("shown")) if isinstance(visitor, dict) else None
+        if shown is not None:
+            updates |= show(self.ui, shown, kept_until(shown))
+            updates |= {self.ui.visitor: remembered(visitor, history, shown)}
+        return updates
+
+    def linked(
+        self,
+        asked: Request,
+        problems: list[str],
+        name: str | None,
+        history: list[Result],
+        visitor: object,
+    ) -> Updates:
+        """The page of a share link: its settings, its clip, and what is wrong with it."""
+        result = self.find(name)
+        updates = self.past(history, visitor, result) | fill(self.ui, self.models, asked)
+        if result is not None:
+            updates |= show(self.ui, result, kept_until(result))
+        elif name is not None:
+            problems = [*problems, GONE]
+        if problems:
+            text = " ".join(map(in_page_words, problems))
+            updates[self.ui.status] = views.notice("stopped", "This link needs a look", text)
+        return updates
+
+    def find(self, name: object) -> Result | None:
+        """A finished run by its name, as long as its files are there."""
+        return find_result(self.runs.output_dir, name)
+
+    def share(self, history: list[Result], visitor: object, *values: Any) -> Updates:
+        """A link to the settings as they are, with the clip that was made with them."""
+        asked = validated(self.models, dict(zip(SETTINGS, values, strict=True)))
+        shown = self.find(visitor.get("shown")) if isinstance(visitor, dict) else None
+        made = [result for result in [shown, *history] if result is not None]
+        same = (each for each in made if Request.from_metadata(each.metadata) == asked)
+        result = next(same, None)
+        query = link(asked, name_of(result) if result else None, self.models)
+        return {
+            self.ui.link: gr.update(value=query, visible=True),
+            self.ui.link_told: gr.update(value="", visible=True),
+        }
+
+    def take_file(self, path: str | None) -> Updates:
+        """The settings of a clip, from a file that was dropped."""
+        if path is None:
+            return {self.ui.drop: None}
+        try:
+            recipe = take(path)
+            asked = recipe.request.validate(self.models.preset)
+            validated(self.models, asked.to_dict())
+        except (ValueError, gr.Error) as error:
+            text = in_page_words(unescape(getattr(error, "message", str(error))))
+            card = views.notice("bad", "These settings can't be used", text)
+            return {self.ui.status: card, self.ui.drop: None}
+        text = recipe.differs(self.models) or "Generate makes the same clip again."
+        card = views.notice("good", f"Settings of a clip by {recipe.made_by}", text)
+        return {
+            self.ui.status: card,
+            self.ui.drop: None,
+            **fill(self.ui, self.models, asked),
+        }
 
     # Results
 
-    def show_recent(self, history: list[Result], event: gr.SelectData) -> Updates:
-        """An earlier run of this visit."""
-        return show(self.ui, history[event.index])
+    def show_recent(self, history: list[Result], visitor: object, event: gr.SelectData) -> Updates:
+        """An earlier run of this browser."""
+        result = history[event.index]
+        if self.find(name_of(result)) is None:
+            return {self.ui.status: views.notice("stopped", "This clip is gone", GONE)}
+        kept = {self.ui.visitor: remembered(visitor, history, result)}
+        return show(self.ui, result, kept_until(result)) | kept
 
     def show_example(self, event: gr.SelectData) -> Updates:
         """A finished example, with its settings."""
         return show_example(self.ui, self.models, self.examples[event.index])
 
 
-def build(models: Models, output_dir: Path | None = None) -> gr.Blocks:
+def build(models: Models, output_dir: Path | None = None, grace: float = GRACE) -> gr.Blocks:
     """The page for these models, to be launched with `launch_options`.
 
     Args:
         models: What clips are made with.
         output_dir: Where each run gets a folder of its own; None takes the folder that Gradio
             serves files from and cleans up.
+        grace: Seconds for which a run waits for its page to come back.
     """
-    return Page(models, output_dir or runs_folder()).build()
+    return Page(models, output_dir or runs_folder(), grace).build()
 
 
 def runs_folder() -> Path:
@@ -269,10 +464,17 @@ def launch_options() -> dict[str, Any]:
         "css": views.asset("page.css"),
         "show_error": True,
         "allowed_paths": [str(EXAMPLES)],  # wherever it is started from
+        "max_file_size": LARGEST,
         "mcp_server": find_spec("mcp") is not None,
         "ssr_mode": False,
-        "app_kwargs": {"middleware": [Middleware(Gate)]},
+        "app_kwargs": {"middleware": [Middleware(Gate), Middleware(Cards)]},
     }
+
+
+def clean_up(blocks: gr.Blocks) -> None:
+    """Removes what is older than the page promises to keep."""
+    remove_old(runs_folder(), KEPT_FOR)
+    sweep(blocks, Path(get_upload_folder()))
 
 
 def main() -> None:
@@ -291,7 +493,7 @@ def main() -> None:
     try:
         serve(
             blocks,
-            partial(remove_old, runs_folder(), DAY),
+            partial(clean_up, blocks),
             server_port=int(port) if port else None,
             **launch_options(),
         )

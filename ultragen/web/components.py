@@ -9,11 +9,13 @@ from typing import Any
 import gradio as gr
 
 from ..presets import PROMPTS, RESOLUTIONS, SUGGESTED, ModelPreset
+from ..runs.recipe import SUFFIXES
 from ..runs.request import MAX_STEPS
 from ..runs.write import Result
 from . import views
 
 LARGEST_GUIDANCE = 20  # that the page offers; the API takes more
+NO_SECRET = "ultragen"  # the browser keeps nothing that its owner may not see
 
 
 class Layout:
@@ -42,6 +44,9 @@ class Layout:
                 self.results(preset)
                 self.galleries(examples)
         self.history = gr.State([])
+        # Gradio's own secret is another one at each start, and what was kept with it is lost then.
+        self.kept_settings = gr.BrowserState({}, storage_key="ultragen-settings", secret=NO_SECRET)
+        self.visitor = gr.BrowserState({}, storage_key="ultragen-visitor", secret=NO_SECRET)
 
     @property
     def settings(self) -> list[Any]:
@@ -131,6 +136,13 @@ class Layout:
             )
             self.drawing = gr.HTML(apply_default_css=False, elem_id="drawing")
         self.loras = self.lora_table(preset)
+        with gr.Accordion("Settings of an earlier clip", open=False, elem_id="earlier"):
+            self.drop = gr.File(
+                label="Its metadata.json, or the MP4 itself",
+                file_types=list(SUFFIXES),
+                height=110,
+                elem_id="drop",
+            )
         with gr.Accordion("Advanced settings", open=False, elem_id="advanced"):
             self.advanced_settings(preset)
 
@@ -229,10 +241,19 @@ class Layout:
             api_visibility="private",
         )
         with gr.Row():
-            self.share = gr.DeepLinkButton("Share these settings", size="sm")
+            self.share = gr.Button("Share these settings", size="sm", elem_id="share")
             gr.DuplicateButton(
                 "Duplicate this Space", size="sm", visible=bool(os.environ.get("SPACE_ID"))
             )
+        self.link = gr.Textbox(
+            label="Link to these settings",
+            visible=False,
+            interactive=False,
+            buttons=["copy"],
+            max_lines=2,
+            elem_id="link",
+        )
+        self.link_told = gr.Markdown(visible=False, elem_id="link-told")
 
     @staticmethod
     def player(label: str, name: str, visible: bool = True) -> gr.Video:

@@ -12,7 +12,7 @@ from ..estimates.cost import gpu_seconds
 from ..runs.clip import job
 from ..runs.compare import generate
 from ..runs.loading import Models
-from ..runs.progress import Progress
+from ..runs.progress import Progress, seconds_left
 from ..runs.request import Request
 from ..runs.worker import Failed, Finished, stream
 from ..runs.write import Clips, Result, write
@@ -27,6 +27,17 @@ NOT_WRITTEN = (
 )
 ABORTED = "aborted"  # in what ZeroGPU says of a run that it has stopped
 TURN = 0.2  # seconds between two looks at whether the device is free
+
+
+class _Now:
+    """How far the run is that has the device."""
+
+    def __init__(self, total: float) -> None:
+        self.total, self.fraction, self._began = total, 0.0, monotonic()
+
+    @property
+    def elapsed(self) -> float:
+        return monotonic() - self._began
 
 
 class Runs:
@@ -45,36 +56,16 @@ class Runs:
         self.models = models
         self.output_dir = output_dir
         self.device = Lock()
-        self._stops: dict[str, Event] = {}
+        self._now: _Now | None = None
 
     def frames(self, request: Request) -> Iterator[Progress | Finished[Clips] | Failed | None]:
         """The part that needs the GPU: everything but the files."""
         return (yield from stream(lambda *watch: generate(request, self.models, *watch)))
 
-    def stop_event(self, session: str | None) -> Event:
-        """The event that `cancel` sets: one for all runs that a session started since the last
-        one was cancelled."""
-        stop = self._stops.get(session or "")
-        if stop is None or stop.is_set():
-            stop = self._stops[session or ""] = Event()
-        return stop
-
-    def waiting_or_running(self, session: str | None) -> Event:
-        """The event of a run that `stop_event` announced, even if it was cancelled since."""
-        return self._stops.get(session or "") or self.stop_event(session)
-
-    def cancel(self, session: str | None) -> bool:
-        """Stops a session's runs within a step; tells whether there may be one."""
-        stop = self._stops.get(session or "")
-        if stop is None or stop.is_set():
-            return False
-        stop.set()
-        return True
-
-    def forget(self, session: str | None) -> None:
-        """Stops the runs of a session that has ended."""
-        self.cancel(session)
-        self._stops.pop(session or "", None)
+    def seconds_left(self) -> float | None:
+        """Expected seconds until the device is free; None if no run has it."""
+        now = self._now
+        return None if now is None else seconds_left(now.total, now.fraction, now.elapsed)
 
     def items(self, request: Request, gpu_part: GpuPart, stop: Event | None = None) -> Items:
         """Runs a validated request: progress, then one `Finished` or `Failed`.
@@ -106,6 +97,7 @@ class Runs:
         try:
             work.close()  # type: ignore[attr-defined]
         finally:
+            self._now = None
             self.device.release()
 
     def _work(self, request: Request, gpu_part: GpuPart, stop: Event) -> Items:
@@ -113,7 +105,10 @@ class Runs:
         clips = None
         # ZeroGPU keeps its worker, whose copy of the estimator never learns.
         estimated = self.models.estimator.estimate(job(request, self.models))
+        now = self._now = _Now(sum(estimated.values()))
         for item in _until(stop, self._learning(estimated, gpu_part(request))):
+            if isinstance(item, Progress):
+                now.fraction = item.fraction
             if isinstance(item, Finished):
                 clips = item.value
                 clips.metadata["seconds"]["estimated"] = estimated
@@ -130,6 +125,8 @@ class Runs:
                 raise OSError(NOT_WRITTEN) from error
 
         for item in _until(stop, stream(write_files)):
+            if isinstance(item, Progress):
+                now.fraction = item.fraction
             if isinstance(item, Finished):
                 measured = item.value.metadata["seconds"]["measured"]
                 self.models.estimator.observe(estimated, measured)
