@@ -18,7 +18,6 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from html import unescape
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +67,7 @@ from ultragen.web.settings import (
     take_offer,
     validated,
 )
+from ultragen.web.tools import serve_tools
 from ultragen.web.uploads import LARGEST, sweep, take
 
 EXAMPLES = Path(__file__).parent / "docs" / "examples"
@@ -278,7 +278,8 @@ class Page:
     ) -> Iterator[Updates]:
         """Shows the run again that this browser started before the page was loaded anew."""
         run = self.kept.found(token(visitor))
-        if run is None:
+        if run is None:  # Gradio empties what a generator has nothing to say of
+            yield self.busy(False)
             return
         self.kept.show(request.session_hash, run)
         yield self.busy(True)
@@ -465,7 +466,7 @@ def launch_options() -> dict[str, Any]:
         "show_error": True,
         "allowed_paths": [str(EXAMPLES)],  # wherever it is started from
         "max_file_size": LARGEST,
-        "mcp_server": find_spec("mcp") is not None,
+        "mcp_server": serve_tools(),
         "ssr_mode": False,
         "app_kwargs": {"middleware": [Middleware(Gate), Middleware(Cards)]},
     }

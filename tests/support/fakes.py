@@ -169,11 +169,11 @@ def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
 
 
 @contextmanager
-def served(models: Models, output_dir: Path):
-    """The page on a port of its own; yields its address."""
+def served(models: Models, output_dir: Path, **options):
+    """The page on a port of its own; yields its address. Options are those of `app.build`."""
     import app
 
-    blocks = app.build(models, output_dir)
+    blocks = app.build(models, output_dir, **options)
     _, url, _ = blocks.launch(**app.launch_options(), prevent_thread_lock=True, quiet=True)
     try:
         yield url.rstrip("/")

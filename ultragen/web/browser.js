@@ -14,6 +14,22 @@ function restored(names) {
   const address = new URL(window.location.href);
   for (const name of names) address.searchParams.delete(name);
   if (address.href !== window.location.href) window.history.replaceState(null, "", address);
+  takeDrops();
+}
+
+// A file that is dropped anywhere on the page is handed to the button that takes such files.
+function takeDrops() {
+  const holdsFile = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+  document.addEventListener("dragover", (event) => {
+    if (holdsFile(event)) event.preventDefault();
+  });
+  document.addEventListener("drop", (event) => {
+    const input = document.getElementById("drop")?.previousElementSibling;
+    if (!holdsFile(event) || event.defaultPrevented || !input) return;
+    event.preventDefault();
+    input.files = event.dataTransfer.files;
+    input.dispatchEvent(new Event("change", { bubbles: true }));
+  });
 }
 
 // Copies the whole address; where the browser does not let a page do so, it says so.

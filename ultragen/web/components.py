@@ -136,15 +136,14 @@ class Layout:
             )
             self.drawing = gr.HTML(apply_default_css=False, elem_id="drawing")
         self.loras = self.lora_table(preset)
-        with gr.Accordion("Settings of an earlier clip", open=False, elem_id="earlier"):
-            self.drop = gr.File(
-                label="Its metadata.json, or the MP4 itself",
-                file_types=list(SUFFIXES),
-                height=110,
-                elem_id="drop",
-            )
         with gr.Accordion("Advanced settings", open=False, elem_id="advanced"):
             self.advanced_settings(preset)
+        self.drop = gr.UploadButton(
+            "Settings of an earlier clip: choose its MP4 or metadata.json, or drop it on the page",
+            file_types=list(SUFFIXES),
+            size="sm",
+            elem_id="drop",
+        )
 
     def lora_table(self, preset: ModelPreset) -> gr.Dataframe:
         """The machine's LoRAs, each with a strength; not shown where there is none."""
@@ -250,7 +249,8 @@ class Layout:
             visible=False,
             interactive=False,
             buttons=["copy"],
-            max_lines=2,
+            lines=3,
+            max_lines=3,
             elem_id="link",
         )
         self.link_told = gr.Markdown(visible=False, elem_id="link-told")

@@ -213,7 +213,9 @@ def waiting(ahead: int, seconds: float) -> str:
 def kept_until(moment: float) -> str:
     """Until when files are kept that are removed at a time in seconds since 1970."""
     until = datetime.fromtimestamp(moment, UTC)
-    return f"Files are kept until {until:%d %B, %H:%M} UTC: download what you like to keep."
+    return (
+        f"Files are kept until {until.day} {until:%B, %H:%M} UTC: download what you like to keep."
+    )
 
 
 def finished(metadata: Mapping, kept: str = "") -> str:
