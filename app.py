@@ -385,8 +385,8 @@ class Page:
         elif name is not None:
             problems = [*problems, GONE]
         if problems:
-            text = " ".join(map(in_page_words, problems))
-            updates[self.ui.status] = views.notice("stopped", "This link needs a look", text)
+            texts = list(map(in_page_words, problems))
+            updates[self.ui.status] = views.remarks("This link needs a look", texts)
         return updates
 
     def find(self, name: object) -> Result | None:

@@ -15,9 +15,9 @@ import pytest
 from fakes import fake_models, served, until
 from lines import Line
 
+import app
 from ultragen.runs.compare import compare
 from ultragen.runs.request import Request
-from ultragen.web.gate import PLACES
 
 pytestmark = pytest.mark.browser
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -83,8 +83,10 @@ def set_seed(page, seed: int) -> None:
 
 
 def generate(page) -> None:
+    seed = page.locator("#seed input").input_value()
     page.click("#generate")
-    expect(page.locator("#status")).to_contain_text("Done", timeout=60_000)
+    done = re.compile(rf"Done: \w+, seed {seed}\b")
+    expect(page.locator("#status")).to_contain_text(done, timeout=60_000)
 
 
 def status(page, text: str | re.Pattern, seconds: float = 20) -> None:
@@ -239,16 +241,18 @@ def test_a_place_is_shown_kept_over_a_reload_and_can_be_left(slow, visit):
     assert [call["seed"] for call in slow.models.native.calls] == [0, 2]
 
 
-def test_a_full_queue_is_said(slow, visit):
-    call = f"{slow.url}/gradio_api/call/v2/generate"
-    page = visit(slow.url)
-    for number in range(PLACES + 1):
-        given = {"prompt": "a calm lake", "num_inference_steps": 100, "seed": number}
-        assert httpx.post(call, json=given).status_code == 200
-        until(lambda: slow.steps.calls)
-    page.click("#generate")
-    expect(page.get_by_text("No place is free")).to_be_visible(timeout=20_000)
-    expect(page.locator("#generate")).to_be_enabled()
+def test_a_full_queue_is_said(visit, tmp_path, monkeypatch):
+    monkeypatch.setattr(app, "PLACES", 1)
+    models = fake_models(delay=0.5)
+    with served(models, tmp_path) as url:
+        page = visit(url)
+        given = {"prompt": "a calm lake", "num_inference_steps": 100}
+        for _ in range(2):
+            httpx.post(f"{url}/gradio_api/call/v2/generate", json=given).raise_for_status()
+            until(lambda: models.native.steps_done >= 1)
+        page.click("#generate")
+        expect(page.get_by_text("No place is free").first).to_be_visible(timeout=20_000)
+        expect(page.locator("#generate")).to_be_enabled()
 
 
 # Links

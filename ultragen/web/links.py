@@ -41,10 +41,10 @@ def from_link(parameters: Mapping[str, str], models: Models) -> tuple[Request, l
     none."""
     given = {name: parameters[name] for name in SETTINGS if name in parameters}
     problems = []
-    for name in set(parameters) - set(SETTINGS) - {RUN}:
+    for name in sorted(set(parameters) - set(SETTINGS) - {RUN}):
         # Social networks and Gradio add names of their own.
         if nearest := get_close_matches(name, SETTINGS, 1, ALIKE):
-            problems.append(f"There is no setting {shown(name)}: {nearest[0]} was left as it is.")
+            problems.append(f"There is no setting {shown(name)}: {nearest[0]!r} may be meant.")
     if not given and not problems and RUN not in parameters:
         return None
     default = usual(models)

@@ -218,6 +218,15 @@ def kept_until(moment: float) -> str:
     )
 
 
+def remarks(title: str, texts: Sequence[str]) -> str:
+    """A card with several things to look at."""
+    lines = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    return (
+        f'<div class="ug-card stopped" role="status"><div class="top"><span class="big">'
+        f'{escape(title)}</span></div><ul class="sub">{lines}</ul></div>'
+    )
+
+
 def finished(metadata: Mapping, kept: str = "") -> str:
     """What a finished run took, and until when its files are kept."""
     measured = metadata["seconds"]["measured"]
