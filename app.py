@@ -39,7 +39,7 @@ from ultragen.web.browser import remembered, script, token
 from ultragen.web.calls import checker
 from ultragen.web.cards import Cards
 from ultragen.web.components import Layout, theme
-from ultragen.web.gate import PLACES, Gate
+from ultragen.web.gate import PLACES, RUNS, Gate
 from ultragen.web.kept import GRACE, KeptRun, KeptRuns
 from ultragen.web.links import RUN, from_link, link, usable
 from ultragen.web.places import Places
@@ -77,7 +77,7 @@ GONE = (
     "press Generate."
 )
 WATCHING: dict[str, Any] = {"concurrency_id": "watch", "concurrency_limit": 30}
-ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "run", "concurrency_limit": 1}
+ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": RUNS, "concurrency_limit": 1}
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 SCROLL_TO_STATUS = (
     "() => { if (innerWidth < 800)"
@@ -119,7 +119,7 @@ class Page:
             build_api(self.runs, self.gpu_part, **ONE_AT_A_TIME)
         blocks.check = checker(self.models)  # for the gate
         blocks.find_run = self.find  # for link previews
-        return blocks.queue(max_size=PLACES, default_concurrency_limit=1, api_open=False)
+        return blocks.queue(max_size=3 * PLACES, default_concurrency_limit=1, api_open=False)
 
     # Wiring
 
@@ -127,9 +127,10 @@ class Page:
         """Connects the components with what they cause."""
         ui, models = self.ui, self.models
         looks = [ui.estimate, ui.drawing, ui.costs, *ui.offers.values()]
-        costly = [ui.resolution, ui.windows, ui.num_frames, ui.steps, ui.guidance, ui.upscaler]
+        # All but the prompt may cost something, or be what can't be used.
+        costly = [component for component in ui.settings if component is not ui.prompt]
         gr.on(
-            [blocks.load, *(component.change for component in [*costly, ui.base_native])],
+            [blocks.load, *(component.change for component in costly)],
             partial(refresh, ui, models),
             ui.settings,
             looks,

@@ -18,6 +18,7 @@ from gradio.queueing import Event, Queue
 
 from ..runs.clip import job
 from .calls import Refused, by_order
+from .gate import PLACES, waiting_runs
 from .kept import KeptRun, KeptRuns
 from .runs import CANCELLED, Runs
 
@@ -70,7 +71,11 @@ class Places:
         Raises:
             ValueError: if there is no place.
         """
-        run_in_loop(self._take, run, request)
+        try:
+            run_in_loop(self._take, run, request)
+        except ValueError:
+            run.end()
+            raise
 
     async def _take(self, run: KeptRun, request: gr.Request) -> None:
         queue = self.blocks._queue
@@ -80,10 +85,11 @@ class Places:
             session_hash=f"run-{run.id}",
             request=request.request,
         )
+        if len(waiting_runs(queue)) >= PLACES:
+            raise ValueError(f"All {PLACES} places in the queue are taken: try again in a minute.")
         taken, told, _ = await queue.push(body, request.request, request.username)
         if not taken:
-            run.end()
-            raise ValueError(f"No place is free ({told}) Try again in a minute.")
+            raise ValueError(f"The run got no place in the queue: {told} Try again in a minute.")
         self._events[run.id] = queue.event_ids_to_events[str(told)]
         task = asyncio.create_task(self._tend(run, queue))
         self._tending.add(task)
@@ -96,7 +102,7 @@ class Places:
             while event._id in queue.event_ids_to_events:
                 if run.abandoned(self.grace):
                     run.stop.set()
-                if run.stop.is_set() and event in _waiting(queue, event):
+                if run.stop.is_set() and event in waiting_runs(queue):
                     await queue.clean_events(event_id=event._id)
                     run.end(CANCELLED)
                 await asyncio.sleep(EVERY)
@@ -111,8 +117,8 @@ class Places:
     def place(self, run: KeptRun) -> Place | None:
         """Where a run waits; None if it does not."""
         event = self._events.get(run.id)
-        waiting = list(_waiting(self.blocks._queue, event)) if event is not None else []
-        if event not in waiting:
+        waiting = waiting_runs(self.blocks._queue)
+        if event is None or event not in waiting:
             return None
         before = waiting[: waiting.index(event)]
         left = self.runs.seconds_left()
@@ -131,8 +137,3 @@ class Places:
         except Refused:  # it will be answered at once
             return 0.0
         return sum(self.runs.models.estimator.estimate(job(asked, self.runs.models)).values())
-
-
-def _waiting(queue: Queue, event: Event) -> list[Event]:
-    """The events that wait where this one does, in their order."""
-    return queue.event_queue_per_concurrency_id[event.concurrency_id].queue
