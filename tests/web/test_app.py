@@ -30,7 +30,7 @@ from ultragen.runs.clip import job
 from ultragen.runs.compare import generate
 from ultragen.runs.progress import Progress
 from ultragen.runs.request import Request
-from ultragen.runs.worker import Finished
+from ultragen.runs.worker import Failed, Finished
 from ultragen.video import probe_video
 from ultragen.web import views
 from ultragen.web.browser import token
@@ -381,15 +381,16 @@ def test_a_run_goes_on_without_its_page_and_is_found_by_the_same_browser(slow):
     next(run)
     run.close()
     slow.leave(visitor("first"))
-    assert list(slow.rejoin(visitor("other"), [], {"token": "1" * 32})) == []
-    assert list(slow.rejoin(visitor("other"), [], {})) == []
+    for stranger in ({"token": "1" * 32}, {}):
+        [idle] = slow.rejoin(visitor("other"), [], stranger)
+        assert set(idle) == {slow.ui.start, slow.ui.stop}
     again = slow.rejoin(visitor("second"), [], OWNER)
     assert next(again)[slow.ui.stop]["visible"]
     last = list(again)[-1]
     assert "Done" in last[slow.ui.status]
     assert [each.metadata["request"]["prompt"] for each in last[slow.ui.history]] == ["a calm lake"]
     assert slow.models.native.steps_done == 40
-    assert list(slow.rejoin(visitor("third"), [], OWNER)) == []  # it was shown
+    assert len(list(slow.rejoin(visitor("third"), [], OWNER))) == 1  # it was shown
 
 
 def test_a_run_that_is_found_again_can_be_cancelled(slow):
@@ -414,6 +415,19 @@ def test_a_run_that_ended_with_no_page_open_is_shown_to_the_next_one(slow):
     last = list(slow.rejoin(visitor("second"), [], OWNER))[-1]
     assert "Done" in last[slow.ui.status] and "Files are kept until" in last[slow.ui.status]
     assert last[slow.ui.visitor]["runs"] == [last[slow.ui.visitor]["shown"]]
+
+
+def test_who_comes_late_gets_the_latest_of_each_kind_in_order():
+    run = KeptRun()
+    steps = [Progress("denoise", step, 3, step / 3, "") for step in range(4)]
+    for item in (steps[1], "preview", steps[2], None, "later preview", steps[3]):
+        run.put(item)
+    page = run.follow()
+    assert [next(page), next(page), next(page)] == ["later preview", steps[3], None]
+    run.put(steps[1])
+    run.end(Failed("over"))
+    assert list(page) == [steps[1], Failed("over")]
+    assert run.seen
 
 
 def test_a_run_is_abandoned_only_when_no_page_shows_it():

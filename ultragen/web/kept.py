@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from operator import itemgetter
 from threading import Condition, Event, Lock
 from time import monotonic
 from typing import Any
 from uuid import uuid4
 
-from ..runs.progress import Progress
 from ..runs.worker import Failed
 from .runs import Items
 
@@ -39,8 +39,8 @@ class KeptRun:
         self.ended = self.seen = False
         self.under_way = False
         self._work: Callable[[], Items] | None = None
-        self._items: list[Any] = []  # all but progress, of which the latest will do
-        self._progress: Progress | None = None
+        self._count = 0
+        self._latest: dict[type, tuple[int, Any]] = {}  # by kind: an older one is out of date
         self._news = Condition()
         self._pages = 0
         self._left = self._began = monotonic()
@@ -76,11 +76,12 @@ class KeptRun:
 
     def put(self, item: Any) -> None:
         """Something new: progress, a part of the result, how it ended, or an exception."""
+        if item is None:
+            return
         with self._news:
-            if isinstance(item, Progress):
-                self._progress = item
-            elif item is not None:
-                self._items.append(item)
+            self._count += 1
+            kind = Exception if isinstance(item, Exception) else type(item)
+            self._latest[kind] = (self._count, item)
             self._news.notify_all()
 
     def end(self, reason: Failed | None = None) -> None:
@@ -89,36 +90,36 @@ class KeptRun:
         Args:
             reason: Why it ends before its turn.
         """
+        self.put(reason)
         with self._news:
             self._work = None
-            if reason is not None:
-                self._items.append(reason)
             self.ended = True
             self._news.notify_all()
 
     def follow(self) -> Iterator[Any]:
-        """What became of the run so far, then what is new; None while there is nothing.
+        """The latest of each kind of item so far, then what is new; None while there is nothing.
 
         Raises:
             Exception: that the work raised.
         """
         with self._news:
             self._pages += 1
-        told, last = 0, None
+        told = 0
         try:
             while True:
                 with self._news:
-                    self._news.wait_for(partial(self._has_news, told, last), LOOK)
-                    new, progress, ended = self._items[told:], self._progress, self.ended
-                if progress is not last:
-                    last = progress
-                    yield last
-                for item in new:
+                    self._news.wait_for(partial(self._has_news, told), LOOK)
+                    new = sorted(
+                        (each for each in self._latest.values() if each[0] > told),
+                        key=itemgetter(0),
+                    )
+                    ended = self.ended
+                for number, item in new:
+                    told = number
                     if isinstance(item, Exception):
                         self.seen = True
                         raise item
                     yield item
-                told += len(new)
                 if ended:
                     self.seen = True
                     return
@@ -129,8 +130,8 @@ class KeptRun:
                 self._pages -= 1
                 self._left = monotonic()
 
-    def _has_news(self, told: int, last: Progress | None) -> bool:
-        return self.ended or len(self._items) > told or self._progress is not last
+    def _has_news(self, told: int) -> bool:
+        return self.ended or self._count > told
 
 
 class KeptRuns:
