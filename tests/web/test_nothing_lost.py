@@ -85,8 +85,8 @@ def set_seed(page, seed: int) -> None:
 def generate(page) -> None:
     seed = page.locator("#seed input").input_value()
     page.click("#generate")
-    done = re.compile(rf"Done: \w+, seed {seed}\b")
-    expect(page.locator("#status")).to_contain_text(done, timeout=60_000)
+    done = re.compile(rf"Done: \w+, seed {seed}$")
+    expect(page.locator("#status .big")).to_have_text(done, timeout=60_000)
 
 
 def status(page, text: str | re.Pattern, seconds: float = 20) -> None:
