@@ -215,6 +215,11 @@ def test_a_tool_answers_in_blocks_whether_or_not_progress_is_asked_for(server, m
     assert Request.from_metadata(json.loads(blocks[3])).prompt == "a calm lake"
 
 
+def test_gradios_own_links_which_leave_files_are_not_made(server):
+    answer = httpx.get(f"{server.api}/deep_link?session_hash=any")
+    assert answer.status_code == 404 and "press Share" in answer.json()["error"]
+
+
 # Places
 
 
