@@ -17,7 +17,7 @@ import random
 import sys
 from collections.abc import Iterator
 from functools import partial
-from html import unescape
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +216,9 @@ class Page:
             [ui.history, ui.visitor, *ui.settings],
             [ui.link, ui.link_told],
             **QUIET,
-        ).success(None, ui.link, [ui.link, ui.link_told], js=script("copyLink"), **QUIET)
+        ).success(
+            None, [ui.link, ui.link_told], [ui.link, ui.link_told], js=script("copyLink"), **QUIET
+        )
         ui.drop.upload(self.take_file, ui.drop, [ui.status, ui.drop, *ui.settings], **QUIET)
 
     # Before a run
@@ -396,7 +398,15 @@ class Page:
 
     def share(self, history: list[Result], visitor: object, *values: Any) -> Updates:
         """A link to the settings as they are, with the clip that was made with them."""
-        asked = validated(self.models, dict(zip(SETTINGS, values, strict=True)))
+        try:
+            asked = validated(self.models, dict(zip(SETTINGS, values, strict=True)))
+        except gr.Error as error:
+            return {
+                self.ui.link: gr.update(value="", visible=False),
+                self.ui.link_told: gr.update(
+                    value=escape(in_page_words(unescape(error.message))), visible=True
+                ),
+            }
         shown = self.find(visitor.get("shown")) if isinstance(visitor, dict) else None
         made = [result for result in [shown, *history] if result is not None]
         same = (each for each in made if Request.from_metadata(each.metadata) == asked)

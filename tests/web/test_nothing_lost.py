@@ -299,6 +299,14 @@ def test_where_the_clipboard_is_not_allowed_the_link_is_shown(quick, visit):
     expect(page.locator("#link-told")).to_contain_text("does not let the page copy: select")
 
 
+def test_settings_that_can_not_be_used_are_not_shared(quick, visit):
+    page = visit(quick.url)
+    set_seed(page, -4)
+    page.click("#share")
+    expect(page.locator("#link-told")).to_contain_text("Seed must be from 0")
+    expect(page.locator("#link")).to_be_hidden()
+
+
 def test_a_link_with_nonsense_is_named_and_opens(quick, visit):
     nonsense = "prompt=a+calm+lake&seed=<b>&num_frames=18&windows=%00&run=..%2F..%2Fetc&sead=1"
     page = visit(f"{quick.url}/?{nonsense}")

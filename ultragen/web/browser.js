@@ -33,8 +33,8 @@ function takeDrops() {
 }
 
 // Copies the whole address; where the browser does not let a page do so, it says so.
-async function copyLink(query) {
-  if (!query.startsWith("?")) return [query, ""];
+async function copyLink(query, told) {
+  if (!query?.startsWith("?")) return [query, told];
   const address = new URL(window.location.pathname + query, window.location.href).href;
   try {
     await navigator.clipboard.writeText(address);
