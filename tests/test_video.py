@@ -12,7 +12,7 @@ import pytest
 from patterns import waves
 from PIL import Image
 
-from ultragen.video import convert_video, encode_video, probe_video, read_video
+from ultragen.video import convert_video, encode_video, probe_video, read_comment, read_video
 
 
 def test_encoded_video_reads_back(tmp_path: Path) -> None:
@@ -258,3 +258,17 @@ def test_sound_that_is_longer_is_no_cut(noisy: Path, tmp_path: Path) -> None:
     sound = ("-f", "lavfi", "-i", "sine=duration=5")
     path = reshaped(noisy, tmp_path / "long.mp4", "-c:v", "copy", before=sound)
     assert read_video(path).shape == (24, 64, 96, 3)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"a": "x=y;#\\\\ \\"q\\" 🏔️"}', "two\nlines = [x]\r\\n;", "=", "\\", "é" * 20_000],
+)
+def test_a_comment_is_read_back_and_repeats_byte_for_byte(tmp_path: Path, text: str) -> None:
+    first = encode_video(waves(), tmp_path / "a.mp4", 12, text)
+    assert read_comment(first) == text
+    assert first.read_bytes() == encode_video(waves(), tmp_path / "b.mp4", 12, text).read_bytes()
+
+
+def test_a_file_without_a_comment_has_none(tmp_path: Path) -> None:
+    assert read_comment(encode_video(waves(), tmp_path / "a.mp4", 12)) is None
