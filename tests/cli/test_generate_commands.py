@@ -390,6 +390,22 @@ def test_options_that_are_given_win_over_an_earlier_clips(lake, fake, tmp_path, 
     assert "other weights (wan) than those that run here (embedded)" in capsys.readouterr().err
 
 
+def test_a_size_that_is_given_in_pixels_wins_over_an_earlier_clips_shape(fake, tmp_path):
+    tall = tmp_path / "tall.webm"
+    given = ("--aspect", "9:16", "--fps", 24, "--seed", 3)
+    assert ultragen("generate", "--prompt", PROMPT, *SMALL, *given, "--out", tall) == 0
+    for number, (size, resolution, aspect) in enumerate((
+        ((), "544p", "9:16"),
+        (("--resolution", "720p"), "720p", "9:16"),
+        (("--width", 544, "--height", 544), "544p", "1:1"),
+    )):  # fmt: skip
+        out = tmp_path / f"{number}.mp4"
+        assert ultragen("generate", "--from", tall, *size, "--out", out) == 0
+        request = Request.from_metadata(out.with_suffix(".json"))
+        assert (request.resolution, request.aspect) == (resolution, aspect)
+        assert (request.fps, request.seed) == (24, 3)
+
+
 def test_an_earlier_clips_file_that_can_not_be_used_is_one_line(fake, tmp_path, capsys):
     out = tmp_path / "a.mp4"
     (tmp_path / "x.json").write_text('{"nodes": []}')

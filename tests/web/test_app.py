@@ -28,6 +28,7 @@ import app
 from ultragen.presets import EMBEDDED, RESOLUTIONS, LoraChoice
 from ultragen.runs.clip import job
 from ultragen.runs.compare import generate
+from ultragen.runs.early import NativeReady
 from ultragen.runs.progress import Progress
 from ultragen.runs.request import Request
 from ultragen.runs.worker import Failed, Finished
@@ -473,6 +474,22 @@ def test_who_comes_late_gets_the_latest_of_each_kind_in_order():
     assert run.seen
 
 
+def test_who_comes_late_sees_the_preview_of_an_earlier_step():
+    run = KeptRun()
+    run.put(Progress("denoise", 1, 3, 0.1, "", b"a picture"))
+    run.put(Progress("denoise", 2, 3, 0.2, ""))
+    assert next(run.follow()) == Progress("denoise", 2, 3, 0.2, "", b"a picture")
+
+
+def test_a_native_clip_that_is_gone_is_not_shown_to_who_comes_late(slow, tmp_path):
+    run = slow.kept.announce("first")
+    run.begin(OWNER["token"], {"text": 1.0}, lambda: iter(()))
+    run.put(NativeReady(tmp_path / "gone.mp4", {}))
+    run.end(CANCELLED)
+    _, last = slow.rejoin(visitor("second"), [], OWNER)
+    assert "Cancelled" in last[slow.ui.status]
+
+
 def test_a_run_is_abandoned_only_when_no_page_shows_it():
     run = KeptRun()
     assert not run.abandoned(60)
@@ -559,6 +576,29 @@ def test_a_link_has_all_settings_and_the_clip_that_belongs_to_them(made):
     other[SETTINGS.index("seed")] = 8
     updates = made.page.visits.share(made.history, made.visitor, *other)
     assert "run" not in parameters(updates[ui.link]["value"])
+
+
+def test_an_empty_seed_stays_empty_and_a_link_has_that_of_the_clip(made):
+    ui, visits = made.page.ui, made.page.visits
+    empty = list(made.values)
+    empty[SETTINGS.index("seed")] = None
+    updates = back(made.page, dict(zip(SETTINGS, empty, strict=True)))
+    assert updates[ui.seed] is None and updates[ui.negative] == "a & b = c"
+    query = parameters(visits.share(made.history, made.visitor, *empty)[ui.link]["value"])
+    assert (query["seed"], query["run"]) == ("7", made.visitor["shown"])
+    query = parameters(visits.share([], {}, *empty)[ui.link]["value"])
+    assert not {"seed", "run"} & set(query)
+    assert back(made.page, **query)[ui.seed] is None
+
+
+def test_settings_that_fit_only_together_come_back(made, monkeypatch):
+    def check(request):
+        if (request.resolution, request.frames > 5) == ("4k", True):
+            raise ValueError("too little memory")
+
+    monkeypatch.setattr(made.page.models, "check_memory", check)
+    updates = back(made.page, {"resolution": "4k", "num_frames": 5, "prompt": "a lake"})
+    assert (updates[made.page.ui.resolution], updates[made.page.ui.num_frames]) == ("4k", 5)
 
 
 def test_a_link_with_nonsense_is_named_and_defaulted(made):
