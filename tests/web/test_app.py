@@ -36,7 +36,7 @@ from ultragen.video import probe_video
 from ultragen.web import views
 from ultragen.web.browser import token
 from ultragen.web.kept import KeptRun
-from ultragen.web.runs import Runs
+from ultragen.web.runs import CANCELLED, Runs
 from ultragen.web.settings import (
     SETTINGS,
     describe_model,

@@ -162,7 +162,7 @@ class Layout:
         with gr.Accordion("Advanced settings", open=False, elem_id="advanced"):
             self.advanced_settings(preset)
         self.drop = gr.UploadButton(
-            "Settings of an earlier clip: choose its MP4, WebM or metadata.json, or drop it on the page",
+            "Settings of an earlier clip: choose its MP4, WebM or metadata.json, or drop it here",
             file_types=list(SUFFIXES),
             size="sm",
             elem_id="drop",
