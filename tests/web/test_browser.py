@@ -198,7 +198,7 @@ def test_an_earlier_run_can_be_seen_again(page):
     generate(page)
     first = page.get_attribute(".uc-over", "src")
     page.click("#dice")
-    page.wait_for_function("() => document.querySelector('#seed input').value !== '0'")
+    page.wait_for_function("() => document.querySelector('#seed input').value !== ''")
     page.click("#generate")
     page.wait_for_function(
         "first => document.querySelector('.uc-over').getAttribute('src') !== first", arg=first

@@ -162,7 +162,8 @@ class Layout:
         with gr.Accordion("Advanced settings", open=False, elem_id="advanced"):
             self.advanced_settings(preset)
         self.drop = gr.UploadButton(
-            "Settings of an earlier clip: choose its MP4, WebM or metadata.json, or drop it here",
+            "Settings of an earlier clip: choose its MP4, WebM or metadata.json, or drop it "
+            "on the page",
             file_types=list(SUFFIXES),
             size="sm",
             elem_id="drop",
