@@ -11,14 +11,13 @@ from ultragen.web.proxies import reach_localhost
 reach_localhost()
 
 # isort: split
+import json
 import os
 import random
 import sys
-import time
 from collections.abc import Iterator
 from functools import partial
 from html import unescape
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,25 +30,39 @@ from ultragen.runs.clip import job
 from ultragen.runs.drafts import drafts_seconds_asked
 from ultragen.runs.early import NativeReady
 from ultragen.runs.loading import Models, load_models
-from ultragen.runs.progress import Progress, with_last_preview
-from ultragen.runs.request import MAX_SEED, Request
+from ultragen.runs.progress import Progress
+from ultragen.runs.request import MAX_SEED, Request, check_prompt
 from ultragen.runs.worker import Failed, Finished
 from ultragen.runs.write import Result, remove_old
 from ultragen.runs.zerogpu import seconds_asked
 from ultragen.web import views
 from ultragen.web.api import build_api
+from ultragen.web.browser import remembered, script, token
 from ultragen.web.calls import checker
+from ultragen.web.cards import Cards
 from ultragen.web.components import Layout, theme
 from ultragen.web.downloads import make_file
 from ultragen.web.drafting import Drafts, busy, draft_frames, ready, with_scene
-from ultragen.web.gate import PLACES, Gate
-from ultragen.web.results import load_examples, native_alone, show, show_example
+from ultragen.web.gate import PLACES, RUNS, Gate
+from ultragen.web.kept import GRACE, KeptRun, KeptRuns
+from ultragen.web.links import RUN
+from ultragen.web.places import Places
+from ultragen.web.results import (
+    KEPT_FOR,
+    kept_until,
+    load_examples,
+    name_of,
+    native_alone,
+    show,
+    show_example,
+)
 from ultragen.web.runs import CANCELLED, Runs
 from ultragen.web.server import serve
 from ultragen.web.settings import (
     SETTINGS,
     Updates,
     describe_model,
+    in_page_words,
     name_unknown_words,
     on_zero_gpu,
     problem,
@@ -57,17 +70,18 @@ from ultragen.web.settings import (
     take_offer,
     validated,
 )
+from ultragen.web.tools import serve_tools
+from ultragen.web.uploads import LARGEST, sweep
+from ultragen.web.visits import GONE, MOST_RUNS, Visits
 
 EXAMPLES = Path(__file__).parent / "docs" / "examples"
-DAY = 24 * 3600
-ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "run", "concurrency_limit": 1}
+WATCHING: dict[str, Any] = {"concurrency_id": "watch", "concurrency_limit": 30}
+ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": RUNS, "concurrency_limit": 1}
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 SCROLL_TO_STATUS = (
     "() => { if (innerWidth < 800)"
     " document.getElementById('status').scrollIntoView({behavior: 'smooth'}); }"
 )
-# Gradio 6.31 shows 0 in a number that begins as None; a shared link brings a seed of its own.
-EMPTY_SEED = "(seed) => new URLSearchParams(location.search).has('deep_link') ? seed : null"
 
 
 class Page:
@@ -76,11 +90,14 @@ class Page:
     Args:
         models: What clips are made with.
         output_dir: Where each run gets a folder of its own.
+        grace: Seconds for which a run waits for its page to come back.
     """
 
-    def __init__(self, models: Models, output_dir: Path) -> None:
+    def __init__(self, models: Models, output_dir: Path, grace: float = GRACE) -> None:
         self.models = models
         self.runs = Runs(models, output_dir)
+        self.kept = KeptRuns()
+        self.grace = grace
         self.examples = load_examples(EXAMPLES)
 
         # Half a card holds all that is offered; the whole one costs visitors twice the quota.
@@ -100,14 +117,17 @@ class Page:
 
     def build(self) -> gr.Blocks:
         """The page with everything wired."""
-        with gr.Blocks(title="UltraGen", delete_cache=(DAY // 4, DAY)) as blocks:
+        with gr.Blocks(title="UltraGen", delete_cache=(KEPT_FOR // 4, KEPT_FOR)) as blocks:
             visitors = [visitor for visitor, _ in ZEROGPU_TIERS] if on_zero_gpu() else []
             described = describe_model(self.models)
             self.ui = Layout(self.models.preset, described, self.examples, visitors)
+            self.places = Places(blocks, self.kept, self.runs, self.grace)
+            self.visits = Visits(self.ui, self.models, self.runs.output_dir)
             self.wire(blocks)
             build_api(self.runs, self.gpu_part, **ONE_AT_A_TIME)
         blocks.check = checker(self.models)  # for the gate
-        return blocks.queue(max_size=PLACES, default_concurrency_limit=1, api_open=False)
+        blocks.find_run = self.visits.find  # for link previews
+        return blocks.queue(max_size=3 * PLACES, default_concurrency_limit=1, api_open=False)
 
     # Wiring
 
@@ -115,10 +135,10 @@ class Page:
         """Connects the components with what they cause."""
         ui, models = self.ui, self.models
         looks = [ui.estimate, ui.drawing, ui.costs, ui.length, *ui.offers.values()]
-        costly = [ui.resolution, ui.windows, ui.num_frames, ui.steps, ui.guidance, ui.upscaler]
-        costly += [ui.aspect, ui.fps]
+        # All but the prompt may cost something, or be what can't be used.
+        costly = [component for component in ui.settings if component is not ui.prompt]
         gr.on(
-            [blocks.load, *(component.change for component in [*costly, ui.base_native])],
+            [blocks.load, *(component.change for component in costly)],
             partial(refresh, ui, models),
             ui.settings,
             looks,
@@ -140,10 +160,10 @@ class Page:
                 [ui.resolution, ui.num_frames, ui.steps],
                 **QUIET,
             )
-        blocks.load(None, ui.seed, ui.seed, js=EMPTY_SEED, api_visibility="private")
         ui.dice.click(lambda: random.randint(0, MAX_SEED), None, ui.seed, **QUIET)
 
         buttons = [ui.start, ui.stop, ui.draft, ui.large]
+        shown = [*ui.result, *buttons, ui.history, ui.recent, ui.visitor]
         checked = gr.on(
             [ui.start.click, ui.prompt.submit],
             self.prepare,
@@ -157,15 +177,16 @@ class Page:
         checked.success(None, js=SCROLL_TO_STATUS, api_visibility="private")
         checked.success(
             self.run,
-            [*ui.settings, ui.history],
-            [*ui.result, *buttons, ui.history, ui.recent],
+            [*ui.settings, ui.history, ui.visitor],
+            shown,
             show_progress="hidden",
             api_visibility="private",
-            **ONE_AT_A_TIME,
+            **WATCHING,
         ).then(partial(refresh, ui, models), ui.settings, looks, **QUIET)
-        self.wire_drafts(buttons, looks)
+        self.wire_drafts(buttons, shown, looks)
         ui.stop.click(self.cancel, None, ui.status, **QUIET)
         blocks.unload(self.leave)
+        self.places.wire(**ONE_AT_A_TIME)
 
         ui.convert.click(
             partial(make_file, ui, self.runs.output_dir),
@@ -175,29 +196,64 @@ class Page:
             concurrency_id="convert",
             concurrency_limit=1,
         )
-        ui.recent.select(self.show_recent, ui.history, ui.result, **QUIET)
+        ui.recent.select(
+            self.show_recent, [ui.history, ui.visitor], [*ui.result, ui.visitor], **QUIET
+        )
         ui.examples.select(self.show_example, None, [*ui.result, *ui.settings], **QUIET)
+        self.wire_memory(blocks, shown)
 
-    def wire_drafts(self, buttons: list[Any], looks: list[Any]) -> None:
+    def wire_memory(self, blocks: gr.Blocks, shown: list[Any]) -> None:
+        """What the browser keeps, what comes back on a reload, links and files with settings."""
+        ui = self.ui
+        names = json.dumps(SETTINGS)
+        gr.on(
+            [component.change for component in ui.settings],
+            None,
+            [ui.kept_settings, *ui.settings],
+            ui.kept_settings,
+            js=script(f"(...values) => keep({names}, ...values)"),
+            **QUIET,
+        )
+        back = blocks.load(
+            self.visits.restore,
+            [ui.kept_settings, ui.visitor],
+            [*ui.settings, *ui.result, ui.history, ui.recent, ui.visitor],
+            **QUIET,
+        )
+        back.then(None, js=script(f"() => restored({json.dumps([*SETTINGS, RUN])})"), **QUIET).then(
+            self.rejoin,
+            [ui.history, ui.visitor],
+            shown,
+            show_progress="hidden",
+            api_visibility="private",
+            **WATCHING,
+        )
+        ui.share.click(
+            self.visits.share,
+            [ui.history, ui.visitor, *ui.settings],
+            [ui.link, ui.link_told],
+            **QUIET,
+        ).success(
+            None, [ui.link, ui.link_told], [ui.link, ui.link_told], js=script("copyLink"), **QUIET
+        )
+        ui.drop.upload(self.visits.take_file, ui.drop, [ui.status, ui.drop, *ui.settings], **QUIET)
+
+    def wire_drafts(self, buttons: list[Any], shown: list[Any], looks: list[Any]) -> None:
         """Connects what makes drafts, and what makes one of them large."""
         ui = self.ui
-        drafts = self.drafts = Drafts(ui, self.runs, self.draft_part)
+        drafts = self.drafts = Drafts(ui, self.runs, self.kept, self.draft_part)
         private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         at_once: dict[str, Any] = {"trigger_mode": "once", "concurrency_limit": None, **private}
-        shown = [ui.status, ui.comparison, ui.drafts, ui.drafted, ui.scene, *buttons]
+        drawn = [ui.status, ui.comparison, ui.drafts, ui.drafted, ui.scene, *buttons]
         checked = ui.draft.click(self.prepare, ui.settings, [ui.status, *buttons], **at_once)
         checked.success(None, js=SCROLL_TO_STATUS, api_visibility="private")
-        checked.success(drafts.run, [*ui.settings, ui.count], shown, **private, **ONE_AT_A_TIME)
+        checked.success(drafts.run, [*ui.settings, ui.count], drawn, **private, **ONE_AT_A_TIME)
         ui.drafts.select(drafts.choose, ui.drafted, [ui.comparison, ui.scene, ui.large], **QUIET)
         settings = [*ui.settings, ui.scene]
         checked = ui.large.click(self.prepare_large, settings, [ui.status, *buttons], **at_once)
         checked.success(None, js=SCROLL_TO_STATUS, api_visibility="private")
         checked.success(
-            self.run_large,
-            [*settings, ui.history],
-            [*ui.result, *buttons, ui.history, ui.recent],
-            **private,
-            **ONE_AT_A_TIME,
+            self.run_large, [*settings, ui.history, ui.visitor], shown, **private, **WATCHING
         ).then(partial(refresh, ui, self.models), ui.settings, looks, **QUIET)
 
     # Before a run
@@ -207,14 +263,23 @@ class Page:
         try:
             validated(self.models, dict(zip(SETTINGS, values, strict=True)))
         except gr.Error as error:
-            text = unescape(error.message)
-            yield {self.ui.status: views.notice("bad", "Please change a setting", text)}
-            raise
-        self.runs.stop_event(request.session_hash)
+            yield {self.ui.status: self.refusal(unescape(error.message), *values)}
+            # It is said once, and nothing else is to happen.
+            raise gr.Error(error.message, visible=False, print_exception=False) from error
+        self.kept.announce(request.session_hash)
         yield {
             self.ui.status: views.notice("idle", "Waiting", "The run starts when it is its turn."),
             **busy(self.ui),
         }
+
+    def refusal(self, text: str, *values: Any) -> str:
+        """Why a run can't start; settings other than the prompt are said beside their costs."""
+        try:
+            check_prompt(values[SETTINGS.index("prompt")])
+        except ValueError:
+            return views.notice("bad", "Please change the prompt", in_page_words(text))
+        note = "The note above the button says which setting to change."
+        return views.notice("bad", "Not started", note)
 
     def prepare_large(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """Checks a draft's settings at the size that the page has by now."""
@@ -225,54 +290,86 @@ class Page:
 
     def run_large(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """Makes both clips of the draft that was chosen."""
-        *settings, scene, history = values
-        yield from self.run(request, *with_scene(settings, scene), history)
+        *settings, scene, history, visitor = values
+        yield from self.run(request, *with_scene(settings, scene), history, visitor)
 
     def run(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
-        """Makes both clips, and tells how far it is."""
-        *settings, history = values
+        """Makes both clips, and tells how far it is. They are made also if the page goes."""
+        *settings, history, visitor = values
         asked = validated(self.models, dict(zip(SETTINGS, settings, strict=True)))
-        stages = self.models.estimator.estimate(job(asked, self.models))
-        stop = self.runs.waiting_or_running(request.session_hash)
-        began = time.monotonic()
-        progress = Progress("text", 0, 1, 0.0, "Starting")
-        elapsed = 0.0
+        run = self.kept.announced(request.session_hash)
+        run.begin(
+            token(visitor) or str(request.session_hash),
+            self.models.estimator.estimate(job(asked, self.models)),
+            lambda: self.runs.items(asked, self.gpu_part, run.stop),
+        )
         try:
-            for item in self.runs.items(asked, self.gpu_part, stop):
-                elapsed = time.monotonic() - began
+            self.enqueue(run, request)
+        except ValueError as error:
+            yield self.failed(Failed(str(error)), run)
+            return
+        yield from self.follow(run, history, visitor)
+
+    def enqueue(self, run: KeptRun, request: gr.Request) -> None:
+        """Gives a run its place in the queue."""
+        self.places.take(run, request)
+
+    def rejoin(
+        self, request: gr.Request, history: list[Result], visitor: object
+    ) -> Iterator[Updates]:
+        """Shows the run again that this browser started before the page was loaded anew."""
+        run = self.kept.found(token(visitor))
+        if run is None:  # Gradio empties what a generator has nothing to say of
+            yield ready(self.ui)
+            return
+        self.kept.show(request.session_hash, run)
+        yield busy(self.ui)
+        yield from self.follow(run, history, visitor)
+
+    def follow(self, run: KeptRun, history: list[Result], visitor: object) -> Iterator[Updates]:
+        """The page as a run waits, goes on and ends."""
+        progress = Progress("text", 0, 1, 0.0, "Starting")
+        try:
+            for item in run.follow():
                 if isinstance(item, Finished):
-                    yield self.succeeded(item.value, history)
+                    yield self.succeeded(item.value, history, visitor)
                 elif isinstance(item, Failed):
-                    yield self.failed(item, progress, elapsed)
+                    yield self.failed(item, run, progress)
                 elif isinstance(item, NativeReady):
-                    yield {self.ui.comparison: native_alone(item)}
+                    if item.file.exists():  # else the run has ended, and its own file comes next
+                        yield {self.ui.comparison: native_alone(item)}
                 else:
-                    progress = with_last_preview(item, progress)
-                    title = "Stopping after this step" if stop.is_set() else progress.message
-                    yield {self.ui.status: views.running(progress, stages, elapsed, title)}
+                    progress = item or progress
+                    yield {self.ui.status: self.standing(run, progress)}
         except gr.Error as error:  # ZeroGPU's own: no quota is left, or the run took too long
-            yield self.failed(Failed(unescape(str(error.message))), progress, elapsed)
+            yield self.failed(Failed(unescape(str(error.message))), run, progress)
             raise
         except Exception as error:  # of what lends GPUs, too
             message = str(error) or type(error).__name__
-            yield self.failed(Failed(message), progress, elapsed)
+            yield self.failed(Failed(message), run, progress)
             raise problem(message) from error
 
-    def succeeded(self, result: Result, history: list[Result]) -> Updates:
+    def standing(self, run: KeptRun, progress: Progress) -> str:
+        """How a run stands that has not ended."""
+        place = self.places.place(run)
+        if place is not None:
+            return views.waiting(place.ahead, place.seconds)
+        title = "Stopping after this step" if run.stop.is_set() else progress.message
+        return views.running(progress, run.stages, run.elapsed, title)
+
+    def succeeded(self, result: Result, history: list[Result], visitor: object) -> Updates:
         """The page after a run: its result, and one more in the history."""
-        history = [result, *history][:12]
-        posters = [(str(past.poster), views.caption(past.metadata)) for past in history]
         return {
-            **show(self.ui, result),
+            **show(self.ui, result, kept_until(result)),
             **ready(self.ui),
-            self.ui.history: history,
-            self.ui.recent: gr.update(value=posters, visible=True),
+            **self.visits.past([result, *history][:MOST_RUNS], visitor, result),
         }
 
-    def failed(self, failure: Failed, progress: Progress, elapsed: float) -> Updates:
+    def failed(self, failure: Failed, run: KeptRun, progress: Progress | None = None) -> Updates:
         """The page after a run that was cancelled or went wrong."""
         if failure == CANCELLED:
-            text = f"Stopped after {views.duration(elapsed)} at: {progress.message}."
+            at = f" at: {progress.message}" if progress and progress.step else ""
+            text = f"Stopped after {views.duration(run.elapsed)}{at}."
             card = views.notice("stopped", "Cancelled", f"{text} Nothing was kept.")
         else:
             card = views.notice("bad", "This run failed", failure.message)
@@ -280,34 +377,39 @@ class Page:
 
     def cancel(self, request: gr.Request) -> str:
         """Stops this visitor's run."""
-        if self.runs.cancel(request.session_hash):
+        if self.kept.cancel(request.session_hash):
             return views.notice("stopped", "Stopping", "The step that runs now is the last one.")
         return views.notice("idle", "Nothing to cancel", "No run of yours is under way.")
 
     def leave(self, request: gr.Request) -> None:
-        """Stops the run of a visitor who has left, so that others need not wait for it."""
-        self.runs.forget(request.session_hash)
+        """A page was closed or loads anew; its run waits for it to come back, for a while."""
+        self.kept.leave(request.session_hash)
 
     # Results
 
-    def show_recent(self, history: list[Result], event: gr.SelectData) -> Updates:
-        """An earlier run of this visit."""
-        return show(self.ui, history[event.index])
+    def show_recent(self, history: list[Result], visitor: object, event: gr.SelectData) -> Updates:
+        """An earlier run of this browser."""
+        result = history[event.index]
+        if self.visits.find(name_of(result)) is None:
+            return {self.ui.status: views.notice("stopped", "This clip is gone", GONE)}
+        kept = {self.ui.visitor: remembered(visitor, history, result)}
+        return show(self.ui, result, kept_until(result)) | kept
 
     def show_example(self, event: gr.SelectData) -> Updates:
         """A finished example, with its settings."""
         return show_example(self.ui, self.models, self.examples[event.index])
 
 
-def build(models: Models, output_dir: Path | None = None) -> gr.Blocks:
+def build(models: Models, output_dir: Path | None = None, grace: float = GRACE) -> gr.Blocks:
     """The page for these models, to be launched with `launch_options`.
 
     Args:
         models: What clips are made with.
         output_dir: Where each run gets a folder of its own; None takes the folder that Gradio
             serves files from and cleans up.
+        grace: Seconds for which a run waits for its page to come back.
     """
-    return Page(models, output_dir or runs_folder()).build()
+    return Page(models, output_dir or runs_folder(), grace).build()
 
 
 def runs_folder() -> Path:
@@ -322,10 +424,17 @@ def launch_options() -> dict[str, Any]:
         "css": views.asset("page.css"),
         "show_error": True,
         "allowed_paths": [str(EXAMPLES)],  # wherever it is started from
-        "mcp_server": find_spec("mcp") is not None,
+        "max_file_size": LARGEST,
+        "mcp_server": serve_tools(),
         "ssr_mode": False,
-        "app_kwargs": {"middleware": [Middleware(Gate)]},
+        "app_kwargs": {"middleware": [Middleware(Gate), Middleware(Cards)]},
     }
+
+
+def clean_up(blocks: gr.Blocks) -> None:
+    """Removes what is older than the page promises to keep."""
+    remove_old(runs_folder(), KEPT_FOR)
+    sweep(blocks, Path(get_upload_folder()))
 
 
 def main() -> None:
@@ -344,7 +453,7 @@ def main() -> None:
     try:
         serve(
             blocks,
-            partial(remove_old, runs_folder(), DAY),
+            partial(clean_up, blocks),
             server_port=int(port) if port else None,
             **launch_options(),
         )

@@ -95,6 +95,11 @@ def test_directories_are_unique(tmp_path: Path) -> None:
         assert folder.name.startswith("A-lake-b-at-b-dusk-")
 
 
+def test_a_name_that_is_cut_has_its_parts_one_hyphen_apart(tmp_path: Path) -> None:
+    made = unique_directory(tmp_path, f"{'a' * 39} lake")  # pages know results by such names
+    assert re.fullmatch("a{39}-[0-9a-f]{8}", made.name)
+
+
 def test_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match="choose another output folder"):

@@ -12,7 +12,7 @@ import pytest
 from patterns import waves
 from PIL import Image
 
-from ultragen.video import convert_video, encode_video, probe_video, read_video
+from ultragen.video import convert_video, encode_video, probe_video, read_comment, read_video
 
 
 def test_encoded_video_reads_back(tmp_path: Path) -> None:
@@ -205,9 +205,10 @@ def test_animations_are_small_and_as_long_as_the_clip(
 
 
 def test_a_video_becomes_another_kind_of_file(tmp_path: Path) -> None:
-    source = encode_video(waves(5, 96, 160), tmp_path / "clip.mp4", 15)
+    source = encode_video(waves(5, 96, 160), tmp_path / "clip.mp4", 15, "told")
     other = convert_video(source, tmp_path / "clip.webm")
     assert probe_video(other).fps == 15
+    assert read_comment(other) == "told"
     apart = read_video(other).astype(int) - read_video(source)
     assert apart.shape[0] == 5 and np.abs(apart).mean() < 6
     with pytest.raises(OSError, match="there is no file"):
@@ -258,3 +259,29 @@ def test_sound_that_is_longer_is_no_cut(noisy: Path, tmp_path: Path) -> None:
     sound = ("-f", "lavfi", "-i", "sine=duration=5")
     path = reshaped(noisy, tmp_path / "long.mp4", "-c:v", "copy", before=sound)
     assert read_video(path).shape == (24, 64, 96, 3)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"a": "x=y;#\\\\ \\"q\\" 🏔️"}', "two\nlines = [x]\r\\n;", "=", "\\", "é" * 20_000],
+)
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_a_comment_is_read_back_and_repeats_byte_for_byte(
+    tmp_path: Path, suffix: str, text: str
+) -> None:
+    first = encode_video(waves(), tmp_path / f"a{suffix}", 12, text)
+    assert read_comment(first) == text
+    again = encode_video(waves(), tmp_path / f"b{suffix}", 12, text)
+    assert first.read_bytes() == again.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_a_file_without_a_comment_has_none(tmp_path: Path, suffix: str) -> None:
+    assert read_comment(encode_video(waves(), tmp_path / f"a{suffix}", 12)) is None
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_animations_carry_no_comment(tmp_path: Path, suffix: str) -> None:
+    path = encode_video(waves(), tmp_path / f"a{suffix}", 12, "secret")
+    assert read_comment(path) is None
+    assert b"secret" not in path.read_bytes()

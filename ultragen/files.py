@@ -146,7 +146,7 @@ def unique_directory(parent: Path, stem: str) -> Path:
     Raises:
         OSError: The folder can't be created.
     """
-    safe = re.sub(r"[^A-Za-z0-9]+", "-", stem).strip("-")[:40] or "run"
+    safe = re.sub(r"[^A-Za-z0-9]+", "-", stem).strip("-")[:40].rstrip("-") or "run"
     folder = create_folder(Path(parent)) / f"{safe}-{secrets.token_hex(4)}"
     try:
         folder.mkdir()

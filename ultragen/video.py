@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,7 @@ from .files import whole_file
 # Constant quality that the eye does not tell from the frames themselves: 17 or 18 by FFmpeg's
 # guide to H.264 (trac.ffmpeg.org/wiki/Encode/H.264).
 QUALITY = "17"
+SECONDS_FOR_TAGS = 20.0
 # RGB goes to the matrix that the tags name: players that read the tags, and those that assume
 # it for high definition, then show the same colours.
 BT709 = (
@@ -24,6 +26,7 @@ BT709 = (
     ",setparams=color_primaries=bt709:color_trc=bt709:colorspace=bt709:range=tv",
 )
 
+REPEATABLE = ("-fflags", "+bitexact")  # else a WebM file has a number that is drawn by lot
 ANIMATION_SIDE = 640  # rows and columns in pixels, at most, of what chats show without a player
 SMALL = (
     f"scale='min(iw,{ANIMATION_SIDE})':'min(ih,{ANIMATION_SIDE})'"
@@ -40,12 +43,14 @@ class VideoFormat:
         codec: FFmpeg's name of the encoder.
         parameters: What FFmpeg is told beside it.
         preset: One of the encoder's own, where it has any.
+        demuxer: FFmpeg's name of what reads such files, where they can carry a comment.
     """
 
     name: str
     codec: str
     parameters: tuple[str, ...]
     preset: str = "fast"
+    demuxer: str | None = None
 
 
 FORMATS = {
@@ -53,13 +58,15 @@ FORMATS = {
         "MP4",
         "libx264",
         ("-crf", QUALITY, "-profile:v", "high", *BT709, "-movflags", "+faststart"),
+        demuxer="mov",
     ),
     # Constant quality as by FFmpeg's guide to VP9 (trac.ffmpeg.org/wiki/Encode/VP9), which takes 31
     # for 1080p and 15 for 4K.
     ".webm": VideoFormat(
         "WebM",
         "libvpx-vp9",
-        ("-crf", "24", "-b:v", "0", "-cpu-used", "4", "-row-mt", "1", *BT709),
+        ("-crf", "24", "-b:v", "0", "-cpu-used", "4", "-row-mt", "1", *BT709, *REPEATABLE),
+        demuxer="matroska",
     ),
     ".gif": VideoFormat(
         "GIF",
@@ -96,7 +103,9 @@ class VideoInfo:
     duration: float
 
 
-def encode_video(frames: Iterable[np.ndarray], path: Path, fps: int) -> Path:
+def encode_video(
+    frames: Iterable[np.ndarray], path: Path, fps: int, comment: str | None = None
+) -> Path:
     """Writes a file of the kind that its suffix names, see `FORMATS`. MP4 is what browsers play:
     H.264 High, yuv420p, BT.709, index at the front.
 
@@ -107,6 +116,8 @@ def encode_video(frames: Iterable[np.ndarray], path: Path, fps: int) -> Path:
         frames: uint8, h w 3 each, all of the same even size.
         path: The file to write; its folder exists.
         fps: Frames a second.
+        comment: Text that the file carries in its tag of that name, see `read_comment`; the same
+            frames and text give the same bytes. GIF and WebP have no such tag, and carry none.
 
     Raises:
         ValueError: No frame, or one of another type or size, or an odd size, or a bad `fps`, or a
@@ -126,7 +137,7 @@ def encode_video(frames: Iterable[np.ndarray], path: Path, fps: int) -> Path:
         raise OSError(f"{path} was not written: there is no folder {path.parent}; create it first")
     try:
         with whole_file(path) as partial:
-            _encode(first, remaining, partial, fps)
+            _encode(first, remaining, partial, fps, comment)
     except OSError as error:
         if str(error).startswith(str(path)):
             raise
@@ -147,7 +158,8 @@ def check_suffix(path: Path) -> None:
 
 def convert_video(source: Path, target: Path) -> Path:
     """Writes a video's frames into a file of another kind, one by one; errors as in `read_video`
-    and `encode_video`. What the source's own encoding lost stays lost.
+    and `encode_video`. What the source's own encoding lost stays lost; its comment goes along where
+    the other kind can carry one.
 
     Args:
         source: Any video, of a whole number of frames a second.
@@ -155,7 +167,7 @@ def convert_video(source: Path, target: Path) -> Path:
     """
     import imageio_ffmpeg
 
-    info = probe_video(source)
+    info, comment = probe_video(source), read_comment(source)
     reader = imageio_ffmpeg.read_frames(
         for_ffmpeg(source), pix_fmt="rgb24", output_params=["-fps_mode", "passthrough"]
     )
@@ -163,7 +175,7 @@ def convert_video(source: Path, target: Path) -> Path:
     shape = (info.height, info.width, 3)
     try:
         frames = (np.frombuffer(frame, np.uint8).reshape(shape) for frame in reader)
-        return encode_video(frames, target, round(info.fps))
+        return encode_video(frames, target, round(info.fps), comment)
     finally:
         reader.close()
 
@@ -183,20 +195,27 @@ def _check_frame(frame: np.ndarray, shape: tuple[int, ...], index: int) -> None:
         )
 
 
-def _encode(first: np.ndarray, remaining: Iterator[np.ndarray], target: Path, fps: int) -> None:
+def _encode(
+    first: np.ndarray,
+    remaining: Iterator[np.ndarray],
+    target: Path,
+    fps: int,
+    comment: str | None,
+) -> None:
     from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
 
     height, width = first.shape[:2]
     kind = FORMATS[target.suffix.lower()]
     # A key frame a second keeps dragging through two clips in step quick.
     key_frames = ("-g", str(fps)) if kind.name in ("MP4", "WebM") else ()
+    tags = ("-metadata", f"comment={comment}") if comment is not None and kind.demuxer else ()
     writer = FFMPEG_VideoWriter(
         for_ffmpeg(target),
         (width, height),
         fps,
         codec=kind.codec,
         preset=kind.preset,
-        ffmpeg_params=[*kind.parameters, *key_frames],
+        ffmpeg_params=[*kind.parameters, *key_frames, *tags],
     )
     process = writer.proc
     try:
@@ -294,6 +313,38 @@ def probe_video(path: Path) -> VideoInfo:
         pixel_format=meta["pix_fmt"].split("(")[0],
         duration=float(meta["duration"]),
     )
+
+
+def read_comment(path: Path) -> str | None:
+    """The text that an MP4 or WebM file carries in its tag `comment`; None where it has none.
+
+    Raises:
+        OSError: The file is missing, or not a video of the kind that its suffix names.
+    """
+    from imageio_ffmpeg import get_ffmpeg_exe
+
+    try:
+        name = _existing(path)
+    except FileNotFoundError as error:
+        raise _cannot_read(path) from error
+    kind = FORMATS.get(Path(path).suffix.lower())
+    if kind is None or kind.demuxer is None:
+        return None
+    # Strangers hand such files in: no other format is tried, some of which open files by name.
+    command = [get_ffmpeg_exe(), "-v", "error", "-protocol_whitelist", "file", "-f", kind.demuxer]
+    command += ["-i", name, "-f", "ffmetadata", "-"]
+    try:
+        told = subprocess.run(command, capture_output=True, check=False, timeout=SECONDS_FOR_TAGS)
+    except subprocess.TimeoutExpired as error:
+        raise _cannot_read(path) from error
+    if told.returncode != 0:
+        raise _cannot_read(path)
+    # ffmpeg's own form of tags: `=`, `;`, `#`, backslashes and line feeds stand behind a backslash.
+    text = told.stdout.decode("utf-8", "replace")
+    # WebM's tags are in capitals.
+    said = re.compile(r"^comment=((?:[^\\\n]|\\.)*)$", re.MULTILINE | re.DOTALL | re.IGNORECASE)
+    found = said.search(text)
+    return re.sub(r"\\(.)", r"\1", found[1], flags=re.DOTALL) if found else None
 
 
 def _existing(path: Path) -> str:

@@ -8,6 +8,7 @@ from hashlib import sha256
 import pytest
 from commands import PROMPT, SMALL, one_line, ultragen
 
+from ultragen.runs.recipe import read_recipe
 from ultragen.runs.request import Request
 from ultragen.sampling import parallel_guidance
 from ultragen.video import probe_video
@@ -343,3 +344,73 @@ def test_a_name_that_is_too_long(fake, tmp_path, capsys, length):
     assert ultragen("generate", "--prompt", PROMPT, *SMALL, "--out", out) == 1
     assert "too long" in one_line(capsys)
     assert fake.native.calls == []
+
+
+# Settings of an earlier clip
+
+
+@pytest.fixture
+def lake(fake, tmp_path):
+    """A clip that the command made, with settings that are none of the defaults."""
+    out = tmp_path / "lake.mp4"
+    given = ("--seed", 3, "--windows", 4, "--guidance", 1.5, "--negative-prompt", "rain; a=b")
+    given += ("--noise", "independent")
+    assert ultragen("generate", "--prompt", PROMPT, *SMALL, *given, "--out", out) == 0
+    return out
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".json"])
+def test_a_clip_or_its_metadata_makes_it_again(lake, tmp_path, suffix):
+    again = tmp_path / "again.mp4"
+    assert ultragen("generate", "--from", lake.with_suffix(suffix), "--out", again) == 0
+    assert again.read_bytes() == lake.read_bytes()
+    assert Request.from_metadata(again.with_suffix(".json")) == Request.from_metadata(
+        lake.with_suffix(".json")
+    )
+
+
+def test_options_that_are_given_win_over_an_earlier_clips(lake, fake, tmp_path, capsys):
+    # Also where they are what would be the default.
+    changed = ("--seed", 0, "--noise", "spectral", "--upscaler", "lanczos")
+    out = tmp_path / "run"
+    assert ultragen("compare", "--from", lake, *changed, "--base-native", "--out", out) == 0
+    request = Request.from_metadata(out / "metadata.json")
+    assert (request.seed, request.noise, request.upscaler) == (0, "spectral", "lanczos")
+    assert (request.prompt, request.windows, request.guidance_scale) == (PROMPT, 4, 1.5)
+    assert (request.negative_prompt, request.base_native) == ("rain; a=b", "on")
+    # Each of its clips carries the settings; other weights are named.
+    for name in ("native", "upscaled", "side_by_side", "base_native"):
+        assert read_recipe(out / f"{name}.mp4").request == request
+    metadata = json.loads((out / "metadata.json").read_text())
+    metadata["model"] |= {"fingerprint": "1" * 64, "name": "wan"}
+    (tmp_path / "other.json").write_text(json.dumps(metadata))
+    capsys.readouterr()
+    code = ultragen("generate", "--from", tmp_path / "other.json", "--out", tmp_path / "o.mp4")
+    assert code == 0
+    assert "other weights (wan) than those that run here (embedded)" in capsys.readouterr().err
+
+
+def test_a_size_that_is_given_in_pixels_wins_over_an_earlier_clips_shape(fake, tmp_path):
+    tall = tmp_path / "tall.webm"
+    given = ("--aspect", "9:16", "--fps", 24, "--seed", 3)
+    assert ultragen("generate", "--prompt", PROMPT, *SMALL, *given, "--out", tall) == 0
+    for number, (size, resolution, aspect) in enumerate((
+        ((), "544p", "9:16"),
+        (("--resolution", "720p"), "720p", "9:16"),
+        (("--width", 544, "--height", 544), "544p", "1:1"),
+    )):  # fmt: skip
+        out = tmp_path / f"{number}.mp4"
+        assert ultragen("generate", "--from", tall, *size, "--out", out) == 0
+        request = Request.from_metadata(out.with_suffix(".json"))
+        assert (request.resolution, request.aspect) == (resolution, aspect)
+        assert (request.fps, request.seed) == (24, 3)
+
+
+def test_an_earlier_clips_file_that_can_not_be_used_is_one_line(fake, tmp_path, capsys):
+    out = tmp_path / "a.mp4"
+    (tmp_path / "x.json").write_text('{"nodes": []}')
+    assert ultragen("generate", "--from", tmp_path / "x.json", "--out", out) == 2
+    assert "x.json is of another program" in one_line(capsys)
+    assert ultragen("generate", "--from", tmp_path / "none.json", "--out", out) == 1
+    assert "there is no file" in one_line(capsys)
+    assert not out.exists()

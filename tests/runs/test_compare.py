@@ -287,7 +287,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     clips = generate(REQUEST, fake_models())
     encode, calls = writing.encode_video, []
 
-    def full(frames, path, fps):
+    def full(frames, path, fps, comment):
         calls.append(path.name)
         if len(calls) == 2:
             list(frames)

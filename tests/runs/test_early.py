@@ -12,6 +12,7 @@ from ultragen.presets import EMBEDDED
 from ultragen.runs import early
 from ultragen.runs.early import NativeReady
 from ultragen.runs.progress import Progress, with_last_preview
+from ultragen.runs.recipe import read_recipe
 from ultragen.runs.request import Request
 from ultragen.runs.worker import Finished
 from ultragen.web.runs import CANCELLED, Runs
@@ -48,6 +49,7 @@ def test_the_native_clip_comes_before_the_base_clip_is_made(runs, tmp_path):
         elif isinstance(item, Finished):
             result = item.value
     assert seen == result.native.read_bytes()
+    assert read_recipe(result.native) == read_recipe(result.upscaled)
     assert list(tmp_path.iterdir()) == [result.native.parent]
     measured = result.metadata["seconds"]["measured"]
     assert measured["encode"] > 0
@@ -65,7 +67,7 @@ def test_a_cancelled_run_leaves_no_early_file(runs, tmp_path):
 
 
 def test_a_disk_that_takes_no_early_file_does_not_end_the_run(runs, monkeypatch, capsys):
-    def full(frames, path: Path, fps: int):
+    def full(frames, path: Path, fps: int, comment: str):
         raise OSError(f"{path} was not written: the disk is full")
 
     monkeypatch.setattr(early, "encode_video", full)

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -168,12 +170,19 @@ def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
         time.sleep(0.01)
 
 
+def without_a_server(page: Any) -> Any:
+    """The page, built, whose runs begin at once in place of waiting in Gradio's queue."""
+    page.build()
+    page.enqueue = lambda run, request: Thread(target=run.compute, daemon=True).start()
+    return page
+
+
 @contextmanager
-def served(models: Models, output_dir: Path):
-    """The page on a port of its own; yields its address."""
+def served(models: Models, output_dir: Path, **options):
+    """The page on a port of its own; yields its address. Options are those of `app.build`."""
     import app
 
-    blocks = app.build(models, output_dir)
+    blocks = app.build(models, output_dir, **options)
     _, url, _ = blocks.launch(**app.launch_options(), prevent_thread_lock=True, quiet=True)
     try:
         yield url.rstrip("/")

@@ -11,13 +11,15 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from shutil import copy
 from threading import Event
 from types import SimpleNamespace
+from urllib.parse import parse_qsl
 
 import gradio as gr
 import httpx
 import pytest
-from fakes import fake_models, served
+from fakes import fake_models, served, until, without_a_server
 from gradio_client import Client
 from gradio_client.exceptions import AppError, ValidationError
 from paths import ROOT, SUPPORT
@@ -26,12 +28,15 @@ import app
 from ultragen.presets import EMBEDDED, RESOLUTIONS, LoraChoice
 from ultragen.runs.clip import job
 from ultragen.runs.compare import generate
+from ultragen.runs.early import NativeReady
 from ultragen.runs.progress import Progress
 from ultragen.runs.request import Request
-from ultragen.runs.worker import Finished
+from ultragen.runs.worker import Failed, Finished
 from ultragen.video import probe_video
 from ultragen.web import views
-from ultragen.web.runs import Runs
+from ultragen.web.browser import token
+from ultragen.web.kept import KeptRun
+from ultragen.web.runs import CANCELLED, Runs
 from ultragen.web.settings import (
     SETTINGS,
     describe_model,
@@ -40,6 +45,7 @@ from ultragen.web.settings import (
     seconds_by_resolution,
     validated,
 )
+from ultragen.web.uploads import sweep
 
 
 @pytest.fixture(scope="module")
@@ -262,10 +268,12 @@ def visitor(name: str) -> SimpleNamespace:
     return SimpleNamespace(session_hash=name)
 
 
+OWNER = {"token": "0" * 32}
+
+
 def test_a_run_that_zero_gpu_stops_can_be_started_again_and_asks_for_more(tmp_path):
     """Its own words reach the visitor, and the next estimate knows how far this run came."""
-    made = app.Page(fake_models(), tmp_path)
-    made.build()
+    made = without_a_server(app.Page(fake_models(), tmp_path))
 
     def gpu_part(request):
         yield Progress("denoise", 0, 10, 0.0, "step 0 of 10")
@@ -279,7 +287,7 @@ def test_a_run_that_zero_gpu_stops_can_be_started_again_and_asks_for_more(tmp_pa
     estimator.expect(0.5 / sum(estimator.estimate(job(request, made.models)).values()))
     updates: list = []
     with pytest.raises(gr.Error, match="GPU task aborted"):
-        for update in made.run(SimpleNamespace(session_hash="me"), *settings(), []):
+        for update in made.run(SimpleNamespace(session_hash="me"), *settings(), [], OWNER):
             updates.append(update)
     assert "GPU task aborted" in updates[-1][made.ui.status]
     assert updates[-1][made.ui.start]["interactive"]
@@ -288,8 +296,7 @@ def test_a_run_that_zero_gpu_stops_can_be_started_again_and_asks_for_more(tmp_pa
 
 
 def test_the_page_shows_previews_then_the_native_clip_then_both(tmp_path):
-    made = app.Page(fake_models(delay=0.1), tmp_path)
-    made.build()
+    made = without_a_server(app.Page(fake_models(delay=0.1), tmp_path))
     plain = made.runs.frames
 
     def gpu_part(request):
@@ -299,7 +306,8 @@ def test_the_page_shows_previews_then_the_native_clip_then_both(tmp_path):
 
     made.gpu_part = gpu_part
     ui, shown = made.ui, []
-    for update in made.run(visitor("me"), *settings(num_frames=5, num_inference_steps=5), []):
+    asked = settings(num_frames=5, num_inference_steps=5)
+    for update in made.run(visitor("me"), *asked, [], OWNER):
         if "ug-preview" in str(update.get(ui.status)) and "preview" not in shown:
             shown.append("preview")
         if ui.comparison in update:
@@ -325,8 +333,7 @@ class HTMLString(str):
 def test_whatever_goes_wrong_with_a_lent_gpu_is_said_and_leaves_the_page_usable(
     error, shown, tmp_path
 ):
-    made = app.Page(fake_models(), tmp_path)
-    made.build()
+    made = without_a_server(app.Page(fake_models(), tmp_path))
 
     def gpu_part(request):
         yield None
@@ -336,7 +343,7 @@ def test_whatever_goes_wrong_with_a_lent_gpu_is_said_and_leaves_the_page_usable(
     before = made.models.estimator.coefficients
     updates: list = []
     with pytest.raises(gr.Error):
-        for update in made.run(SimpleNamespace(session_hash="me"), *settings(), []):
+        for update in made.run(SimpleNamespace(session_hash="me"), *settings(), [], OWNER):
             updates.append(update)
     assert shown in updates[-1][made.ui.status] and "&lt;" not in updates[-1][made.ui.status]
     assert updates[-1][made.ui.start]["interactive"]
@@ -373,7 +380,7 @@ def test_a_full_disk_shows_no_path_to_visitors(tmp_path, monkeypatch, capsys):
     runs = Runs(fake_models(), tmp_path)
     request = Request("a calm lake", num_frames=1, num_inference_steps=1).validate(EMBEDDED)
 
-    def full(frames, path, fps):
+    def full(frames, path, fps, comment):
         raise OSError(f"{path} was not written: the disk is full")
 
     monkeypatch.setattr("ultragen.runs.write.encode_video", full)
@@ -383,57 +390,294 @@ def test_a_full_disk_shows_no_path_to_visitors(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_cancelling_stops_only_the_visitors_own_run(tmp_path):
-    models = fake_models(delay=0.05)
-    page = app.Page(models, tmp_path)
-    page.build()
-    values = settings(num_frames=1, num_inference_steps=40)
-    run = page.run(visitor("me"), *values, [])
+LONG = {"num_frames": 1, "num_inference_steps": 40}
+
+
+@pytest.fixture
+def slow(tmp_path):
+    """A page whose runs take two seconds."""
+    return without_a_server(app.Page(fake_models(delay=0.05), tmp_path))
+
+
+def test_cancelling_stops_only_the_visitors_own_run(slow, tmp_path):
+    run = slow.run(visitor("me"), *settings(**LONG), [], OWNER)
     next(run)
-    assert "Nothing to cancel" in page.cancel(visitor("someone else"))
-    assert "Stopping" in page.cancel(visitor("me"))
+    assert "Nothing to cancel" in slow.cancel(visitor("someone else"))
+    assert "Stopping" in slow.cancel(visitor("me"))
     last = list(run)[-1]
-    assert "Cancelled" in last[page.ui.status]
-    assert models.native.steps_done < 10
+    assert "Cancelled" in last[slow.ui.status]
+    assert slow.models.native.steps_done < 10
     assert list(tmp_path.iterdir()) == []
-    assert "Nothing to cancel" in page.cancel(visitor("me"))
+    assert "Nothing to cancel" in slow.cancel(visitor("me"))
 
 
-def test_a_run_cancelled_while_it_waits_never_starts(tmp_path):
-    models = fake_models(delay=0.05)
-    page = app.Page(models, tmp_path)
-    page.build()
-    values = settings(num_frames=1, num_inference_steps=40)
-    list(page.prepare(visitor("me"), *values))
-    page.cancel(visitor("me"))
-    updates = list(page.run(visitor("me"), *values, []))
-    assert "Cancelled" in updates[-1][page.ui.status]
-    assert models.native.steps_done <= 1
+def test_a_run_cancelled_while_it_waits_never_starts(slow):
+    values = settings(**LONG)
+    list(slow.prepare(visitor("me"), *values))
+    slow.cancel(visitor("me"))
+    updates = list(slow.run(visitor("me"), *values, [], OWNER))
+    assert "Cancelled" in updates[-1][slow.ui.status]
+    assert slow.models.native.steps_done <= 1
 
 
-def test_leaving_stops_the_run(tmp_path):
-    models = fake_models(delay=0.05)
-    page = app.Page(models, tmp_path)
-    page.build()
-    run = page.run(visitor("me"), *settings(num_frames=1, num_inference_steps=40), [])
-    next(run)
-    page.leave(visitor("me"))
-    list(run)
-    time.sleep(0.2)
-    assert models.native.steps_done < 10
-
-
-def test_a_closed_run_stops_its_worker(tmp_path):
-    models = fake_models(delay=0.05)
-    page = app.Page(models, tmp_path)
-    page.build()
-    run = page.run(visitor("me"), *settings(num_frames=1, num_inference_steps=40), [])
+def test_a_run_goes_on_without_its_page_and_is_found_by_the_same_browser(slow):
+    run = slow.run(visitor("first"), *settings(**LONG), [], OWNER)
     next(run)
     run.close()
-    with page.runs.device:  # given back once the worker has ended
-        done = models.native.steps_done
-    time.sleep(0.2)
-    assert models.native.steps_done == done < 10
+    slow.leave(visitor("first"))
+    for stranger in ({"token": "1" * 32}, {}):
+        [idle] = slow.rejoin(visitor("other"), [], stranger)
+        assert set(idle) == {slow.ui.start, slow.ui.stop, slow.ui.draft, slow.ui.large}
+    again = slow.rejoin(visitor("second"), [], OWNER)
+    assert next(again)[slow.ui.stop]["visible"]
+    last = list(again)[-1]
+    assert "Done" in last[slow.ui.status]
+    assert [each.metadata["request"]["prompt"] for each in last[slow.ui.history]] == ["a calm lake"]
+    assert slow.models.native.steps_done == 40
+    assert len(list(slow.rejoin(visitor("third"), [], OWNER))) == 1  # it was shown
+
+
+def test_a_run_that_is_found_again_can_be_cancelled(slow):
+    run = slow.run(visitor("first"), *settings(**LONG), [], OWNER)
+    next(run)
+    run.close()
+    slow.leave(visitor("first"))
+    again = slow.rejoin(visitor("second"), [], OWNER)
+    next(again)
+    assert "Nothing to cancel" in slow.cancel(visitor("first"))
+    assert "Stopping" in slow.cancel(visitor("second"))
+    assert "Cancelled" in list(again)[-1][slow.ui.status]
+    assert slow.models.native.steps_done < 20
+
+
+def test_a_run_that_ended_with_no_page_open_is_shown_to_the_next_one(slow):
+    short = settings(num_frames=1, num_inference_steps=1)
+    run = slow.run(visitor("first"), *short, [], OWNER)
+    next(run)
+    run.close()
+    until(lambda: slow.kept.found(OWNER["token"]).ended)
+    last = list(slow.rejoin(visitor("second"), [], OWNER))[-1]
+    assert "Done" in last[slow.ui.status] and "Files are kept until" in last[slow.ui.status]
+    assert last[slow.ui.visitor]["runs"] == [last[slow.ui.visitor]["shown"]]
+
+
+def test_who_comes_late_gets_the_latest_of_each_kind_in_order():
+    run = KeptRun()
+    steps = [Progress("denoise", step, 3, step / 3, "") for step in range(4)]
+    for item in (steps[1], "preview", steps[2], None, "later preview", steps[3]):
+        run.put(item)
+    page = run.follow()
+    assert [next(page), next(page), next(page)] == ["later preview", steps[3], None]
+    run.put(steps[1])
+    run.end(Failed("over"))
+    assert list(page) == [steps[1], Failed("over")]
+    assert run.seen
+
+
+def test_who_comes_late_sees_the_preview_of_an_earlier_step():
+    run = KeptRun()
+    run.put(Progress("denoise", 1, 3, 0.1, "", b"a picture"))
+    run.put(Progress("denoise", 2, 3, 0.2, ""))
+    assert next(run.follow()) == Progress("denoise", 2, 3, 0.2, "", b"a picture")
+
+
+def test_a_native_clip_that_is_gone_is_not_shown_to_who_comes_late(slow, tmp_path):
+    run = slow.kept.announce("first")
+    run.begin(OWNER["token"], {"text": 1.0}, lambda: iter(()))
+    run.put(NativeReady(tmp_path / "gone.mp4", {}))
+    run.end(CANCELLED)
+    _, last = slow.rejoin(visitor("second"), [], OWNER)
+    assert "Cancelled" in last[slow.ui.status]
+
+
+def test_a_run_is_abandoned_only_when_no_page_shows_it():
+    run = KeptRun()
+    assert not run.abandoned(60)
+    assert run.abandoned(-1)
+    pages = [run.follow(), run.follow()]
+    for page in pages:
+        next(page)
+    pages[0].close()
+    assert not run.abandoned(-1)
+    pages[1].close()
+    assert run.abandoned(-1)
+
+
+# What comes back
+
+
+def back(page, kept=None, visitor=None, **parameters) -> dict:
+    """The page as it is loaded anew."""
+    request = SimpleNamespace(session_hash="me", query_params=parameters)
+    return page.visits.restore(request, kept or {}, visitor or {})
+
+
+def parameters(query: str) -> dict[str, str]:
+    return dict(parse_qsl(query.removeprefix("?"), keep_blank_values=True))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A page that has made a clip, and the clip."""
+    folder = tmp_path_factory.mktemp("runs")
+    page = without_a_server(app.Page(fake_models(), folder))
+    asked = settings(num_frames=1, num_inference_steps=1, seed=7, negative_prompt="a & b = c")
+    *_, last = page.run(visitor("me"), *asked, [], OWNER)
+    return SimpleNamespace(
+        page=page,
+        values=asked,
+        **{"history": last[page.ui.history], "visitor": last[page.ui.visitor]},
+    )
+
+
+def test_a_first_visit_gets_a_token_and_leaves_the_settings_alone(made):
+    updates = back(made.page)
+    assert token(updates[made.page.ui.visitor])
+    assert set(updates) & set(made.page.ui.settings) == {made.page.ui.seed}
+    assert updates[made.page.ui.seed] is None  # a new one each time
+    again = back(made.page, visitor=updates[made.page.ui.visitor])
+    assert again[made.page.ui.visitor]["token"] == updates[made.page.ui.visitor]["token"]
+
+
+def test_settings_runs_and_the_clip_come_back(made):
+    kept = dict(zip(SETTINGS, made.values, strict=True))
+    updates = back(made.page, kept, made.visitor)
+    assert updates[made.page.ui.seed] == 7
+    assert updates[made.page.ui.negative] == "a & b = c"
+    assert updates[made.page.ui.history] == made.history
+    assert updates[made.page.ui.comparison]["native"]["path"] == str(made.history[0].native)
+    assert "Files are kept until" in updates[made.page.ui.status]
+
+
+@pytest.mark.parametrize(
+    "visitor",
+    [[], {"runs": 3, "shown": 3, "token": 3}, {"runs": ["../..", "a/b", "", None, "gone-1"]}],
+)
+def test_whatever_the_browser_has_kept_the_page_opens(made, visitor):
+    updates = back(made.page, {"seed": "x", "windows": [], "more": 1}, visitor)
+    assert updates[made.page.ui.seed] is None
+    assert updates[made.page.ui.history] == []
+    assert token(updates[made.page.ui.visitor])
+
+
+def test_a_link_has_all_settings_and_the_clip_that_belongs_to_them(made):
+    ui = made.page.ui
+    updates = made.page.visits.share(made.history, made.visitor, *made.values)
+    query = parameters(updates[ui.link]["value"])
+    assert query["seed"] == "7" and query["run"] == made.visitor["shown"]
+    updates = back(made.page, **query)
+    values = [updates[component] for component in ui.settings]
+    assert Request(**dict(zip(SETTINGS, values, strict=True)) | {"loras": {}}) == Request(
+        **dict(zip(SETTINGS, made.values, strict=True))
+    )
+    assert updates[ui.comparison]["native"]["path"] == str(made.history[0].native)
+    # Other settings than those of the clip: a link without it.
+    other = list(made.values)
+    other[SETTINGS.index("seed")] = 8
+    updates = made.page.visits.share(made.history, made.visitor, *other)
+    assert "run" not in parameters(updates[ui.link]["value"])
+
+
+def test_an_empty_seed_stays_empty_and_a_link_has_that_of_the_clip(made):
+    ui, visits = made.page.ui, made.page.visits
+    empty = list(made.values)
+    empty[SETTINGS.index("seed")] = None
+    updates = back(made.page, dict(zip(SETTINGS, empty, strict=True)))
+    assert updates[ui.seed] is None and updates[ui.negative] == "a & b = c"
+    query = parameters(visits.share(made.history, made.visitor, *empty)[ui.link]["value"])
+    assert (query["seed"], query["run"]) == ("7", made.visitor["shown"])
+    query = parameters(visits.share([], {}, *empty)[ui.link]["value"])
+    assert not {"seed", "run"} & set(query)
+    assert back(made.page, **query)[ui.seed] is None
+
+
+def test_settings_that_fit_only_together_come_back(made, monkeypatch):
+    def check(request):
+        if (request.resolution, request.frames > 5) == ("4k", True):
+            raise ValueError("too little memory")
+
+    monkeypatch.setattr(made.page.models, "check_memory", check)
+    updates = back(made.page, {"resolution": "4k", "num_frames": 5, "prompt": "a lake"})
+    assert (updates[made.page.ui.resolution], updates[made.page.ui.num_frames]) == ("4k", 5)
+
+
+def test_a_link_with_nonsense_is_named_and_defaulted(made):
+    ui = made.page.ui
+    nonsense = {"num_frames": "18", "sead": "3", "seed": "many", "windows": "3", "utm_source": "x"}
+    updates = back(made.page, prompt="a calm lake", run="../etc", **nonsense)
+    assert updates[ui.num_frames] == EMBEDDED.num_frames
+    assert (updates[ui.seed], updates[ui.windows]) == (None, "auto")
+    assert updates[ui.prompt] == "a calm lake"
+    said = updates[ui.status]
+    for words in ("Frames must be 4n + 1", "17 is used instead", "no setting &#x27;sead&#x27;",
+                  "Seed must be a whole number", "A new one is used instead",
+                  "not kept any more"):  # fmt: skip
+        assert words in said, words
+    assert "utm" not in said
+
+
+def test_a_file_with_settings_fills_the_page_and_goes(made, tmp_path):
+    ui, result = made.page.ui, made.history[0]
+    for source in (result.native, result.metadata_path):
+        dropped = Path(copy(source, tmp_path))
+        updates = made.page.visits.take_file(str(dropped))
+        assert updates[ui.seed] == 7 and updates[ui.negative] == "a & b = c"
+        assert "makes the same clip again" in updates[ui.status]
+        assert not dropped.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.json", "{}", "of another program"),
+        ("a.json", "{", "is broken"),
+        ("a.mp4", "no video", "is not a video"),
+        ("a.json", "FRAMES", "Frames must be 4n + 1, not 18"),
+        ("a.json", "WARP", "which this version does not know"),
+    ],
+)
+def test_a_file_that_can_not_be_used_says_why_and_goes(made, tmp_path, name, content, says):
+    metadata = json.loads(json.dumps(made.history[0].metadata))
+    if content == "FRAMES":
+        metadata["request"]["num_frames"] = 18
+    if content == "WARP":
+        metadata["request"]["warp"] = 9
+    text = json.dumps(metadata) if content.isupper() else content
+    dropped = tmp_path / name
+    dropped.write_text(text)
+    updates = made.page.visits.take_file(str(dropped))
+    assert says in updates[made.page.ui.status]
+    assert str(tmp_path) not in updates[made.page.ui.status]
+    assert not set(updates) & set(made.page.ui.settings)
+    assert not dropped.exists()
+
+
+def test_files_that_were_handed_in_and_not_read_are_swept(tmp_path):
+    known, left, foreign = (
+        tmp_path / folder / name
+        for folder, name in (("0" * 64, "a.json"), ("1" * 64, "b.mp4"), ("2" * 64, "poster.jpg"))
+    )
+    for path in (known, left, foreign):
+        path.parent.mkdir()
+        path.write_text("x")
+    blocks = SimpleNamespace(upload_file_set={str(known), str(tmp_path / "gone.json")})
+    sweep(blocks, tmp_path)
+    assert known.exists() and blocks.upload_file_set == {str(known)}
+    for path in (known, left, foreign):
+        os.utime(path, (0, time.time() - 2 * 3600))
+    sweep(blocks, tmp_path)
+    assert not known.exists() and left.exists() and blocks.upload_file_set == set()
+    os.utime(left, (0, 0))
+    sweep(blocks, tmp_path)
+    assert not left.exists() and foreign.exists()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.01, "0:01"), (7.4, "0:07"), (59.6, "1:00"), (76, "1:16"), (3661, "1:01:01")],
+)
+def test_times_are_minutes_and_seconds(seconds, text):
+    assert views.duration(seconds) == text
 
 
 def test_examples_are_shown_with_their_settings(tmp_path, monkeypatch):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-from pathlib import Path
 
 import pytest
 from fakes import fake_models, served
@@ -17,23 +15,8 @@ pytestmark = pytest.mark.browser
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright.expect
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or "/usr/bin/chromium"
-QUIET = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
 DESKTOP, PHONE = {"width": 1400, "height": 950}, {"width": 390, "height": 844}
 READY = ".uc[data-state=ready]:not(.uc-alone)"  # the native clip is shown before
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not Path(CHROMIUM).exists():
-        pytest.skip("chromium is not installed")
-    with playwright.sync_playwright() as driver:
-        launched = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET.split())
-        yield launched
-        launched.close()
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +198,7 @@ def test_an_earlier_run_can_be_seen_again(page):
     generate(page)
     first = page.get_attribute(".uc-over", "src")
     page.click("#dice")
-    page.wait_for_function("() => document.querySelector('#seed input').value !== '0'")
+    page.wait_for_function("() => document.querySelector('#seed input').value !== ''")
     page.click("#generate")
     page.wait_for_function(
         "first => document.querySelector('.uc-over').getAttribute('src') !== first", arg=first
@@ -252,33 +235,28 @@ def test_costs_and_windows_follow_the_settings(page):
     assert all("≈" in cost for cost in costs)
 
 
-def test_a_shared_link_brings_the_settings_back(page, url):
-    page.fill("#prompt textarea", "snow on a calm lake")
-    page.click("#resolution label:has-text('720p')")
-    expect(page.locator("#drawing")).to_contain_text("20 × 12 tokens")
-    session = page.evaluate("() => window.__gradio_session_hash__")
-    answer = page.request.get(f"{url}/gradio_api/deep_link?session_hash={session}")
-    page.goto(f"{url}/?deep_link={answer.json()}")
-    page.wait_for_selector("#estimate-card")
-    expect(page.locator("#prompt textarea")).to_have_value("snow on a calm lake")
-    expect(page.locator("#resolution label:has(input:checked)")).to_contain_text("720p")
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda page: set_number(page, "#frames", 18), "choose 17 or 21"),
-        (lambda page: set_number(page, "#seed", -4), "seed must be from 0"),
+        (
+            lambda page: set_number(page, "#frames", 18),
+            "Frames must be 4n + 1, not 18: choose 17 or 21",
+        ),
+        (lambda page: set_number(page, "#seed", -4), "Seed must be from 0"),
         (lambda page: page.fill("#prompt textarea", "   "), "The prompt is empty"),
         (lambda page: page.fill("#prompt textarea", "x" * 10_000), "10,000 characters"),
     ],
 )
 def test_bad_input_is_answered_with_the_way_out(page, models, change, words):
+    """Once, by the name that the page has for it."""
     runs = len(models.native.calls)
     change(page)
     page.click("#generate")
-    expect(page.locator("#status")).to_contain_text(words)
-    expect(page.locator(".toast-body, [class*=toast]").first).to_contain_text(words)
+    expect(page.locator("#status .ug-card.bad")).to_be_visible()
+    expect(page.get_by_text(words)).to_have_count(1)
+    expect(page.get_by_text(words)).to_be_visible()
+    expect(page.locator(".toast-body")).to_have_count(0)
+    expect(page.get_by_text("num_frames")).to_have_count(0)
     expect(page.locator("#generate")).to_be_enabled()
     assert len(models.native.calls) == runs
 
@@ -339,23 +317,6 @@ def test_progress_by_step_and_cancelling_within_one(browser, tmp_path):
         expect(page.locator("#cancel")).to_be_hidden()
         expect(page.locator("#generate")).to_be_enabled()
         page.close()
-
-
-def test_leaving_the_page_stops_the_run(browser, tmp_path):
-    slow = fake_models(delay=0.4)
-    with served(slow, tmp_path) as address:
-        page = browser.new_page(viewport=DESKTOP)
-        page.goto(address)
-        page.wait_for_selector("#estimate-card")
-        page.click("#generate")
-        expect(page.locator("#status")).to_contain_text(A_STEP, timeout=20_000)
-        page.close()
-        waiter = browser.new_page()
-        waiter.wait_for_timeout(2500)
-        done = slow.native.steps_done
-        waiter.wait_for_timeout(1200)
-        waiter.close()
-        assert slow.native.steps_done == done < 10
 
 
 def test_a_failing_run_says_why(browser, tmp_path):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import gradio as gr
 import pytest
-from fakes import fake_models
+from fakes import fake_models, without_a_server
 
 import app
 from ultragen.presets import EMBEDDED
@@ -21,9 +21,7 @@ ME = SimpleNamespace(session_hash="me")
 
 @pytest.fixture
 def page(tmp_path):
-    made = app.Page(fake_models(), tmp_path)
-    made.build()
-    return made
+    return without_a_server(app.Page(fake_models(), tmp_path))
 
 
 def settings(**changes) -> list:
@@ -59,7 +57,7 @@ def test_the_draft_that_was_chosen_is_made_large_at_the_size_of_then(page):
     made = last(updates, ui.drafted)
     scene = page.drafts.choose(made, SimpleNamespace(index=1))[ui.scene]
     now = settings(prompt="something else", resolution="720p", num_frames=9, seed=None)
-    updates = list(page.run_large(ME, *now, scene, []))
+    updates = list(page.run_large(ME, *now, scene, [], {}))
     call = page.models.native.calls[-1]
     assert call["prompt"] == "a calm lake"
     assert call["seed"] == made[1].request.seed

@@ -210,6 +210,28 @@ def test_a_tool_whose_caller_is_gone_stops(server):
     assert time.monotonic() - began < 2.5
 
 
+@pytest.mark.parametrize("meta", [{}, {"_meta": {"progressToken": 5}}])
+def test_a_tool_answers_in_blocks_whether_or_not_progress_is_asked_for(server, meta):
+    pytest.importorskip("mcp")
+    message = tool(server, SHORT, timeout=60)
+    message["json"]["params"] |= meta
+    answer = httpx.post(**message).text
+    told = [json.loads(line[5:]) for line in answer.splitlines() if line.startswith("data:")]
+    progress = [each for each in told if each.get("method") == "notifications/progress"]
+    assert bool(progress) == bool(meta)
+    blocks = [block["text"] for block in told[-1]["result"]["content"]]
+    assert len(blocks) == 4
+    for address in blocks[:3]:
+        assert address.startswith(f"{server.url}/") and address.endswith(".mp4")
+        assert httpx.get(address).content[4:8] == b"ftyp"
+    assert Request.from_metadata(json.loads(blocks[3])).prompt == "a calm lake"
+
+
+def test_gradios_own_links_which_leave_files_are_not_made(server):
+    answer = httpx.get(f"{server.api}/deep_link?session_hash=any")
+    assert answer.status_code == 404 and "press Share" in answer.json()["error"]
+
+
 # Places
 
 

@@ -15,6 +15,7 @@ from .options import (
     Aspect,
     Fp8,
     FrameRate,
+    From,
     GuidanceDevice,
     GuidanceScale,
     Height,
@@ -36,6 +37,9 @@ from .options import (
     load_for,
     make_request,
     print_seconds,
+    read_recipe,
+    say_what_differs,
+    settings_of,
 )
 
 RESULTS = (
@@ -46,7 +50,9 @@ RESULTS = (
 
 @app.command()
 def generate(
-    prompt: Prompt,
+    context: typer.Context,
+    prompt: Prompt = None,
+    from_: From = None,
     resolution: ResolutionOption = None,
     windows: Windows = "auto",
     num_frames: NumFrames = None,
@@ -74,15 +80,17 @@ def generate(
 ) -> None:
     """Make the native clip.
 
-    Beside OUT.mp4 stands OUT.json, with what makes it again.
+    Beside OUT.mp4 stands OUT.json, with what makes it again; MP4 and WebM carry that too. Either
+    file is taken by --from.
     """
     from ..video import check_suffix, encode_video
 
     check_suffix(out)
     sidecar = out.with_suffix(".json")
-    request = make_request(
-        model,
-        lora or None,
+    recipe = read_recipe(from_)
+    settings = settings_of(
+        context,
+        recipe,
         prompt=prompt,
         **asked_size(resolution, aspect, width, height),
         windows=windows,
@@ -94,17 +102,20 @@ def generate(
         noise=noise,
         fps=fps,
     )
+    request = make_request(model, lora or None, **settings)
     console.check_free(out.parent, (out.name, sidecar.name), overwrite)
     began = perf_counter()
     models = load_for(request, model, guidance_device, fp8, lora or None)
+    say_what_differs(recipe, models)
     loading = perf_counter() - began
     from ..runs.native import generate_native
+    from ..runs.recipe import carried
 
     with console.whole_results(out.parent) as folder:
         with console.progress_bar() as show:
             clip = generate_native(request, models, lambda p: show(p.fraction, p.message))
         began = perf_counter()
-        encode_video(clip.frames, folder / out.name, clip.fps)
+        encode_video(clip.frames, folder / out.name, clip.fps, carried(clip.metadata))
         seconds = clip.metadata["seconds"]
         seconds["measured"]["encode"] = perf_counter() - began
         seconds |= {"loading": loading, "total": sum(seconds["measured"].values())}
@@ -116,8 +127,10 @@ def generate(
 
 @app.command()
 def compare(
-    prompt: Prompt,
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder of the results.")],
+    prompt: Prompt = None,
+    from_: From = None,
     resolution: ResolutionOption = None,
     windows: Windows = "auto",
     num_frames: NumFrames = None,
@@ -146,9 +159,10 @@ def compare(
 
     Both have the same prompt and seed; a third file shows them side by side.
     """
-    request = make_request(
-        model,
-        lora or None,
+    recipe = read_recipe(from_)
+    settings = settings_of(
+        context,
+        recipe,
         prompt=prompt,
         **asked_size(resolution, aspect, width, height),
         windows=windows,
@@ -162,8 +176,10 @@ def compare(
         upscaler=upscaler,
         base_native="on" if base_native else "off",
     )
+    request = make_request(model, lora or None, **settings)
     console.check_free(out, RESULTS, overwrite)
     models = load_for(request, model, guidance_device, fp8, lora or None)
+    say_what_differs(recipe, models)
     from ..runs import compare as comparison
 
     with console.whole_results(out, RESULTS) as folder:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import replace
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from ..presets import ASPECTS, FRAME_RATES, RESOLUTIONS, find_size
 from . import console
+
+if TYPE_CHECKING:
+    from ..runs.recipe import Recipe
 
 HEADINGS = {
     "Clips": ("generate", "compare", "sheets"),
@@ -44,8 +48,22 @@ app = typer.Typer(
 
 FIELDS = re.compile(r"num_frames|num_inference_steps|guidance_scale|negative_prompt|\bfps\b")
 """Settings that errors name, whose options are called like them."""
+OTHER_NAMES = {"resolution": ("width", "height"), "aspect": ("width", "height")}
+"""Options that name a setting in another way than the one which is called like it."""
 
-Prompt = Annotated[str, typer.Option(help="What the clip shows, in English.")]
+Prompt = Annotated[
+    str | None,
+    typer.Option(help="What the clip shows, in English; without it the prompt of --from."),
+]
+From = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        metavar="FILE",
+        help="Settings of an earlier clip: its metadata.json, the .json beside it, or the MP4 or "
+        "WebM itself. Options that are given too win.",
+    ),
+]
 ResolutionOption = Annotated[
     str | None,
     typer.Option(help=f"One of {', '.join(RESOLUTIONS)}; without it the model's own."),
@@ -125,15 +143,16 @@ Model = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier results.")]
 
 
-def make_request(model: str | None, loras: list[str] | None = None, **settings: Any) -> Any:
+def make_request(model: str | None, lora: list[str] | None = None, **settings: Any) -> Any:
     """A request that is validated for a model; errors name the options as they are typed."""
     from ..runs.choice import choose
     from ..runs.request import Request
 
     try:
-        request = Request(**settings).validate(choose(model, loras).preset)
+        request = Request(**settings).validate(choose(model, lora).preset)
         # The machine's own are settled once it is known which of them fit the model.
-        return replace(request, loras=None) if loras is None else request
+        own = lora is None and settings.get("loras") is None
+        return replace(request, loras=None) if own else request
     except ValueError as error:
         said = FIELDS.sub(lambda found: f"--{found[0].replace('_', '-')}", str(error))
         raise ValueError(said) from error
@@ -159,6 +178,45 @@ def asked_size(
         )
     name, shape = find_size(width, height)
     return {"resolution": name, "aspect": shape}
+
+
+def settings_of(context: typer.Context, recipe: Recipe | None, **options: Any) -> dict[str, Any]:
+    """The settings of a command: its options, or those of a recipe where none was typed.
+
+    Raises:
+        ValueError: if there is neither a prompt nor a recipe.
+    """
+    if recipe is None:
+        if options["prompt"] is None:
+            raise ValueError(
+                "--prompt is missing: say what the clip shows, or give an earlier clip's settings "
+                "by --from FILE. See --help."
+            )
+        return options
+    stored = recipe.request.to_dict()
+
+    def typed(name: str) -> bool:
+        sources = map(context.get_parameter_source, (name, *OTHER_NAMES.get(name, ())))
+        return any(source is not None and source.name == "COMMANDLINE" for source in sources)
+
+    settings = {name: value if typed(name) else stored[name] for name, value in options.items()}
+    return settings if typed("lora") else settings | {"loras": stored["loras"]}
+
+
+def read_recipe(path: Path | None) -> Recipe | None:
+    """The settings of an earlier clip, where some are asked for; errors as in `recipe`."""
+    if path is None:
+        return None
+    from ..runs.recipe import read_recipe
+
+    return read_recipe(path)
+
+
+def say_what_differs(recipe: Recipe | None, models: Any) -> None:
+    """Says on stderr if the models are others than those of the earlier clip."""
+    told = recipe.differs(models) if recipe is not None else ""
+    if told:
+        print(told, file=sys.stderr)
 
 
 def load(model: str | None, loras: list[str] | None = None) -> Any:

@@ -18,6 +18,7 @@ from ..files import create_folder
 from ..video import encode_video
 from .native import NativeClip
 from .progress import Cancelled
+from .recipe import carried
 from .write import Written
 
 
@@ -75,7 +76,8 @@ class EarlyFile:
         began = perf_counter()
         try:
             self._folder = Path(mkdtemp(prefix="early-", dir=create_folder(self.output_dir)))
-            file = encode_video(self._frames(), self._folder / "native.mp4", self.clip.fps)
+            path, comment = self._folder / "native.mp4", carried(self.clip.metadata)
+            file = encode_video(self._frames(), path, self.clip.fps, comment)
             self._written = Written(file, perf_counter() - began)
         except Cancelled:
             return

@@ -78,6 +78,19 @@ class RunState:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + perf_counter() - began
 
 
+def seconds_left(total: float, fraction: float, elapsed: float) -> float:
+    """Expected seconds until a run ends.
+
+    Args:
+        total: Estimated seconds of the whole run.
+        fraction: Part of it that is done, 0 to 1.
+        elapsed: Seconds since it began, which tell more once there are some.
+    """
+    if fraction > 0.05 and elapsed > 1:
+        return elapsed / fraction * (1 - fraction)
+    return total * (1 - fraction)
+
+
 def wait_for_devices() -> None:
     """Lets a GPU finish what it was given, so that its seconds count where they belong."""
     import torch

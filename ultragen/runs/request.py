@@ -30,6 +30,9 @@ MAX_DIGITS = 100  # of a number that is typed as text; Python itself reads some 
 UPSCALERS = ("network", "lanczos")
 SWITCH = ("off", "on")
 NOISES = get_args(Noise)
+BEFORE = {"loras": {}, "noise": "independent", "aspect": "16:9"}
+"""What clips were made with from before there was a choice, whose metadata does not name it; their
+frame rate stands beside their settings."""
 NO_TEXT = {"Cc": "control character", "Cs": "lone surrogate"}  # by Unicode's categories
 
 
@@ -149,14 +152,24 @@ class Request:
             metadata = metadata.read_text(encoding="utf-8")
         content = json.loads(metadata) if isinstance(metadata, str) else metadata
         settings = content.get("request") if isinstance(content, Mapping) else None
-        known = {field.name for field in fields(cls)}
-        if isinstance(settings, Mapping):  # clips that were made before there was a choice
-            before = {"loras": {}, "noise": "independent", "aspect": "16:9"}
-            settings = {**before, "fps": content.get("fps"), **settings}
-        if not isinstance(settings, Mapping) or set(settings) != known:
+        known = [field.name for field in fields(cls)]
+        if not isinstance(settings, Mapping):
             raise ValueError(
                 "This is not the metadata of an UltraGen run: 'request' must hold "
                 f"{', '.join(sorted(known))}."
+            )
+        settings = {**BEFORE, "fps": content.get("fps"), **settings}
+        if unknown := [shown(name) for name in settings if name not in known]:
+            raise ValueError(
+                f"'request' holds {', '.join(unknown[:5])}, which this version does not know: it "
+                "may come from a newer one, or from another program. Update UltraGen, or remove "
+                "what it does not know."
+            )
+        if missing := [name for name in known if name not in settings]:
+            raise ValueError(
+                "This is not the metadata of an UltraGen run: 'request' must hold "
+                f"{', '.join(sorted(known))}, and {', '.join(missing)} "
+                f"{'is' if len(missing) == 1 else 'are'} missing."
             )
         return cls(**settings)
 

@@ -18,6 +18,7 @@ from ..files import create_folder, sweep_unfinished, unique_directory, whole_res
 from ..pictures import crop_frames, side_by_side
 from ..video import encode_video
 from .progress import Progress, RunState
+from .recipe import carried
 from .request import Request
 
 POSTER_WIDTH = 480  # columns in pixels
@@ -163,11 +164,12 @@ def _write(
             written += 1
             yield frame
 
+    comment = carried(metadata)
     began = perf_counter()
     files = {
         name: shutil.copyfile(early[name].file, folder / f"{name}.mp4")
         if name in early
-        else encode_video(counted(frames), folder / f"{name}.mp4", clips.fps)
+        else encode_video(counted(frames), folder / f"{name}.mp4", clips.fps, comment)
         for name, frames in parts.items()
     }
     run.check()

@@ -10,12 +10,14 @@ import gradio as gr
 
 from ..presets import ASPECTS, PROMPTS, RESOLUTIONS, SUGGESTED, ModelPreset, frame_rates
 from ..runs.drafts import FRAMES, MOST
+from ..runs.recipe import SUFFIXES
 from ..runs.request import MAX_STEPS
 from ..runs.write import Result
 from ..video import FORMATS
 from . import views
 
 LARGEST_GUIDANCE = 20  # that the page offers; the API takes more
+NO_SECRET = "ultragen"  # the browser keeps nothing that its owner may not see
 
 
 class Layout:
@@ -47,6 +49,9 @@ class Layout:
         self.history = gr.State([])
         self.drafted = gr.State([])
         self.scene = gr.State(None)
+        # Gradio's own secret is another one at each start, and what was kept with it is lost then.
+        self.kept_settings = gr.BrowserState({}, storage_key="ultragen-settings", secret=NO_SECRET)
+        self.visitor = gr.BrowserState({}, storage_key="ultragen-visitor", secret=NO_SECRET)
 
     @property
     def settings(self) -> list[Any]:
@@ -156,6 +161,13 @@ class Layout:
         self.loras = self.lora_table(preset)
         with gr.Accordion("Advanced settings", open=False, elem_id="advanced"):
             self.advanced_settings(preset)
+        self.drop = gr.UploadButton(
+            "Settings of an earlier clip: choose its MP4, WebM or metadata.json, or drop it "
+            "on the page",
+            file_types=list(SUFFIXES),
+            size="sm",
+            elem_id="drop",
+        )
 
     def lora_table(self, preset: ModelPreset) -> gr.Dataframe:
         """The machine's LoRAs, each with a strength; not shown where there is none."""
@@ -284,10 +296,20 @@ class Layout:
             api_visibility="private",
         )
         with gr.Row():
-            self.share = gr.DeepLinkButton("Share these settings", size="sm")
+            self.share = gr.Button("Share these settings", size="sm", elem_id="share")
             gr.DuplicateButton(
                 "Duplicate this Space", size="sm", visible=bool(os.environ.get("SPACE_ID"))
             )
+        self.link = gr.Textbox(
+            label="Link to these settings",
+            visible=False,
+            interactive=False,
+            buttons=["copy"],
+            lines=3,
+            max_lines=3,
+            elem_id="link",
+        )
+        self.link_told = gr.Markdown(visible=False, elem_id="link-told")
 
     @staticmethod
     def player(label: str, name: str, visible: bool = True) -> gr.Video:

@@ -28,6 +28,7 @@ from ..runs.request import Request
 from ..runs.worker import Failed, Finished, stream
 from . import views
 from .components import Layout
+from .kept import KeptRuns
 from .runs import CANCELLED, NOT_WRITTEN, Runs, until_stopped
 from .settings import SETTINGS, Updates, check_quota, problem, validated
 
@@ -45,27 +46,35 @@ class Drafts:
     Args:
         ui: The page's components.
         runs: What starts runs.
+        kept: What stops them.
         gpu_part: `draft_frames` of the models, or what wraps it.
     """
 
-    def __init__(self, ui: Layout, runs: Runs, gpu_part: DraftPart) -> None:
-        self.ui, self.runs, self.gpu_part = ui, runs, gpu_part
+    def __init__(self, ui: Layout, runs: Runs, kept: KeptRuns, gpu_part: DraftPart) -> None:
+        self.ui, self.runs, self.kept, self.gpu_part = ui, runs, kept, gpu_part
 
     def run(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
-        """Makes drafts, and shows each as soon as it is there."""
+        """Makes drafts, and shows each as soon as it is there. They end when their page goes."""
+        announced = self.kept.announced(request.session_hash)
+        try:
+            yield from self._run(announced.stop, *values)
+        finally:
+            announced.end()
+
+    def _run(self, stop: Event, *values: Any) -> Iterator[Updates]:
+        """The same, until it is stopped."""
         ui, models = self.ui, self.runs.models
         *settings, count = values
         asked = validated(models, dict(zip(SETTINGS, settings, strict=True)))
         count = self.checked(count, asked)
         stages = estimate_drafts(asked, count, models)
-        stop = self.runs.stop_event(request.session_hash)
         began, progress = monotonic(), Progress("text", 0, 1, 0.0, "Starting")
         made: list[Draft] = []
 
         def work() -> Iterator[Any]:
             return until_stopped(stop, self._work(asked, count))
 
-        for item in self.runs.in_turn(work, stop):
+        for item in self.runs.in_turn(work, stop, sum(stages.values())):
             elapsed = monotonic() - began
             if isinstance(item, Draft):
                 made.append(item)

@@ -24,6 +24,7 @@ from .asgi import read_body, refuse, replayed, send_json
 from .calls import ENDPOINT, Refused, by_name, by_order, parsed, with_all_values
 
 PREFIX = "/gradio_api/"
+RUNS = "run"  # what the events share that make clips, one at a time
 PLACES = 20  # of calls that wait
 OWN_PLACES = 10  # of one caller
 GRACE = 30.0  # seconds for which a call waits or runs with nobody waiting for it
@@ -78,6 +79,8 @@ class Gate:
             await self._call(path, scope, receive, send)
         elif method == "GET" and path.startswith(("call/", "queue/data")):
             await self._listen(path, scope, receive, send)
+        elif path == "deep_link":  # writes a file for whoever asks, and nothing removes it
+            await refuse(send, 404, "Links are made by the page itself: press Share there.")
         else:
             await self.app(scope, receive, send)
 
@@ -145,8 +148,7 @@ class Gate:
 
     def _check_places(self, queue: Queue, caller: str) -> None:
         """Raises `Refused` where no more calls, or none of this caller, may wait."""
-        queues = queue.event_queue_per_concurrency_id.values()
-        waiting = [event for one in queues for event in one.queue]
+        waiting = waiting_runs(queue)
         if len(waiting) >= PLACES:
             raise Refused(
                 429, f"The queue is full: all {PLACES} places are taken. Call again in a minute."
@@ -242,6 +244,12 @@ class Gate:
             await self.app({**scope, "headers": headers}, noticing, send)
         finally:
             del self.tool_calls[token]
+
+
+def waiting_runs(queue: Queue) -> list[Event]:
+    """The runs that wait, in their order; what the page asks else is over in a moment."""
+    found = queue.event_queue_per_concurrency_id.get(RUNS)
+    return list(found.queue) if found is not None else []
 
 
 def _checked_tool_call(message: dict, blocks: Any) -> dict:

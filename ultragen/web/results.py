@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +18,59 @@ from . import views
 from .components import Layout
 from .settings import SETTINGS, Updates, lora_rows
 
+KEPT_FOR = 24 * 3600  # seconds for which the files of a run are kept
+NAME = re.compile(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)*")  # of a run's folder
+
 
 def load_examples(folder: Path) -> list[Result]:
     """The finished examples in a folder; those that are not complete are left out."""
-    examples = []
-    for path in sorted(folder.glob("*/metadata.json")):
-        metadata = json.loads(path.read_text(encoding="utf-8"))
-        files = {name: path.parent / file for name, file in metadata["files"].items()}
-        poster = path.parent / "poster.jpg"
-        if all(file.is_file() for file in [*files.values(), poster]):
-            clips = (files["native"], files["upscaled"], files["side_by_side"])
-            examples.append(Result(*clips, files.get("base_native"), poster, path, metadata))
-    return examples
+    found = map(load_result, sorted(folder.glob("*/metadata.json")))
+    return [example for example in found if example is not None]
 
 
-def show(ui: Layout, result: Result) -> Updates:
-    """Everything that shows one run."""
+def load_result(path: Path) -> Result | None:
+    """The run of a `metadata.json`; None if its files are not all there."""
+    metadata = json.loads(path.read_text(encoding="utf-8"))
+    files = {name: path.parent / file for name, file in metadata["files"].items()}
+    poster = path.parent / "poster.jpg"
+    if not all(file.is_file() for file in [*files.values(), poster]):
+        return None
+    clips = (files["native"], files["upscaled"], files["side_by_side"])
+    return Result(*clips, files.get("base_native"), poster, path, metadata)
+
+
+def name_of(result: Result) -> str:
+    """The folder of a run, by which browsers and links know it."""
+    return result.native.parent.name
+
+
+def find_result(folder: Path, name: object) -> Result | None:
+    """A finished run by its name; None if its files are not kept any more, or it is no name."""
+    if not (isinstance(name, str) and NAME.fullmatch(name)):
+        return None
+    try:
+        return load_result(folder / name / "metadata.json")
+    except OSError:
+        return None
+
+
+def kept_until(result: Result) -> str:
+    """Until when a run's files are there, for people; empty if they are gone."""
+    try:
+        written = result.native.parent.stat().st_mtime
+    except OSError:
+        return ""
+    return views.kept_until(written + KEPT_FOR)
+
+
+def show(ui: Layout, result: Result, kept: str = "") -> Updates:
+    """Everything that shows one run.
+
+    Args:
+        ui: The page's components.
+        result: The run.
+        kept: Until when its files are there, for people.
+    """
     metadata = result.metadata
     clips = {"native": result.native, "upscaled": result.upscaled}
     if result.base_native:
@@ -41,7 +80,7 @@ def show(ui: Layout, result: Result) -> Updates:
     downloads = [*clips.values(), result.side_by_side, result.metadata_path]
     full = str(result.base_native) if result.base_native else None
     return {
-        ui.status: views.finished(metadata),
+        ui.status: views.finished(metadata, kept),
         ui.comparison: files | facts | {"labels": metadata["labels"]},
         ui.native: str(result.native),
         ui.upscaled: str(result.upscaled),
@@ -65,10 +104,15 @@ def native_alone(ready: NativeReady) -> dict[str, Any]:
 
 def show_example(ui: Layout, models: Models, example: Result) -> Updates:
     """A finished example, with its settings."""
-    settings = Request.from_metadata(example.metadata).to_dict()
+    asked = Request.from_metadata(example.metadata)
+    return show(ui, example) | fill(ui, models, asked.to_dict())
+
+
+def fill(ui: Layout, models: Models, settings: Mapping[str, Any]) -> Updates:
+    """The settings' components with these values."""
     shown = {
         "windows": str(settings["windows"]),
         "loras": lora_rows(models, settings["loras"] or {}),
     }
-    values = list({name: (settings | shown)[name] for name in SETTINGS}.values())
-    return show(ui, example) | dict(zip(ui.settings, values, strict=True))
+    values = {**settings, **shown}
+    return dict(zip(ui.settings, (values[name] for name in SETTINGS), strict=True))

@@ -16,7 +16,7 @@ from ..runs.compare import generate
 from ..runs.early import EarlyFile, NativeReady
 from ..runs.loading import Models
 from ..runs.native import NativeClip
-from ..runs.progress import Progress
+from ..runs.progress import Progress, seconds_left
 from ..runs.request import Request
 from ..runs.worker import Failed, Finished, stream
 from ..runs.write import Clips, Result, write
@@ -31,6 +31,17 @@ NOT_WRITTEN = (
 )
 ABORTED = "aborted"  # in what ZeroGPU says of a run that it has stopped
 TURN = 0.2  # seconds between two looks at whether the device is free
+
+
+class _Now:
+    """How far the run is that has the device."""
+
+    def __init__(self, total: float) -> None:
+        self.total, self.fraction, self._began = total, 0.0, monotonic()
+
+    @property
+    def elapsed(self) -> float:
+        return monotonic() - self._began
 
 
 class Runs:
@@ -49,7 +60,7 @@ class Runs:
         self.models = models
         self.output_dir = output_dir
         self.device = Lock()
-        self._stops: dict[str, Event] = {}
+        self._now: _Now | None = None
 
     def frames(
         self, request: Request
@@ -61,30 +72,10 @@ class Runs:
 
         return (yield from stream(task))
 
-    def stop_event(self, session: str | None) -> Event:
-        """The event that `cancel` sets: one for all runs that a session started since the last
-        one was cancelled."""
-        stop = self._stops.get(session or "")
-        if stop is None or stop.is_set():
-            stop = self._stops[session or ""] = Event()
-        return stop
-
-    def waiting_or_running(self, session: str | None) -> Event:
-        """The event of a run that `stop_event` announced, even if it was cancelled since."""
-        return self._stops.get(session or "") or self.stop_event(session)
-
-    def cancel(self, session: str | None) -> bool:
-        """Stops a session's runs within a step; tells whether there may be one."""
-        stop = self._stops.get(session or "")
-        if stop is None or stop.is_set():
-            return False
-        stop.set()
-        return True
-
-    def forget(self, session: str | None) -> None:
-        """Stops the runs of a session that has ended."""
-        self.cancel(session)
-        self._stops.pop(session or "", None)
+    def seconds_left(self) -> float | None:
+        """Expected seconds until the device is free; None if no run has it."""
+        now = self._now
+        return None if now is None else seconds_left(now.total, now.fraction, now.elapsed)
 
     def items(self, request: Request, gpu_part: GpuPart, stop: Event | None = None) -> Items:
         """Runs a validated request: progress, the native clip when it can be seen, then one
@@ -99,21 +90,30 @@ class Runs:
             stop: Stops the run once it is set.
         """
         stop = stop or Event()
-        return self.in_turn(partial(self._work, request, gpu_part, stop), stop)
+        seconds = sum(self.models.estimator.estimate(job(request, self.models)).values())
+        return self.in_turn(partial(self._work, request, gpu_part, stop), stop, seconds)
 
-    def in_turn(self, start: Callable[[], Iterator], stop: Event) -> Iterator:
+    def in_turn(self, start: Callable[[], Iterator], stop: Event, seconds: float) -> Iterator:
         """Passes on what `start` gives once the device is free.
 
         Closing the generator closes that, too, and returns at once.
+
+        Args:
+            start: Begins the work.
+            stop: Ends the wait once it is set.
+            seconds: That the work is expected to take.
         """
         while not self.device.acquire(timeout=TURN):
             if stop.is_set():
                 yield CANCELLED
                 return
             yield None
+        now = self._now = _Now(seconds)
         work = start()
         try:
-            for item in work:  # noqa: UP028  # `yield from` would close it here, too
+            for item in work:  # not `yield from`, which would close it here, too
+                if isinstance(item, Progress):
+                    now.fraction = item.fraction
                 yield item
         finally:
             # Gradio closes generators on its event loop, which must not wait for a step.
@@ -124,6 +124,7 @@ class Runs:
         try:
             work.close()  # type: ignore[attr-defined]
         finally:
+            self._now = None
             self.device.release()
 
     def _work(self, request: Request, gpu_part: GpuPart, stop: Event) -> Items:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from dataclasses import fields
 from html import escape
 from textwrap import shorten
@@ -28,6 +29,22 @@ Updates = dict[Any, Any]
 def on_zero_gpu() -> bool:
     """Whether visitors pay for GPU seconds with a quota."""
     return bool(os.environ.get("SPACES_ZERO_GPU"))
+
+
+LABELS = {
+    "num_frames": "Frames",
+    "num_inference_steps": "Denoising steps",
+    "guidance_scale": "Guidance",
+    "negative_prompt": "Negative prompt",
+    "seed": "Seed",
+    "windows": "Attention windows",
+}
+"""What the page calls settings that errors name; the API calls them as they are."""
+
+
+def in_page_words(message: str) -> str:
+    """An error as the page says it: of the field that a visitor sees."""
+    return re.sub(rf"\b({'|'.join(LABELS)})\b", lambda found: LABELS[found[0]], message, count=1)
 
 
 def problem(message: str) -> gr.Error:
@@ -132,7 +149,8 @@ def refresh(ui: Layout, models: Models, *values: Any) -> Updates:
         request = as_request(settings).validate(models.preset)
         models.check_memory(request)
     except ValueError as error:
-        return {ui.estimate: views.notice("bad", "Please change a setting", str(error))}
+        text = in_page_words(str(error))
+        return {ui.estimate: views.notice("bad", "Please change a setting", text)}
     work = job(request, models)
     stages = models.estimator.estimate(work)
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from html import escape
 from itertools import accumulate
 from pathlib import Path
@@ -12,7 +13,7 @@ from statistics import fmean
 from ..estimates.cost import STAGES, fitting_tiers, full_pairs, gpu_duration, native_pairs
 from ..model.windows import attention_pairs, even_partition, fitting_counts
 from ..ops.strided_windows import Counts
-from ..runs.progress import Progress
+from ..runs.progress import Progress, seconds_left
 
 FOLDER = Path(__file__).parent
 KINDS = {
@@ -34,14 +35,11 @@ def asset(name: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 10:
-        return f"{max(seconds, 0.1):.1f} s"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+    """Seconds as m:ss, or h:mm:ss; what takes any time takes a second."""
+    whole = max(1, round(seconds))
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def header(model: str) -> str:
@@ -184,9 +182,7 @@ def _frame(rows: int, columns: int, count: int, name: str) -> str:
 def running(progress: Progress, stages: Mapping[str, float], elapsed: float, note: str) -> str:
     """Progress by stage and step."""
     percent = 100 * progress.fraction
-    remaining = sum(stages.values()) * (1 - progress.fraction)
-    if progress.fraction > 0.05 and elapsed > 1:
-        remaining = elapsed / progress.fraction * (1 - progress.fraction)
+    remaining = seconds_left(sum(stages.values()), progress.fraction, elapsed)
     names = list(stages)
     now = names.index(progress.stage) if progress.stage in names else 0
     items = "".join(
@@ -220,8 +216,38 @@ def notice(kind: str, title: str, text: str) -> str:
     )
 
 
-def finished(metadata: Mapping) -> str:
-    """What a finished run took."""
+def waiting(ahead: int, seconds: float) -> str:
+    """Where a run waits, and how it can be left."""
+    if not ahead:
+        text = "It is the next one, and starts in a moment."
+    else:
+        runs = "1 run comes" if ahead == 1 else f"{ahead} runs come"
+        text = (
+            f"{runs} before yours, for about {duration(seconds)}. Your place is kept if you "
+            "reload; Cancel gives it up."
+        )
+    return notice("idle", f"Waiting: place {ahead + 1}", text)
+
+
+def kept_until(moment: float) -> str:
+    """Until when files are kept that are removed at a time in seconds since 1970."""
+    until = datetime.fromtimestamp(moment, UTC)
+    return (
+        f"Files are kept until {until.day} {until:%B, %H:%M} UTC: download what you like to keep."
+    )
+
+
+def remarks(title: str, texts: Sequence[str]) -> str:
+    """A card with several things to look at."""
+    lines = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    return (
+        f'<div class="ug-card stopped" role="status"><div class="top"><span class="big">'
+        f'{escape(title)}</span></div><ul class="sub">{lines}</ul></div>'
+    )
+
+
+def finished(metadata: Mapping, kept: str = "") -> str:
+    """What a finished run took, and until when its files are kept."""
     measured = metadata["seconds"]["measured"]
     estimated = sum(metadata["seconds"]["estimated"].values())
     groups: dict[str, float] = {}
@@ -232,7 +258,8 @@ def finished(metadata: Mapping) -> str:
     total = sum(measured.values())
     text = f"Took {duration(total)} (estimated {duration(estimated)}): {parts}."
     request = metadata["request"]
-    return notice("good", f"Done: {request['resolution']}, seed {request['seed']}", text)
+    title = f"Done: {request['resolution']}, seed {request['seed']}"
+    return notice("good", title, f"{text} {kept}".strip())
 
 
 def caption(metadata: Mapping) -> str:

@@ -1,0 +1,191 @@
+"""Runs of the page, which go on while it reloads and are found again by the browser they are of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from operator import itemgetter
+from threading import Condition, Event, Lock
+from time import monotonic
+from typing import Any
+from uuid import uuid4
+
+from ..runs.progress import Progress, with_last_preview
+from ..runs.worker import Failed
+from .runs import Items
+
+GRACE = 60.0  # seconds for which a run waits or goes on with no page that shows it
+KEPT = 100  # runs that are remembered after their end, for pages that have not seen it
+FORGOTTEN = 3600.0  # seconds after which a run goes that was announced and never begun
+LOOK = 0.5  # seconds after which a page is told that there is nothing new
+
+
+class KeptRun:
+    """A run that goes on whether or not a page shows it.
+
+    Attributes:
+        id: Its name; nobody can guess it.
+        owner: Token of the browser that started it.
+        stages: Estimated seconds by stage.
+        stop: Stops the run within a step once it is set.
+        ended: Whether there will be nothing new.
+        seen: Whether a page has shown how it ended.
+    """
+
+    def __init__(self) -> None:
+        self.id = uuid4().hex
+        self.owner = ""
+        self.stages: Mapping[str, float] = {}
+        self.stop = Event()
+        self.ended = self.seen = False
+        self.under_way = False
+        self._work: Callable[[], Items] | None = None
+        self._count = 0
+        self._latest: dict[type, tuple[int, Any]] = {}  # by kind: an older one is out of date
+        self._news = Condition()
+        self._pages = 0
+        self._left = self._began = monotonic()
+
+    def begin(self, owner: str, stages: Mapping[str, float], work: Callable[[], Items]) -> None:
+        """Says what is to be done, once it is the run's turn."""
+        self.owner, self.stages, self._work = owner, stages, work
+        self.under_way = True
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since it began to compute."""
+        return monotonic() - self._began
+
+    def abandoned(self, grace: float) -> bool:
+        """Whether no page has shown it for longer than a grace time in seconds."""
+        return self._pages == 0 and monotonic() - self._left > grace
+
+    def compute(self) -> None:
+        """Does the work, and keeps what comes of it. What is called again does nothing."""
+        with self._news:
+            work, self._work = self._work, None
+        if work is None:
+            return
+        self._began = monotonic()
+        try:
+            for item in work():
+                self.put(item)
+        except Exception as error:  # whoever follows has to learn of it
+            self.put(error)
+        finally:
+            self.end()
+
+    def put(self, item: Any) -> None:
+        """Something new: progress, a part of the result, how it ended, or an exception."""
+        if item is None:
+            return
+        with self._news:
+            if isinstance(item, Progress):
+                _, before = self._latest.get(Progress, (0, item))
+                item = with_last_preview(item, before)
+            self._count += 1
+            kind = Exception if isinstance(item, Exception) else type(item)
+            self._latest[kind] = (self._count, item)
+            self._news.notify_all()
+
+    def end(self, reason: Failed | None = None) -> None:
+        """There will be nothing new.
+
+        Args:
+            reason: Why it ends before its turn.
+        """
+        self.put(reason)
+        with self._news:
+            self._work = None
+            self.ended = True
+            self._news.notify_all()
+
+    def follow(self) -> Iterator[Any]:
+        """The latest of each kind of item so far, then what is new; None while there is nothing.
+
+        Raises:
+            Exception: that the work raised.
+        """
+        with self._news:
+            self._pages += 1
+        told = 0
+        try:
+            while True:
+                with self._news:
+                    self._news.wait_for(partial(self._has_news, told), LOOK)
+                    new = sorted(
+                        (each for each in self._latest.values() if each[0] > told),
+                        key=itemgetter(0),
+                    )
+                    ended = self.ended
+                for number, item in new:
+                    told = number
+                    if isinstance(item, Exception):
+                        self.seen = True
+                        raise item
+                    yield item
+                if ended:
+                    self.seen = True
+                    return
+                if not new:
+                    yield None
+        finally:
+            with self._news:
+                self._pages -= 1
+                self._left = monotonic()
+
+    def _has_news(self, told: int) -> bool:
+        return self.ended or self._count > told
+
+
+class KeptRuns:
+    """The page's runs, by the session that shows each, and by the browser that started it."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._runs: dict[str, KeptRun] = {}
+        self._shown: dict[str, KeptRun] = {}  # by session
+
+    def announce(self, session: str | None) -> KeptRun:
+        """A run that a session is about to start, and can cancel from now on."""
+        run = KeptRun()
+        with self._lock:
+            self._runs[run.id] = self._shown[session or ""] = run
+            over = [each for each in self._runs.values() if each.ended or each.abandoned(FORGOTTEN)]
+            for each in over[:-KEPT]:
+                del self._runs[each.id]
+        return run
+
+    def announced(self, session: str | None) -> KeptRun:
+        """The run that the session announced, even if it was cancelled since."""
+        run = self._shown.get(session or "")
+        return self.announce(session) if run is None or run.under_way or run.ended else run
+
+    def by_id(self, name: object) -> KeptRun | None:
+        """The run of this name."""
+        return self._runs.get(name) if isinstance(name, str) else None
+
+    def found(self, owner: str) -> KeptRun | None:
+        """The newest run of a browser that is not over, or whose end no page has shown."""
+        with self._lock:
+            own = [run for run in self._runs.values() if owner and run.owner == owner]
+        return next((run for run in reversed(own) if not run.seen), None)
+
+    def show(self, session: str | None, run: KeptRun) -> None:
+        """A session shows this run, and can cancel it."""
+        with self._lock:
+            self._shown[session or ""] = run
+
+    def cancel(self, session: str | None) -> bool:
+        """Stops the run that a session shows, within a step or before its turn; tells whether
+        there may be one."""
+        run = self._shown.get(session or "")
+        if run is None or run.ended or run.stop.is_set():
+            return False
+        run.stop.set()
+        return True
+
+    def leave(self, session: str | None) -> None:
+        """A session has ended; its run goes on for the grace time."""
+        with self._lock:
+            self._shown.pop(session or "", None)
