@@ -209,7 +209,7 @@ def test_which_table_is_taken(tmp_path: Path) -> None:
         ("metadata.csv", b'video,prompt\na.mp4,"a\n', "damaged near line 1"),
         ("metadata.csv", b"", "it has no columns"),
         ("metadata.csv", "video,prompt\na.mp4,Fluß\n".encode("latin-1"), "not UTF-8"),
-        ("metadata.csv", "video,prompt\na.mp4,a\n".encode("utf-16"), "not UTF-8"),
+        ("metadata.csv", "video,prompt\na.mp4,a\n".encode("utf-16")[:-1], "not UTF-16"),
         ("metadata.jsonl", b'{"video": "a.mp4"}\n{"video": \n', "damaged in line 2"),
         ("metadata.json", b'[{"video": ', "is damaged"),
         ("metadata.json", b'{"a.mp4": "a"}', "must hold a list of objects"),
