@@ -206,7 +206,7 @@ def test_which_table_is_taken(tmp_path: Path) -> None:
         ("metadata.csv", b"video,prompt\na.mp4,\n", "names no clip with a caption: no caption"),
         ("metadata.csv", b"video,prompt\n", "names no clip with a caption: it has no rows"),
         ("metadata.csv", b"video,prompt\nz.mp4,a\n", "names no clip with a caption: file missing"),
-        ("metadata.csv", b'video,prompt\na.mp4,"a\n', "damaged near line 1"),
+        ("metadata.csv", b'video,prompt\na.mp4,"a\n', "damaged near line 2"),
         ("metadata.csv", b"", "it has no columns"),
         ("metadata.csv", "video,prompt\na.mp4,Fluß\n".encode("latin-1"), "not UTF-8"),
         ("metadata.csv", "video,prompt\na.mp4,a\n".encode("utf-16")[:-1], "not UTF-16"),

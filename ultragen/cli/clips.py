@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -84,18 +83,12 @@ def generate(
     models = load_for(request, model, guidance_device, fp8, lora or None)
     loading = perf_counter() - began
     from ..runs.native import generate_native
-    from ..video import encode_video
+    from ..runs.write import write_native
 
     with console.whole_results(out.parent) as folder:
         with console.progress_bar() as show:
             clip = generate_native(request, models, lambda p: show(p.fraction, p.message))
-        began = perf_counter()
-        encode_video(clip.frames, folder / out.name, clip.fps)
-        seconds = clip.metadata["seconds"]
-        seconds["measured"]["encode"] = perf_counter() - began
-        seconds |= {"loading": loading, "total": sum(seconds["measured"].values())}
-        text = json.dumps(clip.metadata, indent=2, ensure_ascii=False)
-        (folder / sidecar.name).write_text(text + "\n", encoding="utf-8")
+        write_native(clip, folder / out.name, loading)
     print_seconds(clip.metadata)
     print(f"Written: {out}, {sidecar}")
 

@@ -14,7 +14,7 @@ from ..presets import RESOLUTIONS
 from . import console
 
 HEADINGS = {
-    "Clips": ("generate", "compare", "sheets"),
+    "Clips": ("generate", "batch", "compare", "sheets"),
     "Measurements and reports": ("measure", "evaluate", "benchmark", "doctor"),
     "Training and weights": ("scenes", "dataset", "train", "assemble", "convert"),
 }

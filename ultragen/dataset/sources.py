@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .stills import STILL_SUFFIXES
-from .tables import TABLE_SUFFIXES, read_table
+from .table_files import TABLE_SUFFIXES, read_table
 
 # fmt: off
 VIDEO_SUFFIXES = frozenset((

@@ -17,6 +17,7 @@ from PIL import Image
 from ..files import create_folder, sweep_unfinished, unique_directory, whole_result, write_json
 from ..pictures import crop_rows, side_by_side
 from ..video import encode_video
+from .native import NativeClip
 from .progress import Progress, RunState
 from .request import Request
 
@@ -102,6 +103,30 @@ def write(
         folder = unique_directory(unfinished, stem)
         result = _write(clips, request, metadata, run, folder)
     return result.moved(parent / folder.name)
+
+
+def write_native(clip: NativeClip, path: Path, loading: float) -> Path:
+    """Writes a native clip, and beside it what makes it again.
+
+    Args:
+        clip: What was made; its metadata gets the seconds that are measured here.
+        path: The MP4 file; its folder exists.
+        loading: Seconds that loading the models took.
+
+    Returns:
+        The file of the metadata, with the same name but for the suffix.
+
+    Raises:
+        OSError: The disk is full, or the folder takes no files.
+    """
+    began = perf_counter()
+    encode_video(clip.frames, path, clip.fps)
+    seconds = clip.metadata["seconds"]
+    seconds["measured"]["encode"] = perf_counter() - began
+    seconds |= {"loading": loading, "total": sum(seconds["measured"].values())}
+    sidecar = path.with_suffix(".json")
+    write_json(sidecar, clip.metadata)
+    return sidecar
 
 
 def remove_old(output_dir: Path, age: float) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from ..dataset.tables import TABLE_SUFFIXES, Damage, Row, Table, read_table, read_text
+from ..dataset.table_files import TABLE_SUFFIXES, Damage, Row, Table, read_table, read_text
 from ..files import UNFINISHED
 from ..presets import ModelPreset, shown
 from ..runs.request import Request
