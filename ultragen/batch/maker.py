@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from ..files import first_line
-from ..runs.loading import load_models
+from ..runs import loading
 from ..runs.native import generate_native
 from .prompt_files import Clip
 from .results import MOST_ATTEMPTS, Outcome, Results
@@ -39,13 +38,10 @@ class Maker:
 
     Args:
         settings: What they share.
-        load: Gives the models.
     """
 
-    def __init__(
-        self, settings: Settings, load: Callable[[Settings], Any] = lambda s: load_for(s)
-    ) -> None:
-        self.settings, self.load = settings, load
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
         self.results = Results(settings.out)
         self.models: Any = None
         self.loading = 0.0
@@ -54,8 +50,8 @@ class Maker:
         """Makes a clip, unless it is there.
 
         Raises:
-            OSError: The models can't be loaded, or the clip not be written: no other one can.
-            ValueError: The machine can't run the models.
+            OSError: The models can't be loaded.
+            ValueError: The machine can't run them.
             RuntimeError: Its memory ran out on the way.
         """
         # It may be there since a process was killed after it had written it.
@@ -63,9 +59,13 @@ class Maker:
             self.results.end(clip.name)
             return Outcome(clip.name, "kept")
         if self.models is None:
-            began = perf_counter()
-            self.models = self.load(self.settings)
-            self.loading = perf_counter() - began
+            self._load()
+        try:
+            return self._make(clip)
+        except OSError as error:
+            return Outcome(clip.name, "stopped", first_line(error))
+
+    def _make(self, clip: Clip) -> Outcome:
         if (attempts := self.results.begin(clip.name)) >= MOST_ATTEMPTS:
             reason = f"the process that made it died {attempts} times"
             return Outcome(clip.name, "failed", reason)
@@ -74,14 +74,15 @@ class Maker:
         except Exception as error:  # whatever it is, other clips may do
             self.results.end(clip.name)
             return Outcome(clip.name, "failed", first_line(error))
-        self.results.write(clip, made, self.settings.source, self.loading)
-        self.results.end(clip.name)
+        try:
+            self.results.write(clip, made, self.settings.source, self.loading)
+        finally:
+            self.results.end(clip.name)
         return Outcome(clip.name, "made")
 
-
-def load_for(settings: Settings) -> Any:
-    """The models of a run; errors as in `load_models`."""
-    models = load_models(settings.model, settings.loras)
-    if settings.fp8:
-        models.enable_fp8()
-    return models
+    def _load(self) -> None:
+        began = perf_counter()
+        self.models = loading.load_models(self.settings.model, self.settings.loras)
+        if self.settings.fp8:
+            self.models.enable_fp8()
+        self.loading = perf_counter() - began

@@ -93,7 +93,7 @@ def read_prompts(
         listed = ", ".join(table.columns) or "no columns"
         raise ValueError(f"{path} has no column prompt or prompt_en; it has {listed}")
     reader = _Reader(column or "", dict(defaults), preset, num_seeds, name)
-    rows = [row for row in table.rows if not _empty(row.values)]
+    rows = [row for row in table.rows if not _says_nothing(row.values)]
     clips = [clip for index, row in enumerate(rows) for clip in reader.clips(index, row)]
     faults = sorted(table.damages + reader.faults, key=lambda fault: fault.line)
     if not clips and not faults:
@@ -197,10 +197,13 @@ class _Reader:
         return name
 
 
+def _says_nothing(row: Any) -> bool:
+    """Whether a row is an empty one."""
+    return isinstance(row, dict) and all(map(_empty, row.values()))
+
+
 def _empty(value: Any) -> bool:
-    """Whether a cell, or a whole row, says nothing."""
-    if isinstance(value, dict):
-        return all(map(_empty, value.values()))
+    """Whether a cell has no value."""
     if isinstance(value, str):
         return not value.strip()
     return value is None or value != value  # what pandas writes for no value

@@ -190,10 +190,8 @@ def follow(outcomes: Iterable[Outcome], mine: Sequence[Clip], results: Results) 
     for number, outcome in enumerate(outcomes, start=1):
         clip = clips[outcome.name]
         if outcome.state == "stopped":
-            raise OSError(
-                f"Stopped at {outcome.name}: {outcome.reason}. What is made is kept; the same "
-                "command goes on."
-            )
+            reason = outcome.reason.rstrip(".")
+            raise OSError(f"{reason}. What is made is kept: the same command goes on.")
         if outcome.state == "failed":
             results.note_failure(clip, outcome.reason)
         made += outcome.state == "made"
