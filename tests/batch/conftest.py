@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
-PROMPTS = "a calm lake\n\na calm lake\nsnowy mountains\na lake at sunset\nthe sea\na calm sea\n"
+PROMPTS = "a calm lake\n\na calm lake\nsnowy mountains\na lake at sunset\n"
 
 
 @pytest.fixture

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,12 +19,14 @@ from ultragen import __version__
 from ultragen.batch import on_ray
 from ultragen.batch.maker import Settings
 from ultragen.batch.on_ray import Worker
+from ultragen.batch.prompt_files import read_prompts
 from ultragen.files import UNFINISHED
+from ultragen.presets import EMBEDDED
 
 ray = pytest.importorskip("ray")
 psutil = pytest.importorskip("psutil")
 FAST = ("--model", "model", "--frames", 5, "--guidance", 1)
-COUNT = 6
+COUNT = 4
 
 
 def actors() -> list:
@@ -60,7 +64,7 @@ def test_an_actor_is_killed_and_nothing_is_lost_or_made_twice(folder, monkeypatc
     lines = [{"prompt": text} for text in Path("p.txt").read_text().splitlines() if text]
     lines[2]["loras"] = {"broken": 1.0}
     Path("p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    run = ("batch", "p.jsonl", *FAST, "--steps", 15)
+    run = ("batch", "p.jsonl", *FAST, "--steps", 6)
 
     killed: list[int] = []
     killer = threading.Thread(target=kill_one_at_work, args=(Path("two/.attempts"), killed))
@@ -69,7 +73,7 @@ def test_an_actor_is_killed_and_nothing_is_lost_or_made_twice(folder, monkeypatc
     killer.join()
     printed, told = capsys.readouterr()
     assert code == 1 and "1 clips failed" in told and len(killed) == 1
-    numbers = [line.split()[1] for line in printed.splitlines() if "/6 " in line]
+    numbers = [line.split()[1] for line in printed.splitlines() if f"/{COUNT} " in line]
     assert sorted(numbers) == [f"{index:05d}" for index in range(COUNT)]
     [failed] = map(json.loads, Path("two/failed.jsonl").read_text().splitlines())
     assert failed["line"] == 3 and "no LoRA 'broken'" in failed["reason"]
@@ -137,11 +141,6 @@ def test_gpus_have_an_actor_each():
 
 def test_what_ends_an_actors_work_is_told(tmp_path, monkeypatch):
     """An actor that raised would be started again and again."""
-    import pickle
-
-    from ultragen.batch.prompt_files import read_prompts
-    from ultragen.presets import EMBEDDED
-
     monkeypatch.chdir(tmp_path)
     Path("p.txt").write_text("a lake")
     [clip] = read_prompts(Path("p.txt"), {}, EMBEDDED, 1, "{index}").clips
@@ -152,7 +151,7 @@ def test_what_ends_an_actors_work_is_told(tmp_path, monkeypatch):
 
 def test_without_ray(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     Path("p.txt").write_text("a lake")
     assert ultragen("batch", "p.txt", "--model", "embedded", "--ray", "auto") == 1
     assert "pip install -e '.[ray]'" in one_line(capsys)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from commands import PROMPT, SMALL, one_line, ultragen
 
-from ultragen.batch import maker, results
+from ultragen.batch import clip_folder, maker
+from ultragen.batch.clip_folder import MOST_ATTEMPTS, Results
 from ultragen.batch.maker import Maker, Settings
 from ultragen.batch.prompt_files import Clip, read_prompts
-from ultragen.batch.results import MOST_ATTEMPTS, Results
 from ultragen.dataset.sources import find_sources
 from ultragen.presets import EMBEDDED
 from ultragen.runs.request import Request
@@ -154,20 +154,20 @@ def test_a_prompt_that_fails_ends_nothing(fake, folder, monkeypatch, capsys):
 
 
 def test_a_full_disk_stops_the_run_and_it_goes_on_later(fake, folder, monkeypatch, capsys):
-    write = results.write_native
+    write = clip_folder.write_native
 
     def full(made, path, loading):
         if path.name == "00001.mp4":
             raise OSError(f"{path} was not written: the disk is full")
         return write(made, path, loading)
 
-    monkeypatch.setattr(results, "write_native", full)
+    monkeypatch.setattr(clip_folder, "write_native", full)
     assert ultragen("batch", "p.csv", *SMALL) == 1
     said = capsys.readouterr().err
     assert f"{folder}/clips/00001.mp4 was not written: the disk is full" in said
     assert "the same command goes on" in said
     assert names("clips")[-2:] == ["00000.json", "00000.mp4"]
-    monkeypatch.setattr(results, "write_native", write)
+    monkeypatch.setattr(clip_folder, "write_native", write)
     assert ultragen("batch", "p.csv", *SMALL) == 0
     assert names("clips") == CLIPS and len(fake.native.calls) == 3
 

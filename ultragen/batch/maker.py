@@ -10,8 +10,8 @@ from typing import Any
 from ..files import first_line
 from ..runs import loading
 from ..runs.native import generate_native
+from .clip_folder import MOST_ATTEMPTS, Outcome, Results
 from .prompt_files import Clip
-from .results import MOST_ATTEMPTS, Outcome, Results
 
 
 @dataclass(frozen=True)

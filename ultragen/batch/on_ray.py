@@ -14,9 +14,9 @@ from typing import Any
 
 from .. import __version__
 from ..files import first_line
+from .clip_folder import Outcome, as_row
 from .maker import Maker, Settings
 from .prompt_files import Clip
-from .results import Outcome, as_row
 
 OBJECT_STORE = 256 * 2**20
 """Bytes of a cluster that starts here: prompts and outcomes go through it, and no video."""
@@ -128,8 +128,8 @@ def _connect(ray: Any, address: str, options: dict[str, Any], workers: int | Non
         _init(ray, address, options)
     except (OSError, OverflowError) as error:
         raise OSError(
-            f"There is no Ray cluster at {address} ({first_line(error)}): start one with `ray start "
-            "--head`, or use --ray auto."
+            f"There is no Ray cluster at {address} ({first_line(error)}): start one with "
+            "`ray start --head`, or use --ray auto."
         ) from error
 
 

@@ -27,9 +27,9 @@ from .options import (
 )
 
 if TYPE_CHECKING:  # torch is imported inside the command
+    from ..batch.clip_folder import Outcome, Results
     from ..batch.maker import Settings
     from ..batch.prompt_files import Clip
-    from ..batch.results import Outcome, Results
     from ..dataset.encoding_processes import Processes
 
 
@@ -90,8 +90,8 @@ def batch(
     console.quiet_libraries()
     if fp8:
         check_fp8(model)
+    from ..batch.clip_folder import Results
     from ..batch.maker import Settings
-    from ..batch.results import Results
     from ..dataset.encoding_processes import Processes
     from ..runs.choice import choose
 
@@ -170,7 +170,7 @@ def start(
         return (maker.make(clip) for clip in mine), mine
     if processes.count > 1:
         raise ValueError("Ray starts processes of its own: leave out accelerate, or --ray.")
-    from ..batch.results import Results
+    from ..batch.clip_folder import Results
 
     results = Results(settings.out)
     # None of what is there has to go to another machine.
@@ -215,7 +215,7 @@ def finish(clips: list[Clip], out: Path, results: Results) -> None:
     Raises:
         RuntimeError: Some clips failed.
     """
-    from ..batch.results import FAILED, TABLE
+    from ..batch.clip_folder import FAILED, TABLE
 
     results.forget_attempts()
     count = results.write_table(clips)
