@@ -9,6 +9,7 @@ import secrets
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -70,20 +71,47 @@ def make_on_ray(
     with _cluster(address, workers) as ray:
         size, resources = _room(ray.cluster_resources(), workers)
         _check_nodes(ray, settings.out, "GPU" if "num_gpus" in resources else "CPU")
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False  # the command has a progress of its own
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        rows = [{"clip": pickle.dumps(clip)} for clip in clips]
-        # A clip a block: what an actor that dies takes along is one.
-        outcomes = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            Worker,
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
-            fn_constructor_args=(settings, os.getcwd()),
-            **resources,
-        )
-        for row in outcomes.iter_rows():
-            yield Outcome(**row)
+        run = (clips, settings, os.getcwd(), size, resources)
+        if not address.startswith("ray://"):
+            yield from _outcomes(*run)
+            return
+        # Ray Data needs a process of the cluster to run it, which Ray's client is none of (2.60.0).
+        inside = ray.remote(num_cpus=0)(Run).remote(*run)
+        while outcomes := ray.get(inside.next.remote()):
+            yield from outcomes
+
+
+class Run:
+    """A run of Ray Data that an actor holds; arguments as for `_outcomes`."""
+
+    def __init__(self, *run: Any) -> None:
+        self.outcomes = _outcomes(*run)
+
+    def next(self) -> list[Outcome]:
+        """The next outcome, or none after the last one."""
+        return list(islice(self.outcomes, 1))
+
+
+def _outcomes(
+    clips: Sequence[Clip], settings: Settings, folder: str, size: int, resources: dict[str, Any]
+) -> Iterator[Outcome]:
+    """What becomes of clips, with `size` actors of which each takes the resources."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # the command has a progress of its own
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    rows = [{"clip": pickle.dumps(clip)} for clip in clips]
+    # A clip a block: what an actor that dies takes along is one.
+    made = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        Worker,
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
+        fn_constructor_args=(settings, folder),
+        **resources,
+    )
+    for row in made.iter_rows():
+        yield Outcome(**row)
 
 
 @contextmanager
@@ -127,9 +155,10 @@ def _connect(ray: Any, address: str, options: dict[str, Any], workers: int | Non
         socket.create_connection((host, int(port)), PATIENCE).close()
         _init(ray, address, options)
     except (OSError, OverflowError) as error:
+        # A cluster that wants a token, which 2.60.0 makes by itself, answers no client without one.
         raise OSError(
             f"There is no Ray cluster at {address} ({first_line(error)}): start one with "
-            "`ray start --head`, or use --ray auto."
+            "`ray start --head`, set RAY_AUTH_MODE=token if it has one, or use --ray auto."
         ) from error
 
 
