@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from commands import one_line, ultragen
+from killed_actors import kill_one_at_work
 
 from ultragen import __version__
 from ultragen.batch import on_ray
@@ -24,25 +24,16 @@ from ultragen.files import UNFINISHED
 from ultragen.presets import EMBEDDED
 
 ray = pytest.importorskip("ray")
-psutil = pytest.importorskip("psutil")
 FAST = ("--model", "model", "--frames", 5, "--guidance", 1)
 COUNT = 4
 
 
-def actors() -> list:
-    """Processes below this one in which clips are made."""
-    below = psutil.Process().children(recursive=True)
-    return [each for each in below if "MapWorker" in " ".join(each.cmdline())]
-
-
-def kill_one_at_work(notes: Path, killed: list[int]) -> None:
+def kill_one(out: Path, killed: list[bool]) -> None:
     """Ends an actor by SIGKILL once a clip is begun, as the kernel does where memory runs out."""
     end = time.monotonic() + 120
     while not killed and time.monotonic() < end:
-        if notes.is_dir() and any(not note.name.startswith(".") for note in notes.iterdir()):
-            for actor in actors()[:1]:
-                os.kill(actor.pid, signal.SIGKILL)
-                killed.append(actor.pid)
+        if kill_one_at_work(out, psutil.Process()):
+            killed.append(True)
         time.sleep(0.02)
 
 
@@ -66,8 +57,8 @@ def test_an_actor_is_killed_and_nothing_is_lost_or_made_twice(folder, monkeypatc
     Path("p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     run = ("batch", "p.jsonl", *FAST, "--steps", 6)
 
-    killed: list[int] = []
-    killer = threading.Thread(target=kill_one_at_work, args=(Path("two/.attempts"), killed))
+    killed: list[bool] = []
+    killer = threading.Thread(target=kill_one, args=(Path("two"), killed))
     killer.start()
     code = ultragen(*run, "--out", "two", "--ray", "auto", "--workers", 2)
     killer.join()

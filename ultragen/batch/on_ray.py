@@ -7,7 +7,7 @@ import os
 import pickle
 import secrets
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -49,7 +49,11 @@ class Worker:
 
 
 def make_on_ray(
-    clips: Sequence[Clip], settings: Settings, address: str, workers: int | None
+    clips: Sequence[Clip],
+    settings: Settings,
+    address: str,
+    workers: int | None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Outcome]:
     """Makes clips on a cluster, in the order in which actors take them.
 
@@ -62,6 +66,7 @@ def make_on_ray(
         address: `auto` for the cluster of this machine, which starts if there is none;
             `ray://HOST:PORT` or `HOST:PORT` for another one.
         workers: Actors; without it one for each GPU, or a single one where there is none.
+        say: Takes a line on where they run.
 
     Raises:
         ValueError: The cluster has no room for so many.
@@ -70,7 +75,9 @@ def make_on_ray(
     """
     with _cluster(address, workers) as ray:
         size, resources = _room(ray.cluster_resources(), workers)
-        _check_nodes(ray, settings.out, "GPU" if "num_gpus" in resources else "CPU")
+        kind = "GPU" if "num_gpus" in resources else "CPU"
+        nodes = _check_nodes(ray, settings.out, kind)
+        say(f"Ray {ray.__version__}: {size} actors on {kind}s, {nodes} machines in the cluster")
         run = (clips, settings, os.getcwd(), size, resources)
         if not address.startswith("ray://"):
             yield from _outcomes(*run)
@@ -197,8 +204,9 @@ def _room(resources: dict[str, float], workers: int | None) -> tuple[int, dict[s
     return size, {"num_gpus": 1} if gpus else {"num_cpus": cpus // size}
 
 
-def _check_nodes(ray: Any, out: Path, kind: str) -> None:
-    """Checks that every machine that may make clips has this package and sees the folder.
+def _check_nodes(ray: Any, out: Path, kind: str) -> int:
+    """Checks that every machine that may make clips has this package and sees the folder; gives
+    their number.
 
     Raises:
         OSError: One does not.
@@ -218,6 +226,7 @@ def _check_nodes(ray: Any, out: Path, kind: str) -> None:
         ]
         for node, answer in zip(nodes, asked, strict=True):
             _judge(node["NodeManagerHostname"], out, *_ask(ray, answer))
+        return len(nodes)
     finally:
         token.unlink(missing_ok=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -175,7 +176,9 @@ def start(
     results = Results(settings.out)
     # None of what is there has to go to another machine.
     lacking = [clip for clip in clips if not results.has(clip.name)]
-    return make_on_ray(lacking, settings, ray, workers) if lacking else (), lacking
+    if not lacking:
+        return (), lacking
+    return make_on_ray(lacking, settings, ray, workers, partial(print, flush=True)), lacking
 
 
 def follow(outcomes: Iterable[Outcome], mine: Sequence[Clip], results: Results) -> None:
