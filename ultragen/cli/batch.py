@@ -96,22 +96,23 @@ def batch(
     from ..dataset.encoding_processes import Processes
     from ..runs.choice import choose
 
-    preset = choose(model, lora or None).preset
-    defaults = {
-        "seed": seed,
-        "resolution": resolution,
-        "windows": windows,
-        "num_frames": num_frames,
-        "num_inference_steps": num_inference_steps,
-        "guidance_scale": guidance_scale,
-        "negative_prompt": negative_prompt,
-        "noise": noise,
-        # Those that are named are used by all clips; None leaves it to the machine.
-        "loras": {each.name: each.strength for each in preset.loras} if lora else None,
-    }
-    name = name or ("{index:05d}" if num_seeds == 1 else "{index:05d}-{sample}")
+    # First, since each process asks its own GPU what fits.
     processes = Processes.join()
     try:
+        preset = choose(model, lora or None).preset
+        defaults = {
+            "seed": seed,
+            "resolution": resolution,
+            "windows": windows,
+            "num_frames": num_frames,
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "negative_prompt": negative_prompt,
+            "noise": noise,
+            # Those that are named are used by all clips; None leaves it to the machine.
+            "loras": {each.name: each.strength for each in preset.loras} if lora else None,
+        }
+        name = name or ("{index:05d}" if num_seeds == 1 else "{index:05d}-{sample}")
         clips = read(prompts, defaults, preset, num_seeds, name, processes.first)
         settings = Settings(out.absolute(), prompts.name, model, lora or None, fp8)
         results = Results(settings.out)
