@@ -24,7 +24,7 @@ FLOORS = (
     {"sampling", "weights"},
     {"pipeline", "estimates", "dataset"},
     {"runs", "training", "benchmark"},
-    {"evaluation", "web"},
+    {"batch", "evaluation", "web"},
     {"cli", "app"},
     {"benchmarks", "scripts"},
 )

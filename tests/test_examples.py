@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from accelerate import PartialState
 from fakes import fake_models, served
 from paths import ROOT
 
@@ -36,7 +34,7 @@ def run(*command: object, folder: Path) -> str:
 
 def test_no_example_is_forgotten_here():
     names = {path.name for path in (ROOT / "examples").glob("*.py")}
-    assert names == {"client.py", "generate.py", "many_prompts.py"}
+    assert names == {"client.py", "generate.py"}
 
 
 @pytest.mark.slow
@@ -70,38 +68,6 @@ def test_generate(tmp_path):
     assert "lake.mp4" in run("generate.py", folder=tmp_path)
     info = probe_video(tmp_path / "lake.mp4")
     assert (info.height, info.width, info.num_frames) == (288, 512, 5)
-
-
-@pytest.mark.slow
-def test_many_prompts_give_the_same_clips_for_any_number_of_processes(
-    tmp_path, monkeypatch, capsys
-):
-    """One process is this one, two are started as the README says."""
-    code = made_fast(
-        "many_prompts.py",
-        (
-            '"height": 544, "width": 960, "num_frames": 17',
-            '"height": 96, "width": 128, "num_frames": 5',
-        ),
-    )
-    (tmp_path / "many.py").write_text(code)
-    (tmp_path / "prompts.txt").write_text("a calm lake\n\na calm lake\ndunes at noon\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["many.py", "prompts.txt", "--out", "one"])
-    runpy.run_path("many.py", run_name="__main__")
-    PartialState._reset_state()  # accelerate's, which a process makes once
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
-    two = run(*launch, "many.py", "prompts.txt", "--out", "two", folder=tmp_path)
-    for printed in (capsys.readouterr().out, two):
-        assert printed.count("0002.mp4: dunes at noon") == 1
-    files = [
-        {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()}
-        for folder in ("one", "two")
-    ]
-    assert set(files[0]) == {"0000.mp4", "0001.mp4", "0002.mp4"}
-    assert files[0] == files[1]
-    # The same prompt, but another seed.
-    assert files[0]["0000.mp4"] != files[0]["0001.mp4"]
 
 
 def test_make_examples_writes_what_the_page_shows(tmp_path, monkeypatch):

@@ -51,6 +51,7 @@ SMALL = {name: Resolution(name, 288, 512, 272) for name in RESOLUTIONS}
 # What makes a command fast, without changing what it does.
 FAST = {
     "generate": ("--frames", "5", "--steps", "1"),
+    "batch": ("--frames", "5", "--steps", "1"),
     "compare": ("--frames", "5", "--steps", "1"),
     "scenes": ("--count", "1", "--frames", "1", "--resolution", "64x48"),
     "sheets": ("--count-544p", "1", "--count-1080p", "0"),
@@ -93,6 +94,7 @@ def run(words: list[str]) -> int:
 def _elsewhere(tmp_path, monkeypatch):
     """What the snippets write lands in a folder of the test."""
     monkeypatch.chdir(tmp_path)
+    Path("prompts.txt").write_text("a calm lake\n\na calm lake at sunset\n")
 
 
 # Commands
@@ -131,7 +133,7 @@ def test_commands(words, monkeypatch, capsys):
     from ultragen.world import preview
 
     monkeypatch.setattr(choice, "find_hardware", lambda: Hardware("cuda", "GPU", 80 * GIB, True))
-    monkeypatch.setattr(loading, "load_models", lambda name=None: fake_models())
+    monkeypatch.setattr(loading, "load_models", lambda name=None, loras=None: fake_models())
     monkeypatch.setattr(calibrate, "measure", lambda models, report: CPU)
     monkeypatch.setattr(HeldOutClip, "frames", frames_once)
     monkeypatch.setattr(request, "RESOLUTIONS", SMALL)
@@ -364,12 +366,6 @@ def test_the_curl_snippet(url):
     assert ended.returncode == 0, ended.stderr
     assert "event: complete" in ended.stdout
     assert "side_by_side.mp4" in ended.stdout
-
-
-def test_the_snippet_of_many_prompts():
-    """It is what the script's first lines show; `test_examples.py` launches it."""
-    code = block("sh", "many_prompts.py")
-    assert code in (ROOT / "examples" / "many_prompts.py").read_text()
 
 
 def test_the_snippet_that_trains_and_measures(tmp_path):

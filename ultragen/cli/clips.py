@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -83,7 +82,7 @@ def generate(
     Beside OUT.mp4 stands OUT.json, with what makes it again; MP4 and WebM carry that too. Either
     file is taken by --from.
     """
-    from ..video import check_suffix, encode_video
+    from ..video import check_suffix
 
     check_suffix(out)
     sidecar = out.with_suffix(".json")
@@ -109,18 +108,12 @@ def generate(
     say_what_differs(recipe, models)
     loading = perf_counter() - began
     from ..runs.native import generate_native
-    from ..runs.recipe import carried
+    from ..runs.write import write_native
 
     with console.whole_results(out.parent) as folder:
         with console.progress_bar() as show:
             clip = generate_native(request, models, lambda p: show(p.fraction, p.message))
-        began = perf_counter()
-        encode_video(clip.frames, folder / out.name, clip.fps, carried(clip.metadata))
-        seconds = clip.metadata["seconds"]
-        seconds["measured"]["encode"] = perf_counter() - began
-        seconds |= {"loading": loading, "total": sum(seconds["measured"].values())}
-        text = json.dumps(clip.metadata, indent=2, ensure_ascii=False)
-        (folder / sidecar.name).write_text(text + "\n", encoding="utf-8")
+        write_native(clip, folder / out.name, loading)
     print_seconds(clip.metadata)
     print(f"Written: {out} ({out.stat().st_size / 1e6:.2f} MB), {sidecar}")
 

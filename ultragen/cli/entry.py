@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from . import (  # noqa: F401  (they add their commands)
+    batch,
     clips,
     console,
     convert,

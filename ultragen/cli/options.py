@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..runs.recipe import Recipe
 
 HEADINGS = {
-    "Clips": ("generate", "compare", "sheets"),
+    "Clips": ("generate", "batch", "compare", "sheets"),
     "Measurements and reports": ("measure", "evaluate", "benchmark", "doctor"),
     "Training and weights": ("scenes", "dataset", "train", "assemble", "convert"),
 }

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .stills import STILL_SUFFIXES
+from .table_files import TABLE_SUFFIXES, read_table
 
 # fmt: off
 VIDEO_SUFFIXES = frozenset((
@@ -20,7 +18,6 @@ VIDEO_SUFFIXES = frozenset((
 ))
 # fmt: on
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | STILL_SUFFIXES
-TABLE_SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
 # By whom: DiffSynth-Studio, musubi-tuner, Hugging Face's `datasets`, others; UltraVideo; `scenes`.
 PATH_COLUMNS = ("video", "video_path", "file_name", "media_path", "clip_id", "file")
 # The last is the one of UltraVideo's ten descriptions that says all in a few sentences.
@@ -252,60 +249,16 @@ def _captions(values: Iterable[Any]) -> Iterator[str]:
 
 
 def _read(table: Path) -> tuple[list[str], list[dict[str, Any]]]:
-    """A table's columns and rows."""
-    suffix = table.suffix.lower()
-    if suffix not in TABLE_SUFFIXES:
-        raise ValueError(f"{table} is not a table: those end in {', '.join(TABLE_SUFFIXES)}")
-    if suffix == ".parquet":
-        return _read_parquet(table)
-    try:
-        text = table.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{table} is not UTF-8: save it with this encoding") from error
-    except OSError as error:
-        raise ValueError(f"{table} can't be read: {error.strerror}") from error
-    if suffix == ".csv":
-        return _read_csv(table, text)
-    rows = _json_lines(table, text) if suffix == ".jsonl" else _json(table, text)
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+    """A table's columns and rows.
+
+    Raises:
+        ValueError: It can't be read, or a part of it is damaged or no object.
+    """
+    found = read_table(table)
+    if found.damages:
+        first = found.damages[0]
+        near = "near" if table.suffix.lower() == ".csv" else "in"
+        raise ValueError(f"{table} is damaged {near} line {first.line}: {first.reason}")
+    if any(not isinstance(row.values, dict) for row in found.rows):
         raise ValueError(f"{table} must hold a list of objects, one a clip")
-    return list(dict.fromkeys(column for row in rows for column in row)), rows
-
-
-def _read_csv(table: Path, text: str) -> tuple[list[str], list[dict[str, Any]]]:
-    try:
-        reader = csv.DictReader(io.StringIO(text), strict=True)
-        rows = list(reader)
-    except csv.Error as error:
-        raise ValueError(f"{table} is damaged near line {reader.line_num}: {error}") from error
-    return list(reader.fieldnames or ()), rows
-
-
-def _json_lines(table: Path, text: str) -> list[Any]:
-    rows = []
-    # Not `splitlines`, which also cuts at separators that JSON allows inside strings.
-    for number, line in enumerate(text.split("\n"), start=1):
-        try:
-            rows += [json.loads(line)] if line.strip() else []
-        except ValueError as error:
-            raise ValueError(f"{table} is damaged in line {number}: {error}") from error
-    return rows
-
-
-def _json(table: Path, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{table} is damaged: {error}") from error
-
-
-def _read_parquet(table: Path) -> tuple[list[str], list[dict[str, Any]]]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise OSError(f"{table} needs one more package: pip install pyarrow") from error
-    try:
-        rows = parquet.read_table(table)
-    except (ArrowException, OSError) as error:
-        raise ValueError(f"{table} is damaged or no Parquet file") from error
-    return rows.column_names, rows.to_pylist()
+    return found.columns, [row.values for row in found.rows]

@@ -17,6 +17,7 @@ from PIL import Image
 from ..files import create_folder, sweep_unfinished, unique_directory, whole_result, write_json
 from ..pictures import crop_frames, side_by_side
 from ..video import encode_video
+from .native import NativeClip
 from .progress import Progress, RunState
 from .recipe import carried
 from .request import Request
@@ -119,6 +120,30 @@ def write(
         early = {"native": native} if native else {}
         result = _write(clips, request, metadata, run, folder, early)
     return result.moved(parent / folder.name)
+
+
+def write_native(clip: NativeClip, path: Path, loading: float) -> Path:
+    """Writes a native clip, and beside it what makes it again.
+
+    Args:
+        clip: What was made; its metadata gets the seconds that are measured here.
+        path: The file, of a kind that `encode_video` writes; its folder exists.
+        loading: Seconds that loading the models took.
+
+    Returns:
+        The file of the metadata, with the same name but for the suffix.
+
+    Raises:
+        OSError: The disk is full, or the folder takes no files.
+    """
+    began = perf_counter()
+    encode_video(clip.frames, path, clip.fps, carried(clip.metadata))
+    seconds = clip.metadata["seconds"]
+    seconds["measured"]["encode"] = perf_counter() - began
+    seconds |= {"loading": loading, "total": sum(seconds["measured"].values())}
+    sidecar = path.with_suffix(".json")
+    write_json(sidecar, clip.metadata)
+    return sidecar
 
 
 def remove_old(output_dir: Path, age: float) -> None:
