@@ -1,0 +1,78 @@
+"""What processes that compute one thing together give to each other.
+
+A process names the parts of its tensors that each process is to get, and the parts of its own that
+are to be filled by each. All know the same plan, so that no sizes are sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Parts = Sequence[Sequence[Tensor]]
+"""For each process, views of this one's tensors."""
+
+
+def exchange(
+    given: Parts, taken: Parts, like: Tensor, group: dist.ProcessGroup, crosses: bool = True
+) -> None:
+    """Fills the parts that are taken by those that are given: all of one group at once.
+
+    Args:
+        given: What each process gets.
+        taken: What each process fills, in the order in which it gives it, in the same shapes.
+        like: Has the type and the device of all parts.
+        group: The processes.
+        crosses: Whether any process gives something to another one; all know it.
+    """
+    rank = dist.get_rank(group)
+    for source, target in zip(given[rank], taken[rank], strict=True):
+        target.copy_(source)
+    if not crosses:
+        return
+    others = range(dist.get_world_size(group))
+    sent, received = (
+        [0 if other == rank else sum(part.numel() for part in parts[other]) for other in others]
+        for parts in (given, taken)
+    )
+    outgoing, incoming = like.new_empty(sum(sent)), like.new_empty(sum(received))
+    _each(outgoing, given, rank, write=True)
+    dist.all_to_all_single(incoming, outgoing, received, sent, group=group)
+    _each(incoming, taken, rank, write=False)
+
+
+def _each(buffer: Tensor, parts: Parts, rank: int, write: bool) -> None:
+    """Copies the parts of the other processes into a buffer, one after the other, or out of it."""
+    start = 0
+    for other, theirs in enumerate(parts):
+        for part in () if other == rank else theirs:
+            room = buffer[start : start + part.numel()].view(part.shape)
+            start += part.numel()
+            room.copy_(part) if write else part.copy_(room)
+
+
+def check_alike(device: torch.device, group: dist.ProcessGroup) -> None:
+    """Checks that all processes compute alike.
+
+    Args:
+        device: Where this one computes.
+        group: The processes.
+
+    Raises:
+        ValueError: in all of them, if they have different versions of torch or different GPUs.
+    """
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    mine = {"torch": torch.__version__, "device": name}
+    found: list[dict[str, str]] = [{}] * dist.get_world_size(group)
+    dist.all_gather_object(found, mine, group=group)
+    for what in mine:
+        values = [one[what] for one in found]
+        if len(set(values)) > 1:
+            told = ", ".join(f"{value} in process {rank}" for rank, value in enumerate(values))
+            raise ValueError(
+                f"All processes of one clip must have the same {what}, not {told}: start them with "
+                "one installation, on GPUs of one kind."
+            )
