@@ -66,38 +66,53 @@ def generate(
     if out.suffix.lower() != ".mp4":
         raise ValueError(f"--out {out} must end in .mp4.")
     sidecar = out.with_suffix(".json")
-    request = make_request(
-        model,
-        lora or None,
-        prompt=prompt,
-        resolution=resolution,
-        windows=windows,
-        num_frames=num_frames,
-        seed=seed,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        negative_prompt=negative_prompt,
-        noise=noise,
-    )
-    console.check_free(out.parent, (out.name, sidecar.name), overwrite)
-    began = perf_counter()
-    models = load_for(request, model, guidance_device, fp8, lora or None)
-    loading = perf_counter() - began
-    from ..runs.native import generate_native
-    from ..video import encode_video
+    from ..runs.process_group import joined, processes
 
-    with console.whole_results(out.parent) as folder:
-        with console.progress_bar() as show:
-            clip = generate_native(request, models, lambda p: show(p.fraction, p.message))
+    if processes() > 1 and guidance_device is not None:
+        raise ValueError(
+            f"--guidance-device {guidance_device} is for one process: leave it out, and "
+            f"{processes()} share both passes of a step out."
+        )
+    with joined() as rank:
+        request = make_request(
+            model,
+            lora or None,
+            prompt=prompt,
+            resolution=resolution,
+            windows=windows,
+            num_frames=num_frames,
+            seed=seed,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
+            noise=noise,
+        )
+        if rank == 0:
+            console.check_free(out.parent, (out.name, sidecar.name), overwrite)
         began = perf_counter()
-        encode_video(clip.frames, folder / out.name, clip.fps)
-        seconds = clip.metadata["seconds"]
-        seconds["measured"]["encode"] = perf_counter() - began
-        seconds |= {"loading": loading, "total": sum(seconds["measured"].values())}
-        text = json.dumps(clip.metadata, indent=2, ensure_ascii=False)
-        (folder / sidecar.name).write_text(text + "\n", encoding="utf-8")
-    print_seconds(clip.metadata)
-    print(f"Written: {out}, {sidecar}")
+        models = load_for(request, model, guidance_device, fp8, lora or None)
+        if processes() > 1:
+            models.enable_context_parallel(processes())
+        loading = perf_counter() - began
+        from ..runs.native import generate_native
+
+        if rank > 0:  # computes its share, and says nothing
+            generate_native(request, models)
+            return
+        from ..video import encode_video
+
+        with console.whole_results(out.parent) as folder:
+            with console.progress_bar() as show:
+                clip = generate_native(request, models, lambda p: show(p.fraction, p.message))
+            began = perf_counter()
+            encode_video(clip.frames, folder / out.name, clip.fps)
+            seconds = clip.metadata["seconds"]
+            seconds["measured"]["encode"] = perf_counter() - began
+            seconds |= {"loading": loading, "total": sum(seconds["measured"].values())}
+            text = json.dumps(clip.metadata, indent=2, ensure_ascii=False)
+            (folder / sidecar.name).write_text(text + "\n", encoding="utf-8")
+        print_seconds(clip.metadata)
+        print(f"Written: {out}, {sidecar}")
 
 
 @app.command()

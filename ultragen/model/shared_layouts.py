@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..ops.decompress import Upsampled, upsampled
-from ..ops.exchange import exchange
+from ..ops.exchange import exchange, gather
 from ..ops.interpolation import resize_part
 from ..ops.rotary_norm import Rotary
 from ..ops.whole_attention import attend_whole
@@ -276,12 +276,9 @@ class Shares:
 
     def gather(self, part: Tensor, token: tuple[int, int]) -> Tensor:
         """The inverse of `latents`: all processes' parts together."""
-        whole = Area(0, self.grid[1], 0, self.grid[2]).times(*token)
-        out = part.new_empty((*part.shape[:3], *whole.size))
-        areas = [home.times(*token).inside(whole) for home in self.homes]
-        given = [[part.contiguous()] for _ in areas]
-        exchange(given, [[out[..., rows, columns]] for rows, columns in areas], part, self.group)
-        return out
+        down = self.homes[0].size[0] < self.grid[1]
+        sizes = [home.times(*token).size[0 if down else 1] for home in self.homes]
+        return gather(part, sizes, -2 if down else -1, self.group)
 
     def full(self, rotary: Rotary, heads: int) -> SharedHeads:
         """Full layers: cos and sin of the clip, (t h w) × half the head size."""

@@ -54,6 +54,39 @@ def _each(buffer: Tensor, parts: Parts, rank: int, write: bool) -> None:
             room.copy_(part) if write else part.copy_(room)
 
 
+def gather(part: Tensor, sizes: Sequence[int], dim: int, group: dist.ProcessGroup) -> Tensor:
+    """The parts of all processes, one behind the other, in all of them.
+
+    Args:
+        part: This process's.
+        sizes: Of each process's part along the axis that they stand along.
+        dim: That axis.
+        group: The processes.
+    """
+    shape = list(part.shape)
+    shape[dim] = sum(sizes)
+    out = part.new_empty(shape)
+    taken = [[room] for room in out.split(list(sizes), dim)]
+    exchange([[part]] * len(sizes), taken, part, group)
+    return out
+
+
+def of_the_first(tensors: Sequence[Tensor], group: dist.ProcessGroup) -> list[Tensor]:
+    """The same tensors as the first process has, in all of them, which have others of the same
+    shapes."""
+    found = [tensor.contiguous().clone() for tensor in tensors]
+    for tensor in found:
+        dist.broadcast(tensor, group=group, group_src=0)
+    return found
+
+
+def in_any(true: bool, device: torch.device, group: dist.ProcessGroup) -> bool:
+    """Whether something is true in any of the processes; all ask together."""
+    vote = torch.tensor(float(true), device=device)
+    dist.all_reduce(vote, dist.ReduceOp.MAX, group=group)
+    return bool(vote)
+
+
 def check_alike(device: torch.device, group: dist.ProcessGroup) -> None:
     """Checks that all processes compute alike.
 
