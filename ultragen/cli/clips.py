@@ -73,7 +73,7 @@ def generate(
             f"--guidance-device {guidance_device} is for one process: leave it out, and "
             f"{processes()} share both passes of a step out."
         )
-    with joined() as rank:
+    with joined() as rank, console.silence_unless(rank == 0):
         request = make_request(
             model,
             lora or None,
@@ -96,7 +96,7 @@ def generate(
         loading = perf_counter() - began
         from ..runs.native import generate_native
 
-        if rank > 0:  # computes its share, and says nothing
+        if rank > 0:  # it computes its share, and that is all
             generate_native(request, models)
             return
         from ..video import encode_video

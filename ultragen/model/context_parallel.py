@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..ops.decompress import decompress_part_and_fuse
-from ..ops.exchange import check_alike
+from ..ops.exchange import Member, check_alike
 from ..ops.rotary_norm import rotary_norm
 from .attention import CompressedBranch, Projection, UltraGenAttention, WindowAttnProcessor
 from .compression import Decompression
@@ -219,7 +219,7 @@ def share_out(
             "Several processes compute a clip together without gradients: use torch.no_grad(), "
             "and train with one process for each clip."
         )
-    shares = Shares.of(transformer.parallel_group, grid)
+    shares = Shares.of(Member.of(transformer.parallel_group), grid)
     heads = transformer.config.num_attention_heads
     dim = heads * transformer.config.attention_head_dim
     return shares, {

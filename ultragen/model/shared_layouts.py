@@ -14,11 +14,10 @@ from itertools import groupby
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ..ops.decompress import Upsampled, upsampled
-from ..ops.exchange import exchange, gather
+from ..ops.exchange import Member, exchange, gather
 from ..ops.interpolation import resize_part
 from ..ops.rotary_norm import Rotary
 from ..ops.whole_attention import attend_whole
@@ -43,12 +42,12 @@ class Move:
     """Tokens of a grid on their way from where processes have them to where they need them.
 
     Attributes:
-        group: The processes.
+        member: This process.
         sources: What each of them has: each token once.
         targets: What each of them needs.
     """
 
-    group: dist.ProcessGroup
+    member: Member
     sources: Areas
     targets: Areas
 
@@ -60,7 +59,7 @@ class Move:
             rooms: Its targets, the same.
             like: Has their type and their device.
         """
-        rank = dist.get_rank(self.group)
+        rank = self.member.rank
         sources, targets = self.sources[rank], self.targets[rank]
         given = [
             [
@@ -80,7 +79,7 @@ class Move:
             ]
             for theirs in self.sources
         ]
-        exchange(given, taken, like, self.group, self.crosses)
+        exchange(given, taken, like, self.member, self.crosses)
 
     @property
     def crosses(self) -> bool:
@@ -120,7 +119,7 @@ class SharedWindows:
     @classmethod
     def plan(
         cls,
-        group: dist.ProcessGroup,
+        member: Member,
         size: tuple[int, int],
         homes: Sequence[Area],
         results: tuple[int, int],
@@ -131,7 +130,7 @@ class SharedWindows:
         """Plans what is exchanged.
 
         Args:
-            group: The processes.
+            member: This process.
             size: Rows and columns of the grid.
             homes: The tokens that each process has.
             results: Rows and columns of the grid of the results, which may be resampled too.
@@ -143,14 +142,14 @@ class SharedWindows:
             tuple(made_of(window, at.size, size)[0] for window in theirs) for theirs in windows
         )
         back = tuple((made_of(area, results, at.size)[0],) for area in wanted)
-        there = Move(group, tuple((home,) for home in homes), needed)
-        own = wanted[dist.get_rank(group)]
-        return cls(at, windows, there, Move(group, windows, back), size, results, own)
+        there = Move(member, tuple((home,) for home in homes), needed)
+        own = wanted[member.rank]
+        return cls(at, windows, there, Move(member, windows, back), size, results, own)
 
     def attend(self, grid: Tensor, within: Attend) -> Tensor:
         """Attention within windows: the tokens that this process has, b t h w d → those that it
         needs."""
-        rank = dist.get_rank(self.given.group)
+        rank = self.given.member.rank
         rooms = [self._room(grid, area) for area in self.given.targets[rank]]
         self.given.run([grid], rooms, grid)
         windows: list[Tensor] = []
@@ -177,7 +176,7 @@ class SharedHeads:
     """Attention over a whole grid, by each process with some of the heads.
 
     Attributes:
-        group: The processes.
+        member: This process.
         size: Rows and columns of the grid.
         homes: The tokens that each process has.
         wanted: Those whose results each needs.
@@ -185,7 +184,7 @@ class SharedHeads:
         at: This process's own tokens, as one window.
     """
 
-    group: dist.ProcessGroup
+    member: Member
     size: tuple[int, int]
     homes: tuple[Area, ...]
     wanted: tuple[Area, ...]
@@ -195,7 +194,7 @@ class SharedHeads:
     def attend(self, processor: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """The process's own queries and keys, with norm and positions, and values, b t h w d →
         results of the tokens that it needs."""
-        rank, features = dist.get_rank(self.group), value.shape[-1] // self.heads[-1].stop
+        rank, features = self.member.rank, value.shape[-1] // self.heads[-1].stop
         parts = [slice(each.start * features, each.stop * features) for each in self.heads]
         own, whole = self.heads[rank], Area(0, self.size[0], 0, self.size[1])
         (b, t, *_), count = value.shape, len(own)
@@ -204,17 +203,16 @@ class SharedHeads:
             [[x[..., part] for x in (query, key, value)] for part in parts],
             [[room[:, :, *home.inside(whole)] for room in rooms] for home in self.homes],
             value,
-            self.group,
+            self.member,
         )
-        del query, key
-        found = attend_whole(processor, *(room.flatten(1, 3) for room in rooms), count)
-        found = found.view(rooms[0].shape)
-        out = value.new_empty((b, t, *self.wanted[rank].size, value.shape[-1]))
+        query, key, value = (room.flatten(1, 3) for room in rooms)
+        found = attend_whole(processor, query, key, value, count).view(rooms[0].shape)
+        out = value.new_empty((b, t, *self.wanted[rank].size, features * self.heads[-1].stop))
         exchange(
             [[found[:, :, *area.inside(whole)]] for area in self.wanted],
             [[out[..., part]] for part in parts],
             value,
-            self.group,
+            self.member,
         )
         return out
 
@@ -245,28 +243,28 @@ class Shares:
     """What each process has of a clip's tokens.
 
     Attributes:
-        group: The processes.
+        member: This process.
         grid: Latent frames, token rows and token columns of the clip.
         homes: The token rows and columns of each process.
     """
 
-    group: dist.ProcessGroup
+    member: Member
     grid: tuple[int, int, int]
     homes: tuple[Area, ...]
 
     @classmethod
-    def of(cls, group: dist.ProcessGroup, grid: tuple[int, int, int]) -> Shares:
+    def of(cls, member: Member, grid: tuple[int, int, int]) -> Shares:
         """Cuts a grid.
 
         Raises:
             ValueError: if there are too many processes for it.
         """
-        return cls(group, grid, cut_strips(grid[1:], dist.get_world_size(group)))
+        return cls(member, grid, cut_strips(grid[1:], member.count))
 
     @property
     def home(self) -> Area:
         """The rows and columns of this process."""
-        return self.homes[dist.get_rank(self.group)]
+        return self.homes[self.member.rank]
 
     def latents(self, latents: Tensor, token: tuple[int, int]) -> Tensor:
         """This process's part of latents b c t h w, with tokens of so many rows and columns."""
@@ -278,7 +276,7 @@ class Shares:
         """The inverse of `latents`: all processes' parts together."""
         down = self.homes[0].size[0] < self.grid[1]
         sizes = [home.times(*token).size[0 if down else 1] for home in self.homes]
-        return gather(part, sizes, -2 if down else -1, self.group)
+        return gather(part, sizes, -2 if down else -1, self.member)
 
     def full(self, rotary: Rotary, heads: int) -> SharedHeads:
         """Full layers: cos and sin of the clip, (t h w) × half the head size."""
@@ -312,17 +310,17 @@ class Shares:
         return SharedLayout(
             grid=(frames, *self.home.size),
             local=SharedWindows.plan(
-                self.group, full, homes, full, homes, layout.local, spread[0]
+                self.member, full, homes, full, homes, layout.local, spread[0]
             ),
             hierarchical=SharedWindows.plan(
-                self.group, coarse, small[half], hierarchical.size, wanted[half], hierarchical,
+                self.member, coarse, small[half], hierarchical.size, wanted[half], hierarchical,
                 spread[1],
             ),
             global_=self._by_heads(
                 global_.size, small[quarter], wanted[quarter], global_, heads
             ),
             timestep=layout.timestep,
-            upsampling={factor: axes[dist.get_rank(self.group)] for factor, axes in seen.items()},
+            upsampling={factor: axes[self.member.rank] for factor, axes in seen.items()},
         )  # fmt: skip
 
     def _seen(self, home: Area, factor: int, small: tuple[int, int]) -> tuple[Upsampled, Upsampled]:
@@ -339,8 +337,8 @@ class Shares:
         at: WindowLayout,
         heads: int,
     ) -> SharedHeads:
-        own = one_window(at, homes[dist.get_rank(self.group)])
-        return SharedHeads(self.group, size, homes, wanted, spread_heads(heads, len(homes)), own)
+        own = one_window(at, homes[self.member.rank])
+        return SharedHeads(self.member, size, homes, wanted, spread_heads(heads, len(homes)), own)
 
 
 def one_window(at: WindowLayout, area: Area) -> WindowLayout:

@@ -7,6 +7,7 @@ are to be filled by each. All know the same plan, so that no sizes are sent.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -16,8 +17,27 @@ Parts = Sequence[Sequence[Tensor]]
 """For each process, views of this one's tensors."""
 
 
+class Member(NamedTuple):
+    """One of the processes that compute something together.
+
+    Attributes:
+        group: The processes; None where their work is only planned.
+        rank: Which one it is.
+        count: How many they are.
+    """
+
+    group: dist.ProcessGroup | None
+    rank: int
+    count: int
+
+    @classmethod
+    def of(cls, group: dist.ProcessGroup) -> Member:
+        """This process."""
+        return cls(group, dist.get_rank(group), dist.get_world_size(group))
+
+
 def exchange(
-    given: Parts, taken: Parts, like: Tensor, group: dist.ProcessGroup, crosses: bool = True
+    given: Parts, taken: Parts, like: Tensor, member: Member, crosses: bool = True
 ) -> None:
     """Fills the parts that are taken by those that are given: all of one group at once.
 
@@ -25,15 +45,15 @@ def exchange(
         given: What each process gets.
         taken: What each process fills, in the order in which it gives it, in the same shapes.
         like: Has the type and the device of all parts.
-        group: The processes.
+        member: This process.
         crosses: Whether any process gives something to another one; all know it.
     """
-    rank = dist.get_rank(group)
+    rank, group = member.rank, member.group
     for source, target in zip(given[rank], taken[rank], strict=True):
         target.copy_(source)
     if not crosses:
         return
-    others = range(dist.get_world_size(group))
+    others = range(member.count)
     sent, received = (
         [0 if other == rank else sum(part.numel() for part in parts[other]) for other in others]
         for parts in (given, taken)
@@ -54,20 +74,20 @@ def _each(buffer: Tensor, parts: Parts, rank: int, write: bool) -> None:
             room.copy_(part) if write else part.copy_(room)
 
 
-def gather(part: Tensor, sizes: Sequence[int], dim: int, group: dist.ProcessGroup) -> Tensor:
+def gather(part: Tensor, sizes: Sequence[int], dim: int, member: Member) -> Tensor:
     """The parts of all processes, one behind the other, in all of them.
 
     Args:
         part: This process's.
         sizes: Of each process's part along the axis that they stand along.
         dim: That axis.
-        group: The processes.
+        member: This process.
     """
     shape = list(part.shape)
     shape[dim] = sum(sizes)
     out = part.new_empty(shape)
     taken = [[room] for room in out.split(list(sizes), dim)]
-    exchange([[part]] * len(sizes), taken, part, group)
+    exchange([[part]] * len(sizes), taken, part, member)
     return out
 
 
@@ -87,12 +107,12 @@ def in_any(true: bool, device: torch.device, group: dist.ProcessGroup) -> bool:
     return bool(vote)
 
 
-def check_alike(device: torch.device, group: dist.ProcessGroup) -> None:
+def check_alike(device: torch.device, group: dist.ProcessGroup | None = None) -> None:
     """Checks that all processes compute alike.
 
     Args:
         device: Where this one computes.
-        group: The processes.
+        group: The processes; None for all.
 
     Raises:
         ValueError: in all of them, if they have different versions of torch or different GPUs.

@@ -37,7 +37,7 @@ def joined() -> Iterator[int]:
     cuda = torch.cuda.is_available()
     dist.init_process_group("nccl" if cuda else "gloo", timeout=LONGEST_WAIT)
     try:
-        check_alike(torch.device("cuda" if cuda else "cpu"), dist.group.WORLD)
+        check_alike(torch.device("cuda" if cuda else "cpu"))
         yield dist.get_rank()
     except RuntimeError as error:
         if not lost_another(error):

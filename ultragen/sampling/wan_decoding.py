@@ -21,6 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops.exchange import Member
 from ..ops.exchange import gather as gather_rows
 from .wan_blocks import Past, convolve, empty, gather, middle, residual
 from .wan_streaming import patiently, side_by_side, streams
@@ -59,13 +60,13 @@ def decode_together(
 ) -> Iterator[Tensor]:
     """Decodes some of the strips in each process; see `decode_wan`. All compute what comes before
     the first upsampling, where each place sees the whole frame."""
-    processes = dist.get_world_size(group)
-    shares = Strips(processes).ranges(2 * z.shape[-2])
-    sizes = [4 * len(share) for share in shares] + [0] * (processes - len(shares))
-    number = -(-strips.number // processes)
+    member = Member.of(group)
+    shares = Strips(member.count).ranges(2 * z.shape[-2])
+    sizes = [4 * len(share) for share in shares]
+    number = -(-strips.number // member.count)
     own = Strips(number, min(number, strips.resident))
-    pieces = decode_in_strips(vae, z, own, shares[dist.get_rank(group)])
-    return (gather_rows(piece, sizes, -2, group) for piece in pieces)
+    pieces = decode_in_strips(vae, z, own, shares[member.rank])
+    return (gather_rows(piece, sizes, -2, member) for piece in pieces)
 
 
 @torch.no_grad()
