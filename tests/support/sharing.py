@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -257,11 +258,12 @@ def said(call: Callable[[], Any]) -> str:
 
 
 @contextmanager
-def of_a_dying_process() -> Iterator[None]:
-    """The last process's memory runs out in the first step."""
+def of_a_dying_process(out: Path) -> Iterator[None]:
+    """The last process's memory runs out in the first step; OUT/died says when."""
     failing = os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1)
 
     def velocity(*arguments: Any, **options: Any) -> Tensor:
+        (out / "died").write_text(str(time.time()))
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     with mock.patch.object(UltraGenPipeline, "velocity", velocity) if failing else mock.MagicMock():
@@ -287,7 +289,7 @@ def everything() -> dict[str, Any]:
 def main() -> int:
     out, what = Path(sys.argv[1]), sys.argv[2]
     if what == "dying":
-        with of_a_dying_process():
+        with of_a_dying_process(out):
             return command(out, *sys.argv[3:])
     if what == "command":
         return command(out)

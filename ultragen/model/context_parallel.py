@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import torch
 import torch.distributed as dist
 from diffusers import FirstBlockCacheConfig
 from diffusers.models._modeling_parallel import ContextParallelConfig, ParallelConfig
@@ -212,13 +211,8 @@ def share_out(
         What each process has, and the layouts for this one's tokens.
 
     Raises:
-        ValueError: if there are too many processes for the grid, or gradients are wanted.
+        ValueError: if there are too many processes for the grid.
     """
-    if torch.is_grad_enabled():
-        raise ValueError(
-            "Several processes compute a clip together without gradients: use torch.no_grad(), "
-            "and train with one process for each clip."
-        )
     shares = Shares.of(Member.of(transformer.parallel_group), grid)
     heads = transformer.config.num_attention_heads
     dim = heads * transformer.config.attention_head_dim

@@ -149,26 +149,37 @@ class SharedWindows:
     def attend(self, grid: Tensor, within: Attend) -> Tensor:
         """Attention within windows: the tokens that this process has, b t h w d → those that it
         needs."""
-        rank = self.given.member.rank
-        rooms = [self._room(grid, area) for area in self.given.targets[rank]]
-        self.given.run([grid], rooms, grid)
-        windows: list[Tensor] = []
-        for _, equal in groupby(self.windows[rank], key=lambda window: window.size):
-            areas = list(equal)
-            parts = [
-                resize_part(rooms.pop(0), *made_of(area, self.at.size, self.size)[1])
-                for area in areas
-            ]
-            batch = torch.cat(parts)  # (windows b) t h w d
-            windows += within(batch, one_window(self.at, areas[0])).split(len(grid))
+        rank, windows = self.given.member.rank, []
+        for batch, at in self._batches(grid):
+            windows += within(batch, at).split(len(grid))
         [back] = self.taken.targets[rank]
         out = self._room(grid, back)
         self.taken.run(windows, [out], grid)
         return resize_part(out, *made_of(self.wanted, self.results, self.at.size)[1])
 
-    def _room(self, grid: Tensor, area: Area) -> Tensor:
+    def _batches(self, grid: Tensor) -> list[tuple[Tensor, WindowLayout]]:
+        """This process's windows, (windows b) t h w d for each size."""
+        rank, b = self.given.member.rank, len(grid)
+        equal = [[*areas] for _, areas in groupby(self.windows[rank], key=lambda area: area.size)]
+        if self.size == self.at.size:
+            batches = [self._room(grid, areas[0], len(areas)) for areas in equal]
+            self.given.run([grid], [room for batch in batches for room in batch.split(b)], grid)
+        else:
+            rooms = [self._room(grid, area) for area in self.given.targets[rank]]
+            self.given.run([grid], rooms, grid)
+            parts = (
+                resize_part(room, *made_of(area, self.at.size, self.size)[1])
+                for room, area in zip(rooms, self.windows[rank], strict=True)
+            )
+            batches = [torch.cat([next(parts) for _ in areas]) for areas in equal]
+        return [
+            (batch, one_window(self.at, areas[0]))
+            for batch, areas in zip(batches, equal, strict=True)
+        ]
+
+    def _room(self, grid: Tensor, area: Area, count: int = 1) -> Tensor:
         b, t, _, _, d = grid.shape
-        return grid.new_empty((b, t, *area.size, d))
+        return grid.new_empty((count * b, t, *area.size, d))
 
 
 @dataclass(frozen=True)
@@ -259,7 +270,7 @@ class Shares:
         Raises:
             ValueError: if there are too many processes for it.
         """
-        return cls(member, grid, cut_strips(grid[1:], member.count))
+        return cls(member, grid, cut_strips(grid[1:], member.processes))
 
     @property
     def home(self) -> Area:

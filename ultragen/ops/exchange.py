@@ -23,12 +23,12 @@ class Member(NamedTuple):
     Attributes:
         group: The processes; None where their work is only planned.
         rank: Which one it is.
-        count: How many they are.
+        processes: How many they are.
     """
 
     group: dist.ProcessGroup | None
     rank: int
-    count: int
+    processes: int
 
     @classmethod
     def of(cls, group: dist.ProcessGroup) -> Member:
@@ -47,13 +47,21 @@ def exchange(
         like: Has the type and the device of all parts.
         member: This process.
         crosses: Whether any process gives something to another one; all know it.
+
+    Raises:
+        ValueError: if gradients are wanted, which do not go back through it.
     """
+    if torch.is_grad_enabled():
+        raise ValueError(
+            "Several processes compute a clip together without gradients: use torch.no_grad(), "
+            "and train with one process for each clip."
+        )
     rank, group = member.rank, member.group
     for source, target in zip(given[rank], taken[rank], strict=True):
         target.copy_(source)
     if not crosses:
         return
-    others = range(member.count)
+    others = range(member.processes)
     sent, received = (
         [0 if other == rank else sum(part.numel() for part in parts[other]) for other in others]
         for parts in (given, taken)

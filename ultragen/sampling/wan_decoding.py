@@ -61,9 +61,9 @@ def decode_together(
     """Decodes some of the strips in each process; see `decode_wan`. All compute what comes before
     the first upsampling, where each place sees the whole frame."""
     member = Member.of(group)
-    shares = Strips(member.count).ranges(2 * z.shape[-2])
+    shares = Strips(member.processes).ranges(2 * z.shape[-2])
     sizes = [4 * len(share) for share in shares]
-    number = -(-strips.number // member.count)
+    number = -(-strips.number // member.processes)
     own = Strips(number, min(number, strips.resident))
     pieces = decode_in_strips(vae, z, own, shares[member.rank])
     return (gather_rows(piece, sizes, -2, member) for piece in pieces)
