@@ -50,7 +50,8 @@ def joined() -> Iterator[int]:
 
 def processes() -> int:
     """How many torchrun started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
+    told = all(name in os.environ for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "RANK"))
+    return int(os.environ.get("WORLD_SIZE") or 1) if told else 1
 
 
 def see_own_gpu(number: int, here: int) -> None:
