@@ -36,7 +36,7 @@ from .sampling.flow import Prediction
 from .sampling.guidance import Guidance
 from .sampling.inputs import check_noise
 from .sampling.pipeline_inputs import PipelineInputs
-from .sampling.sampler import FlowSampler
+from .sampling.sampler import FlowSampler, parallel_group
 from .sampling.solvers import check_scheduler
 from .sampling.window_motion import check_window_motion
 from .weights.pipeline_loading import PipelineLoading
@@ -350,7 +350,7 @@ class UltraGenPipeline(PipelineInputs, FlowSampler, PipelineLoading):
         Raises:
             GenerationError: if a piece is not finite.
         """
-        return decode_pieces(self.vae, latents)
+        return decode_pieces(self.vae, latents, parallel_group(self.transformer))
 
     def decode(self, latents: Tensor, output_type: OutputType = "np") -> Frames:
         """Latents of unit variance b c t h w → frames of the form asked for.

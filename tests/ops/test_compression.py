@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from itertools import pairwise
+
 import pytest
 import torch
 from kernels import DEVICE
@@ -10,9 +13,20 @@ from torch import Tensor
 from ultragen.model.attention import CompressedBranch, TimeGate
 from ultragen.model.compression import Compression, Decompression
 from ultragen.ops.axes import plan_axis
-from ultragen.ops.decompress import padded, upsampled_axis
+from ultragen.ops.decompress import (
+    decompress_part_and_fuse,
+    padded,
+    upsampled,
+    upsampled_axis,
+)
 from ultragen.ops.dispatch import use
-from ultragen.ops.interpolation import interpolation, resampled_axis, resize
+from ultragen.ops.interpolation import (
+    interpolation,
+    resampled_axis,
+    resize,
+    resize_part,
+    span_of,
+)
 
 pytest.importorskip("triton", reason="Triton is not installed: it comes with CUDA builds of torch")
 
@@ -81,6 +95,55 @@ def test_decompression_and_fusion(triton_decompress, factor, size, small):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("implementation", ["plain", "triton"])
+@pytest.mark.parametrize(
+    "factor, size, small, cuts",
+    [
+        (2, (3, 12), None, (0, 4, 8, 12)),
+        (4, (5, 11), None, (0, 4, 8, 11)),
+        (2, (4, 13), (2, 5), (0, 8, 13)),
+    ],
+    ids=["halves", "quarters", "resized"],
+)
+def test_parts_are_decompressed_and_fused_as_the_whole(
+    triton_decompress, implementation, factor, size, small, cuts
+):
+    """Parts of the columns, of the rows, and of both; each gets the small tokens that it needs."""
+    torch.manual_seed(0)
+    branch = CompressedBranch(10, factor, 0, TimeGate(4, 4, 10, 0.7), "key").to(DEVICE)
+    for parameter in branch.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    small = small or tuple(-(-length // factor) for length in size)
+    fine = torch.randn(1, 2, *size, 10, device=DEVICE)
+    coarse = torch.randn(1, 2, *small, 10, device=DEVICE)
+    timestep = torch.randn(1, 4, device=DEVICE)
+    with torch.no_grad(), use("plain"):
+        whole = branch.fuse(timestep, fine, coarse)
+        gate = branch.gate(timestep)
+    for pair in pairwise(cuts):
+        spans = (
+            upsampled(length, factor, least, *places)
+            for length, least, places in zip(size, small, ((0, size[0]), pair), strict=True)
+        )
+        rows, columns = spans
+        seen = coarse[:, :, rows.low : rows.high, columns.low : columns.high]
+        part = fine[:, :, :, slice(*pair)]
+        for turned in (False, True):
+            given = [part, seen, rows, columns]
+            convolution = branch.decompression
+            if turned:
+                given = [part.transpose(2, 3), seen.transpose(2, 3), columns, rows]
+                convolution = deepcopy(convolution)
+                convolution.weight.data = convolution.weight.data.transpose(3, 4).contiguous()
+            grids, axes = given[:2], given[2:]
+            with torch.no_grad(), use(implementation):
+                found = decompress_part_and_fuse(*grids, gate, *axes, convolution, Decompression)
+            found = found.transpose(2, 3) if turned else found
+            expected = whole[:, :, :, slice(*pair)]
+            # The kernel has the shares of places to five digits.
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=5e-5)
+
+
 @pytest.mark.parametrize("factor", [2, 4])
 @pytest.mark.parametrize("length, group", [(1, 1), (4, 1), (8, 2), (68, 1), (119, 2)])
 def test_every_group_of_places_is_taken_once(factor, length, group):
@@ -115,6 +178,22 @@ def test_resampling(size, to):
     with use("plain"):
         expected = resize(x, to)
     torch.testing.assert_close(resample(x, rows, columns), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["plain", "triton"])
+@pytest.mark.parametrize("size, to", [((7, 4), (5, 4)), ((5, 3), (8, 7)), ((6, 2), (6, 2))])
+def test_parts_are_resampled_as_the_whole(implementation, size, to):
+    torch.manual_seed(0)
+    x = torch.randn(1, 2, *size, 10, device=DEVICE)
+    with use("plain"):
+        whole = resize(x, to)
+    for places in ((0, 2), (1, 4), (3, 5)):
+        rows, columns = span_of(size[0], to[0], *places), span_of(size[1], to[1], 1, 2)
+        seen = x[:, :, rows.low : rows.high, columns.low : columns.high]
+        with torch.no_grad(), use(implementation):
+            found = resize_part(seen, rows, columns)
+        expected = whole[:, :, slice(*places), 1:2]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_convolution_that_somebody_changed_is_called(triton_decompress):

@@ -101,21 +101,35 @@ def generate(
         noise=noise,
         fps=fps,
     )
-    request = make_request(model, lora or None, **settings)
-    console.check_free(out.parent, (out.name, sidecar.name), overwrite)
-    began = perf_counter()
-    models = load_for(request, model, guidance_device, fp8, lora or None)
-    say_what_differs(recipe, models)
-    loading = perf_counter() - began
-    from ..runs.native import generate_native
-    from ..runs.write import write_native
+    from ..runs.process_group import joined, processes
 
-    with console.whole_results(out.parent) as folder:
-        with console.progress_bar() as show:
-            clip = generate_native(request, models, lambda p: show(p.fraction, p.message))
-        write_native(clip, folder / out.name, loading)
-    print_seconds(clip.metadata)
-    print(f"Written: {out} ({out.stat().st_size / 1e6:.2f} MB), {sidecar}")
+    if processes() > 1 and guidance_device is not None:
+        raise ValueError(
+            f"--guidance-device {guidance_device} is for one process: leave it out, and "
+            f"{processes()} share both passes of a step out."
+        )
+    with joined() as rank, console.silence_unless(rank == 0):
+        request = make_request(model, lora or None, **settings)
+        if rank == 0:
+            console.check_free(out.parent, (out.name, sidecar.name), overwrite)
+        began = perf_counter()
+        models = load_for(request, model, guidance_device, fp8, lora or None)
+        say_what_differs(recipe, models)
+        if processes() > 1:
+            models.enable_context_parallel(processes())
+        loading = perf_counter() - began
+        from ..runs.native import generate_native
+        from ..runs.write import write_native
+
+        if rank > 0:  # it computes its share, and that is all
+            generate_native(request, models)
+            return
+        with console.whole_results(out.parent) as folder:
+            with console.progress_bar() as show:
+                clip = generate_native(request, models, lambda p: show(p.fraction, p.message))
+            write_native(clip, folder / out.name, loading)
+        print_seconds(clip.metadata)
+        print(f"Written: {out} ({out.stat().st_size / 1e6:.2f} MB), {sidecar}")
 
 
 @app.command()

@@ -6,7 +6,8 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,14 @@ def progress_bar(shown: bool = True) -> Iterator[Callable[[float, str], None]]:
             bar.update(task, completed=fraction, description=text)
 
         yield show
+
+
+@contextmanager
+def silence_unless(first: bool) -> Iterator[None]:
+    """Leaves it to the first of several processes to say what all of them find; errors come from
+    `run`, after that."""
+    with nullcontext() if first else redirect_stderr(StringIO()):
+        yield
 
 
 def check_free(out: Path, names: tuple[str, ...], overwrite: bool) -> None:

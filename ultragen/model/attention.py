@@ -294,7 +294,7 @@ class UltraGenAttention(nn.Module, AttentionModuleMixin):
         fused = self.local(grid, layout.local)  # b t h w d
         for branch, at in self.fusion(layout):
             coarse = self.compressed(branch, grid, at)  # b t h' w' d
-            fused = branch.fuse(layout.timestep, fused, coarse)  # b t h w d
+            fused = self.fuse(branch, layout, fused, coarse)  # b t h w d
 
         out = rearrange(fused.type_as(hidden_states), "b t h w d -> b (t h w) d")
         return self.to_out[1](self.to_out[0](out))
@@ -317,11 +317,21 @@ class UltraGenAttention(nn.Module, AttentionModuleMixin):
         """Windows, or one window, of the compressed grid with updated weights (eq. 2, 4, 10, 11):
         b t h w d → b t h' w' d."""
         x = resize(branch.compression(grid), at.size)  # b t h' w' d
+        return self.attend(x, *self.projections(branch), at)
+
+    def projections(self, branch: CompressedBranch) -> tuple[Projection, Projection, Projection]:
+        """To queries, keys and values of a compressed branch, with its updates (eq. 4)."""
         to_key = {"key": self.to_k, "query": self.to_q}[branch.keys_from]
         query = partial(branch.lora_q.project, linear=self.to_q)
         key = partial(branch.lora_k.project, linear=to_key)
         value = partial(branch.lora_v.project, linear=self.to_v)
-        return self.attend(x, query, key, value, at)
+        return query, key, value
+
+    def fuse(
+        self, branch: CompressedBranch, layout: AttentionLayout, fine: Tensor, coarse: Tensor
+    ) -> Tensor:
+        """A compressed branch beside the finer ones, see `CompressedBranch.fuse`."""
+        return branch.fuse(layout.timestep, fine, coarse)
 
     def attend(
         self, x: Tensor, to_q: Projection, to_k: Projection, to_v: Projection, at: WindowLayout

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
 import torch
+import torch.distributed as dist
 from diffusers import WanTransformer3DModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -24,6 +25,7 @@ from ..ops.strided_windows import Counts
 from .adapters import check_unadapted, only_tensors_of
 from .attention import UltraGenAttention
 from .block import PatchEmbedding, UltraGenBlock, cache_config
+from .context_parallel import check_cache, join, share_out
 from .strict_loading import StrictLoading
 from .t3_attention import T3Attention, T3Layout, plan_t3
 from .window_plan import AttentionLayout, Crossing, Rotary, UnevenWindows, WindowRule, plan_layout
@@ -91,7 +93,12 @@ class UltraGenTransformer3DModel(StrictLoading, WanTransformer3DModel):
         t3_windows: Numbers of windows in time, of rows and of columns that layers have in turn,
             which then attend as T3-Video's do, see `T3Attention`; empty for UltraGen's. Axes that
             a number does not divide take the nearest that does.
+
+    Attributes:
+        parallel_group: The processes that compute each clip together; None for this one alone.
     """
+
+    parallel_group: dist.ProcessGroup | None = None
 
     _no_split_modules = [UltraGenBlock.__name__]  # noqa: RUF012
     _repeated_blocks = [UltraGenBlock.__name__]  # noqa: RUF012
@@ -258,20 +265,25 @@ class UltraGenTransformer3DModel(StrictLoading, WanTransformer3DModel):
         check_unadapted(self, "The transformer")
         super().save_pretrained(save_directory, *arguments, **options)
 
-    def enable_parallelism(self, *arguments: Any, **options: Any) -> None:
-        """Refused: diffusers' plan for Wan cuts the tokens between GPUs, and windows need theirs
-        together.
+    def enable_parallelism(self, *, config: Any, cp_plan: None = None) -> None:
+        """Computes each clip together with the transformers of other processes, see
+        `context_parallel`.
+
+        Args:
+            config: diffusers' `ContextParallelConfig`, with as many processes as there are.
+            cp_plan: None: a plan of diffusers cuts tokens that windows need together.
 
         Raises:
-            ValueError: always, with what a second GPU can do.
+            ValueError: if this transformer or these processes can't, with what can.
         """
-        raise ValueError(
-            "enable_parallelism does not know UltraGen's windows: a second GPU can run guidance's "
-            "second pass, pipe.enable_parallel_guidance('cuda:1'), or other prompts."
-        )
+        if self.parallel_group is not None or cp_plan is not None:
+            raise ValueError("enable_parallelism is called once, and makes its own plan.")
+        self.parallel_group = join(self, config)
 
     def enable_cache(self, config: Any) -> None:
         """Reuses what changes little from step to step, see diffusers' `CacheMixin`."""
+        if self.parallel_group is not None:
+            check_cache(config)
         UltraGenBlock.register()
         super().enable_cache(cache_config(config))
 
@@ -340,7 +352,8 @@ class UltraGenTransformer3DModel(StrictLoading, WanTransformer3DModel):
                 if kind in self.layer_kinds
             }
         if "full" in self.layer_kinds:
-            layouts["full"] = self.rope(latents)
+            shared = self.parallel_group is not None
+            layouts["full"] = self._rotary(*grid) if shared else self.rope(latents)
         return layouts
 
     @apply_lora_scale("attention_kwargs")
@@ -374,7 +387,11 @@ class UltraGenTransformer3DModel(StrictLoading, WanTransformer3DModel):
         """
         prepare(hidden_states.device)
         layouts = self._layouts(hidden_states, timestep, windows, moved)
-        grid = self.token_grid(*hidden_states.shape[2:])
+        grid, shares = self.token_grid(*hidden_states.shape[2:]), None
+        if self.parallel_group is not None:
+            shares, layouts = share_out(self, layouts, grid)
+            hidden_states = shares.latents(hidden_states, self.config.patch_size[1:])
+            grid = self.token_grid(*hidden_states.shape[2:])
 
         tokens = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2).contiguous()
         temb, timestep_proj, text, _ = self.condition_embedder(timestep, encoder_hidden_states)
@@ -386,6 +403,8 @@ class UltraGenTransformer3DModel(StrictLoading, WanTransformer3DModel):
         shift, scale = (self.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
         tokens = modulated_norm(self.norm_out, tokens, scale, shift)
         sample = self._unpatchify(self.proj_out(tokens), grid)
+        if shares is not None:
+            sample = shares.gather(sample, self.config.patch_size[1:])
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
     def _unpatchify(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:

@@ -27,19 +27,23 @@ class Axis(NamedTuple):
     shares: Tensor
 
 
-def plan_axis(matrix: Tensor, group: int, partners: bool = True) -> Axis:
+def plan_axis(
+    matrix: Tensor, group: int, partners: bool = True, places: slice = slice(None)
+) -> Axis:
     """Finds the kinds of places of an axis, and partners among them.
 
     Args:
         matrix: Length of the full axis × length of the small one, of the upsampling.
         group: Neighbouring places that share their small tokens: 1 for rows, 2 for columns.
         partners: Whether a program may take two groups, where most of them find a partner.
+        places: Those of the full axis that are asked for; their neighbours beyond are there.
 
     Raises:
         ValueError: if a group needs more than three, as upsampling by less than 2 may.
     """
-    length, small = matrix.shape
-    around = F.pad(matrix.float(), (0, 2, 1, 1)).unfold(0, 3, 1)  # place small neighbour
+    small = matrix.shape[1]
+    around = F.pad(matrix.float(), (0, 2, 1, 1)).unfold(0, 3, 1)[places]  # place small neighbour
+    length = len(around)
     around = F.pad(around, (0, 0, 0, 0, 0, -length % group)).unflatten(0, (-1, group))
     first = (around.sum((1, 3)) > 0).int().argmax(1)
     first = first.clamp(max=max(0, small - 3))  # so that all three are there, if there are three

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .axes import Axis, plan_axis
 from .dispatch import fused_runs, left_to_the_compiler
-from .interpolation import interpolation, resize
+from .interpolation import interpolation, multiply_axes, resize, seen_by
 from .layer_checks import is_untouched
 
 
@@ -73,6 +73,98 @@ def decompress_and_fuse(
     return torch.lerp(coarse, fine.type_as(coarse), gate.type_as(coarse))
 
 
+class Upsampled(NamedTuple):
+    """Neighbouring places of a full axis, and the small tokens that they and the places beside them
+    are made of.
+
+    Attributes:
+        length: Tokens of the full axis.
+        padded: The same, rounded up to a multiple of the factor.
+        small: Tokens of the small axis.
+        first: The first place.
+        stop: Behind the last one.
+        low: The first small token.
+        high: Behind the last one.
+    """
+
+    length: int
+    padded: int
+    small: int
+    first: int
+    stop: int
+    low: int
+    high: int
+
+
+def upsampled(length: int, factor: int, small: int, first: int, stop: int) -> Upsampled:
+    """Some places of a full axis, with the small tokens that they need.
+
+    Args:
+        length: Tokens of the full axis.
+        factor: Tokens that became one.
+        small: Tokens of the small axis.
+        first: The first place.
+        stop: Behind the last one.
+    """
+    whole = length + -length % factor
+    matrix = _upsampling(length, whole, small)
+    low, high = seen_by(matrix[max(0, first - 1) : stop + 1])
+    return Upsampled(length, whole, small, first, stop, low, high)
+
+
+def decompress_part_and_fuse(
+    fine: Tensor,
+    coarse: Tensor,
+    gate: Tensor,
+    rows: Upsampled,
+    columns: Upsampled,
+    convolution: nn.Conv3d,
+    kind: type[nn.Conv3d],
+) -> Tensor:
+    """`decompress_and_fuse` for some rows and columns of the grid, without gradients.
+
+    Args:
+        fine: These rows and columns, b t h w d.
+        coarse: The small tokens that they and their neighbours are made of, b t h' w' d.
+        gate: As there.
+        rows: Which ones they are.
+        columns: The same.
+        convolution: As there.
+        kind: As there.
+
+    Returns:
+        b t h w d.
+    """
+    if is_untouched(convolution, kind) and fused_runs("triton_decompress", fine.device):
+        pairs = zip((rows, columns), (1, 2), strict=True)
+        row_axis, column_axis = (_part_of_axis(part, group, fine.device) for part, group in pairs)
+        if row_axis and column_axis:
+            from .triton_decompress import decompress_and_fuse as fused
+
+            weight, bias = convolution.weight, convolution.bias
+            return fused(fine, coarse.type_as(fine), weight, bias, gate, row_axis, column_axis)
+    around = [(max(0, x.first - 1), min(x.length, x.stop + 1)) for x in (rows, columns)]
+    matrices = (
+        _upsampling(x.length, x.padded, x.small)[start:end, x.low : x.high].to(coarse)
+        for x, (start, end) in zip((rows, columns), around, strict=True)
+    )
+    volume = convolution(multiply_axes(coarse, *matrices))
+    (top, _), (left, _) = around
+    volume = volume[
+        :, :, rows.first - top : rows.stop - top, columns.first - left : columns.stop - left
+    ]
+    gate = gate[:, None, None, None]
+    return torch.lerp(volume, fine.type_as(volume), gate.type_as(volume))
+
+
+@cache
+def _part_of_axis(part: Upsampled, group: int, device: torch.device) -> Axis | None:
+    """What the fused decompression needs to know of a part of an axis; None where it does not
+    fit."""
+    matrix = _upsampling(part.length, part.padded, part.small)[:, part.low : part.high]
+    return _axis(matrix, group, device, slice(part.first, part.stop))
+
+
 def padded(size: tuple[int, int], factor: int) -> tuple[int, int]:
     """Rows and columns rounded up to what the compression covers."""
     height, width = size
@@ -120,8 +212,13 @@ def _upsampling(length: int, padded_length: int, small: int) -> Tensor:
 def _upsampled_axis(
     length: int, padded_length: int, small: int, group: int, device: torch.device
 ) -> Axis | None:
-    matrix = _upsampling(length, padded_length, small)
+    return _axis(_upsampling(length, padded_length, small), group, device)
+
+
+def _axis(
+    matrix: Tensor, group: int, device: torch.device, places: slice = slice(None)
+) -> Axis | None:
     try:
-        return Axis(*(x.to(device) for x in plan_axis(matrix, group)))
+        return Axis(*(x.to(device) for x in plan_axis(matrix, group, places=places)))
     except ValueError:  # the plain code takes any size
         return None

@@ -8,6 +8,7 @@ import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .dispatch import fused_runs
 from .layer_checks import is_untouched
@@ -57,6 +58,30 @@ def full_attention(
     else:
         out = _attend(processor, query[:, 0, 0], key[:, 0, 0], value, attn.heads)
     return attn.to_out[1](attn.to_out[0](out.type_as(query)))
+
+
+def attend_whole(processor: Any, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """Attention of all tokens to all tokens, without gradients, through a processor's back end.
+
+    Args:
+        processor: Whose back end attends.
+        query: With norm and positions, b n d.
+        key: The same.
+        value: b n d.
+        heads: Attention heads.
+
+    Returns:
+        b n d.
+    """
+    tokens = query.shape[1]
+    tile = tile_of(processor, query, heads, [tokens])
+    if tile == 1:
+        return _attend(processor, query, key, value, heads)
+    room = -tokens % tile
+    query, key = (torch.cat([x, x[:, :1].expand(-1, room, -1)], dim=1) for x in (query, key))
+    filled, whole = F.pad(value, (0, 0, 0, room)), [(0, 1, 1, 0, 1, tokens)]
+    size = (1, 1, tokens)
+    return attend_to_tiles([query], [key], [filled], heads, whole, size)[:, 0, 0]
 
 
 def _halves(rotary_emb: tuple[Tensor, Tensor]) -> Rotary:

@@ -39,6 +39,7 @@ class Models:
         placement: Whether all parts stay on the GPU or come to it in turn.
         origins: What the weights are called where they came from, with the commit if it is known.
         guidance_device: Where guidance's second pass runs, if not with the first.
+        processes: How many compute each of the native model's clips together.
         fp8: Whether large linear layers compute in FP8.
         used_loras: Strength by name of the LoRAs that both models have now.
         lora_hashes: SHA-256 by name of their files, as they were when they were loaded.
@@ -59,6 +60,7 @@ class Models:
     placement: Placement = "whole"
     origins: tuple[str, ...] = ()
     guidance_device: str | None = None
+    processes: int = 1
     fp8: bool = False
     used_loras: dict[str, float] = field(default_factory=dict)
     lora_hashes: dict[str, str] = field(default_factory=dict)
@@ -96,6 +98,18 @@ class Models:
         for pipe in (self.native, self.base):
             pipe.enable_parallel_guidance(device)
         self.guidance_device = device
+
+    def enable_context_parallel(self, processes: int) -> None:
+        """Lets the native model compute each clip together with other processes.
+
+        Args:
+            processes: How many they are.
+
+        Raises:
+            ValueError: if it can't, with what can.
+        """
+        self.native.enable_context_parallel()
+        self.processes = processes
 
     def enable_fp8(self) -> None:
         """Lets both models compute their large linear layers in FP8.

@@ -64,6 +64,7 @@ def describe(
             "threads": torch.get_num_threads(),
             "fp8": models.fp8,
             "guidance_device": models.guidance_device,
+            "processes": models.processes,
             "dtype": models.dtype,
         },
         "versions": {"python": platform.python_version(), **_versions()},

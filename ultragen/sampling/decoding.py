@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from diffusers import AutoencoderKLWan
 from einops import rearrange
 from PIL import Image
@@ -22,14 +23,25 @@ Frames = np.ndarray | Tensor | list[list[Image.Image]]
 
 
 @torch.no_grad()
-def decode_pieces(vae: AutoencoderKLWan | CompactAutoencoder, latents: Tensor) -> Iterator[Tensor]:
+def decode_pieces(
+    vae: AutoencoderKLWan | CompactAutoencoder,
+    latents: Tensor,
+    group: dist.ProcessGroup | None = None,
+) -> Iterator[Tensor]:
     """Latents of unit variance b c t h w → pieces of the clip, b 3 t h w in [0, 1].
+
+    Args:
+        vae: The autoencoder.
+        latents: The same in all processes.
+        group: Processes that share the work of Wan's autoencoder; all get the pieces.
 
     Raises:
         GenerationError: if a piece is not finite.
     """
     z = denormalize(vae, latents)
-    pieces = vae.decode_groups(z) if isinstance(vae, CompactAutoencoder) else decode_wan(vae, z)
+    pieces = (
+        vae.decode_groups(z) if isinstance(vae, CompactAutoencoder) else decode_wan(vae, z, group)
+    )
     for piece in pieces:
         if not torch.isfinite(piece).all():
             raise GenerationError(

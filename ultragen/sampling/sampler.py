@@ -6,10 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, UniPCMultistepScheduler
+import torch.distributed as dist
+from diffusers import ContextParallelConfig, DiffusionPipeline, UniPCMultistepScheduler
 from torch import Tensor
 
 from ..model.coordinates import with_coordinates
+from ..model.transformer import UltraGenTransformer3DModel
+from ..ops.exchange import in_any, of_the_first
 from .flow import to_velocity
 from .guidance import Guidance
 from .parallel_guidance import TransformerCopy, check_device, check_unhooked, without_cache
@@ -89,6 +92,11 @@ class FlowSampler(DiffusionPipeline):
             ValueError: if there is no such device, or the transformer is offloaded or hooked; also
                 in a run, if it is by then.
         """
+        if parallel_group(self.transformer) is not None:
+            raise ValueError(
+                "Guidance can't run on a second device where several processes compute each clip "
+                "together: they share its second pass out too."
+            )
         place = check_device(device)
         with without_cache(self.transformer):
             check_unhooked(self.transformer)
@@ -97,6 +105,36 @@ class FlowSampler(DiffusionPipeline):
     def disable_parallel_guidance(self) -> None:
         """Runs both passes on one device again."""
         self.guidance_device = None
+
+    def enable_context_parallel(self) -> None:
+        """Computes each clip together with the other processes of `torch.distributed`, which all
+        call the pipeline with the same arguments and get the same clip.
+
+        Noise and embeddings are the first process's. Callbacks run in all of them; what they
+        change, they change in all, but `interrupt` in one ends the run of all. Without gradients,
+        until the process ends. `base_pipeline` has a transformer of its own, which is not shared.
+
+        Raises:
+            ValueError: if there are no other processes, too many or other ones, or if guidance has
+                a second device, or the transformer can't be shared out, with what can.
+        """
+        if self.guidance_device is not None:
+            raise ValueError(
+                f"Guidance runs on {self.guidance_device}, and can't where several processes "
+                "compute each clip together: call pipe.disable_parallel_guidance() first."
+            )
+        if not isinstance(self.transformer, UltraGenTransformer3DModel):
+            raise ValueError(
+                "Only UltraGen's transformer is shared out among processes here: diffusers does it "
+                "for Wan's, pipe.transformer.enable_parallelism(config=...)."
+            )
+        processes = dist.get_world_size() if dist.is_initialized() else 1
+        if processes < 2:
+            raise ValueError(
+                "There is no other process to compute clips with: start several, for example with "
+                "torchrun --nproc_per_node 2, and call torch.distributed.init_process_group."
+            )
+        self.transformer.enable_parallelism(config=ContextParallelConfig(ulysses_degree=processes))
 
     def log_shift(self, tokens_per_frame: int) -> float:
         """log s of the dynamic shift: s grows with the square root of the tokens in a frame."""
@@ -145,6 +183,10 @@ class FlowSampler(DiffusionPipeline):
             GenerationError: if the result is not finite.
         """
         levels = sigmas.tolist()  # read once: asking a GPU in every step would wait for it
+        group = parallel_group(self.transformer)
+        if group is not None:
+            latents, *texts = of_the_first([latents, *embeds.values()], group)
+            embeds = dict(zip(embeds, texts, strict=True))
         solver, steps = self.solver(timesteps, levels), len(timesteps)
         scales = [guidance.scale_at(level) for level in levels[:-1]]
         second = None
@@ -153,7 +195,8 @@ class FlowSampler(DiffusionPipeline):
         self._guidance_scale, self._num_timesteps = guidance.scale, steps
         with self.progress_bar(total=steps) as progress_bar:
             for step, timestep in enumerate(timesteps):
-                if self.interrupt:
+                stopped = self.interrupt
+                if stopped if group is None else in_any(stopped, latents.device, group):
                     break
                 self._current_timestep = self.scheduler.config.num_train_timesteps * levels[step]
                 where = {"step_index": step, "num_inference_steps": steps, "sigma": levels[step]}
@@ -215,6 +258,11 @@ class FlowSampler(DiffusionPipeline):
             positive = velocity_of(predict(prompt, "cond"))
             negative = velocity_of(output.result().to(latents.device, non_blocking=True))
         return negative + scale * (positive - negative)
+
+
+def parallel_group(transformer: Any) -> dist.ProcessGroup | None:
+    """The processes that compute each clip together; None for this one alone, as Wan's do."""
+    return getattr(transformer, "parallel_group", None)
 
 
 def finite(latents: Tensor) -> Tensor:

@@ -9,29 +9,36 @@ the memory.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import tee
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from diffusers import AutoencoderKLWan
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops.exchange import Member
+from ..ops.exchange import gather as gather_rows
 from .wan_blocks import Past, convolve, empty, gather, middle, residual
 from .wan_streaming import patiently, side_by_side, streams
 from .wan_strips import Clip, Strips
 
 
 @apply_forward_hook  # moves an autoencoder that is offloaded to its device, as for `vae.decode`
-def decode_wan(vae: AutoencoderKLWan, z: Tensor) -> Iterator[Tensor]:
+def decode_wan(
+    vae: AutoencoderKLWan, z: Tensor, group: dist.ProcessGroup | None = None
+) -> Iterator[Tensor]:
     """Wan's decoding, exact where the autoencoder is not set to tiles.
 
     Args:
         vae: Wan's autoencoder. Another variant than Wan2.1's, one with `enable_tiling()`, and one
             whose weights come to the device layer by layer decode as diffusers has it, at once.
         z: Its own latents b z t h w.
+        group: Processes that each decode some rows of the clip; all get the pieces.
 
     Returns:
         Pieces of the clip in the order of time, b 3 t 8h 8w in [-1, 1]: 1 frame, then 4 each.
@@ -41,13 +48,35 @@ def decode_wan(vae: AutoencoderKLWan, z: Tensor) -> Iterator[Tensor]:
     scale = vae.config.scale_factor_spatial
     batch, _, frames, height, width = z.shape
     clip = Clip(height * scale, width * scale, frames, z.element_size(), batch)
-    return patiently(lambda strips: decode_in_strips(vae, z, strips), clip, z.device, "Decoding")
+    if group is None:
+        compute = partial(decode_in_strips, vae, z)
+    else:
+        compute = partial(decode_together, vae, z, group)
+    return patiently(compute, clip, z.device, "Decoding")
+
+
+def decode_together(
+    vae: AutoencoderKLWan, z: Tensor, group: dist.ProcessGroup, strips: Strips
+) -> Iterator[Tensor]:
+    """Decodes some of the strips in each process; see `decode_wan`. All compute what comes before
+    the first upsampling, where each place sees the whole frame."""
+    member = Member.of(group)
+    shares = Strips(member.processes).ranges(2 * z.shape[-2])
+    sizes = [4 * len(share) for share in shares]
+    number = -(-strips.number // member.processes)
+    own = Strips(number, min(number, strips.resident))
+    pieces = decode_in_strips(vae, z, own, shares[member.rank])
+    return (gather_rows(piece, sizes, -2, member) for piece in pieces)
 
 
 @torch.no_grad()
-def decode_in_strips(vae: AutoencoderKLWan, z: Tensor, strips: Strips) -> Iterator[Tensor]:
-    """Decodes in given strips; see `decode_wan`."""
-    ranges = strips.ranges(2 * z.shape[-2])
+def decode_in_strips(
+    vae: AutoencoderKLWan, z: Tensor, strips: Strips, rows: range | None = None
+) -> Iterator[Tensor]:
+    """Decodes in given strips all rows, or some, counted where the first upsampling has left them;
+    see `decode_wan`."""
+    rows = rows or range(2 * z.shape[-2])
+    ranges = [rows[strip.start : strip.stop] for strip in strips.ranges(len(rows))]
     # What one strip has read is held until the last one has.
     features = tee(coarse_features(vae, z), len(ranges))
     parts = [

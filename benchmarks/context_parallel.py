@@ -1,0 +1,265 @@
+"""What several GPUs save of one clip: forward passes and decoding, each beside one GPU.
+
+    torchrun --nproc_per_node 2 benchmarks/context_parallel.py --json context_parallel.json
+    torchrun --nproc_per_node 2 benchmarks/context_parallel.py --case 1088x1920x81 --variant paper
+    torchrun --nproc_per_node 2 benchmarks/context_parallel.py --tiny
+    python benchmarks/context_parallel.py --plan 2 3 4 8
+
+Weights are random, in the true shapes of the 1.3B model. The first process runs alone, then all
+run together; the difference is that of the results, as a share of their size. `--plan` needs no
+GPU: it counts what so many processes exchange and how even their work is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from diffusers import AutoencoderKLWan, ContextParallelConfig
+from torch import Tensor
+
+from ultragen.benchmark.cases import CASES, VARIANTS, Case, Variant, arguments, build
+from ultragen.benchmark.machine import card_name, default_dtype
+from ultragen.cli import console
+from ultragen.model import wan_1_3b
+from ultragen.model.shared_layouts import Move, SharedHeads, SharedWindows, Shares
+from ultragen.model.window_plan import WindowRule, plan_layout
+from ultragen.ops.exchange import Member
+from ultragen.runs.process_group import joined, processes
+from ultragen.sampling.wan_decoding import decode_wan
+
+SIZES = ("1088x1920x81", "2176x3840x81")
+LAYOUTS = ("paper", "released")
+TINY_VAE = {"base_dim": 8, "z_dim": 4, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One thing that is computed, by one process and by all.
+
+    Attributes:
+        case: Name of the size.
+        what: Name of the layout, or `decoding`.
+        processes: How many they are.
+        one: Seconds of one.
+        all: Seconds of all together.
+        difference: Root mean square of the difference, as a share of the result's.
+        peaks: Most bytes of memory on the first GPU, for both.
+    """
+
+    case: str
+    what: str
+    processes: int
+    one: float
+    all: float
+    difference: float
+    peaks: tuple[int, int]
+
+    def __str__(self) -> str:
+        memory = " → ".join(f"{peak / 2**30:.1f}" for peak in self.peaks)
+        return (
+            f"{self.case}, {self.what}: {self.one:.4g} s by one, {self.all:.4g} s by "
+            f"{self.processes}, {self.one / self.all:.2f}×; difference {self.difference:.1e}; "
+            f"GiB {memory}"
+        )
+
+
+# Measuring
+
+
+def timed(call: Callable[[], Tensor], runs: int, cuda: bool) -> tuple[Tensor, float, int]:
+    """The result, the median seconds of some runs after a first one, and most bytes of memory."""
+    seconds = []
+    for number in range(runs + 1):
+        if cuda and number == 1:
+            torch.cuda.reset_peak_memory_stats()
+        began = perf_counter()
+        found = call()
+        if cuda:
+            torch.cuda.synchronize()
+        seconds.append(perf_counter() - began)
+    return found, median(seconds[1:]), torch.cuda.max_memory_allocated() if cuda else 0
+
+
+def beside_one(
+    case: Case, what: str, one: Callable[[], Tensor], together: Callable[[], Tensor], runs: int
+) -> Result | None:
+    """Measures both; a result in the first process alone."""
+    cuda = torch.cuda.is_available()
+    alone = timed(one, runs, cuda) if dist.get_rank() == 0 else None
+    dist.barrier()
+    found, seconds, peak = timed(together, runs, cuda)
+    if alone is None:
+        return None
+    expected = alone[0].float()
+    difference = float((found.float() - expected).square().mean() / expected.square().mean())
+    peaks = (alone[2], peak)
+    count = dist.get_world_size()
+    return Result(case.name, what, count, alone[1], seconds, difference**0.5, peaks)
+
+
+def forward(case: Case, variant: Variant, device: str, runs: int) -> Result | None:
+    """A forward pass."""
+    torch.manual_seed(0)
+    model = build(case.family, variant, device, default_dtype(device))
+    given = arguments(case, variant, device, model.dtype)
+    shared = False
+
+    def call() -> Tensor:
+        return model(**given)[0]
+
+    def together() -> Tensor:
+        nonlocal shared
+        if not shared:
+            config = ContextParallelConfig(ulysses_degree=dist.get_world_size())
+            model.enable_parallelism(config=config)
+            shared = True
+        return call()
+
+    return beside_one(case, variant.name, call, together, runs)
+
+
+def decoding(case: Case, device: str, runs: int) -> Result | None:
+    """The way from latents to frames by Wan's autoencoder."""
+    torch.manual_seed(0)
+    settings = TINY_VAE if case.family == "tiny" else wan_1_3b.VAE
+    vae = AutoencoderKLWan(**settings).to(device, default_dtype(device)).eval()
+    latents = torch.randn(1, vae.config.z_dim, *case.latents, device=device, dtype=vae.dtype)
+
+    def call(group: dist.ProcessGroup | None = None) -> Tensor:
+        # Frames leave the GPU as they come, as in a run.
+        pieces = [piece.cpu() for piece in decode_wan(vae, latents, group)]
+        return torch.cat(pieces, dim=2)
+
+    return beside_one(case, "decoding", call, lambda: call(dist.group.WORLD), runs)
+
+
+# Planning
+
+
+def moved(move: Move, rank: int) -> int:
+    """Tokens that a process gets from others."""
+    meetings = (
+        source.meet(target)
+        for giver, sources in enumerate(move.sources)
+        for source in sources
+        for target in move.targets[rank]
+        if giver != rank
+    )
+    return sum(area.size[0] * area.size[1] for area in meetings if area)
+
+
+def exchanged(at: SharedWindows | SharedHeads, rank: int, frames: int) -> float:
+    """Tokens, of all features, that a process gets from others in one branch or full layer."""
+    if isinstance(at, SharedWindows):
+        return frames * (moved(at.given, rank) + moved(at.taken, rank))
+    heads, own = at.heads[-1].stop, len(at.heads[rank])
+    height, width = at.homes[rank].size
+    back, forth = at.wanted[rank].size, at.size[0] * at.size[1] - height * width
+    return frames * (3 * forth * own + back[0] * back[1] * (heads - own)) / heads
+
+
+def plan(case: Case, count: int) -> str:
+    """What the processes exchange a layer, and how uneven their work is."""
+    heads, features = (
+        wan_1_3b.TRANSFORMER[name] for name in ("num_attention_heads", "attention_head_dim")
+    )
+    dim, (frames, height, width) = heads * features, case.latents
+    grid = (frames, height // 2, width // 2)
+    shares = [Shares.of(Member(None, rank, count), grid) for rank in range(count)]
+    token = 2 * dim / 1e9  # gigabytes, in bfloat16
+    found = []
+    for odd in (False, True):
+        layout = plan_layout(grid, 4, odd, WindowRule(), torch.zeros(1), no_rotary)
+        layouts = [share.windows(layout, dim, heads) for share in shares]
+        tokens = [
+            sum(exchanged(x, rank, frames) for x in (at.local, at.hierarchical, at.global_))
+            for rank, at in enumerate(layouts)
+        ]
+        work = [
+            sum(
+                (frames * area.size[0] * area.size[1]) ** 2
+                for x in (at.local, at.hierarchical)
+                for area in x.windows[rank]
+            )
+            for rank, at in enumerate(layouts)
+        ]
+        parity = "odd" if odd else "even"
+        uneven = max(work) * count / sum(work)
+        found.append(f"{parity} {max(tokens) * token:.3f} GB, windows {uneven:.2f}")
+    full = [share.full(no_rotary(*grid), heads) for share in shares]
+    most = max(exchanged(at, rank, frames) for rank, at in enumerate(full))
+    homes = [home.size[0] * home.size[1] for home in shares[0].homes]
+    uneven = max(homes) * count / sum(homes)
+    return (
+        f"{case.name}, {count} processes: a layer brings each at most: {'; '.join(found)}; full "
+        f"{most * token:.3f} GB; tokens {uneven:.2f}"
+    )
+
+
+def no_rotary(frames: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    table = torch.zeros(frames * height * width, 1)
+    return table, table
+
+
+# The command
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--case", choices=SIZES, action="append", help="May be repeated.")
+    parser.add_argument("--variant", choices=LAYOUTS, action="append", help="May be repeated.")
+    parser.add_argument("--runs", type=int, default=3, help="Of which the median counts.")
+    parser.add_argument("--no-decoding", action="store_true", help="Forward passes alone.")
+    parser.add_argument("--tiny", action="store_true", help="Toys, on a CPU too.")
+    parser.add_argument("--plan", type=int, nargs="+", help="Counts for so many processes.")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args(words)
+
+
+@torch.no_grad()
+def main(words: Sequence[str]) -> int:
+    """Reads the command line; returns the exit code."""
+    options = parse(words)
+    cases = [CASES[name] for name in (["tiny"] if options.tiny else options.case or SIZES)]
+    if options.plan:
+        for case in cases:
+            for count in options.plan:
+                print(plan(case, count))
+        return 0
+    if processes() == 1:
+        raise ValueError("Start it with torchrun --nproc_per_node 2, or choose --plan 2.")
+    with joined() as rank:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        results: list[dict[str, Any]] = []
+        for result in measure(cases, options, device):
+            if rank == 0 and result is not None:
+                print(result, flush=True)
+                results.append(asdict(result))
+        if rank == 0 and options.json:
+            content = {"card": card_name(device), "torch": torch.__version__, "results": results}
+            options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def measure(cases: Sequence[Case], options: argparse.Namespace, device: str) -> Any:
+    """One result after the other."""
+    for case in cases:
+        for variant in VARIANTS[case.family]:
+            if variant.name in (options.variant or LAYOUTS):
+                yield forward(case, variant, device, options.runs)
+        if not options.no_decoding:
+            yield decoding(case, device, options.runs)
+
+
+if __name__ == "__main__":
+    sys.exit(console.run(lambda: main(sys.argv[1:])))

@@ -1,0 +1,45 @@
+"""`benchmarks/context_parallel.py`: what is exchanged, and a run of toys."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import context_parallel
+import pytest
+from paths import ROOT
+
+
+def test_what_is_exchanged_is_counted(capsys):
+    assert context_parallel.main(["--plan", "2", "4", "--case", "1088x1920x81"]) == 0
+    two, four = capsys.readouterr().out.splitlines()
+    # All tokens once, in halves of halves: a process has half of them, and gets of queries, keys
+    # and values the other half's, with half of the heads, and then the other heads' results.
+    tokens = 21 * 68 * 120
+    assert f"full {2 * 1536 * tokens * (3 / 4 + 1 / 4) / 1e9:.3f} GB" in two
+    assert "2 processes" in two and "windows 1.00" in two and "tokens 1.00" in two
+    assert "4 processes" in four and "tokens 1.07" in four
+
+
+def test_one_process_is_told_how_to_start_several():
+    with pytest.raises(ValueError, match="torchrun --nproc_per_node 2"):
+        context_parallel.main([])
+
+
+@pytest.mark.slow
+def test_toys(tmp_path):
+    file = tmp_path / "results.json"
+    ended = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+         ROOT / "benchmarks" / "context_parallel.py", "--tiny", "--no-decoding", "--json", file],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    results = json.loads(file.read_text())["results"]
+    assert [result["what"] for result in results] == ["paper", "released"]
+    assert all(result["difference"] < 0.02 for result in results)
