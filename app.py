@@ -36,12 +36,13 @@ from ultragen.runs.write import Result, remove_old
 from ultragen.runs.zerogpu import seconds_asked
 from ultragen.web import views
 from ultragen.web.api import build_api
+from ultragen.web.cache import LARGEST_UPLOAD, RUNS, own_folder, remove_old_copies
 from ultragen.web.calls import checker
 from ultragen.web.components import Layout, theme
 from ultragen.web.gate import PLACES, Gate
 from ultragen.web.results import load_examples, show, show_example
 from ultragen.web.runs import CANCELLED, Runs
-from ultragen.web.server import serve
+from ultragen.web.server import ipv6_name, serve
 from ultragen.web.settings import (
     SETTINGS,
     Updates,
@@ -58,6 +59,7 @@ EXAMPLES = Path(__file__).parent / "docs" / "examples"
 DAY = 24 * 3600
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "run", "concurrency_limit": 1}
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+WAITING = views.notice("idle", "Waiting", "The run starts when it is its turn.")
 SCROLL_TO_STATUS = (
     "() => { if (innerWidth < 800)"
     " document.getElementById('status').scrollIntoView({behavior: 'smooth'}); }"
@@ -139,14 +141,16 @@ class Page:
             concurrency_limit=None,
         )
         checked.success(None, js=SCROLL_TO_STATUS, api_visibility="private")
-        checked.success(
+        run = checked.success(
             self.run,
             [*ui.settings, ui.history],
             [*ui.result, *buttons, ui.history, ui.recent],
             show_progress="hidden",
             api_visibility="private",
             **ONE_AT_A_TIME,
-        ).then(partial(refresh, ui, models), ui.settings, looks, **QUIET)
+        )
+        run.then(partial(refresh, ui, models), ui.settings, looks, **QUIET)
+        run.failure(self.not_taken, ui.status, [ui.status, *buttons], **QUIET)
         ui.stop.click(self.cancel, None, ui.status, **QUIET)
         blocks.unload(self.leave)
 
@@ -165,7 +169,7 @@ class Page:
             raise
         self.runs.stop_event(request.session_hash)
         yield {
-            self.ui.status: views.notice("idle", "Waiting", "The run starts when it is its turn."),
+            self.ui.status: WAITING,
             self.ui.start: gr.update(interactive=False),
             self.ui.stop: gr.update(visible=True),
         }
@@ -225,6 +229,19 @@ class Page:
             self.ui.stop: gr.update(visible=False),
         }
 
+    def not_taken(self, status: str) -> Updates:
+        """The page after a run that got no place while others came in between."""
+        card = (
+            views.notice("bad", "The queue is full", "Try again in a minute.")
+            if status == WAITING
+            else status
+        )
+        return {
+            self.ui.status: card,
+            self.ui.start: gr.update(interactive=True),
+            self.ui.stop: gr.update(visible=False),
+        }
+
     def cancel(self, request: gr.Request) -> str:
         """Stops this visitor's run."""
         if self.runs.cancel(request.session_hash):
@@ -259,7 +276,7 @@ def build(models: Models, output_dir: Path | None = None) -> gr.Blocks:
 
 def runs_folder() -> Path:
     """Where runs get their folders: within what Gradio serves files from."""
-    return Path(get_upload_folder()) / "runs"
+    return Path(get_upload_folder()) / RUNS
 
 
 def launch_options() -> dict[str, Any]:
@@ -269,6 +286,7 @@ def launch_options() -> dict[str, Any]:
         "css": views.asset("page.css"),
         "show_error": True,
         "allowed_paths": [str(EXAMPLES)],  # wherever it is started from
+        "max_file_size": LARGEST_UPLOAD,
         "mcp_server": find_spec("mcp") is not None,
         "ssr_mode": False,
         "app_kwargs": {"middleware": [Middleware(Gate)]},
@@ -281,6 +299,7 @@ def main() -> None:
     The models go to the GPU here, before the launch and nowhere else: a ZeroGPU Space has no other
     time for it. Importing this module changes nothing but the environment's proxies.
     """
+    folder = own_folder()
     try:
         blocks = build(load_models(), runs_folder())
     except KeyboardInterrupt:
@@ -288,19 +307,27 @@ def main() -> None:
     except (OSError, ValueError, RuntimeError) as error:
         sys.exit(f"The page can't start: {error}")
     port = os.environ.get("GRADIO_SERVER_PORT")  # a port that was asked for is used, or refused
+    address = os.environ.get("GRADIO_SERVER_NAME")
+
+    def sweep() -> None:
+        remove_old(folder / RUNS, DAY)
+        remove_old_copies(folder, DAY)
+
     try:
         serve(
             blocks,
-            partial(remove_old, runs_folder(), DAY),
+            sweep,
+            server_name=ipv6_name(),
             server_port=int(port) if port else None,
             **launch_options(),
         )
     except OSError as error:
         if "empty port" not in str(error):
             raise
+        where = f" at {address}, if this machine has that address" if address else ""
         sys.exit(
-            f"Port {port or '7860 and those after it'} can't be had: stop what runs there, or "
-            "choose another one: GRADIO_SERVER_PORT=7960 python app.py"
+            f"Port {port or '7860 and those after it'} can't be had{where}: stop what runs "
+            "there, or choose another one: GRADIO_SERVER_PORT=7960 python app.py"
         )
 
 

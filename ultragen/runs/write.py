@@ -79,6 +79,7 @@ def write(
     output_dir: Path | str,
     report: Callable[[Progress], None] = lambda progress: None,
     cancelled: Event | None = None,
+    name: str | None = None,
 ) -> Result:
     """Writes the clips and the metadata into a new folder of their own.
 
@@ -88,6 +89,7 @@ def write(
         output_dir: Parent of the new folder.
         report: Called after each frame.
         cancelled: Once set, writing stops and the folder is removed.
+        name: What the folder's name begins with; None takes resolution, seed and prompt.
 
     Raises:
         OSError: if there is no room, or no permission to write; nothing is left behind.
@@ -96,7 +98,7 @@ def write(
     metadata = json.loads(json.dumps(clips.metadata))
     run = RunState(report, cancelled or Event(), metadata["seconds"]["estimated"])
     run.seconds = metadata["seconds"]["measured"]
-    stem = f"{request.resolution}-{request.seed}-{request.prompt}"
+    stem = name or f"{request.resolution}-{request.seed}-{request.prompt}"
     parent = create_folder(Path(output_dir))
     with whole_result(parent) as unfinished:
         folder = unique_directory(unfinished, stem)

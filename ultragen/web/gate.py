@@ -21,6 +21,7 @@ from gradio.server_messages import ProcessCompletedMessage
 
 from ..presets import shown
 from .asgi import read_body, refuse, replayed, send_json
+from .cache import Uploads
 from .calls import ENDPOINT, Refused, by_name, by_order, parsed
 
 PREFIX = "/gradio_api/"
@@ -29,6 +30,7 @@ OWN_PLACES = 10  # of one caller
 GRACE = 30.0  # seconds for which a call waits or runs with nobody waiting for it
 TOKEN = b"x-ultragen-tool-call"  # ties the call that Gradio's MCP server makes to the tool's caller
 MCP = ("mcp", "mcp/http")
+LOCAL = ("127.0.0.1", "::1", "::ffff:127.0.0.1", "")
 
 UNHEARD = (
     "Nobody waited for this call for {:.0f} seconds, so it was dropped. Call again, and read its "
@@ -42,13 +44,21 @@ class ToolCall:
 
     Attributes:
         caller: Who made it.
+        number: What the caller calls it.
         event: Its place in the queue, once there is one.
         gone: Whether who made it is gone.
     """
 
     caller: str
+    number: object = None
     event: Event | None = None
     gone: bool = False
+
+    async def drop(self, queue: Queue) -> None:
+        """Nobody waits for it any more."""
+        self.gone = True
+        if self.event is not None:
+            await _drop(queue, self.event, "The caller is gone.")
 
 
 class Gate:
@@ -64,6 +74,7 @@ class Gate:
         self.grace = grace
         self.listeners: Counter[str] = Counter()  # by session or call
         self.tool_calls: dict[str, ToolCall] = {}
+        self.uploads = Uploads()
         self._door = (
             asyncio.Lock()
         )  # calls come in one by one, or all would see the same free place
@@ -78,8 +89,21 @@ class Gate:
             await self._call(path, scope, receive, send)
         elif method == "GET" and path.startswith(("call/", "queue/data")):
             await self._listen(path, scope, receive, send)
+        elif method == "POST":
+            await self._other(path, scope, receive, send)
         else:
             await self.app(scope, receive, send)
+
+    async def _other(self, path: str, scope: dict, receive: Any, send: Any) -> None:
+        """What is sent to the page itself: files, and what its components say."""
+        try:
+            if path == "upload":
+                await self.uploads.take(self.app, scope, receive, send)
+            else:
+                body = await read_body(receive)
+                await self.app(scope, replayed(body, receive), send)
+        except Refused as refusal:
+            await refuse(send, refusal.status, refusal.message)
 
     # Calls
 
@@ -88,12 +112,14 @@ class Gate:
         blocks = scope["app"].get_blocks()
         token = dict(scope["headers"]).get(TOKEN, b"").decode("latin-1")
         tool_call = self.tool_calls.get(token)
+        named, public = path.startswith("call/v2/"), True
         try:
             body = await read_body(receive)
             asked = parsed(body)
-            if _names_endpoint(path, asked, blocks):
-                named = path.startswith("call/v2/")
+            public = _names_endpoint(path, asked, blocks)
+            if public:
                 blocks.check(by_name(asked) if named else by_order(asked))
+            if public or path == "queue/join":
                 session = "" if named else str(asked.get("session_hash") or "")
                 async with self._door:
                     self._check_places(blocks._queue, self._caller(scope, session))
@@ -101,6 +127,10 @@ class Gate:
             else:
                 answer = await self._pass_on(scope, replayed(body, receive), send)
         except Refused as refusal:
+            if not public and refusal.status == 429:  # which the page shows where it is a text
+                told = {"error": refusal.message, "detail": refusal.message}
+                await send_json(send, refusal.status, told)
+                return
             # `gradio_client` shows the text of no other answers than these.
             full = path == "queue/join" and refusal.status == 429
             await refuse(send, 503 if full else refusal.status, refusal.message)
@@ -111,7 +141,7 @@ class Gate:
         if tool_call is not None:
             tool_call.event = event
             if tool_call.gone:
-                await _drop(blocks._queue, event, "The caller is gone.")
+                await tool_call.drop(blocks._queue)
         watch = asyncio.create_task(self._watch(blocks._queue, event))
         self._watches.add(watch)
         watch.add_done_callback(self._watches.discard)
@@ -136,7 +166,7 @@ class Gate:
         if os.environ.get("SPACE_ID"):  # all requests come from its proxy
             return headers.get(b"x-forwarded-for", b"").decode("latin-1").split(",")[0].strip()
         address = (scope.get("client") or ("",))[0]
-        return f"{address} {session}" if address in ("127.0.0.1", "::1", "") else address
+        return f"{address} {session}" if address in LOCAL else address
 
     def _check_places(self, queue: Queue, caller: str) -> None:
         """Raises `Refused` where no more calls, or none of this caller, may wait."""
@@ -209,7 +239,11 @@ class Gate:
         except Refused as refusal:
             await refuse(send, refusal.status, refusal.message)
             return
-        if isinstance(message, dict) and message.get("method") == "tools/call":
+        method = message.get("method") if isinstance(message, dict) else None
+        if method == "notifications/cancelled":
+            await self._cancel(message, call.caller, blocks._queue)
+        elif method == "tools/call":
+            call.number = message.get("id")
             try:
                 message = _checked_tool_call(message, blocks)
                 self._check_places(blocks._queue, call.caller)
@@ -224,9 +258,7 @@ class Gate:
         async def noticing() -> dict:
             heard = await replay()
             if heard["type"] == "http.disconnect" and not call.gone:
-                call.gone = True
-                if call.event is not None:
-                    await _drop(blocks._queue, call.event, "The caller is gone.")
+                await call.drop(blocks._queue)
             return heard
 
         replay = replayed(body, receive)
@@ -237,6 +269,22 @@ class Gate:
             await self.app({**scope, "headers": headers}, noticing, send)
         finally:
             del self.tool_calls[token]
+
+    async def _cancel(self, message: dict, caller: str, queue: Queue) -> None:
+        """Ends the tool call that its caller cancels.
+
+        Gradio's MCP server keeps no sessions, so nothing else than the address and the number tells
+        whose call it is: where two fit, neither ends.
+        """
+        params = message.get("params")
+        number = params.get("requestId") if isinstance(params, dict) else None
+        calls = [
+            call
+            for call in self.tool_calls.values()
+            if (call.caller, call.number) == (caller, number) and number is not None
+        ]
+        if len(calls) == 1:
+            await calls[0].drop(queue)
 
 
 def _checked_tool_call(message: dict, blocks: Any) -> dict:

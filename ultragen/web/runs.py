@@ -124,7 +124,9 @@ class Runs:
 
         def write_files(report: Callable[[Progress], None], cancelled: Event) -> Result:
             try:
-                return write(clips, request, self.output_dir, report, cancelled)
+                # Without the prompt, which addresses, and so proxies' logs, would show.
+                name = f"{request.resolution}-{request.seed}"
+                return write(clips, request, self.output_dir, report, cancelled, name)
             except OSError as error:  # its paths are for whoever runs the page
                 print(f"A result could not be written: {error}", file=sys.stderr)
                 raise OSError(NOT_WRITTEN) from error
