@@ -12,6 +12,8 @@ from fakes import fake_models, served
 
 from ultragen.presets import LoraChoice
 from ultragen.video import probe_video
+from ultragen.web.calls import Refused
+from ultragen.web.gate import Gate
 
 pytestmark = pytest.mark.browser
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -379,3 +381,23 @@ def test_choices_stay_within_their_cards(browser, url, width):
     expect(page.locator("#estimate-card")).to_be_visible()
     assert page.evaluate(OVERFLOWING) == []
     page.close()
+
+
+@pytest.mark.parametrize("taken", ["before the click", "after the check"])
+def test_a_full_queue_says_so_and_leaves_the_page_usable(page, monkeypatch, taken):
+    calls = iter(range(100))
+
+    def full(gate, queue, caller) -> None:
+        if next(calls) >= (taken == "after the check"):
+            raise Refused(429, "The queue is full: all 20 places are taken.")
+
+    page.fill("#prompt textarea", "a calm lake")
+    with monkeypatch.context() as patch:
+        patch.setattr(Gate, "_check_places", full)
+        page.click("#generate")
+        expect(page.locator(".toast-body")).to_contain_text("all 20 places are taken")
+        expect(page.locator("#generate")).to_be_enabled()
+        if taken == "after the check":
+            expect(page.locator("#status")).to_contain_text("The queue is full")
+    page.locator(".toast-close").first.click()
+    generate(page)
