@@ -106,6 +106,13 @@ def test_a_wrong_call_is_answered_at_once_with_the_way_out(server, body, status,
     assert len(answer.text) < 2000
 
 
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", ""])
+def test_json_is_json_whatever_it_is_sent_as(server, kind):
+    headers = {"content-type": kind} if kind else {}
+    answer = post(server, "call/v2/generate", content=json.dumps(SHORT), headers=headers)
+    assert "event: complete" in read(server, event_id(answer)).text
+
+
 @pytest.mark.parametrize(
     ("path", "status"),
     [

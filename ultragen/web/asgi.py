@@ -46,6 +46,12 @@ def replayed(body: bytes, receive: Any) -> Any:
     return replay
 
 
+def with_headers(scope: dict, headers: Mapping[bytes, bytes]) -> dict:
+    """The scope of a request with headers in the place of those that are called the same."""
+    kept = [pair for pair in scope["headers"] if pair[0] not in headers]
+    return {**scope, "headers": [*kept, *headers.items()]}
+
+
 async def refuse(send: Any, status: int, message: str) -> None:
     """An error, for people and for `gradio_client`, which knows Gradio's own form of it."""
     detail = {**gr.validate(False, message), "parameter_name": f"/{ENDPOINT}"}

@@ -20,7 +20,7 @@ from gradio.queueing import Event, Queue
 from gradio.server_messages import ProcessCompletedMessage
 
 from ..presets import shown
-from .asgi import read_body, refuse, replayed, send_json
+from .asgi import read_body, refuse, replayed, send_json, with_headers
 from .cache import Uploads
 from .calls import ENDPOINT, Refused, by_name, by_order, parsed
 
@@ -117,6 +117,8 @@ class Gate:
             body = await read_body(receive)
             asked = parsed(body)
             public = _names_endpoint(path, asked, blocks)
+            # It is JSON, whatever it was sent as: curl says that all is a form.
+            scope = with_headers(scope, {b"content-type": b"application/json"})
             if public:
                 blocks.check(by_name(asked) if named else by_order(asked))
             if public or path == "queue/join":
@@ -262,11 +264,10 @@ class Gate:
             return heard
 
         replay = replayed(body, receive)
-        kept = [pair for pair in scope["headers"] if pair[0] not in (TOKEN, b"content-length")]
-        headers = [*kept, (b"content-length", str(len(body)).encode()), (TOKEN, token.encode())]
+        own = {b"content-length": str(len(body)).encode(), TOKEN: token.encode()}
         self.tool_calls[token] = call
         try:
-            await self.app({**scope, "headers": headers}, noticing, send)
+            await self.app(with_headers(scope, own), noticing, send)
         finally:
             del self.tool_calls[token]
 
