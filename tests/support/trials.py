@@ -26,7 +26,7 @@ CALL = "/gradio_api/call/v2/generate"
 SHORT = {"prompt": "a calm lake", "num_frames": 1, "num_inference_steps": 1}
 WAY_OUT = re.compile(
     r"choose|must |have \d|from \d|up to|try|again|send|leave|write|there is|of these|in this order"
-    r"|such as|such a|free some|read its",
+    r"|such as|such a|free some|read its|remove|shorten|leave out",
     re.IGNORECASE,
 )
 COLUMNS = {
@@ -224,9 +224,15 @@ class Page:
         return [(float(when), int(seed), int(step)) for when, seed, step in parts]
 
     def tracebacks(self) -> list[str]:
-        """Each of those that it has printed, cut to its end."""
-        parts = self.said.read_text().split("Traceback (most recent call last)")[1:]
-        return [part[:3000][-600:] for part in parts]
+        """What it has printed of exceptions in our code, and not in what merely passes through."""
+        found = []
+        for part in self.said.read_text().split("Traceback (most recent call last)")[1:]:
+            frames = re.findall(r'File "(.+?)", line', part)
+            own = [frame for frame in frames if Path(frame).is_relative_to(ROOT)]
+            gates = ("ultragen/web/gate.py", "ultragen/web/cache.py")
+            if (own and not own[-1].endswith(gates)) or own[-1:] == frames[-1:] != []:
+                found.append(part[:4000][-1500:])
+        return found
 
     def use(self) -> dict[str, int]:
         """Bytes, handles and threads of the process."""

@@ -48,10 +48,11 @@ LIKELY: dict[str, st.SearchStrategy] = {
     "noise": st.sampled_from(["spectral", "independent", "white"]),
 }
 assert list(LIKELY) == SETTINGS
-ARGUMENTS = st.fixed_dictionaries(
-    {}, optional={name: st.one_of(values, values, JUNK) for name, values in LIKELY.items()}
+DRAWN = {name: st.one_of(values, values, JUNK) for name, values in LIKELY.items()}
+ARGUMENTS = st.lists(st.sampled_from(SETTINGS), max_size=3, unique=True).flatmap(
+    lambda names: st.fixed_dictionaries({name: DRAWN[name] for name in names})
 )
-UNKNOWN = st.just({}) | st.dictionaries(st.text(max_size=10), JUNK, max_size=1)
+UNKNOWN = st.one_of(*[st.just({})] * 3, st.dictionaries(st.text(max_size=10), JUNK, max_size=1))
 MISSING = st.sampled_from([{}, {"prompt": "a calm lake"}, {"prompt": "a calm lake"}])
 
 

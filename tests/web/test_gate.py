@@ -82,6 +82,7 @@ def tool(server, arguments: object, name: str = "generate", **more) -> dict:
         ("null", 422, "object of arguments"),
         ("{}", 422, "'prompt' is missing, of these: prompt, resolution"),
         ('{"prompt": "a", "sead": 1}', 422, "no argument 'sead': choose from prompt, "),
+        ('{"prompt": "a", "": 1}', 422, "no argument ''"),
         ('{"prompt": "a", "\\ud800": 1}', 422, "no argument '\\ud800'"),
         ('{"prompt": "a", "seed": "many"}', 422, "seed must be a whole number"),
         ('{"prompt": "a", "seed": [{}]}', 422, "seed must be a whole number"),
@@ -336,6 +337,13 @@ def gradio(tmp_path, monkeypatch):
 
     blocks.send = send
     return blocks
+
+
+@pytest.mark.parametrize("path", ["reset", "cancel", "component_server", "process_recording"])
+def test_what_is_no_text_is_refused_as_that(server, path):
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    answer = post(server, path, content=b"\xca", headers=headers)
+    assert answer.status_code == 400 and "must be JSON" in answer.json()["error"]
 
 
 def test_uploads_do_not_pile_up(gradio, tmp_path, monkeypatch):

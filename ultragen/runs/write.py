@@ -109,6 +109,8 @@ def write(
 def remove_old(output_dir: Path, age: float) -> None:
     """Removes results that are older, and what killed runs left. A clip that is being sent stays.
 
+    Gradio 6.31 takes the clips away that it has sent, when it ends: what lay beside them goes too.
+
     Args:
         output_dir: Holds folders of results and nothing else.
         age: Seconds.
@@ -118,7 +120,8 @@ def remove_old(output_dir: Path, age: float) -> None:
         files = [path.stat() for path in folder.iterdir()]
         # An open file is sent to its end all the same; players ask for the next part of it.
         sent = any(time() - file.st_atime < BEING_SENT for file in files)
-        if time() - folder.stat().st_mtime > age and not sent:
+        whole = (folder / "native.mp4").exists()
+        if not whole or (time() - folder.stat().st_mtime > age and not sent):
             shutil.rmtree(folder, ignore_errors=True)
 
 

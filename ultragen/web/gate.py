@@ -101,6 +101,8 @@ class Gate:
                 await self.uploads.take(self.app, scope, receive, send)
             else:
                 body = await read_body(receive)
+                if body:
+                    parsed(body)  # FastAPI fails where it repeats what is no text
                 await self.app(scope, replayed(body, receive), send)
         except Refused as refusal:
             await refuse(send, refusal.status, refusal.message)
