@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -36,11 +37,8 @@ def train_line(out: Path, number: int, saving: bool = True) -> None:
 
 
 def train_flow(out: Path, number: int, saving: bool = True) -> None:
-    config = steps(out, number)
-    config.__dict__.update(SAVING if saving else {})
-    stage = flow_stage((SMALL,))
-    stage.num_inference_steps = 1
-    run(stage, config)
+    config = replace(steps(out, number), log_steps=1, **(SAVING if saving else {}))
+    run(flow_stage((SMALL,)), config)
 
 
 def child(train, out: Path, number: int, saving: bool, said: Path) -> None:

@@ -382,6 +382,51 @@ def test_an_upload_that_does_not_come_to_its_end_leaves_nothing(server):
     assert set(Path(get_upload_folder()).glob("tmp*")) == before
 
 
+# MCP's older transport
+
+
+async def by_older_transport(server, *calls: dict, seconds: float = 60) -> list[str]:
+    """What its tool says of each call; the client leaves at the first that takes longer."""
+    from mcp import ClientSession
+    from mcp.client.sse import sse_client
+
+    said = []
+    async with (
+        sse_client(f"{server.api}/mcp/sse") as streams,
+        ClientSession(*streams) as session,
+    ):
+        await session.initialize()
+        for arguments in calls:
+            try:
+                answer = asyncio.wait_for(session.call_tool("generate", arguments), seconds)
+                said.append(str(await answer))
+            except TimeoutError:
+                said.append("left")
+                break
+    return said
+
+
+def test_the_older_transport_answers_as_the_newer_one(server):
+    pytest.importorskip("mcp")
+    calls = ({"prompt": "a", "sead": 1}, {}, {"prompt": "a", "seed": -1}, SHORT)
+    *refused, made = asyncio.run(by_older_transport(server, *calls))
+    wanted = ("no argument 'sead': choose from", "is missing, of these", "seed must be from 0")
+    for words, said in zip(wanted, refused, strict=True):
+        assert words in said and "isError=True" in said
+    assert "isError=False" in made and "side_by_side" in made
+
+
+def test_who_leaves_the_older_transport_stops_the_tool(server, capfd):
+    pytest.importorskip("mcp")
+    before = server.pipe.steps_done
+    assert asyncio.run(by_older_transport(server, LONG, seconds=2)) == ["left"]
+    assert server.pipe.steps_done > before
+    began = time.monotonic()
+    assert is_served(server)
+    assert time.monotonic() - began < 2.5
+    assert "Traceback" not in capfd.readouterr().err
+
+
 # What is cancelled by a message of its own
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ PLACES = 20  # of calls that wait
 OWN_PLACES = 10  # of one caller
 GRACE = 30.0  # seconds for which a call waits or runs with nobody waiting for it
 TOKEN = b"x-ultragen-tool-call"  # ties the call that Gradio's MCP server makes to the tool's caller
-MCP = ("mcp", "mcp/http")
+MCP = ("mcp", "mcp/http", "mcp/messages")
+SESSION = re.compile(rb"session_id=(\w+)")  # in the first event of MCP's older transport
 LOCAL = ("127.0.0.1", "::1", "::ffff:127.0.0.1", "")
 
 UNHEARD = (
@@ -45,12 +47,14 @@ class ToolCall:
     Attributes:
         caller: Who made it.
         number: What the caller calls it.
+        session: Of MCP's older transport, whose answers come on a stream of their own.
         event: Its place in the queue, once there is one.
         gone: Whether who made it is gone.
     """
 
     caller: str
     number: object = None
+    session: str = ""
     event: Event | None = None
     gone: bool = False
 
@@ -74,6 +78,7 @@ class Gate:
         self.grace = grace
         self.listeners: Counter[str] = Counter()  # by session or call
         self.tool_calls: dict[str, ToolCall] = {}
+        self.tool_sessions: dict[str, Any] = {}  # what sends on their streams
         self.uploads = Uploads()
         self._door = (
             asyncio.Lock()
@@ -87,6 +92,8 @@ class Gate:
             await self._tool(scope, receive, send)
         elif method == "POST" and path.startswith(("call/", "queue/join", "run/", "api/")):
             await self._call(path, scope, receive, send)
+        elif method == "GET" and path == "mcp/sse":
+            await self._tool_session(scope, receive, send)
         elif method == "GET" and path.startswith(("call/", "queue/data")):
             await self._listen(path, scope, receive, send)
         elif method == "POST":
@@ -236,7 +243,9 @@ class Gate:
         """
         blocks = scope["app"].get_blocks()
         token = uuid4().hex
-        call = ToolCall(self._caller(scope, ""))
+        session = parse_qs(scope["query_string"].decode("latin-1")).get("session_id", [""])[0]
+        stream = self.tool_sessions.get(session)
+        call = ToolCall(self._caller(scope, ""), session=session if stream else "")
         try:
             body = await read_body(receive)
             message = parsed(body)
@@ -245,7 +254,7 @@ class Gate:
             return
         method = message.get("method") if isinstance(message, dict) else None
         if method == "notifications/cancelled":
-            await self._cancel(message, call.caller, blocks._queue)
+            await self._cancel(message, call, blocks._queue)
         elif method == "tools/call":
             call.number = message.get("id")
             try:
@@ -255,7 +264,10 @@ class Gate:
                 content = [{"type": "text", "text": refusal.message}]
                 result = {"content": content, "isError": True}
                 reply = {"jsonrpc": "2.0", "id": message.get("id"), "result": result}
-                await send_json(send, 200, reply)
+                if stream is not None:
+                    event = f"event: message\r\ndata: {json.dumps(reply)}\r\n\r\n".encode()
+                    await stream({"type": "http.response.body", "body": event, "more_body": True})
+                await send_json(send, 200 if stream is None else 202, reply)
                 return
             body = json.dumps(message).encode()
 
@@ -271,20 +283,45 @@ class Gate:
         try:
             await self.app(with_headers(scope, own), noticing, send)
         finally:
-            del self.tool_calls[token]
+            if not call.session:  # else its answer is still to come
+                del self.tool_calls[token]
 
-    async def _cancel(self, message: dict, caller: str, queue: Queue) -> None:
+    async def _tool_session(self, scope: dict, receive: Any, send: Any) -> None:
+        """A stream of answers of MCP's older transport; its calls end with it."""
+        session, starts, queue = "", 0, scope["app"].get_blocks()._queue
+
+        async def noting(message: dict) -> None:
+            nonlocal session, starts
+            starts += message["type"] == "http.response.start"
+            if starts > 1:  # Gradio 6.31 answers once more when the stream has ended
+                return
+            if not session and (found := SESSION.search(message.get("body", b""))):
+                session = found[1].decode()
+                self.tool_sessions[session] = send
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noting)
+        finally:
+            self.tool_sessions.pop(session, None)
+            for token, call in list(self.tool_calls.items()):
+                if session and call.session == session:
+                    del self.tool_calls[token]
+                    await call.drop(queue)
+
+    async def _cancel(self, message: dict, by: ToolCall, queue: Queue) -> None:
         """Ends the tool call that its caller cancels.
 
-        Gradio's MCP server keeps no sessions, so nothing else than the address and the number tells
-        whose call it is: where two fit, neither ends.
+        Gradio's MCP server keeps no sessions but in the older transport, so nothing else than the
+        address and the number tells whose call it is: where two fit, neither ends.
         """
         params = message.get("params")
         number = params.get("requestId") if isinstance(params, dict) else None
         calls = [
             call
             for call in self.tool_calls.values()
-            if (call.caller, call.number) == (caller, number) and number is not None
+            if (call.caller, call.session, call.number) == (by.caller, by.session, number)
+            and number is not None
         ]
         if len(calls) == 1:
             await calls[0].drop(queue)
