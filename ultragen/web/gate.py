@@ -300,14 +300,23 @@ class Gate:
                 self.tool_sessions[session] = send
             await send(message)
 
-        try:
-            await self.app(scope, receive, noting)
-        finally:
+        async def end() -> None:
             self.tool_sessions.pop(session, None)
             for token, call in list(self.tool_calls.items()):
                 if session and call.session == session:
                     del self.tool_calls[token]
                     await call.drop(queue)
+
+        async def noticing() -> dict:  # the MCP server itself first waits for its tools
+            heard = await receive()
+            if heard["type"] == "http.disconnect":
+                await end()
+            return heard
+
+        try:
+            await self.app(scope, noticing, noting)
+        finally:
+            await end()
 
     async def _cancel(self, message: dict, by: ToolCall, queue: Queue) -> None:
         """Ends the tool call that its caller cancels.
