@@ -39,7 +39,8 @@ from ultragen.web.api import build_api
 from ultragen.web.cache import LARGEST_UPLOAD, RUNS, own_folder, remove_old_copies
 from ultragen.web.calls import checker
 from ultragen.web.components import Layout, theme
-from ultragen.web.gate import PLACES, Gate
+from ultragen.web.gate import Gate
+from ultragen.web.places import PLACES
 from ultragen.web.results import load_examples, show, show_example
 from ultragen.web.runs import CANCELLED, Runs
 from ultragen.web.server import ipv6_name, serve

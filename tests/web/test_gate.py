@@ -28,7 +28,8 @@ from ultragen.web import cache
 from ultragen.web.asgi import LARGEST
 from ultragen.web.cache import LARGEST_UPLOAD
 from ultragen.web.calls import Refused
-from ultragen.web.gate import OWN_PLACES, PLACES, Gate
+from ultragen.web.gate import Gate
+from ultragen.web.places import OWN_PLACES, PLACES
 from ultragen.web.settings import SETTINGS
 
 LONG = {"prompt": "a calm lake", "num_frames": 1, "num_inference_steps": 100}
@@ -471,10 +472,11 @@ def test_a_tool_call_that_is_cancelled_stops(server):
 def test_a_number_that_two_tool_calls_have_stops_neither(server):
     pytest.importorskip("mcp")
     before = server.pipe.steps_done
-    answers = [start_tool(server, 21, seconds=2) for _ in range(2)]
+    answers = [start_tool(server, 21, seconds=4) for _ in range(2)]
     until(lambda: server.pipe.steps_done > before)
+    until(lambda: httpx.get(f"{server.api}/queue/status").json()["queue_size"] == 1)
     cancel(server, 21)
     after = server.pipe.steps_done
     until(lambda: server.pipe.steps_done > after + 5)
-    assert [answer.result(5) for answer in answers] == ["hung up", "hung up"]
+    assert [answer.result(10) for answer in answers] == ["hung up", "hung up"]
     assert is_served(server)

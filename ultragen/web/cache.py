@@ -112,6 +112,8 @@ class Uploads:
         if answer[0]["status"] == 200:
             paths = json.loads(b"".join(message.get("body", b"") for message in answer))
             self._kept |= dict.fromkeys(map(Path, paths), time.monotonic())
+            blocks = scope["app"].get_blocks()
+            asyncio.get_running_loop().call_later(KEPT_FOR + 1, self.sweep, blocks)
         for message in answer:
             await send(message)
 

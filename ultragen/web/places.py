@@ -1,0 +1,44 @@
+"""The places of the queue: how many there are, who may have them, and how they are given back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gradio.queueing import Event, Queue
+from gradio.server_messages import ProcessCompletedMessage
+
+from .calls import Refused
+
+PLACES = 20  # of calls that wait
+OWN_PLACES = 10  # of one caller
+
+
+def check_places(queue: Queue, caller: str, caller_of: Callable[[Event], str]) -> None:
+    """Raises `Refused` where no more calls, or none of this caller, may wait.
+
+    Args:
+        queue: The page's.
+        caller: Who calls.
+        caller_of: Who made a call that waits.
+    """
+    queues = queue.event_queue_per_concurrency_id.values()
+    waiting = [event for one in queues for event in one.queue]
+    if len(waiting) >= PLACES:
+        raise Refused(
+            429, f"The queue is full: all {PLACES} places are taken. Call again in a minute."
+        )
+    own = sum(caller == caller_of(event) for event in waiting)
+    if own >= OWN_PLACES:
+        raise Refused(
+            429,
+            f"{own} calls of yours are waiting, and one caller may have {OWN_PLACES} of the "
+            f"{PLACES} places: call again when one of them has ended, or cancel one.",
+        )
+
+
+async def drop(queue: Queue, event: Event, why: str) -> None:
+    """Takes a call out of the queue, or ends its run within a step; who asks later is told why."""
+    if event._id in queue.event_ids_to_events:
+        output = {"error": why, "title": "Dropped", "visible": True}
+        queue.send_message(event, ProcessCompletedMessage(output=output, success=False))
+        await queue.clean_events(event_id=event._id)
