@@ -26,8 +26,8 @@ pytestmark = [pytest.mark.trials, pytest.mark.slow]
 
 STEP, GRACE = 1.0, 2.0
 # Beside the step that is under way: until a closed connection is noticed, the run's end is seen and
-# the next one begins.
-NOTICED = 1.0
+# the next one begins. Under load that is long; how many steps ended meanwhile is what counts.
+NOTICED = 5.0
 MANY = {"num_inference_steps": 60}
 
 
@@ -124,7 +124,7 @@ MOMENTS = {
     "Base clip: upscaling": "frame [1-9]",
     "Writing the files, the first": "frame 1",
 }
-FEW = 3
+FEW = 2
 
 
 def wait_for(client: httpx.Client, event: str, stage: str, when: str) -> None:
