@@ -48,30 +48,31 @@ def by_never_asking(served: Page, tally: Tally, client: httpx.Client) -> Callabl
     return lambda: time.sleep(GRACE)
 
 
-def tool(client: httpx.Client, method: str, params: dict, seconds: float = BOUND) -> str:
-    message = {"jsonrpc": "2.0", "method": method, "params": params}
-    if method == "tools/call":
-        message["id"] = 5
+def send_tool(client: httpx.Client, method: str, params: dict, **more) -> httpx.Response:
+    """A message for the MCP server, whose answer is not read yet."""
+    message = {"jsonrpc": "2.0", "method": method, "params": params, **more}
     accept = {"accept": "application/json, text/event-stream"}
-    try:
-        answer = client.post("/gradio_api/mcp/", json=message, headers=accept, timeout=seconds)
-    except httpx.ReadTimeout:
-        return "hung up"
-    return answer.text
+    request = client.build_request(
+        "POST", "/gradio_api/mcp/", json=message, headers=accept, timeout=BOUND
+    )
+    return client.send(request, stream=True)
+
+
+TOOL = {"name": "generate", "arguments": SHORT | MANY | {"seed": 7}}
 
 
 def by_leaving_a_tool(served: Page, tally: Tally, client: httpx.Client) -> Callable[[], None]:
-    arguments = {"name": "generate", "arguments": SHORT | MANY | {"seed": 7}}
-    threads = ThreadPoolExecutor(1)
-    answer = threads.submit(tool, client, "tools/call", arguments, 3 * STEP)
-    return lambda: answer.result() and None
+    return send_tool(client, "tools/call", TOOL, id=5).close
 
 
 def by_cancelling_a_tool(served: Page, tally: Tally, client: httpx.Client) -> Callable[[], None]:
-    arguments = {"name": "generate", "arguments": SHORT | MANY | {"seed": 7}}
-    threads = ThreadPoolExecutor(1)
-    threads.submit(tool, client, "tools/call", arguments)
-    return lambda: tool(client, "notifications/cancelled", {"requestId": 5}) and None
+    answer = send_tool(client, "tools/call", TOOL, id=5)
+
+    def cancel() -> None:
+        send_tool(client, "notifications/cancelled", {"requestId": 5}).read()
+        assert "The caller is gone" in answer.read().decode()
+
+    return cancel
 
 
 WAYS = (by_hanging_up, by_cancelling, by_never_asking, by_leaving_a_tool, by_cancelling_a_tool)
