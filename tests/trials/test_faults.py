@@ -25,9 +25,8 @@ pytestmark = [pytest.mark.trials, pytest.mark.slow]
 
 
 STEP, GRACE = 1.0, 2.0
-# Beside the step that is under way: until a closed connection is noticed, the run's end is seen and
-# the next one begins. Under load that is long; how many steps ended meanwhile is what counts.
-NOTICED = 5.0
+# Seconds until what a caller did is noticed, between two items of a run; no step begins later.
+NOTICED = 1.0
 MANY = {"num_inference_steps": 60}
 
 
@@ -107,8 +106,8 @@ def test_the_device_is_free_within_a_step_of_a_caller_who_goes(slow, trial):
             tally.steps_after = max(tally.steps_after, after)
             waits.append(began - gone)
             grace = GRACE / 4 if way is by_never_asking else 0  # how often that is looked at
-            assert began - gone < STEP + NOTICED + grace, (way.__name__, began - gone)
-            assert after <= 1 + (way is by_never_asking), (way.__name__, after)
+            last = max(when - STEP for when, seed, step in seen if seed == 7 and step >= 0)
+            assert last - gone < NOTICED + grace, (way.__name__, last - gone, began - gone)
     tally.notes = "free after " + ", ".join(f"{wait:.1f}" for wait in waits) + " s"
     tally.tracebacks = slow.tracebacks()
     assert tally.fails() == {}
