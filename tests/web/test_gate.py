@@ -27,7 +27,7 @@ from ultragen.runs.request import Request
 from ultragen.web import cache
 from ultragen.web.asgi import LARGEST
 from ultragen.web.cache import LARGEST_UPLOAD
-from ultragen.web.call_places import OWN_PLACES, PLACES
+from ultragen.web.call_places import CALLER, MAKES_CLIPS, OWN_PLACES, PLACES, check_places
 from ultragen.web.calls import Refused
 from ultragen.web.gate import Gate
 from ultragen.web.settings import SETTINGS
@@ -296,6 +296,15 @@ def test_a_caller_is_an_address(space, address, forwarded, session, caller, monk
     assert Gate(None)._caller({"client": (address, 1), "headers": headers}, session) == caller
 
 
+def test_who_has_its_places_gets_no_more_and_others_do():
+    waiting = [SimpleNamespace(request=SimpleNamespace(scope={CALLER: "a"}))] * OWN_PLACES
+    runs, others = (SimpleNamespace(queue=queue) for queue in (waiting, waiting * PLACES))
+    queue = SimpleNamespace(event_queue_per_concurrency_id={MAKES_CLIPS: runs, "watch": others})
+    check_places(queue, "b")
+    with pytest.raises(Refused, match=f"one caller may have {OWN_PLACES}"):
+        check_places(queue, "a")
+
+
 def test_a_script_learns_that_the_page_has_stopped(serve, monkeypatch):
     with serve(fake_models(delay=0.05), monkeypatch) as url:
         job = Client(url, verbose=False).submit(**LONG, api_name="/generate")
@@ -394,6 +403,14 @@ def test_uploads_do_not_pile_up(gradio, tmp_path, monkeypatch):
     gradio.uploads.sweep(gradio)
     assert [path.name for path in tmp_path.iterdir()] == ["hash"] and shown.exists()
     assert not gradio.upload_file_set
+
+
+@pytest.mark.parametrize(
+    ("length", "size"),
+    [(b"12", 12), (b"9" * 20, LARGEST_UPLOAD), (b"", LARGEST_UPLOAD), (b"-1", LARGEST_UPLOAD)],
+)
+def test_an_upload_takes_as_much_room_as_it_announces(length, size):
+    assert cache._announced({"headers": [(b"content-length", length)]}) == size
 
 
 def test_an_upload_to_a_full_disk_leaves_nothing(gradio, tmp_path, capsys):
