@@ -3,13 +3,15 @@
 PYTHON ?= python3
 VENV := .venv/bin
 PYTEST_ARGS ?=
+TRIAL_MINUTES ?= 55
 
-.PHONY: help demo test quick check format setup setup-test
+.PHONY: help demo test quick trials check format setup setup-test
 
 help:
 	@echo "make demo    set up and start the web page"
 	@echo "make test    set up and run every check: lint, format, types, all tests"
 	@echo "make quick   set up and run the unit tests, about a minute"
+	@echo "make trials  set up and try faults, load and cancelling for an hour"
 	@echo "make format  sort imports and format the code"
 
 demo: setup
@@ -24,6 +26,9 @@ test: check
 
 quick: setup-test
 	@$(PYTEST) -m "not slow and not browser" $(PYTEST_ARGS)
+
+trials: setup-test
+	@$(PYTEST) tests/trials --trial-minutes $(TRIAL_MINUTES) --timeout 4200 $(PYTEST_ARGS)
 
 check: setup-test
 	@$(VENV)/ruff check .

@@ -38,12 +38,20 @@ from ultragen.runs.zerogpu import seconds_asked
 from ultragen.web import views
 from ultragen.web.api import build_api
 from ultragen.web.browser import remembered, script, token
-from ultragen.web.calls import checker
+from ultragen.web.cache import (
+    LARGEST_UPLOAD,
+    RUNS_FOLDER,
+    lasting_copies,
+    own_folder,
+    remove_old_copies,
+)
+from ultragen.web.call_places import MAKES_CLIPS, PLACES
+from ultragen.web.calls import Refused, checker
 from ultragen.web.cards import Cards
 from ultragen.web.components import Layout, theme
 from ultragen.web.downloads import make_file
 from ultragen.web.drafting import Drafts, busy, draft_frames, ready, with_scene
-from ultragen.web.gate import PLACES, RUNS, Gate
+from ultragen.web.gate import Gate
 from ultragen.web.kept import GRACE, KeptRun, KeptRuns
 from ultragen.web.links import RUN
 from ultragen.web.places import Places
@@ -57,7 +65,7 @@ from ultragen.web.results import (
     show_example,
 )
 from ultragen.web.runs import CANCELLED, Runs
-from ultragen.web.server import serve
+from ultragen.web.server import ipv6_name, serve
 from ultragen.web.settings import (
     SETTINGS,
     Updates,
@@ -71,13 +79,13 @@ from ultragen.web.settings import (
     validated,
 )
 from ultragen.web.tools import serve_tools
-from ultragen.web.uploads import LARGEST, sweep
 from ultragen.web.visits import GONE, MOST_RUNS, Visits
 
 EXAMPLES = Path(__file__).parent / "docs" / "examples"
 WATCHING: dict[str, Any] = {"concurrency_id": "watch", "concurrency_limit": 30}
-ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": RUNS, "concurrency_limit": 1}
+ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": MAKES_CLIPS, "concurrency_limit": 1}
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+WAITING = views.notice("idle", "Waiting", "The run starts when it is its turn.")
 SCROLL_TO_STATUS = (
     "() => { if (innerWidth < 800)"
     " document.getElementById('status').scrollIntoView({behavior: 'smooth'}); }"
@@ -175,14 +183,16 @@ class Page:
             concurrency_limit=None,
         )
         checked.success(None, js=SCROLL_TO_STATUS, api_visibility="private")
-        checked.success(
+        run = checked.success(
             self.run,
             [*ui.settings, ui.history, ui.visitor],
             shown,
             show_progress="hidden",
             api_visibility="private",
             **WATCHING,
-        ).then(partial(refresh, ui, models), ui.settings, looks, **QUIET)
+        )
+        run.then(partial(refresh, ui, models), ui.settings, looks, **QUIET)
+        self.wire_failure(run, buttons)
         self.wire_drafts(buttons, shown, looks)
         ui.stop.click(self.cancel, None, ui.status, **QUIET)
         blocks.unload(self.leave)
@@ -247,14 +257,23 @@ class Page:
         drawn = [ui.status, ui.comparison, ui.drafts, ui.drafted, ui.scene, *buttons]
         checked = ui.draft.click(self.prepare, ui.settings, [ui.status, *buttons], **at_once)
         checked.success(None, js=SCROLL_TO_STATUS, api_visibility="private")
-        checked.success(drafts.run, [*ui.settings, ui.count], drawn, **private, **ONE_AT_A_TIME)
+        run = checked.success(
+            drafts.run, [*ui.settings, ui.count], drawn, **private, **ONE_AT_A_TIME
+        )
+        self.wire_failure(run, buttons)
         ui.drafts.select(drafts.choose, ui.drafted, [ui.comparison, ui.scene, ui.large], **QUIET)
         settings = [*ui.settings, ui.scene]
         checked = ui.large.click(self.prepare_large, settings, [ui.status, *buttons], **at_once)
         checked.success(None, js=SCROLL_TO_STATUS, api_visibility="private")
-        checked.success(
+        run = checked.success(
             self.run_large, [*settings, ui.history, ui.visitor], shown, **private, **WATCHING
-        ).then(partial(refresh, ui, self.models), ui.settings, looks, **QUIET)
+        )
+        run.then(partial(refresh, ui, self.models), ui.settings, looks, **QUIET)
+        self.wire_failure(run, buttons)
+
+    def wire_failure(self, run: Any, buttons: list[Any]) -> None:
+        """Has the page be usable again after a run that the queue did not take."""
+        run.failure(self.not_taken, self.ui.status, [self.ui.status, *buttons], **QUIET)
 
     # Before a run
 
@@ -268,7 +287,7 @@ class Page:
             raise gr.Error(error.message, visible=False, print_exception=False) from error
         self.kept.announce(request.session_hash)
         yield {
-            self.ui.status: views.notice("idle", "Waiting", "The run starts when it is its turn."),
+            self.ui.status: WAITING,
             **busy(self.ui),
         }
 
@@ -305,8 +324,9 @@ class Page:
         )
         try:
             self.enqueue(run, request)
-        except ValueError as error:
-            yield self.failed(Failed(str(error)), run)
+        except Refused as refusal:
+            card = views.notice("bad", "No place in the queue", refusal.message)
+            yield {self.ui.status: card, **ready(self.ui)}
             return
         yield from self.follow(run, history, visitor)
 
@@ -375,6 +395,15 @@ class Page:
             card = views.notice("bad", "This run failed", failure.message)
         return {self.ui.status: card, **ready(self.ui)}
 
+    def not_taken(self, status: str) -> Updates:
+        """The page after a run that got no place while others came in between."""
+        card = (
+            views.notice("bad", "The queue is full", "Try again in a minute.")
+            if status == WAITING
+            else status
+        )
+        return {self.ui.status: card, **ready(self.ui)}
+
     def cancel(self, request: gr.Request) -> str:
         """Stops this visitor's run."""
         if self.kept.cancel(request.session_hash):
@@ -414,7 +443,7 @@ def build(models: Models, output_dir: Path | None = None, grace: float = GRACE) 
 
 def runs_folder() -> Path:
     """Where runs get their folders: within what Gradio serves files from."""
-    return Path(get_upload_folder()) / "runs"
+    return Path(get_upload_folder()) / RUNS_FOLDER
 
 
 def launch_options() -> dict[str, Any]:
@@ -424,17 +453,17 @@ def launch_options() -> dict[str, Any]:
         "css": views.asset("page.css"),
         "show_error": True,
         "allowed_paths": [str(EXAMPLES)],  # wherever it is started from
-        "max_file_size": LARGEST,
+        "max_file_size": LARGEST_UPLOAD,
         "mcp_server": serve_tools(),
         "ssr_mode": False,
         "app_kwargs": {"middleware": [Middleware(Gate), Middleware(Cards)]},
     }
 
 
-def clean_up(blocks: gr.Blocks) -> None:
+def clean_up(blocks: gr.Blocks, folder: Path) -> None:
     """Removes what is older than the page promises to keep."""
-    remove_old(runs_folder(), KEPT_FOR)
-    sweep(blocks, Path(get_upload_folder()))
+    remove_old(folder / RUNS_FOLDER, KEPT_FOR)
+    remove_old_copies(folder, KEPT_FOR, lasting_copies(blocks))
 
 
 def main() -> None:
@@ -443,6 +472,7 @@ def main() -> None:
     The models go to the GPU here, before the launch and nowhere else: a ZeroGPU Space has no other
     time for it. Importing this module changes nothing but the environment's proxies.
     """
+    folder = own_folder()
     try:
         blocks = build(load_models(), runs_folder())
     except KeyboardInterrupt:
@@ -450,19 +480,22 @@ def main() -> None:
     except (OSError, ValueError, RuntimeError) as error:
         sys.exit(f"The page can't start: {error}")
     port = os.environ.get("GRADIO_SERVER_PORT")  # a port that was asked for is used, or refused
+    address = os.environ.get("GRADIO_SERVER_NAME")
     try:
         serve(
             blocks,
-            partial(clean_up, blocks),
+            partial(clean_up, blocks, folder),
+            server_name=ipv6_name(),
             server_port=int(port) if port else None,
             **launch_options(),
         )
     except OSError as error:
         if "empty port" not in str(error):
             raise
+        where = f" at {address}, if this machine has that address" if address else ""
         sys.exit(
-            f"Port {port or '7860 and those after it'} can't be had: stop what runs there, or "
-            "choose another one: GRADIO_SERVER_PORT=7960 python app.py"
+            f"Port {port or '7860 and those after it'} can't be had{where}: stop what runs "
+            "there, or choose another one: GRADIO_SERVER_PORT=7960 python app.py"
         )
 
 

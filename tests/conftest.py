@@ -70,6 +70,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="fail when a browser test is skipped, or when none ran",
     )
+    parser.addoption(
+        "--trial-minutes",
+        type=float,
+        default=3.0,
+        help="how long the trials may take together, on two cores",
+    )
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """The table of the trials, whichever processes ran them."""
+    reports = [each for some in terminalreporter.stats.values() for each in some]
+    found = [pair for each in reports for pair in getattr(each, "user_properties", ())]
+    rows = [value for name, value in found if name == "trial"]
+    if rows:
+        from trials import table
+
+        terminalreporter.section("trials")
+        for line in table(rows):
+            terminalreporter.write_line(line)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -192,6 +192,21 @@ def whole_result(folder: Path, replaces: Iterable[str] = ()) -> Iterator[Path]:
         _remove(work, lock)
 
 
+@contextmanager
+def unfinished_folder(parent: Path) -> Iterator[Path]:
+    """Yields a new folder, which goes at the end. What a killed process leaves of it,
+    `sweep_unfinished` removes.
+
+    Raises:
+        OSError: The parent takes no folders.
+    """
+    work, lock = _locked_folder(parent)
+    try:
+        yield work
+    finally:
+        _remove(work, lock)
+
+
 def sweep_unfinished(folder: Path) -> None:
     """Ends what killed processes left in a folder: results that were whole are moved to it, others
     removed. What a running process works on stays, and so does what can't be moved."""

@@ -259,6 +259,9 @@ def test_attention_kwargs_reach_the_transformer(pipe):
     for scale in (float("nan"), 1e9):
         with pytest.raises(ValueError, match="scale must be a number from -10 to 10"):
             latents(attention_kwargs={"scale": scale})
+    for given, says in (({"scael": 1.0}, "has 'scael', .* there is scale"), ([1], "a dictionary")):
+        with pytest.raises(ValueError, match=says):
+            latents(attention_kwargs=given)
 
 
 @pytest.mark.parametrize(

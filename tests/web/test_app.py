@@ -45,7 +45,6 @@ from ultragen.web.settings import (
     seconds_by_resolution,
     validated,
 )
-from ultragen.web.uploads import sweep
 
 
 @pytest.fixture(scope="module")
@@ -650,26 +649,6 @@ def test_a_file_that_can_not_be_used_says_why_and_goes(made, tmp_path, name, con
     assert str(tmp_path) not in updates[made.page.ui.status]
     assert not set(updates) & set(made.page.ui.settings)
     assert not dropped.exists()
-
-
-def test_files_that_were_handed_in_and_not_read_are_swept(tmp_path):
-    known, left, foreign = (
-        tmp_path / folder / name
-        for folder, name in (("0" * 64, "a.json"), ("1" * 64, "b.mp4"), ("2" * 64, "poster.jpg"))
-    )
-    for path in (known, left, foreign):
-        path.parent.mkdir()
-        path.write_text("x")
-    blocks = SimpleNamespace(upload_file_set={str(known), str(tmp_path / "gone.json")})
-    sweep(blocks, tmp_path)
-    assert known.exists() and blocks.upload_file_set == {str(known)}
-    for path in (known, left, foreign):
-        os.utime(path, (0, time.time() - 2 * 3600))
-    sweep(blocks, tmp_path)
-    assert not known.exists() and left.exists() and blocks.upload_file_set == set()
-    os.utime(left, (0, 0))
-    sweep(blocks, tmp_path)
-    assert not left.exists() and foreign.exists()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from fakes import fake_models, served
 
 from ultragen.presets import LoraChoice
 from ultragen.video import probe_video
+from ultragen.web import call_places
 
 pytestmark = pytest.mark.browser
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -426,3 +427,19 @@ def test_the_native_clip_is_shown_before_the_base_clip_is_made(browser, tmp_path
         page.wait_for_selector(READY, timeout=60_000)
         expect(page.locator(".uc-divider")).to_be_visible()
         page.close()
+
+
+@pytest.mark.parametrize("button", ["#generate", "#draft"])
+def test_a_full_queue_says_so_and_leaves_the_page_usable(page, monkeypatch, button):
+    page.fill("#prompt textarea", "a calm lake")
+    with monkeypatch.context() as patch:
+        patch.setattr(call_places, "PLACES", 0)
+        page.click(button)
+        expect(page.get_by_text("all 0 places are taken")).to_be_visible()
+        expect(page.locator("#generate")).to_be_enabled()
+        expect(page.locator("#draft")).to_be_enabled()
+        expect(page.locator("#cancel")).to_be_hidden()
+        expect(page.locator("#status")).not_to_contain_text("Waiting")
+    for toast in page.locator(".toast-close").all():
+        toast.click()
+    generate(page)

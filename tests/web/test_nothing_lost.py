@@ -17,7 +17,7 @@ from lines import Line
 
 from ultragen.runs.compare import compare
 from ultragen.runs.request import Request
-from ultragen.web import places
+from ultragen.web import call_places
 
 pytestmark = pytest.mark.browser
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -243,7 +243,7 @@ def test_a_place_is_shown_kept_over_a_reload_and_can_be_left(slow, visit):
 
 
 def test_a_full_queue_is_said(visit, tmp_path, monkeypatch):
-    monkeypatch.setattr(places, "PLACES", 1)
+    monkeypatch.setattr(call_places, "PLACES", 1)
     models = fake_models(delay=0.5)
     with served(models, tmp_path) as url:
         page = visit(url)
@@ -252,9 +252,7 @@ def test_a_full_queue_is_said(visit, tmp_path, monkeypatch):
             httpx.post(f"{url}/gradio_api/call/v2/generate", json=given).raise_for_status()
             until(lambda: models.native.steps_done >= 1)
         page.click("#generate")
-        expect(page.get_by_text("All 1 places in the queue are taken")).to_be_visible(
-            timeout=20_000
-        )
+        expect(page.get_by_text("all 1 places are taken")).to_be_visible(timeout=20_000)
         expect(page.locator("#generate")).to_be_enabled()
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 from threading import Thread
@@ -14,13 +16,14 @@ from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
 
 import pytest
+from fakes import until
 from paths import ROOT, SUPPORT
 
-from ultragen.files import UNFINISHED, whole_result
+from ultragen.files import UNFINISHED, whole_result, write_text
 from ultragen.runs.progress import Cancelled
 from ultragen.runs.worker import stream
 from ultragen.runs.write import remove_old
-from ultragen.web import proxies, server
+from ultragen.web import cache, proxies, server
 
 
 class FakeBlocks:
@@ -101,8 +104,13 @@ def test_results_go_after_a_day_and_not_while_they_are_sent(tmp_path: Path) -> N
         os.utime(clip.parent, (now - changed, now - changed))
     (tmp_path / "empty").mkdir()  # what an earlier version left when it was killed
     os.utime(tmp_path / "empty", (now - 90_000, now - 90_000))
+    (tmp_path / "made-just-now").mkdir()
+    write_text(tmp_path / "download" / "native.gif", "another kind of clip")
+    write_text(tmp_path / "taken" / "metadata.json", "{}")  # Gradio has removed its clips
     remove_old(tmp_path, 86_400)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "sent"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "download", "made-just-now", "new", "sent",
+    ]  # fmt: skip
     remove_old(tmp_path / "nowhere", 86_400)
 
 
@@ -121,7 +129,7 @@ def test_localhost_is_never_proxied(environment: dict[str, str]) -> None:
     environment |= {"no_proxy": "example.org,localhost", "HTTP_PROXY": "http://proxy:3128"}
     proxies.reach_localhost()
     assert environment["no_proxy"].split(",") == [
-        "example.org", "localhost", "127.0.0.1", "::1", "0.0.0.0",
+        "example.org", "localhost", "127.0.0.1", "::1", "0.0.0.0", "::",
     ]  # fmt: skip
     assert environment["NO_PROXY"].split(",") == list(proxies.LOCAL)
     assert environment["HTTP_PROXY"] == "http://proxy:3128"
@@ -137,9 +145,22 @@ def test_proxies_that_can_not_be_used_are_named(environment, monkeypatch, capsys
     assert len(said) == (1 if there else 2) and all("is left out" in line for line in said)
 
 
+def has_ipv6() -> bool:
+    with suppress(OSError), socket.socket(socket.AF_INET6) as tried:
+        tried.bind(("::1", 0))
+        return True
+    return False
+
+
 @pytest.mark.slow
-def test_the_page_starts_behind_proxies_and_without_a_home(tmp_path: Path) -> None:
-    code = "import app, fakes; app.load_models = fakes.fake_models; app.main()"
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_the_page_starts_behind_proxies_and_without_a_home(tmp_path: Path, address: str) -> None:
+    if address == "::1" and not has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    copy = tmp_path / "ultragen" / "hash" / "poster.jpg"  # of a page that was killed
+    write_text(copy, "poster")
+    days = "app.KEPT_FOR = -1; " if address == "::1" else ""  # what is left there is old at once
+    code = f"import app, fakes; app.load_models = fakes.fake_models; {days}app.main()"
     nowhere = {name: "http://127.0.0.1:9" for name in ("http_proxy", "HTTP_PROXY", "https_proxy")}
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -151,6 +172,7 @@ def test_the_page_starts_behind_proxies_and_without_a_home(tmp_path: Path) -> No
             "HOME": "/proc/nowhere",  # not even root can write there
             "PYTHONPATH": f"{ROOT}{os.pathsep}{SUPPORT}",
             "GRADIO_TEMP_DIR": str(tmp_path),
+            "GRADIO_SERVER_NAME": address,
             "GRADIO_SERVER_PORT": "18457",
         },
         stderr=subprocess.PIPE,
@@ -158,15 +180,43 @@ def test_the_page_starts_behind_proxies_and_without_a_home(tmp_path: Path) -> No
     )
     try:
         opener, deadline = build_opener(ProxyHandler({})), time.monotonic() + 90
+        url = "http://[::1]:18457/" if address == "::1" else f"http://{address}:18457/"
         while time.monotonic() < deadline and process.poll() is None:
             try:
-                assert opener.open("http://127.0.0.1:18457/", timeout=5).status == 200
+                assert opener.open(url, timeout=5).status == 200
                 break
             except URLError:
                 time.sleep(0.5)
+        until(lambda: copy.exists() == (not days))
         process.terminate()
         _, said = process.communicate(timeout=5)
     finally:
         process.kill()
     assert process.returncode == 128 + signal.SIGTERM, said
     assert "Traceback" not in said
+
+
+def test_only_ipv6_addresses_are_rewritten_for_gradio(environment) -> None:
+    for asked, found in (("", None), ("0.0.0.0", None), ("::1", "[::1]"), ("[::]", "[::]")):
+        environment["GRADIO_SERVER_NAME"] = asked
+        assert server.ipv6_name() == found
+        assert ("GRADIO_SERVER_NAME" in environment) == (found is None)
+
+
+def test_gradio_gets_a_folder_of_its_own(environment) -> None:
+    for asked in ("/here", "/here/ultragen"):
+        environment["GRADIO_TEMP_DIR"] = asked
+        assert cache.own_folder() == Path("/here/ultragen")
+        assert environment["GRADIO_TEMP_DIR"] == "/here/ultragen"
+
+
+def test_copies_that_a_killed_page_left_go_after_a_day(tmp_path: Path) -> None:
+    for name in ("hash/poster.jpg", "tmp123", "runs/clip/native.mp4", "example/poster.jpg"):
+        write_text(tmp_path / name, "old")
+    (tmp_path / "empty").mkdir()
+    cache.remove_old_copies(tmp_path, age=60)
+    assert len(list(tmp_path.iterdir())) == 5
+    cache.remove_old_copies(tmp_path, age=-1, stay=[str(tmp_path / "example/poster.jpg")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["example", "runs"]
+    assert (tmp_path / "runs/clip/native.mp4").exists()
+    cache.remove_old_copies(tmp_path / "nowhere", age=-1)

@@ -151,8 +151,8 @@ def generate_drafts(
 
 
 def draft_folder(request: Request, output_dir: Path) -> Path:
-    """A new folder for the files of drafts."""
-    return unique_directory(create_folder(output_dir), f"drafts-{request.seed}-{request.prompt}")
+    """A new folder for the files of drafts, without the prompt, which addresses would show."""
+    return unique_directory(create_folder(output_dir), f"drafts-{request.seed}")
 
 
 def write_draft(draft: DraftFrames, folder: Path) -> Draft:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import mkdtemp
 from threading import Event, Thread
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
-from ..files import create_folder
+from ..files import create_folder, unfinished_folder
 from ..video import encode_video
 from .native import NativeClip
 from .progress import Cancelled
@@ -37,6 +35,7 @@ class NativeReady:
 
 class EarlyFile:
     """Writes a native clip in a thread of its own, into a folder that lasts as long as the run.
+    What a killed process leaves of it, the next one sweeps.
 
     Args:
         clip: What to write.
@@ -46,43 +45,45 @@ class EarlyFile:
     def __init__(self, clip: NativeClip, output_dir: Path) -> None:
         self.clip = clip
         self.output_dir = output_dir
-        self._folder: Path | None = None
         self._written: Written | None = None
         self._told = False
+        self._done = Event()  # or given up
         self._stop = Event()
         self._thread = Thread(target=self._write, daemon=True)
         self._thread.start()
 
     def news(self) -> Iterator[NativeReady]:
         """The clip, as soon as it is there, and once."""
-        if not self._told and not self._thread.is_alive() and self._written:
+        if not self._told and self._done.is_set() and self._written:
             self._told = True
             yield NativeReady(self._written.file, self.clip.metadata)
 
     def wait(self) -> Written | None:
         """The file, once it is written; None where that failed, which is said when the run's other
         files are written."""
-        self._thread.join()
+        self._done.wait()
         return self._written
 
     def remove(self) -> None:
         """Ends writing and removes the file."""
         self._stop.set()
         self._thread.join()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _write(self) -> None:
         began = perf_counter()
         try:
-            self._folder = Path(mkdtemp(prefix="early-", dir=create_folder(self.output_dir)))
-            path, comment = self._folder / "native.mp4", carried(self.clip.metadata)
-            file = encode_video(self._frames(), path, self.clip.fps, comment)
-            self._written = Written(file, perf_counter() - began)
+            with unfinished_folder(create_folder(self.output_dir)) as folder:
+                path, comment = folder / "native.mp4", carried(self.clip.metadata)
+                file = encode_video(self._frames(), path, self.clip.fps, comment)
+                self._written = Written(file, perf_counter() - began)
+                self._done.set()
+                self._stop.wait()
         except Cancelled:
             return
         except OSError as error:
             print(f"The native clip could not be written early: {error}", file=sys.stderr)
+        finally:
+            self._done.set()
 
     def _frames(self) -> Iterator[np.ndarray]:
         for frame in self.clip.frames:

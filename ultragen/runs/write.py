@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..files import create_folder, sweep_unfinished, unique_directory, whole_result, write_json
 from ..pictures import crop_frames, side_by_side
-from ..video import encode_video
+from ..video import FORMATS, encode_video
 from .native import NativeClip
 from .progress import Progress, RunState
 from .recipe import carried
@@ -95,6 +95,7 @@ def write(
     report: Callable[[Progress], None] = lambda progress: None,
     cancelled: Event | None = None,
     native: Written | None = None,
+    name: str | None = None,
 ) -> Result:
     """Writes the clips and the metadata into a new folder of their own.
 
@@ -105,6 +106,7 @@ def write(
         report: Called after each frame.
         cancelled: Once set, writing stops and the folder is removed.
         native: The native clip's file, where it was written before; it is copied.
+        name: What the folder's name begins with; None takes resolution, seed and prompt.
 
     Raises:
         OSError: if there is no room, or no permission to write; nothing is left behind.
@@ -113,7 +115,7 @@ def write(
     metadata = json.loads(json.dumps(clips.metadata))
     run = RunState(report, cancelled or Event(), metadata["seconds"]["estimated"])
     run.seconds = metadata["seconds"]["measured"]
-    stem = f"{request.resolution}-{request.seed}-{request.prompt}"
+    stem = name or f"{request.resolution}-{request.seed}-{request.prompt}"
     parent = create_folder(Path(output_dir))
     with whole_result(parent) as unfinished:
         folder = unique_directory(unfinished, stem)
@@ -149,16 +151,20 @@ def write_native(clip: NativeClip, path: Path, loading: float) -> Path:
 def remove_old(output_dir: Path, age: float) -> None:
     """Removes results that are older, and what killed runs left. A clip that is being sent stays.
 
+    Gradio 6.31 takes the clips away that it has sent, when it ends: what lay beside them goes too.
+
     Args:
-        output_dir: Holds folders of results and nothing else.
+        output_dir: Holds folders of results, drafts and downloads, and nothing else.
         age: Seconds.
     """
     sweep_unfinished(output_dir)
     for folder in output_dir.glob("[!.]*/"):
-        files = [path.stat() for path in folder.iterdir()]
+        files = {path: path.stat() for path in folder.iterdir()}
         # An open file is sent to its end all the same; players ask for the next part of it.
-        sent = any(time() - file.st_atime < BEING_SENT for file in files)
-        if time() - folder.stat().st_mtime > age and not sent:
+        sent = any(time() - file.st_atime < BEING_SENT for file in files.values())
+        # An empty one may have been made just now, for drafts or a download.
+        bereft = files and not any(path.suffix in FORMATS for path in files)
+        if bereft or (time() - folder.stat().st_mtime > age and not sent):
             shutil.rmtree(folder, ignore_errors=True)
 
 

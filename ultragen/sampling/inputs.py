@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..model.transformer import UltraGenTransformer3DModel
 from ..model.windows import check_windows
-from ..presets import Noise, check_guidance_scale
+from ..presets import Noise, check_guidance_scale, check_lora_strength, shown
 from .guidance import Guidance
 from .spectral_noise import draw_key, spectral_noise
 
@@ -56,6 +56,19 @@ def check_guidance(guidance: Guidance) -> None:
             f"guidance_interval must be two rising noise levels from 0 to 1, not {levels!r}: "
             "(0, 1) guides every step."
         )
+
+
+def check_attention_kwargs(given: object) -> None:
+    """Checks what is for the transformer's attention, of which there is one: `scale`."""
+    if given is not None and not isinstance(given, dict):
+        raise ValueError(f"attention_kwargs must be a dictionary, not {shown(given)}.")
+    for name in given or {}:
+        if name != "scale":
+            raise ValueError(
+                f"attention_kwargs has {shown(name)}, which nothing uses: there is scale, the "
+                "strength of LoRA adapters."
+            )
+    check_lora_strength("scale", (given or {}).get("scale", 1.0))
 
 
 def check_model_windows(

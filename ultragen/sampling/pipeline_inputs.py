@@ -17,12 +17,12 @@ from ..presets import (
     T3_4K,
     WAN,
     Noise,
-    check_lora_strength,
     check_num_frames,
 )
 from .decoding import OutputType
 from .guidance import Guidance
 from .inputs import (
+    check_attention_kwargs,
     check_count,
     check_guidance,
     check_model_windows,
@@ -134,7 +134,7 @@ class PipelineInputs(DiffusionPipeline):
                 f"guidance_scale={guidance.scale:g}. Leave them out, or take a scale above 1.",
                 stacklevel=3,
             )
-        check_lora_strength("scale", (attention_kwargs or {}).get("scale", 1.0))
+        check_attention_kwargs(attention_kwargs)
         if guidance_scale_2 is not None:
             raise ValueError(
                 "guidance_scale_2 is for Wan 2.2's second transformer, which this model does not "

@@ -13,20 +13,27 @@ from .calls import ENDPOINT, Refused
 LARGEST = 2**20  # bytes of a call
 
 
-async def read_body(receive: Any) -> bytes:
+async def read_body(receive: Any, largest: int = LARGEST) -> bytes:
     """The body of a request.
 
+    Args:
+        receive: What its messages come from.
+        largest: Bytes that it may have.
+
     Raises:
-        Refused: if it is too large.
+        Refused: if it is larger, or does not come to its end.
     """
-    body, more = b"", True
+    parts, size, more = [], 0, True
     while more:
         message = await receive()
-        body += message.get("body", b"")
+        if message["type"] == "http.disconnect":
+            raise Refused(400, "The request ended before its body did: send it again.")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
         more = message.get("more_body", False)
-        if len(body) > LARGEST:
-            raise Refused(413, f"A call may have {LARGEST:,} bytes: prompts are far shorter.")
-    return body
+        if size > largest:
+            raise Refused(413, f"Such a request may have {largest:,} bytes: send less.")
+    return b"".join(parts)
 
 
 def replayed(body: bytes, receive: Any) -> Any:
@@ -37,6 +44,12 @@ def replayed(body: bytes, receive: Any) -> Any:
         return parts.pop() if parts else await receive()
 
     return replay
+
+
+def with_headers(scope: dict, headers: Mapping[bytes, bytes]) -> dict:
+    """The scope of a request with headers in the place of those that are called the same."""
+    kept = [pair for pair in scope["headers"] if pair[0] not in headers]
+    return {**scope, "headers": [*kept, *headers.items()]}
 
 
 async def refuse(send: Any, status: int, message: str) -> None:

@@ -40,8 +40,8 @@ def checker(models: Models) -> Check:
 
     def check(arguments: Mapping[str, Any]) -> Request:
         there = ", ".join(SETTINGS)
-        if unknown := next((name for name in arguments if name not in SETTINGS), None):
-            raise Refused(422, f"There is no argument {shown(unknown)}: choose from {there}.")
+        if unknown := [name for name in arguments if name not in SETTINGS]:
+            raise Refused(422, f"There is no argument {shown(unknown[0])}: choose from {there}.")
         settings = {**DEFAULTS, **arguments}
         if missing := next((name for name in SETTINGS if name not in settings), None):
             raise Refused(422, f"The argument {missing!r} is missing, of these: {there}.")

@@ -10,46 +10,26 @@ import asyncio
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
-from uuid import uuid4
 
 from gradio.queueing import Event, Queue
-from gradio.server_messages import ProcessCompletedMessage
 
 from ..presets import shown
-from .asgi import read_body, refuse, replayed, send_json
+from .asgi import read_body, refuse, replayed, send_json, with_headers
+from .cache import Uploads
+from .call_places import CALLER, MAKES_CLIPS, check_places, drop
 from .calls import ENDPOINT, Refused, by_name, by_order, parsed, with_all_values
+from .mcp_calls import MCP, STREAM, Tools
 
 PREFIX = "/gradio_api/"
-RUNS = "run"  # what the events share that make clips, one at a time
-PLACES = 20  # of calls that wait
-OWN_PLACES = 10  # of one caller
 GRACE = 30.0  # seconds for which a call waits or runs with nobody waiting for it
-TOKEN = b"x-ultragen-tool-call"  # ties the call that Gradio's MCP server makes to the tool's caller
-MCP = ("mcp", "mcp/http")
+LOCAL = ("127.0.0.1", "::1", "::ffff:127.0.0.1", "")
 
 UNHEARD = (
     "Nobody waited for this call for {:.0f} seconds, so it was dropped. Call again, and read its "
     "answer from /gradio_api/call/{}/ and the event_id."
 )
-
-
-@dataclass
-class ToolCall:
-    """A tool call on its way.
-
-    Attributes:
-        caller: Who made it.
-        event: Its place in the queue, once there is one.
-        gone: Whether who made it is gone.
-    """
-
-    caller: str
-    event: Event | None = None
-    gone: bool = False
 
 
 class Gate:
@@ -64,7 +44,8 @@ class Gate:
         self.app = app
         self.grace = grace
         self.listeners: Counter[str] = Counter()  # by session or call
-        self.tool_calls: dict[str, ToolCall] = {}
+        self.tools = Tools(app, self._caller)
+        self.uploads = Uploads()
         self._door = (
             asyncio.Lock()
         )  # calls come in one by one, or all would see the same free place
@@ -74,41 +55,65 @@ class Gate:
         path = scope.get("path", "").partition(PREFIX)[2].rstrip("/")
         method = scope.get("method")
         if method == "POST" and path in MCP:
-            await self._tool(scope, receive, send)
+            await self.tools.post(scope, receive, send)
         elif method == "POST" and path.startswith(("call/", "queue/join", "run/", "api/")):
             await self._call(path, scope, receive, send)
+        elif method == "GET" and path == STREAM:
+            await self.tools.stream(scope, receive, send)
         elif method == "GET" and path.startswith(("call/", "queue/data")):
             await self._listen(path, scope, receive, send)
         elif path == "deep_link":  # writes a file for whoever asks, and nothing removes it
             await refuse(send, 404, "Links are made by the page itself: press Share there.")
+        elif method == "POST":
+            await self._other(path, scope, receive, send)
         else:
             await self.app(scope, receive, send)
+
+    async def _other(self, path: str, scope: dict, receive: Any, send: Any) -> None:
+        """What is sent to the page itself: files, and what its components say."""
+        try:
+            if path == "upload":
+                await self.uploads.take(self.app, scope, receive, send)
+            else:
+                body = await read_body(receive)
+                if body:
+                    parsed(body)  # FastAPI fails where it repeats what is no text
+                await self.app(scope, replayed(body, receive), send)
+        except Refused as refusal:
+            await refuse(send, refusal.status, refusal.message)
 
     # Calls
 
     async def _call(self, path: str, scope: dict, receive: Any, send: Any) -> None:
         """A call in one of Gradio's own forms."""
         blocks = scope["app"].get_blocks()
-        token = dict(scope["headers"]).get(TOKEN, b"").decode("latin-1")
-        tool_call = self.tool_calls.get(token)
+        tool_call = self.tools.call_of(scope)
+        named, public = path.startswith("call/v2/"), True
         try:
             body = await read_body(receive)
             asked = parsed(body)
-            if _names_endpoint(path, asked, blocks):
-                named = path.startswith("call/v2/")
-                if named:
-                    blocks.check(by_name(asked))
-                else:
-                    complete = with_all_values(asked)
-                    blocks.check(by_order(complete))
-                    body = json.dumps(complete).encode() if complete != asked else body
-                session = "" if named else str(asked.get("session_hash") or "")
+            public = _names_endpoint(path, asked, blocks)
+            # It is JSON, whatever it was sent as: curl says that all is a form.
+            scope = with_headers(scope, {b"content-type": b"application/json"})
+            if named and public:
+                blocks.check(by_name(asked))
+            elif public:
+                complete = with_all_values(asked)
+                blocks.check(by_order(complete))
+                body = json.dumps(complete).encode() if complete != asked else body
+            session = "" if named else str(asked.get("session_hash") or "")
+            scope[CALLER] = caller = self._caller(scope, session)
+            if public or (path == "queue/join" and _makes_clips(asked, blocks)):
                 async with self._door:
-                    self._check_places(blocks._queue, self._caller(scope, session))
+                    check_places(blocks._queue, caller)
                     answer = await self._pass_on(scope, replayed(body, receive), send)
             else:
                 answer = await self._pass_on(scope, replayed(body, receive), send)
         except Refused as refusal:
+            if not public and refusal.status == 429:  # which the page shows where it is a text
+                told = {"error": refusal.message, "detail": refusal.message}
+                await send_json(send, refusal.status, told)
+                return
             # `gradio_client` shows the text of no other answers than these.
             full = path == "queue/join" and refusal.status == 429
             await refuse(send, 503 if full else refusal.status, refusal.message)
@@ -119,7 +124,7 @@ class Gate:
         if tool_call is not None:
             tool_call.event = event
             if tool_call.gone:
-                await _drop(blocks._queue, event, "The caller is gone.")
+                await tool_call.drop(blocks._queue)
         watch = asyncio.create_task(self._watch(blocks._queue, event))
         self._watches.add(watch)
         watch.add_done_callback(self._watches.discard)
@@ -135,34 +140,15 @@ class Gate:
         await self.app(scope, receive, listening_send)
         return b"".join(parts)
 
-    def _caller(self, scope: Any, session: str) -> str:
+    def _caller(self, scope: Any, session: str = "") -> str:
         """Who calls: an address. People at the machine itself are told apart by their sessions."""
         headers = dict(scope["headers"])
-        tool_call = self.tool_calls.get(headers.get(TOKEN, b"").decode("latin-1"))
-        if tool_call is not None:
+        if (tool_call := self.tools.call_of(scope)) is not None:
             return tool_call.caller
         if os.environ.get("SPACE_ID"):  # all requests come from its proxy
             return headers.get(b"x-forwarded-for", b"").decode("latin-1").split(",")[0].strip()
         address = (scope.get("client") or ("",))[0]
-        return f"{address} {session}" if address in ("127.0.0.1", "::1", "") else address
-
-    def _check_places(self, queue: Queue, caller: str) -> None:
-        """Raises `Refused` where no more calls, or none of this caller, may wait."""
-        waiting = waiting_runs(queue)
-        if len(waiting) >= PLACES:
-            raise Refused(
-                429, f"The queue is full: all {PLACES} places are taken. Call again in a minute."
-            )
-        own = sum(
-            caller == self._caller(event.request.scope, event.session_hash.replace(event._id, ""))
-            for event in waiting
-        )
-        if own >= OWN_PLACES:
-            raise Refused(
-                429,
-                f"{own} calls of yours are waiting, and one caller may have {OWN_PLACES} of the "
-                f"{PLACES} places: call again when one of them has ended, or cancel one.",
-            )
+        return f"{address} {session}" if address in LOCAL else address
 
     # Who waits for them
 
@@ -196,82 +182,8 @@ class Gate:
             if self.listeners[event._id] or self.listeners[event.session_hash]:
                 heard = clock()
             elif clock() - heard >= self.grace:
-                await _drop(queue, event, UNHEARD.format(self.grace, ENDPOINT))
+                await drop(queue, event, UNHEARD.format(self.grace, ENDPOINT))
                 return
-
-    # Tools
-
-    async def _tool(self, scope: dict, receive: Any, send: Any) -> None:
-        """A message for the MCP server; calls of its tool are checked like all others.
-
-        Its own check says what is wrong but not where, and it goes on with calls whose caller is
-        gone.
-        """
-        blocks = scope["app"].get_blocks()
-        token = uuid4().hex
-        call = ToolCall(self._caller(scope, ""))
-        try:
-            body = await read_body(receive)
-            message = parsed(body)
-        except Refused as refusal:
-            await refuse(send, refusal.status, refusal.message)
-            return
-        if isinstance(message, dict) and message.get("method") == "tools/call":
-            try:
-                message = _checked_tool_call(message, blocks)
-                self._check_places(blocks._queue, call.caller)
-            except Refused as refusal:
-                content = [{"type": "text", "text": refusal.message}]
-                result = {"content": content, "isError": True}
-                reply = {"jsonrpc": "2.0", "id": message.get("id"), "result": result}
-                await send_json(send, 200, reply)
-                return
-            body = json.dumps(message).encode()
-
-        async def noticing() -> dict:
-            heard = await replay()
-            if heard["type"] == "http.disconnect" and not call.gone:
-                call.gone = True
-                if call.event is not None:
-                    await _drop(blocks._queue, call.event, "The caller is gone.")
-            return heard
-
-        replay = replayed(body, receive)
-        kept = [pair for pair in scope["headers"] if pair[0] not in (TOKEN, b"content-length")]
-        headers = [*kept, (b"content-length", str(len(body)).encode()), (TOKEN, token.encode())]
-        self.tool_calls[token] = call
-        try:
-            await self.app({**scope, "headers": headers}, noticing, send)
-        finally:
-            del self.tool_calls[token]
-
-
-def waiting_runs(queue: Queue) -> list[Event]:
-    """The runs that wait, in their order; what the page asks else is over in a moment."""
-    found = queue.event_queue_per_concurrency_id.get(RUNS)
-    return list(found.queue) if found is not None else []
-
-
-def _checked_tool_call(message: dict, blocks: Any) -> dict:
-    """The message with arguments as the tool's description has them.
-
-    Raises:
-        Refused: with what to change.
-    """
-    given = message.get("params")
-    params: Mapping[str, Any] = given if isinstance(given, dict) else {}
-    tools = list(blocks.mcp_server_obj.tool_to_endpoint)
-    if params.get("name") not in tools:
-        name = shown(params.get("name"))
-        raise Refused(404, f"There is no tool {name}: choose from {', '.join(tools)}.")
-    arguments = params.get("arguments") or {}
-    request = blocks.check(by_name(arguments)).to_dict()
-    drawn = {"seed"}  # where it is left open
-    given_or_drawn = [name for name in arguments if arguments[name] is not None or name in drawn]
-    checked = {name: request[name] for name in given_or_drawn}
-    if "windows" in checked:
-        checked["windows"] = str(checked["windows"])
-    return {**message, "params": {**params, "arguments": checked}}
 
 
 def _names_endpoint(path: str, asked: Any, blocks: Any) -> bool:
@@ -295,12 +207,9 @@ def _names_endpoint(path: str, asked: Any, blocks: Any) -> bool:
     raise Refused(404, f"There is no endpoint at {shown(PREFIX + path)}: {there}.")
 
 
-async def _drop(queue: Queue, event: Event, why: str) -> None:
-    """Takes a call out of the queue, or ends its run within a step; who asks later is told why."""
-    if event._id in queue.event_ids_to_events:
-        output = {"error": why, "title": "Dropped", "visible": True}
-        queue.send_message(event, ProcessCompletedMessage(output=output, success=False))
-        await queue.clean_events(event_id=event._id)
+def _makes_clips(asked: dict, blocks: Any) -> bool:
+    """Whether an event of the page itself waits among the runs."""
+    return blocks.fns[asked["fn_index"]].concurrency_id == MAKES_CLIPS
 
 
 def _event_id(answer: bytes) -> str:

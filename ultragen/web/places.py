@@ -17,8 +17,8 @@ from gradio.data_classes import PredictBodyInternal
 from gradio.queueing import Event, Queue
 
 from ..runs.clip import job
+from .call_places import CALLER, check_places, waiting_runs
 from .calls import Refused, by_order
-from .gate import PLACES, waiting_runs
 from .kept import KeptRun, KeptRuns
 from .runs import CANCELLED, Runs
 
@@ -69,11 +69,11 @@ class Places:
         """Puts a run into the queue.
 
         Raises:
-            ValueError: if there is no place.
+            Refused: if there is no place.
         """
         try:
             run_in_loop(self._take, run, request)
-        except ValueError:
+        except Refused:
             run.end()
             raise
 
@@ -85,11 +85,10 @@ class Places:
             session_hash=f"run-{run.id}",
             request=request.request,
         )
-        if len(waiting_runs(queue)) >= PLACES:
-            raise ValueError(f"All {PLACES} places in the queue are taken: try again in a minute.")
+        check_places(queue, request.request.scope[CALLER])
         taken, told, _ = await queue.push(body, request.request, request.username)
         if not taken:
-            raise ValueError(f"The run got no place in the queue: {told} Try again in a minute.")
+            raise Refused(503, f"{told} Try again in a minute.")
         self._events[run.id] = queue.event_ids_to_events[str(told)]
         task = asyncio.create_task(self._tend(run, queue))
         self._tending.add(task)

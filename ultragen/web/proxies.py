@@ -6,7 +6,7 @@ import os
 import sys
 from importlib.util import find_spec
 
-LOCAL = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
+LOCAL = ("localhost", "127.0.0.1", "::1", "0.0.0.0", "::")
 PROXIES = ("all_proxy", "http_proxy", "https_proxy")
 
 

@@ -159,7 +159,9 @@ class Runs:
         def write_files(report: Callable[[Progress], None], cancelled: Event) -> Result:
             native = early[0].wait() if early else None
             try:
-                return write(clips, request, self.output_dir, report, cancelled, native)
+                # Without the prompt, which addresses, and so proxies' logs, would show.
+                name = f"{request.resolution}-{request.seed}"
+                return write(clips, request, self.output_dir, report, cancelled, native, name)
             except OSError as error:  # its paths are for whoever runs the page
                 print(f"A result could not be written: {error}", file=sys.stderr)
                 raise OSError(NOT_WRITTEN) from error

@@ -21,6 +21,17 @@ FOR_RUNS, FOR_CONNECTIONS = 3.0, 1.0
 SWEEP_EVERY = 3600.0  # seconds
 
 
+def ipv6_name() -> str | None:
+    """The IPv6 address that `GRADIO_SERVER_NAME` asks for, as `launch` takes it; None where it asks
+    for none."""
+    asked = os.environ.get("GRADIO_SERVER_NAME", "")
+    if ":" not in asked:
+        return None
+    # Gradio 6.31 looks for a free port at the variable's address as if that were an IPv4 one.
+    del os.environ["GRADIO_SERVER_NAME"]
+    return f"[{asked.strip('[]')}]"
+
+
 def serve(blocks: gr.Blocks, sweep: Callable[[], None], **options: Any) -> NoReturn:
     """Serves a page until SIGINT, SIGTERM or SIGHUP, of those that are not ignored; then ends the
     process within five seconds, with 128 and the signal's number.

@@ -1,0 +1,290 @@
+"""What the trials share: a page in a process of its own, what is asked of it, and their table."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+
+import httpx
+import psutil
+from paths import ROOT, SUPPORT
+
+BOUND = 60.0
+"""Seconds after which a request counts as hanging."""
+CALL = "/gradio_api/call/v2/generate"
+SHORT = {"prompt": "a calm lake", "num_frames": 1, "num_inference_steps": 1}
+WAY_OUT = re.compile(
+    r"choose|must |have \d|from \d|up to|try|again|send|leave|write|there is|of these|in this order"
+    r"|such as|such a|free some|read its|remove|shorten|leave out",
+    re.IGNORECASE,
+)
+COLUMNS = {
+    "trial": "trial",
+    "requests": "requests",
+    "server_errors": "5xx",
+    "tracebacks": "tracebacks",
+    "hangs": "hangs",
+    "no_way_out": "no way out",
+    "lost": "lost",
+    "order": "out of order by",
+    "steps_after": "steps after a cancel",
+    "memory": "memory",
+    "left": "left over",
+    "notes": "notes",
+}
+
+
+@dataclass
+class Tally:
+    """What came of a trial's requests; threads may share one.
+
+    Attributes:
+        trial: What was tried.
+        requests: How many there were.
+        server_errors: Answers with a status of 500 or more.
+        hangs: Requests that took longer than `BOUND`.
+        no_way_out: Refusals that don't say what to do.
+        lost: Calls that were taken and got no end.
+        tracebacks: In what the page's process printed.
+        order: By how many places a run began earlier or later than it was called.
+        steps_after: The most steps that a run began after its caller had cancelled it.
+        memory: By how much the page's process grew.
+        left: Files, threads, handles that are still there.
+        notes: Anything else.
+    """
+
+    trial: str
+    requests: int = 0
+    server_errors: list[str] = field(default_factory=list)
+    hangs: list[str] = field(default_factory=list)
+    no_way_out: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    tracebacks: list[str] = field(default_factory=list)
+    order: int | None = None
+    steps_after: int | None = None
+    memory: float | None = None
+    left: list[str] = field(default_factory=list)
+    notes: str = ""
+    _lock: Lock = field(default_factory=Lock, repr=False)
+
+    def ask(
+        self, client: httpx.Client, method: str, path: str, seconds: float = BOUND, **given
+    ) -> httpx.Response | None:
+        """A request; None if it hangs or the connection breaks."""
+        what = f"{method} {path} {str(given)[:200]}"
+        with self._lock:
+            self.requests += 1
+        try:
+            answer = client.request(method, path, timeout=seconds, **given)
+        except httpx.TimeoutException:
+            with self._lock:
+                self.hangs.append(what)
+            return None
+        except httpx.TransportError as error:
+            with self._lock:
+                self.server_errors.append(f"{what}: {error!r}")
+            return None
+        if answer.status_code >= 500:
+            with self._lock:
+                self.server_errors.append(f"{what}: {answer.status_code} {answer.text[:200]}")
+        return answer
+
+    def check_message(self, message: str, of: object) -> None:
+        """Notes a refusal that does not say what would do."""
+        if not WAY_OUT.search(message):
+            with self._lock:
+                self.no_way_out.append(f"{message[:200]} ({str(of)[:200]})")
+
+    def fails(self) -> dict[str, list[str]]:
+        """What must be empty, by its column."""
+        names = ("server_errors", "hangs", "no_way_out", "lost", "tracebacks", "left")
+        return {name: found for name in names if (found := getattr(self, name))}
+
+    def row(self) -> dict[str, str]:
+        """The trial as a row of the table."""
+        shown = {}
+        for name, column in COLUMNS.items():
+            value = getattr(self, name)
+            if isinstance(value, list):
+                value = len(value)
+            if isinstance(value, float):
+                value = f"{value:+.1%}"
+            shown[column] = "" if value is None else str(value)
+        return shown
+
+
+def table(rows: list[dict[str, str]]) -> list[str]:
+    """Rows as lines of one width."""
+    lines = [list(COLUMNS.values()), *([row[name] for name in COLUMNS.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
+
+
+class Page:
+    """The page in a process of its own.
+
+    Args:
+        folder: Where it keeps all its files.
+        delay: Seconds of a step.
+        grace: Seconds for which a call waits with nobody waiting for it.
+        file_size: Bytes that a file may have, or 0.
+        files: Where runs are kept, if elsewhere.
+
+    Attributes:
+        url: Its address.
+        process: As psutil has it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        delay: float = 0.02,
+        grace: float = 3.0,
+        file_size: int = 0,
+        files: Path | None = None,
+    ) -> None:
+        self.folder, self.files = folder, files or folder / "gradio"
+        self.steps_log, self.said = folder / "steps.log", folder / "said.log"
+        log = str(self.steps_log)
+        trial = {"delay": delay, "grace": grace, "file_size": file_size, "log": log}
+        self.environment = {
+            **os.environ,
+            "TRIAL": json.dumps(trial),
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{SUPPORT}",
+            "GRADIO_TEMP_DIR": str(self.files),
+            "OMP_NUM_THREADS": "1",
+        }
+        self.start()
+
+    def start(self) -> None:
+        """Starts it on a free port, and waits until it answers."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        with self.said.open("a") as said:
+            started = subprocess.Popen(
+                [sys.executable, str(SUPPORT / "trial_page.py")],
+                cwd=ROOT,
+                env=self.environment | {"GRADIO_SERVER_PORT": str(port)},
+                stdout=said,
+                stderr=said,
+            )
+        self.child, self.process = started, psutil.Process(started.pid)
+        end = time.monotonic() + 120
+        while time.monotonic() < end:
+            assert started.poll() is None, self.said.read_text()
+            try:
+                if httpx.get(f"{self.url}/config", timeout=10).status_code == 200:
+                    return
+            except httpx.TransportError:
+                time.sleep(0.1)
+        raise AssertionError("the page did not start")
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Ends it by a signal; returns its exit code."""
+        if self.child.poll() is None:
+            self.child.send_signal(number)
+        return self.child.wait(30)
+
+    @property
+    def runs(self) -> Path:
+        return self.files / "ultragen" / "runs"
+
+    def results(self) -> set[str]:
+        """The folders of results, finished or not."""
+        return {path.name for path in self.runs.glob("*")}
+
+    def half(self) -> list[str]:
+        """What no run may leave: folders that are not whole."""
+        return [
+            path.name
+            for path in self.runs.glob("*")
+            if not (path / "metadata.json").is_file() or not (path / "native.mp4").is_file()
+        ]
+
+    def steps(self) -> list[tuple[float, int, int]]:
+        """Time, seed and number of each step that ended; number -1 where a run began."""
+        lines = self.steps_log.read_text().splitlines() if self.steps_log.exists() else []
+        parts = [line.split() for line in lines]
+        return [(float(when), int(seed), int(step)) for when, seed, step in parts]
+
+    def tracebacks(self) -> list[str]:
+        """What it has printed of exceptions in our code, and not in what merely passes through."""
+        found = []
+        for part in self.said.read_text().split("Traceback (most recent call last)")[1:]:
+            frames = re.findall(r'File "(.+?)", line', part)
+            own = [frame for frame in frames if Path(frame).is_relative_to(ROOT)]
+            gates = ("ultragen/web/gate.py", "ultragen/web/cache.py")
+            if (own and not own[-1].endswith(gates)) or own[-1:] == frames[-1:] != []:
+                found.append(part[:4000][-1500:])
+        return found
+
+    def use(self) -> dict[str, int]:
+        """Bytes, handles and threads of the process."""
+        with self.process.oneshot():
+            return {
+                "memory": self.process.memory_info().rss,
+                "handles": self.process.num_fds(),
+                "threads": self.process.num_threads(),
+            }
+
+
+@contextmanager
+def page(folder: Path, **settings) -> Iterator[Page]:
+    """A page that ends with the test."""
+    started = Page(folder, **settings)
+    try:
+        yield started
+    finally:
+        started.end(signal.SIGKILL)
+
+
+def start_call(tally: Tally, client: httpx.Client, **given) -> str:
+    """Calls, and tries again while there is no place; returns the call's name."""
+    end = time.monotonic() + BOUND
+    while time.monotonic() < end:
+        answer = tally.ask(client, "POST", CALL, json=SHORT | given)
+        if answer is not None and answer.status_code == 200:
+            return answer.json()["event_id"]
+        if answer is None or answer.status_code != 429:
+            break
+        tally.check_message(answer.json()["error"], "a full queue")
+        time.sleep(0.5)
+    tally.lost.append(f"{given}: no place")
+    return ""
+
+
+def read_call(tally: Tally, client: httpx.Client, event: str, seconds: float = BOUND) -> str:
+    """The whole answer of a call; empty if it hangs."""
+    answer = tally.ask(client, "GET", f"/gradio_api/call/generate/{event}", seconds)
+    return "" if answer is None else answer.text
+
+
+def hang_up(client: httpx.Client, event: str, after: int = 1) -> None:
+    """Reads an answer up to its so many-th event, and closes the connection."""
+    with client.stream("GET", f"/gradio_api/call/generate/{event}", timeout=BOUND) as answer:
+        for line in answer.iter_lines():
+            if line.startswith("event: generating"):
+                after -= 1
+            if not after or "event: complete" in line or "event: error" in line:
+                return
+
+
+def is_served(tally: Tally, client: httpx.Client, **given) -> bool:
+    """Whether a short run ends with its clips."""
+    return "event: complete" in read_call(tally, client, start_call(tally, client, **given))

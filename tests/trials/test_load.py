@@ -1,0 +1,147 @@
+"""Many runs, one after the other and of many clients at once: in order, none lost, nothing kept."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import count
+
+import httpx
+import pytest
+from fakes import until
+from trials import Page, Tally, hang_up, is_served, page, read_call, start_call
+
+pytestmark = [pytest.mark.trials, pytest.mark.slow]
+CLIENTS, WARM, ROW = 20, 20, 30
+GROWTH = 0.05  # of the memory, after the first runs
+GRACE = 3.0
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory) -> Iterator[Page]:
+    with page(tmp_path_factory.mktemp("load"), delay=0.02, grace=GRACE) as started:
+        yield started
+
+
+def settled(served: Page, before: dict[str, int]) -> dict[str, int]:
+    """What the page uses once threads that wait for work have gone."""
+    end = time.monotonic() + 25
+    while time.monotonic() < end:
+        used = served.use()
+        if all(used[name] <= before[name] + 1 for name in ("handles", "threads")):
+            break
+        time.sleep(0.5)
+    return used
+
+
+def left(used: dict[str, int], before: dict[str, int]) -> list[str]:
+    """Handles and threads that have come to stay."""
+    return [
+        f"{used[name] - before[name]} more {name} than {before[name]}"
+        for name in ("handles", "threads")
+        if used[name] > before[name] + 1
+    ]
+
+
+def test_runs_in_a_row_leave_the_page_as_it_was(served, trial, minutes):
+    """And the next test, where `many` runs have gone before it, starts from there."""
+    tally = trial("runs in a row")
+    number = max(ROW, min(200, round(8 * minutes)))
+    with httpx.Client(base_url=served.url) as client:
+        for index in range(WARM):
+            assert is_served(tally, client, seed=index)
+        before = served.use()
+        for index in range(WARM, number):
+            if not is_served(tally, client, seed=index):
+                tally.lost.append(f"run {index}")
+    used = settled(served, before)
+    tally.memory = used["memory"] / before["memory"] - 1
+    tally.left = [*left(used, before), *served.half()]
+    tally.tracebacks = served.tracebacks()
+    tally.notes = f"{number} runs, {before['memory'] / 2**20:.0f} MiB"
+    assert tally.fails() == {}
+    assert tally.memory < GROWTH
+
+
+@dataclass
+class Calls:
+    """What clients did, by the seeds of their calls."""
+
+    seeds: Iterator[int] = field(default_factory=lambda: count(10_000))
+    taken: dict[int, float] = field(default_factory=dict)  # when the page took them
+    done: set[int] = field(default_factory=set)
+    stopped: set[int] = field(default_factory=set)
+
+
+def visit(served: Page, tally: Tally, calls: Calls, index: int, end: float) -> None:
+    """A client with an address of its own, two thirds of whose calls wait for their clips."""
+    chance = random.Random(index)
+    transport = httpx.HTTPTransport(local_address=f"127.0.1.{index + 1}")
+    with httpx.Client(base_url=served.url, transport=transport) as client:
+        while time.monotonic() < end:
+            seed = next(calls.seeds)
+            steps = chance.randint(1, 8)
+            event = start_call(tally, client, seed=seed, num_inference_steps=steps)
+            if not event:
+                continue
+            calls.taken[seed] = time.monotonic()
+            if chance.random() < 2 / 3:
+                text = read_call(tally, client, event)
+                if "event: complete" in text and f'"seed": {seed}' in text:
+                    calls.done.add(seed)
+                else:
+                    tally.lost.append(f"{seed}: {text[-300:]}")
+                continue
+            calls.stopped.add(seed)
+            tally.requests += 1
+            way = chance.choice(["hang up", "cancel", "vanish"])
+            if way == "hang up":
+                hang_up(client, event, after=chance.randint(1, 4))
+            elif way == "cancel":
+                time.sleep(chance.uniform(0, 1))
+                body = {"session_hash": event, "event_id": event, "fn_index": 0}
+                tally.ask(client, "POST", "/gradio_api/cancel", json=body)
+            else:
+                time.sleep(GRACE)
+
+
+def displaced(called: list[int], began: list[int]) -> int:
+    """By how many places a run began earlier or later than it was called, of those that began."""
+    places = {seed: place for place, seed in enumerate(s for s in called if s in set(began))}
+    return max((abs(places[seed] - place) for place, seed in enumerate(began)), default=0)
+
+
+def test_many_clients_of_whom_a_third_goes(served, trial, minutes):
+    tally, calls = trial("many clients"), Calls()
+    with httpx.Client(base_url=served.url) as client:
+        assert is_served(tally, client)
+        before = served.use()
+        end = time.monotonic() + minutes * 60 * (0.65 if minutes > 10 else 0.2)
+        with ThreadPoolExecutor(CLIENTS) as threads:
+            visits = [
+                threads.submit(visit, served, tally, calls, index, end) for index in range(CLIENTS)
+            ]
+        for each in visits:
+            each.result()
+        # What was left behind is dropped, and then the page is free.
+        began = time.monotonic()
+        if not is_served(tally, client, seed=1):
+            tally.lost.append("the run after all")
+        free_after = time.monotonic() - began
+    order = [seed for _, seed, step in served.steps() if step == -1 and seed in calls.taken]
+    tally.order = displaced(sorted(calls.taken, key=calls.taken.__getitem__), order)
+    used = settled(served, before)
+    tally.memory = used["memory"] / before["memory"] - 1
+    until(lambda: not served.half())
+    tally.left = left(used, before)
+    tally.tracebacks = served.tracebacks()
+    tally.notes = (
+        f"{len(calls.done)} clips, {len(calls.stopped)} given up, free after {free_after:.1f} s"
+    )
+    assert tally.fails() == {}
+    assert tally.order <= 2
+    assert len(order) == len(set(order))
+    assert tally.memory < GROWTH or minutes < 10
