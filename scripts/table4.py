@@ -144,7 +144,10 @@ def measure(work: Work, options: argparse.Namespace, seed: int) -> None:
         command += ["--clips", options.clips, "--batch", batch, "--edition", options.edition]
         command += ["--features", "classifier", "--features", "imagenet"]
         command += ["--out", work.out / "tables" / name]
-        command += ["--frames", 5, "--steps", 1] if options.tiny else []
+        command += ["--frames", 5] if options.tiny else []
+        if not options.distill_minutes:  # students bring their own
+            steps = 1 if options.tiny else options.steps
+            command += ["--steps", steps, "--guidance", options.guidance]
         count = processes * len(options.gpus)
         for shard in range(count):
             part = [*command, "--shard", f"{shard + 1}/{count}"]
@@ -244,6 +247,8 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--minutes", type=float, default=10, help="of each row's training")
     parser.add_argument("--render-every", type=int, default=4, help="steps with a kind of clip")
+    parser.add_argument("--steps", type=int, default=30, help="of sampling, of undistilled rows")
+    parser.add_argument("--guidance", type=float, default=3.0, help="of undistilled rows")
     parser.add_argument("--distill-minutes", type=float, default=0, help="0 distils no row")
     parser.add_argument("--teacher-guidance", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=0, help="the first one")

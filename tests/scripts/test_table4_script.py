@@ -77,6 +77,7 @@ def test_all_rows_are_trained_alike_and_measured(tmp_path, ran, started):
     assert {words[words.index("--resolution") + 1] for words in whole} == {"1080p", "544p"}
     for words in measured:
         assert words[words.index("--models") + 1] == str(tmp_path / "out" / "models" / "seed-0")
+        assert words[words.index("--steps") + 1] == "30"
 
 
 def test_full_and_the_closest_rows_get_another_seed(tmp_path, ran, started, capsys):
@@ -128,7 +129,9 @@ def test_all_seeds_stand_in_one_table_beside_the_paper(tmp_path, ran, started):
 def test_all_rows_are_distilled_or_none(tmp_path, ran, started):
     """By the same teacher's guidance and minutes; the base model's student stays."""
     (tmp_path / "start" / "base_transformer" / "student").touch()
-    assert call(tmp_path, "--seeds", 1, "--distill-minutes", 3, "--only", "train") == 0
+    assert call(tmp_path, "--seeds", 1, "--distill-minutes", 3) == 0
+    measured = [words for _, words in ran if words[0] == "evaluate"]
+    assert measured and not any("--steps" in words or "--guidance" in words for words in measured)
     distilled = [words for _, words in ran if words[:2] == ["train", "distill"]]
     assert len(distilled) == len(script.ROWS)
     model = tmp_path / "out" / "training" / "seed-0" / "swin" / "model"
