@@ -3,12 +3,8 @@
     python benchmarks/seams.py --clips 20
     python benchmarks/seams.py --clips 20 --resolution 544p --frames 5 --json seams.json
 
-Every vertical border between two columns of tokens is looked at: the mean brightness of 8 columns
-of pixels on its right less that of 8 on its left, less the mean of the same 20 pixels to either
-side, in blocks of 16 rows; the median of its amount over the blocks of the upper third of a frame,
-which is sky. Clouds and the sun jump more than seams do, so that only ranks are compared: the share
-of a clip's borders that jump less than this one, 0.5 where it is like the others. Real clips of the
-same captions have no windows, and tell how far the numbers vary by chance.
+What a border's rank is, `ultragen/evaluation/seams.py` says: 0.5 where it is like the others. Real
+clips of the same captions have no windows, and tell how far the numbers vary by chance.
 
 Rows differ in `window_motion`, see `UltraGenPipeline`. The shipped model was not trained with
 windows that move.
@@ -19,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +22,7 @@ import numpy as np
 
 from ultragen.cli import console
 from ultragen.evaluation.rows import Maker, Row
-from ultragen.model.windows import Partition
+from ultragen.evaluation.seams import FIRST, borders_of, jumps, ranks
 from ultragen.runs.loading import load_models
 from ultragen.runs.request import Request
 from ultragen.world.heldout import held_out_clips
@@ -38,39 +33,6 @@ TITLES = {
     "alternate": "Windows moved in every second step",
     "real": "Real clips",
 }
-SKY = 1 / 3  # of the rows
-NEAR, WIDE, BESIDE, BLOCK = 4, 8, 20, 16  # pixels
-MARGIN = 2  # tokens at the frame's edge, where nothing lies beside
-
-
-def jumps(frames: np.ndarray, token: int) -> np.ndarray:
-    """How far each border between two columns of tokens jumps: t h w 3, uint8 → one value a border,
-    the outermost `MARGIN` on either side left out."""
-    rows = int(SKY * frames.shape[1]) // BLOCK * BLOCK
-    sky = frames[:, :rows].astype(np.float64).mean(-1)
-
-    def step(at: int) -> np.ndarray:
-        right, left = sky[..., at + NEAR :][..., :WIDE], sky[..., : at - NEAR][..., -WIDE:]
-        return right.mean(-1) - left.mean(-1)
-
-    def jump(at: int) -> float:
-        over = step(at) - (step(at - BESIDE) + step(at + BESIDE)) / 2
-        return float(np.median(np.abs(over.reshape(-1, BLOCK).mean(1))))
-
-    borders = range(1 + MARGIN, frames.shape[2] // token - MARGIN)
-    return np.array([jump(token * border) for border in borders])
-
-
-def ranks(values: np.ndarray) -> np.ndarray:
-    """The share of the other values of a row that are smaller; of equal ones half."""
-    smaller = (values[:, None] < values[..., None]).sum(-1)
-    equal = (values[:, None] == values[..., None]).sum(-1) - 1
-    return (smaller + equal / 2) / (values.shape[1] - 1)
-
-
-def borders_of(partition: Partition) -> list[int]:
-    """Where the columns of windows meet, in tokens."""
-    return list(accumulate(partition.columns))[:-1]
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -109,7 +71,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "clips": options.clips,
         "windows": windows,
         "meet": meet,
-        "first": 1 + MARGIN,
+        "first": FIRST,
         "ranks": {name: ranks(np.array(found)).mean(0).tolist() for name, found in rows.items()},
     }
 

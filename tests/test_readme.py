@@ -382,6 +382,25 @@ def test_the_snippet_that_trains_and_measures(tmp_path):
     assert "train ultragen" in ended.stdout and "evaluate --set distillation" in ended.stdout
 
 
+def test_the_snippets_of_the_ablations(tmp_path):
+    """The steps are printed, and the evaluation is one of them; `test_table4_script.py` follows
+    them."""
+    words = shlex.split(block("sh", "table4.py runs"))
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / words[1]), str(tmp_path / "out"), *words[3:], "--dry-run"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("train ultragen") == 6
+    [command] = (shlex.split(line) for line in block("sh", "--set table4").splitlines())
+    printed = [shlex.split(line) for line in ended.stdout.splitlines() if "--set table4" in line]
+    elsewhere = {"runs/table4/models/seed-0", "outputs/table4-1080p"}  # folders
+    asked = [word for word in command if word not in elsewhere]
+    assert any(set(asked) <= set(words) for words in printed)
+
+
 def test_the_mcp_snippet(url):
     code = block("json", "mcpServers")
     address = json.loads(code)["mcpServers"]["ultragen"]["url"].replace(LOCAL, url)

@@ -87,9 +87,13 @@ def test_every_stage_has_the_shared_options(trained, tmp_path, stage):
 OWN = {
     "autoencoder": {"--anchor"},
     "base": {
-        "--render-on", "--render-share", "--batch-scale", "--freeze-text", "--clauses", "--data",
+        "--render-on", "--render-share", "--render-every", "--batch-scale", "--freeze-text",
+        "--clauses", "--data",
     },
-    "ultragen": {"--render-on", "--render-share", "--batch-scale", "--data"},
+    "ultragen": {
+        "--render-on", "--render-share", "--render-every", "--batch-scale", "--data", "--without",
+        "--crossing", "--lora-rank",
+    },
     "base-distill": {"--teacher-guidance-scale", "--batch-scale"},
     "distill": {"--teacher-guidance-scale", "--batch-scale"},
 }
@@ -112,7 +116,11 @@ def test_options_of_the_stages_reach_them(trained, tmp_path):
     assert ultragen("train", "ultragen", *out, *both, "--batch-scale", 0.5) == 0
     assert ultragen("train", "classifier", *out) == 0
     assert ultragen("train", "ultragen", *out, "--data", tmp_path) == 0
-    vae, base, native, judge, given = (options for _, _, options, _ in trained)
+    rare = ("--without", "global", "--crossing", "shift", "--lora-rank", 0, "--render-every", 3)
+    assert ultragen("train", "ultragen", *out, *rare) == 0
+    vae, base, native, judge, given, other = (options for _, _, options, _ in trained)
+    attention = (("branches", ("hierarchical",)), ("crossing", "shift"), ("lora_rank", 0))
+    assert other == replace(plain, attention=attention, render_every=3)
     assert given == replace(plain, data=tmp_path)
     assert vae == replace(plain, autoencoder=(("anchor", 0.01),))
     assert base == replace(plain, freeze_text=True, clauses=True, render_share=0.3)
@@ -160,6 +168,20 @@ def test_training_without_its_packages(monkeypatch, capsys, tmp_path):
             ("train", "base", "--out", "x", "--data", "y", "--render-on", "cuda:1"),
             ["--render-on", "--data"],
         ),
+        (
+            ("train", "base", "--out", "x", "--render-every", 2, "--render-share", "0.3"),
+            ["--render-every", "--render-share", "leave out one"],
+        ),
+        (
+            ("train", "base", "--out", "x", "--render-every", 2, "--render-on", "cuda:1"),
+            ["--render-every", "--render-on", "leave it out"],
+        ),
+        (
+            ("train", "ultragen", "--out", "x", "--data", "y", "--render-every", 2),
+            ["--render-every", "--data"],
+        ),
+        (("train", "ultragen", "--out", "x", "--without", "local"), ["--without", "global"]),
+        (("train", "base", "--out", "x", "--crossing", "shift"), ["--crossing", "train ultragen"]),
         (("train", "distill", "--out", "x", "--data", "y"), ["--data", "train ultragen"]),
         (("assemble", "x", "y"), ["vae", "train autoencoder"]),
     ],

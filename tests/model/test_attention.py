@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
+from itertools import accumulate, product
 from typing import Any
 
 import pytest
@@ -150,6 +150,55 @@ def small_layout(grid: tuple[int, int, int], odd: bool, rule: WindowRule, timest
         return angle.cos(), angle.sin()
 
     return plan_layout(grid, 2, odd, rule, timestep, rotary)
+
+
+@pytest.mark.parametrize("height, width", [(8, 12), (6, 4), (10, 6)])
+def test_shifted_windows_are_swins(height, width):
+    """Swin's own way: the grid is rolled by half a window, what the roll brought together is
+    masked, and everything is rolled back; borders cut into smaller windows give the same."""
+    t, parts, heads = 2, 2, 2
+    generator = torch.Generator().manual_seed(0)
+    attention = small_attention(dim=12, heads=heads, branches=())
+    tokens = torch.randn((1, t * height * width, 12), generator=generator, dtype=torch.float64)
+    angles = torch.rand((3, 3), generator=generator, dtype=torch.float64)
+
+    def rotary(t: int, h: int, w: int) -> tuple[Tensor, Tensor]:
+        places = torch.cartesian_prod(*(torch.arange(n).double() for n in (t, h, w)))
+        return (places @ angles).cos(), (places @ angles).sin()
+
+    rule, timestep = WindowRule("shift"), torch.zeros(1, 4, dtype=torch.float64)
+    layout = plan_layout((t, height, width), parts, True, rule, timestep, rotary)
+    with torch.no_grad():
+        found = attention(tokens, rotary_emb=layout)
+
+        h, w = height // parts, width // parts
+        grid = tokens.view(1, t, height, width, 12)
+        rolled = grid.roll((-(h // 2), -(w // 2)), (2, 3))
+        rows = (torch.arange(height) >= height - h // 2).long()  # 1: came round from the other side
+        columns = (torch.arange(width) >= width - w // 2).long()
+        region = (2 * rows[:, None] + columns).expand(t, -1, -1)
+        cos, sin = rotary(t, h, w)
+        out = torch.empty_like(rolled)
+        for top, left in product(range(0, height, h), range(0, width, w)):
+            tube = (slice(None), slice(top, top + h), slice(left, left + w))
+            x = rolled[(slice(None), *tube)].reshape(1, t * h * w, 12)
+            query, key = (
+                apply_rotary(rms(linear(x), norm.weight, norm.eps).unflatten(-1, (heads, 6)),
+                             (cos, sin)).transpose(1, 2)
+                for linear, norm in ((attention.to_q, attention.norm_q),
+                                     (attention.to_k, attention.norm_k))
+            )  # fmt: skip
+            value = attention.to_v(x).unflatten(-1, (heads, 6)).transpose(1, 2)
+            same = region[tube].flatten()[:, None] == region[tube].flatten()
+            scores = (query @ key.transpose(2, 3) / 6**0.5).masked_fill(~same, -torch.inf)
+            attended = (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
+            out[(slice(None), *tube)] = attended.view(1, t, h, w, 12)
+        expected = attention.to_out[0](out.roll((h // 2, w // 2), (2, 3)).flatten(1, 3))
+    torch.testing.assert_close(found, expected)
+
+
+def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * weight
 
 
 @pytest.mark.parametrize("uneven", ["split", "resize"])

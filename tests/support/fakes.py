@@ -20,6 +20,7 @@ import torch
 
 from ultragen.estimates.coefficients import CPU
 from ultragen.estimates.estimator import Estimator
+from ultragen.model.window_plan import WindowRule
 from ultragen.model.windows import auto_windows
 from ultragen.presets import EMBEDDED, LoraChoice
 from ultragen.runs.loading import Models
@@ -36,6 +37,7 @@ class FakeTransformer(torch.nn.Module):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(7))
         self.layer_kinds = ["even", "odd"]
+        self.rule = WindowRule()
 
     def resolve_windows(self, windows: int | str, height: int, width: int) -> int:
         return auto_windows(height, width, (8.5, 15.0)) if windows == "auto" else windows

@@ -8,6 +8,7 @@ from math import nan
 import torch
 from torch import Tensor
 
+from ultragen.training import data
 from ultragen.training.build import TINY_SIZE, build_pipeline
 from ultragen.training.data import ClipMaker, Pool, SceneStream, caption_variants, tokenize
 from ultragen.training.vocabulary import build_tokenizer
@@ -48,6 +49,16 @@ def test_a_pool_keeps_the_newest():
     values, negatives = pool.sample(200)
     assert set(values.tolist()) == set(range(pool.made - 4, pool.made))
     assert torch.equal(negatives, -values)
+
+
+def test_a_pool_counts_instead_of_looking_at_the_clock(monkeypatch):
+    monkeypatch.setattr(data.time, "monotonic", iter([0.0]).__next__)  # asked when it is made
+    pool = Pool(lambda: (torch.zeros(2),), capacity=100, share=0.9, first=4, every=3)
+    made = []
+    for _ in range(7):
+        pool.refresh()
+        made.append(pool.made)
+    assert made == [4, 4, 6, 6, 6, 8, 8]
 
 
 def test_a_pool_that_is_not_full_gives_only_what_was_made():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -43,7 +44,7 @@ def measure(model: Model = None) -> None:
 @app.command()
 def evaluate(
     table: Annotated[
-        str, typer.Option("--set", help="The rows: table1 or distillation.")
+        str, typer.Option("--set", help="The rows: table1, distillation or table4.")
     ] = "table1",
     clips: Annotated[int, typer.Option(min=1, help="A row; more can be added later.")] = 8,
     resolution: ResolutionOption = None,
@@ -89,6 +90,14 @@ def evaluate(
     teacher: Annotated[
         str | None, typer.Option(help="Folder of the model that --model was distilled from.")
     ] = None,
+    ablations: Annotated[
+        Path | None,
+        typer.Option(
+            "--models",
+            help="For table4, instead of --model: folder with a model for each row, called full, "
+            "without-global, without-crossing, without-hierarchical, without-lora and swin.",
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again.")] = False,
 ) -> None:
     """Measure models against each other and real clips.
@@ -103,6 +112,11 @@ def evaluate(
             "--overwrite would remove what the other shards have made: choose another --out, or "
             "remove the folder before they start."
         )
+    from ..evaluation.rows import TEACHER, Maker, rows_of
+
+    rows = rows_of(table, teacher is not None, ablations)
+    if ablations is not None:
+        model = str(ablations / rows[0].key)
     request = make_request(
         model,
         prompt="any",
@@ -113,23 +127,27 @@ def evaluate(
         guidance_scale=guidance_scale,
         noise=noise,
     )
-    from ..evaluation.rows import TEACHER, Maker, rows_of
-
-    rows = rows_of(table, teacher is not None)
     from ..evaluation.evaluate import RESULTS, make_rows
     from ..evaluation.evaluate import evaluate as run_evaluation
     from ..evaluation.instruments import load_instruments
+    from ..evaluation.seams import window_borders
     from ..evaluation.store import forget
     from ..world.heldout import EVALUATED, REFERENCE, held_out_clips
 
     cases, references = (held_out_clips(clips, seeds, edition) for seeds in (EVALUATED, REFERENCE))
-    maker = Maker(
-        lambda name: load(teacher if name == TEACHER else name or model), request, batch_size
-    )
+
+    def load_row(name: str | None) -> Any:
+        if name == TEACHER:
+            return load(teacher)
+        return load(model if ablations is None or name is None else str(ablations / name))
+
+    maker = Maker(load_row, request, batch_size)
     models = maker.models()
     instruments = load_instruments(
         models.source, classifier, features or (), lpips, clip, models.device
     )
+    if ablations is not None:
+        instruments = replace(instruments, borders=window_borders(models, maker.request))
     out = out or Path("outputs") / f"{table}-{request.resolution}"
     if overwrite:
         forget(out)

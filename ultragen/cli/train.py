@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from inspect import Parameter, Signature, signature
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -29,6 +29,8 @@ STAGE_OF = {
 }
 """Which training stage makes which part of a pipeline folder."""
 
+BRANCHES = ("hierarchical", "global")
+"""Those of UltraGen's attention that an ablation may lack."""
 BatchScale = Annotated[
     float,
     typer.Option(min=0.001, help="Batches so many times as large, for another GPU or a CPU."),
@@ -170,6 +172,14 @@ def on_clips(
             help="Part of the time that goes into rendering new clips; 0.45 if not given.",
         ),
     ] = None,
+    render_every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Steps with a kind of clip between new ones, instead of a part of the time: a "
+            "slower model sees the same clips in the same steps.",
+        ),
+    ] = None,
     batch_scale: BatchScale = 1.0,
     data: Annotated[
         Path | None,
@@ -181,17 +191,24 @@ def on_clips(
 ) -> Any:
     """A transformer that learns from clips, which are rendered while it does unless they are
     given."""
-    if render_share and render_on:
+    if render_share and render_every:
+        raise ValueError("--render-share and --render-every say the same: leave out one of them.")
+    if (render_share or render_every) and render_on:
+        given = "--render-share" if render_share else "--render-every"
         raise ValueError(
-            "--render-share is for a device that also trains: leave it out with --render-on."
+            f"{given} is for a device that also trains: leave it out with --render-on."
         )
-    if data is not None and (render_share or render_on):
-        raise ValueError("Clips that are given are not rendered: leave out --render-on or --data.")
+    if data is not None and (render_share or render_every or render_on):
+        raise ValueError(
+            "Clips that are given are not rendered: leave out --data, or --render-on, "
+            "--render-share and --render-every."
+        )
     return replace(
         options.with_batches(batch_scale),
         data=data,
         render_on=tuple(render_on or ()),
         render_share=render_share or options.render_share,
+        render_every=render_every,
     )
 
 
@@ -216,6 +233,44 @@ def base(
     ] = False,
 ) -> Any:
     return replace(options, freeze_text=freeze_text, clauses=clauses)
+
+
+def ultragen(
+    options: Any,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"Branch that the attention lacks, {' or '.join(BRANCHES)}; may be repeated. An "
+            "ablation."
+        ),
+    ] = None,
+    crossing: Annotated[
+        Literal["grow", "shift", "none"] | None,
+        typer.Option(
+            help="Windows of odd layers: grow has one more on each axis, as the paper; shift moves "
+            "them by half of one, as Swin; none has those of even layers. An ablation."
+        ),
+    ] = None,
+    lora_rank: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Rank of the compressed branches' updates, 0 for none. These three are for a base "
+            "model that is converted; name them again to resume.",
+        ),
+    ] = None,
+) -> Any:
+    for name in without or ():
+        if name not in BRANCHES:
+            raise ValueError(f"Unknown --without {name!r}: choose from {', '.join(BRANCHES)}.")
+    kept = tuple(name for name in BRANCHES if name not in (without or ()))
+    given = {
+        "branches": kept if without else None,
+        "crossing": crossing,
+        "lora_rank": lora_rank,
+    }
+    attention = tuple((name, value) for name, value in given.items() if value is not None)
+    return replace(options, attention=(*options.attention, *attention))
 
 
 def distillation(
@@ -270,7 +325,7 @@ def parameters_of(function: Callable[..., Any]) -> list[Parameter]:
 add_stage("autoencoder", "The autoencoder, which all others build on.", autoencoder)
 add_stage("decoder", "The decoder alone: all latents stay as they are.")
 add_stage("base", "The dense base model and the text encoder.", on_clips, base)
-add_stage("ultragen", "UltraGen, which starts from the base model's weights.", on_clips)
+add_stage("ultragen", "UltraGen, which starts from the base model's weights.", on_clips, ultragen)
 add_stage("base-distill", "Few steps and no guidance for the base model.", distillation)
 add_stage("distill", "Few steps and no guidance for UltraGen.", distillation)
 add_stage("upscaler", "The network that the base model's clips are enlarged with.")

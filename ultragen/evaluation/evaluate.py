@@ -15,6 +15,7 @@ from .. import __version__
 from ..files import write_json, write_text
 from ..pictures import contact_sheet
 from ..runs.metadata import LIBRARIES
+from .horizons import WEATHERS
 from .instruments import Instruments, measure
 from .metrics import Gaussian, fit_gaussian
 from .rows import REFERENCE, Case, Maker, Row
@@ -141,6 +142,8 @@ def describe(
         "batch": maker.batch,  # which seconds depend on
         "world": world,
     }
+    if instruments.borders:
+        settings["borders"] = list(instruments.borders.columns)
     if own := {row.key: row.own for row in rows if row.own}:
         settings["own_settings"] = own
     return settings
@@ -196,6 +199,11 @@ def page(scores: Sequence[RowScores], settings: dict[str, Any], references: int)
         "Prompt following": networks["following"],
     }
     through = [f"- {what} through {name}" for what, name in names.items() if name]
+    columns = ", ".join(map(str, settings.get("borders", ())))
+    borders = [
+        f"- Seams: rank of the borders on the right of {columns} columns of tokens, 0.5 for none",
+        f"- Horizons: in scenes without water, {' or '.join(WEATHERS)}",
+    ]
     missing = ["HD-FVD"] * (not tubes) + [what for what, name in names.items() if not name]
     lines = [
         f"{scores[0].clips} clips of {request['num_frames']} frames a row at "
@@ -206,6 +214,7 @@ def page(scores: Sequence[RowScores], settings: dict[str, Any], references: int)
         *apart,
         *tubes,
         *through,
+        *(borders if columns else []),
         *([f"- Not measured, for want of a network: {', '.join(missing)}"] if missing else []),
     ]
     text = markdown_table(scores) + "\n" + "\n".join(lines) + "\n"

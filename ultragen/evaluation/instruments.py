@@ -11,6 +11,7 @@ import torch
 
 from ..model.classifier import AttributeClassifier, load_classifier, spread
 from ..weights.fingerprint import check_shipped
+from .horizons import countable, horizons
 from .metrics import (
     DetailError,
     FrameFeatures,
@@ -34,6 +35,7 @@ from .networks import (
 from .outlines import TERRAINS, WEATHERS, unbroken
 from .rows import Case
 from .scores import ClipScores
+from .seams import Borders
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Instruments:
         frames: Features of a frame, for temporal consistency.
         classifier: Tells a clip's attributes, for prompt following.
         classifier_name: What results call it.
+        borders: Where windows meet; with them, what windows do to a clip is measured: seams and
+            horizons.
         device: Where the other measures are computed.
     """
 
@@ -56,6 +60,7 @@ class Instruments:
     frames: FrameNetwork | None = None
     classifier: AttributeClassifier | None = None
     classifier_name: str | None = None
+    borders: Borders | None = None
     device: Device = "cpu"
 
     def names(self) -> dict[str, list[str] | str | None]:
@@ -106,7 +111,7 @@ def load_instruments(
     frames: FrameNetwork | None = text
     if frames is None and network is not None and name is not None:
         frames = classifier_frames(network, name)
-    return Instruments(tuple(tubes), perceptual, text, frames, network, name, device)
+    return Instruments(tuple(tubes), perceptual, text, frames, network, name, device=device)
 
 
 def _named(folder: Path, device: Device) -> tuple[AttributeClassifier, str]:
@@ -141,6 +146,7 @@ def measure(
     if steady is not None and len(frames) > 1:
         temporal = temporal_consistency(steady.compute())
     judged = case.named.get("terrain") in TERRAINS and case.named.get("weather") in WEATHERS
+    borders = instruments.borders
     return ClipScores(
         seconds=seconds,
         hd_mse=hd_mse,
@@ -150,6 +156,8 @@ def measure(
         seen=see(frames, instruments.classifier) if instruments.classifier else None,
         named=told_by(instruments.classifier, case.named),
         outline=unbroken(frames) if judged else None,
+        seam=borders.rank(frames) if borders else None,
+        horizons=horizons(frames) if borders and countable(case.named) else None,
         features={name: part.compute() for name, part in patches.items()},
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from threading import Event
 from time import perf_counter
 from typing import Any, Literal, Protocol
@@ -16,6 +17,7 @@ from ..runs.clip import encode_text, make_clips, resolve_windows
 from ..runs.loading import Models
 from ..runs.progress import RunState
 from ..runs.request import Request
+from ..weights.folders import read_index
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class Row:
         source: `ultragen`, its dense `base` model, or `real` clips of the same scenes.
         upscaler: Enlarges clips of the base model's own size; without it they are made at the full
             size.
-        model: Another model than the one that is evaluated: `TEACHER`, or a folder, such as an
-            ablation's.
+        model: Another model than the one that is evaluated: `TEACHER`, or the name of an ablation's
+            folder.
         num_inference_steps: In place of the request's.
         guidance_scale: In place of the request's.
     """
@@ -71,30 +73,79 @@ SETS: dict[str, tuple[Row, ...]] = {
         Row("student", "Student", "ultragen"),
         Row("real", "Real clips", "real"),
     ),
+    "table4": (
+        Row("full", "Full", "ultragen"),
+        *(
+            Row(name, title, "ultragen", model=name)
+            for name, title in (
+                ("without-global", "Without global"),
+                ("without-crossing", "Without crossing windows"),
+                ("without-hierarchical", "Without hierarchical"),
+                ("without-lora", "Without low-rank updates"),
+                ("swin", "Swin's shift in place of K + 1"),
+            )
+        ),
+        Row("real", "Real clips", "real"),
+    ),
 }
-"""Tables by name; another table, such as one of ablations, is another entry."""
+"""Tables by name; another table is another entry."""
 REFERENCE = Row("reference", "Reference", "real")
 """What HD-FVD compares with: real clips of other scenes, in no table."""
 
 
-def rows_of(table: str, teacher: bool = False) -> tuple[Row, ...]:
+def rows_of(table: str, teacher: bool = False, models: Path | None = None) -> tuple[Row, ...]:
     """The rows of a table.
 
     Args:
         table: Its name.
         teacher: Whether there is one.
+        models: Folder of the models of ablations, each in a folder of its row's name; rows that it
+            lacks are left out, but for the first one.
 
     Raises:
-        ValueError: There is no such table, or it needs a teacher, or has no use for one.
+        ValueError: There is no such table, or it needs a teacher or a folder of models, or has no
+            use for one; or as `_with_models`.
+        OSError: A model's index is damaged.
     """
     if table not in SETS:
         raise ValueError(f"set {table!r:.40} is unknown: choose from {', '.join(SETS)}.")
-    asked = any(row.model == TEACHER for row in SETS[table])
+    rows = SETS[table]
+    asked = any(row.model == TEACHER for row in rows)
     if asked and not teacher:
         raise ValueError(f"--set {table} needs the teacher: add --teacher FOLDER.")
     if teacher and not asked:
         raise ValueError(f"--set {table} has no row of a teacher: leave --teacher out.")
-    return SETS[table]
+    ablations = {row.key for row in rows if row.model not in (None, TEACHER)}
+    if ablations and models is None:
+        raise ValueError(f"--set {table} needs the folder of its models: add --models FOLDER.")
+    if models is None:
+        return rows
+    if not ablations:
+        raise ValueError(f"--set {table} has no rows of ablations: leave --models out.")
+    return _with_models(rows, {rows[0].key} | ablations, models)
+
+
+def _with_models(rows: Sequence[Row], known: set[str], models: Path) -> tuple[Row, ...]:
+    """Those of the rows whose models are in a folder, and those that need none.
+
+    Raises:
+        ValueError: It lacks the first row's model, holds others than those that are known, or some
+            that are not distilled as the others.
+        OSError: A model's index is damaged.
+    """
+    found = {path.parent.name for path in models.glob("*/model_index.json")}
+    if rows[0].key not in found or found - known:
+        raise ValueError(
+            f"{models} has models called {', '.join(sorted(found)) or 'nothing'}: there must be "
+            f"{rows[0].key}, and none but {', '.join(row.key for row in rows if row.key in known)}."
+        )
+    steps = {name: read_index(models / name).get("distilled_steps") for name in sorted(found)}
+    if len(set(steps.values())) > 1:
+        said = ", ".join(f"{name} in {n}" if n else f"{name} is not" for name, n in steps.items())
+        raise ValueError(
+            f"The models in {models} are not distilled alike: {said}. Distil all of them or none."
+        )
+    return tuple(row for row in rows if row.key in found or row.key not in known)
 
 
 class Case(Protocol):

@@ -30,6 +30,8 @@ class ClipScores:
         seen: The attributes that the classifier sees, or None without one.
         named: The attributes that the caption names.
         outline: Whether its skyline is one unbroken line, see `outlines`, or None for other scenes.
+        seam: Mean rank of the borders of windows, see `seams`, or None where it is not asked for.
+        horizons: How many there are, see `horizons`, or None for other scenes.
         features: Features of the patches, `n d`, by network.
     """
 
@@ -41,6 +43,8 @@ class ClipScores:
     seen: Mapping[str, str] | None
     named: Mapping[str, str]
     outline: bool | None = None
+    seam: float | None = None
+    horizons: int | None = None
     features: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -144,6 +148,8 @@ class RowScores:
         following: Part of the attributes named by the captions that is there, or None.
         by_attribute: The same for each attribute that some caption names.
         outlines: Part of the skylines that are one unbroken line, or None where none is judged.
+        seams: Mean over clips of the rank of the borders of windows, or None.
+        horizons: Mean over the clips in which they are counted, or None.
         seconds: Median a clip, so that the first one's start does not count, or None.
     """
 
@@ -158,6 +164,8 @@ class RowScores:
     following: Estimate | None
     by_attribute: dict[str, Estimate]
     outlines: Estimate | None
+    seams: Estimate | None
+    horizons: Estimate | None
     seconds: float | None
 
 
@@ -193,11 +201,20 @@ def score_row(
         following=following(clips),
         by_attribute={name: value for name, value in found.items() if value is not None},
         outlines=average([float(x.outline) for x in clips if x.outline is not None]),
+        seams=average([clip.seam for clip in clips]),
+        horizons=average([float(x.horizons) for x in clips if x.horizons is not None]),
         seconds=median(seconds) if seconds else None,
     )
 
 
 # Tables
+
+WHERE_MEASURED: dict[str, Callable[[RowScores], str]] = {
+    "outlines ↑": lambda row: percent(row.outlines),
+    "seams ↓": lambda row: number(row.seams, 2),
+    "horizons": lambda row: number(row.horizons, 2),
+}
+"""Columns that stand only in tables where some row has them, and their cells."""
 
 
 def markdown_table(rows: Sequence[RowScores]) -> str:
@@ -205,14 +222,18 @@ def markdown_table(rows: Sequence[RowScores]) -> str:
     networks = list(rows[0].hd_fvd)
     head = ["", *(f"HD-FVD ↓ ({name})" for name in networks or ["not measured"])]
     head += ["HD-MSE", "HD-LPIPS", "CLIP ↑", "temporal ↑", "prompt ↑"]
-    judged = any(row.outlines for row in rows)
-    head += [*(["outlines ↑"] if judged else []), "s a clip"]
+    shown = {
+        title: cell
+        for title, cell in WHERE_MEASURED.items()
+        if any(cell(row) != MISSING for row in rows)
+    }
+    head += [*shown, "s a clip"]
     lines = []
     for row in rows:
         cells = [number(row.hd_fvd[name], 2) for name in networks] or [MISSING]
         cells += [number(row.hd_mse, 1), number(row.hd_lpips, 4), number(row.clip_score, 4)]
         cells += [number(row.temporal, 4), percent(row.following)]
-        cells += [percent(row.outlines)] if judged else []
+        cells += [cell(row) for cell in shown.values()]
         cells.append(MISSING if row.seconds is None else f"{row.seconds:.2f}")
         lines.append([row.title, *cells])
     return _table(head, lines)

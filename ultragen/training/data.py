@@ -56,6 +56,8 @@ class Pool:
         capacity: Examples kept.
         share: Part of the time that goes into new examples once the pool is full.
         first: Examples made before training starts.
+        every: Refreshes of which one makes new examples, in place of the share: then they do not
+            depend on how fast anything is.
     """
 
     def __init__(
@@ -64,8 +66,10 @@ class Pool:
         capacity: int,
         share: float,
         first: int,
+        every: int | None = None,
     ) -> None:
         self.make, self.capacity, self.share, self.first = make, capacity, share, first
+        self.every, self.refreshed = every, 0
         self.made = 0
         self.rings: list[Tensor] = []
         self.busy = 0.0
@@ -85,11 +89,17 @@ class Pool:
         self.made += number
 
     def refresh(self) -> None:
-        """Makes examples as long as they had less than their share of the time."""
+        """Makes examples as long as they had less than their share of the time, or where it is
+        their turn."""
         if self.make is None:
             return
         while self.made < self.first:
             self.put(self.make())
+        if self.every is not None:
+            self.refreshed += 1
+            if self.refreshed % self.every == 0:
+                self.put(self.make())
+            return
         while self.busy <= self.share * (time.monotonic() - self.since):
             start = time.monotonic()
             self.put(self.make())

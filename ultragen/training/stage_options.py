@@ -25,11 +25,15 @@ class StageOptions:
         autoencoder: Other settings of `AutoencoderStage`.
         upscaler: Other settings of `UpscalerStage`.
         classifier: Other settings of `ClassifierStage`.
-        attention: Other settings of the converted transformer, such as the paper's ablations.
+        attention: Other settings of the converted transformer, such as the paper's ablations;
+            also in a training that is resumed.
         learning_rates: By stage.
         render_on: Devices that render clips while another one trains, such as `cuda:1`.
         render_share: Part of the time that goes into rendering where the training's own device
             renders.
+        render_every: Steps with a kind of clip after which new ones are rendered, in place of that
+            share: trainings of models that are not equally fast then see the same clips in the
+            same steps.
         freeze_text: Whether the base stage leaves the text encoder's weights as they are, so that
             an UltraGen that was trained with it stays valid, unless `clauses` changes how it reads.
         data: Folder of clips that `dataset` encoded with the embedded model's autoencoder, which
@@ -67,6 +71,7 @@ class StageOptions:
     )
     render_on: tuple[str, ...] = ()
     render_share: float = 0.45
+    render_every: int | None = None
     freeze_text: bool = False
     clauses: bool = False
     edition: int = 1

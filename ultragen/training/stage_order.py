@@ -161,6 +161,7 @@ def base_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
         render_on=options.render_on,
         dataset=sources.dataset(options.data),
         edition=options.edition,
+        every=options.render_every,
     )
 
 
@@ -179,14 +180,20 @@ def with_trained_parts(
 
 
 def ultragen_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
-    size = options.size
+    size, own = options.size, dict(options.attention)
     transformer = sources.initial("transformer", UltraGenTransformer3DModel.from_pretrained)
     if transformer is None:
         base = _component(sources.folders, "base_transformer", load_wan_transformer, "base")
-        transformer = convert(base.float(), size, **dict(options.attention))
+        transformer = convert(base.float(), size, **own)
+    elif _said(own) != _said(has := {name: transformer.config[name] for name in own}):
+        raise ValueError(
+            f"{sources.start} has an UltraGen of its own, with {_said(has)}, not {_said(own)}: "
+            "start from a folder that has a base_transformer but no transformer, or leave the "
+            "attention's settings out."
+        )
     add_coordinates(transformer)
     pipeline = with_trained_parts(sources, size, transformer)
-    return FlowMatchingStage(
+    stage = FlowMatchingStage(
         pipeline,
         options.ultragen_sizes,
         train_text=False,
@@ -195,7 +202,20 @@ def ultragen_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
         render_on=options.render_on,
         dataset=sources.dataset(options.data),
         edition=options.edition,
+        every=options.render_every,
     )
+    if own:  # older checkpoints know of no attention but the paper's
+        stage.settings = {"attention": _said(own)}
+    return stage
+
+
+def _said(settings: dict[str, Any]) -> str:
+    """Settings as people read them; what is a tuple here is a list where it was loaded."""
+    plain = {
+        name: (" and ".join(value) or "none") if isinstance(value, list | tuple) else value
+        for name, value in settings.items()
+    }
+    return ", ".join(f"{name} {value}" for name, value in plain.items())
 
 
 def distillation(

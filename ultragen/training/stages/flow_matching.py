@@ -90,6 +90,7 @@ class FlowMatchingStage(TransformerStage):
         render_on: Devices that render, such as `cuda:1`; none for the training's own.
         dataset: Clips that are trained on instead of rendered ones, of those sizes that it has.
         edition: Of the world that scenes belong to, see `world.scene`.
+        every: Steps with a kind of clip after which new ones are rendered, in place of the share.
 
     Raises:
         ValueError: if the dataset has clips of none of the sizes.
@@ -105,10 +106,11 @@ class FlowMatchingStage(TransformerStage):
         render_on: Sequence[str] = (),
         dataset: LatentDataset | None = None,
         edition: int = 1,
+        every: int | None = None,
     ) -> None:
         super().__init__(pipeline, known_sizes(sizes, dataset), train_text, seed)
         self.share, self.render_on, self.dataset = share, tuple(render_on), dataset
-        self.edition = edition
+        self.edition, self.every = edition, every
         self.renderers: Renderers | None = None
 
     def setup(self, device: torch.device, rank: int, world: int) -> None:
@@ -119,7 +121,7 @@ class FlowMatchingStage(TransformerStage):
         self.pools = [
             self.stored(size, device)
             if self.dataset
-            else Pool(maker, size.pool, self.share * size.weight / total, size.first)
+            else Pool(maker, size.pool, self.share * size.weight / total, size.first, self.every)
             for maker, size in zip(make, self.sizes, strict=True)
         ]
 
