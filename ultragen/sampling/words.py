@@ -26,11 +26,11 @@ POSSESSIVE = re.compile(r"['’]s$")
 STOP_WORDS = frozenset(
     re.findall(
         r"\w+",
-        "a about across against all along also amid among an and any are around as at be been being "
-        "beneath beside besides between both but by can do does each every for from had has have "
-        "he her here his i if in inside into is it its just me my near of off on onto or our over "
-        "own per quite rather she so some such than that the their them then there these they this "
-        "those through to too toward towards upon us very was we were when where which while who "
+        "a about across against all along also amid among an and any are around as at be been "
+        "being beneath beside besides between both but by can do does each every for from had has "
+        "have he her here his i if in inside into is it its just me my near of off on onto or our "
+        "over own per quite rather she so some such than that the their them then there these they "
+        "this those through to too toward towards upon us very was we were when where which while who "
         "whose will with within you your",
     )
 )
