@@ -30,8 +30,8 @@ STOP_WORDS = frozenset(
         "being beneath beside besides between both but by can do does each every for from had has "
         "have he her here his i if in inside into is it its just me my near of off on onto or our "
         "over own per quite rather she so some such than that the their them then there these they "
-        "this those through to too toward towards upon us very was we were when where which while who "
-        "whose will with within you your",
+        "this those through to too toward towards upon us very was we were when where which while "
+        "who whose will with within you your",
     )
 )
 
