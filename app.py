@@ -34,19 +34,18 @@ from ultragen.runs.request import MAX_SEED, Request
 from ultragen.runs.worker import Failed, Finished
 from ultragen.runs.write import Result, remove_old
 from ultragen.runs.zerogpu import seconds_asked
-from ultragen.web import views
+from ultragen.web import about, suggestions, views
 from ultragen.web.api import build_api
 from ultragen.web.calls import checker
-from ultragen.web.components import Layout, theme
+from ultragen.web.components import Layout, negative_info, theme
 from ultragen.web.gate import PLACES, Gate
-from ultragen.web.results import load_examples, show, show_example
+from ultragen.web.results import load_examples, load_opening, show, show_example
 from ultragen.web.runs import CANCELLED, Runs
 from ultragen.web.server import serve
 from ultragen.web.settings import (
     SETTINGS,
     Updates,
     describe_model,
-    name_unknown_words,
     on_zero_gpu,
     problem,
     refresh,
@@ -54,13 +53,19 @@ from ultragen.web.settings import (
     validated,
 )
 
-EXAMPLES = Path(__file__).parent / "docs" / "examples"
+ROOT = Path(__file__).parent
+EXAMPLES = ROOT / "docs" / "examples"
 DAY = 24 * 3600
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "run", "concurrency_limit": 1}
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+SCRIPTED: dict[str, Any] = {"queue": False, "api_visibility": "private"}
 SCROLL_TO_STATUS = (
-    "() => { if (innerWidth < 800)"
-    " document.getElementById('status').scrollIntoView({behavior: 'smooth'}); }"
+    "() => { if (innerWidth < 900) document.getElementById('status').scrollIntoView(); }"
+)
+# As far as it takes to see all of it; smoothly, where style sheets allow that.
+SCROLL_TO_PLAYER = "() => document.querySelector('.uc').scrollIntoView({block: 'nearest'})"
+TELL_PROMPT = (
+    "(prompt) => { document.dispatchEvent(new CustomEvent('ultragen:prompt', {detail: prompt})); }"
 )
 
 
@@ -89,7 +94,9 @@ class Page:
         with gr.Blocks(title="UltraGen", delete_cache=(DAY // 4, DAY)) as blocks:
             visitors = [visitor for visitor, _ in ZEROGPU_TIERS] if on_zero_gpu() else []
             described = describe_model(self.models)
-            self.ui = Layout(self.models.preset, described, self.examples, visitors)
+            opening = load_opening(EXAMPLES, self.examples)
+            player = opening.comparison if opening else None
+            self.ui = Layout(self.models.preset, described, self.examples, visitors, player)
             self.wire(blocks)
             build_api(self.runs, self.gpu_part, **ONE_AT_A_TIME)
         blocks.check = checker(self.models)  # for the gate
@@ -112,7 +119,7 @@ class Page:
         )
         gr.on(
             [blocks.load, ui.prompt.change],
-            partial(name_unknown_words, models),
+            partial(suggestions.name_unknown_words, models),
             ui.prompt,
             ui.words,
             trigger_mode="always_last",
@@ -125,6 +132,10 @@ class Page:
                 [ui.resolution, ui.num_frames, ui.steps],
                 **QUIET,
             )
+        gr.on([blocks.load, ui.prompt.change], None, ui.prompt, js=TELL_PROMPT, **SCRIPTED)
+        ui.guidance.change(
+            lambda scale: gr.update(info=negative_info(scale)), ui.guidance, ui.negative, **QUIET
+        )
         ui.dice.click(lambda: random.randint(0, MAX_SEED), None, ui.seed, **QUIET)
 
         buttons = [ui.start, ui.stop]
@@ -151,7 +162,8 @@ class Page:
         blocks.unload(self.leave)
 
         ui.recent.select(self.show_recent, ui.history, ui.result, **QUIET)
-        ui.examples.select(self.show_example, None, [*ui.result, *ui.settings], **QUIET)
+        chosen = ui.examples.select(self.show_example, None, [*ui.result, *ui.settings], **QUIET)
+        chosen.then(None, js=SCROLL_TO_PLAYER, **SCRIPTED)
 
     # Before a run
 
@@ -266,12 +278,13 @@ def launch_options() -> dict[str, Any]:
     """How the page is launched: its looks, and what clients rely on."""
     return {
         "theme": theme(),
-        "css": views.asset("page.css"),
+        "css": views.asset("page.css") + views.asset("first.css"),
         "show_error": True,
         "allowed_paths": [str(EXAMPLES)],  # wherever it is started from
         "mcp_server": find_spec("mcp") is not None,
         "ssr_mode": False,
-        "app_kwargs": {"middleware": [Middleware(Gate)]},
+        "head": f"<script>{views.asset('page.js')}</script>",
+        "app_kwargs": {"middleware": [Middleware(Gate)], "routes": about.routes(ROOT)},
     }
 
 

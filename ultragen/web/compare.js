@@ -1,7 +1,8 @@
 // Two clips in step, one above the other, with a divider and a loupe.
 // Gradio calls this once with `element`, `props` and `watch`; the template never changes, so that
 // the players and their listeners survive every new value. The value: {native, upscaled,
-// base_native} as files with a `url`, {labels}, and {fps, frames}.
+// base_native} as files with a `url`, {labels}, and {fps, frames}; to begin with, {loupe}, a place
+// for it in widths and heights, and {poster}, a picture that is there before the clip.
 
 const find = (name) => element.querySelector(`.uc-${name}`);
 const root = element.querySelector(".uc");
@@ -164,7 +165,9 @@ seek.addEventListener("input", () => toFrame(Number(seek.value)));
 find("speed").addEventListener("click", () => {
   state.speed = (state.speed + 1) % SPEEDS.length;
   over.playbackRate = under.playbackRate = SPEEDS[state.speed];
-  find("speed").textContent = { 1: "1×", 0.5: "½×", 0.25: "¼×" }[SPEEDS[state.speed]];
+  const name = { 1: "1×", 0.5: "½×", 0.25: "¼×" }[SPEEDS[state.speed]];
+  find("speed").textContent = name;
+  find("speed").setAttribute("aria-label", `Speed ${name}`);
 });
 find("full").addEventListener("click", () => {
   if (document.fullscreenElement) document.exitFullscreen();
@@ -213,12 +216,15 @@ function load() {
   state.fps = value.fps;
   state.right = "upscaled";
   seek.max = state.frames - 1;
+  if (value.poster) over.poster = value.poster.url;
+  else over.removeAttribute("poster");
   over.src = value.native.url;
   over.playbackRate = SPEEDS[state.speed];
   find("tag-left").textContent = (value.labels || {}).native || "native";
   find("swap").hidden = !value.base_native;
   root.dataset.state = "ready";
   showRight();
+  if (value.loupe) { state.at = value.loupe; setLoupe(1); }
   const calm = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
   if (!calm) { over.play().catch(() => {}); under.play().catch(() => {}); }
 }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -28,19 +30,58 @@ def load_examples(folder: Path) -> list[Result]:
     return examples
 
 
+@dataclass(frozen=True)
+class Opening:
+    """The example that the page opens with.
+
+    Attributes:
+        example: Its clips and settings.
+        loupe: Where the loupe stands, in widths and heights of the frame: where the two differ.
+    """
+
+    example: Result
+    loupe: tuple[float, float]
+
+    @property
+    def comparison(self) -> dict[str, Any]:
+        """What the player starts with; its first picture is there before any clip."""
+        poster = gr.FileData(path=str(self.example.poster)).model_dump()
+        return compared(self.example) | {"loupe": self.loupe, "poster": poster}
+
+
+def load_opening(folder: Path, examples: list[Result]) -> Opening | None:
+    """The example that `opening.json` in their folder names; None where there is none."""
+    try:
+        named = json.loads((folder / "opening.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    found = (each for each in examples if each.metadata_path.parent.name == named["example"])
+    example = next(found, None)
+    return example and Opening(example, tuple(named["loupe"]))
+
+
+def compared(result: Result) -> dict[str, Any]:
+    """What the player takes: the clips that stand beside each other, and what they are."""
+    metadata = result.metadata
+    clips = {name: gr.FileData(path=str(p)).model_dump() for name, p in clips_of(result).items()}
+    facts = {"fps": metadata["fps"], "frames": metadata["request"]["num_frames"]}
+    return clips | facts | {"labels": metadata["labels"]}
+
+
+def clips_of(result: Result) -> dict[str, Path]:
+    """The clips that can be compared, by name."""
+    clips = {"native": result.native, "upscaled": result.upscaled}
+    return clips | ({"base_native": result.base_native} if result.base_native else {})
+
+
 def show(ui: Layout, result: Result) -> Updates:
     """Everything that shows one run."""
     metadata = result.metadata
-    clips = {"native": result.native, "upscaled": result.upscaled}
-    if result.base_native:
-        clips["base_native"] = result.base_native
-    files = {name: gr.FileData(path=str(path)).model_dump() for name, path in clips.items()}
-    facts = {"fps": metadata["fps"], "frames": metadata["request"]["num_frames"]}
-    downloads = [*clips.values(), result.side_by_side, result.metadata_path]
+    downloads = [*clips_of(result).values(), result.side_by_side, result.metadata_path]
     full = str(result.base_native) if result.base_native else None
     return {
         ui.status: views.finished(metadata),
-        ui.comparison: files | facts | {"labels": metadata["labels"]},
+        ui.comparison: compared(result),
         ui.native: str(result.native),
         ui.upscaled: str(result.upscaled),
         ui.side_by_side: str(result.side_by_side),

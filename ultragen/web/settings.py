@@ -15,7 +15,7 @@ from ..presets import RESOLUTIONS, shown
 from ..runs.choice import REASON
 from ..runs.clip import job
 from ..runs.loading import Models
-from ..runs.request import MAX_PROMPT, UPSCALERS, Request
+from ..runs.request import UPSCALERS, Request
 from ..runs.zerogpu import offers
 from . import views
 from .components import Layout
@@ -169,8 +169,3 @@ def take_offer(ui: Layout, models: Models, visitor: str) -> Updates:
         ui.num_frames: request.frames,
         ui.steps: request.num_inference_steps,
     }
-
-
-def name_unknown_words(models: Models, prompt: str) -> str:
-    """The words of the prompt that the model does not know."""
-    return views.unknown_words(models.unknown_words(prompt[:MAX_PROMPT]))
