@@ -149,7 +149,7 @@ class Page:
             api_visibility="private",
             concurrency_limit=None,
         )
-        checked.success(None, js=SCROLL_TO_STATUS, api_visibility="private")
+        checked.then(None, js=SCROLL_TO_STATUS, api_visibility="private")
         checked.success(
             self.run,
             [*ui.settings, ui.history],
@@ -174,6 +174,7 @@ class Page:
         except gr.Error as error:
             text = unescape(error.message)
             yield {self.ui.status: views.notice("bad", "Please change a setting", text)}
+            error.visible = False  # a second time, above the page
             raise
         self.runs.stop_event(request.session_hash)
         yield {

@@ -83,10 +83,11 @@ class Layout:
 
     def main_settings(self, preset: ModelPreset, visitors: Sequence[str]) -> None:
         """What everybody sets, and the button."""
+        words = preset.vocabulary == "words"
         self.prompt = gr.Textbox(
             PROMPTS[0],
             label="Prompt",
-            info=("A landscape. " if preset.vocabulary == "words" else "") + "Ctrl + Enter runs it.",
+            info="A landscape. Ctrl + Enter runs it." if words else "Ctrl + Enter runs it.",
             lines=3,
             elem_id="prompt",
         )
