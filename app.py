@@ -59,11 +59,8 @@ DAY = 24 * 3600
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "run", "concurrency_limit": 1}
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 SCRIPTED: dict[str, Any] = {"queue": False, "api_visibility": "private"}
-SCROLL_TO_STATUS = (
-    "() => { if (innerWidth < 900) document.getElementById('status').scrollIntoView(); }"
-)
-# As far as it takes to see all of it; smoothly, where style sheets allow that.
-SCROLL_TO_PLAYER = "() => document.querySelector('.uc').scrollIntoView({block: 'nearest'})"
+SCROLL_TO_STATUS = "() => { if (innerWidth < 900) ultragenShow('#status', 'start'); }"
+SCROLL_TO_PLAYER = "() => ultragenShow('.uc', 'nearest')"  # as far as it takes to see all of it
 TELL_PROMPT = (
     "(prompt) => { document.dispatchEvent(new CustomEvent('ultragen:prompt', {detail: prompt})); }"
 )

@@ -33,6 +33,7 @@ function place(event) {
 }
 
 let dragging = false;
+let lent = false; // the loupe came with the clip that the page began with
 
 stage.addEventListener("pointerdown", (event) => {
   if (root.dataset.state !== "ready" || event.button > 0) return;
@@ -104,6 +105,7 @@ function setLoupe(scale) {
 }
 
 find("zoom").addEventListener("click", () => {
+  lent = false;
   setLoupe(LOUPES[(LOUPES.indexOf(state.loupe) + 1) % LOUPES.length]);
 });
 stage.addEventListener("keydown", (event) => {
@@ -224,7 +226,9 @@ function load() {
   find("swap").hidden = !value.base_native;
   root.dataset.state = "ready";
   showRight();
-  if (value.loupe) { state.at = value.loupe; setLoupe(1); }
+  if (value.loupe) state.at = value.loupe;
+  if (value.loupe || lent) setLoupe(value.loupe ? 1 : 0);
+  lent = Boolean(value.loupe);
   const calm = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
   if (!calm) { over.play().catch(() => {}); under.play().catch(() => {}); }
 }

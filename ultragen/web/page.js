@@ -1,3 +1,9 @@
+// Scrolls to a part of the page, at once for those who don't like things to move.
+window.ultragenShow = (selector, block) => {
+  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  document.querySelector(selector).scrollIntoView({ block, behavior: calm ? "auto" : "smooth" });
+};
+
 // What Gradio's components leave unsaid to those who don't see the page. They are drawn anew as
 // they change, so this looks again after every change, and writes only what is missing.
 (() => {

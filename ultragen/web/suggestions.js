@@ -72,7 +72,7 @@ for (const opener of openers) {
 }
 
 element.querySelector(".ug-surprise").addEventListener("click", async () => {
-  write(await server.surprise());
+  write(await server.surprise(field().value));
 });
 
 document.addEventListener("click", (event) => {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from html import escape
@@ -81,10 +82,13 @@ def _group(name: str, tables: tuple[Phrases, ...]) -> str:
     )
 
 
-def surprise() -> str:
-    """A whole prompt by lot, as the model's captions were."""
-    seed = random.randrange(SURPRISES)
-    return captions.caption(sample_scene(seed), seed)
+def surprise(prompt: str) -> str:
+    """A whole prompt by lot, as the model's captions were; another one than this."""
+    while True:
+        seed = random.randrange(SURPRISES)
+        found = captions.caption(sample_scene(seed), seed)
+        if found != prompt:
+            return found
 
 
 def name_unknown_words(models: Models, prompt: str) -> str:
@@ -111,15 +115,19 @@ def _nothing_known(unknown: Sequence[str]) -> str:
     prompts = "".join(f"<li>{_use(prompt)}</li>" for prompt in PROMPTS[1:4])
     return (
         "<p><b>This model draws landscapes, and knows no word of this prompt</b>: "
-        f"{_marked(unknown)}.{offers} A prompt that it knows:</p><ul>{prompts}</ul>"
+        f"{_marked(unknown)}.{offers} Prompts that it knows:</p><ul>{prompts}</ul>"
     )
 
 
 def _some_unknown(unknown: Sequence[str]) -> str:
     """For a prompt with some words that the model does not know."""
     verb = "this word" if len(unknown) == 1 else "these words"
-    near = ", ".join(f"{escape(word)} → {_use(phrase, word)}" for word, phrase in _nearest(unknown))
-    offers = f" Nearest: {near}" if near else ""
+    near = [
+        # In place of a word, which may have an article already.
+        f"{escape(word)} → {_use(re.sub('^(a|the) ', '', phrase), word)}"
+        for word, phrase in _nearest(unknown)
+    ]
+    offers = f" Nearest: {', '.join(near)}" if near else ""
     return f"<p>The model does not know {verb}: {_marked(unknown)}{offers}</p>"
 
 
@@ -146,6 +154,7 @@ def _use(phrase: str, word: str = "") -> str:
     )
 
 
-def _ends(text: str, most: int = 80) -> str:
-    """The beginning and the end of a text, if it is long."""
-    return text if len(text) <= most else f"{text[:50].rstrip()} … {text[-25:].lstrip()}"
+def _ends(text: str, most: int = 12) -> str:
+    """The first and the last words of a text, if it is long."""
+    words = text.strip(" ,.").split()
+    return " ".join(words if len(words) <= most else [*words[: most - 4], "…", *words[-4:]])
