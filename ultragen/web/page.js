@@ -35,6 +35,7 @@ window.ultragenShow = (selector, block) => {
         set(button.querySelector("img"), "alt", ""); // the caption says it
       });
     });
+    all("div.empty[aria-label]", (empty) => set(empty, "role", "img")); // else it has no name
     all("button.reset-button", (button) => {
       const title = button.closest(".block")?.querySelector("[data-testid=block-info]");
       if (title) set(button, "aria-label", `Reset ${title.textContent.trim()}`);
