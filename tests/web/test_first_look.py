@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import measure_page
 import pytest
 from browsers import DESKTOP, PHONE, generate
 from fakes import fake_models, served
@@ -147,6 +148,14 @@ def test_links_lead_somewhere(look, url):
     assert page.locator(".ug-model p").is_hidden()
     page.click(".ug-model summary")
     expect(page.locator(".ug-model p")).to_contain_text("parameters")
+
+
+def test_what_a_visitor_waits_for_is_measured(browser, url):
+    look = measure_page.first_look(browser, url)
+    assert look["before a clip plays, MB"] < 3 < look["with both clips, MB"] < 5
+    assert 0 < look["largest paint, s"] < 10  # its bar is for a machine that does nothing else
+    answers = measure_page.settings_times(browser, url)
+    assert len(answers) == 2 and all(0 < milliseconds < 1000 for milliseconds in answers.values())
 
 
 # The prompt

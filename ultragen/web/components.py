@@ -309,7 +309,7 @@ def theme() -> gr.themes.Base:
         button_primary_background_fill="#0e7490",
         button_primary_background_fill_hover="#155e75",
         button_primary_background_fill_dark="#0e7490",
-        button_primary_background_fill_hover_dark="#0891b2",
+        button_primary_background_fill_hover_dark="#155e75",
         button_primary_text_color="white",
         button_cancel_background_fill="#fff",
         button_cancel_background_fill_dark="#1e293b",
