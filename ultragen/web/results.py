@@ -57,7 +57,7 @@ def load_opening(folder: Path, examples: list[Result]) -> Opening | None:
         return None
     found = (each for each in examples if each.metadata_path.parent.name == named["example"])
     example = next(found, None)
-    return example and Opening(example, tuple(named["loupe"]))
+    return Opening(example, tuple(named["loupe"])) if example else None
 
 
 def compared(result: Result) -> dict[str, Any]:
