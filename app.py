@@ -61,6 +61,8 @@ QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibil
 SCRIPTED: dict[str, Any] = {"queue": False, "api_visibility": "private"}
 SCROLL_TO_STATUS = "() => { if (innerWidth < 900) ultragenShow('#status', 'start'); }"
 SCROLL_TO_PLAYER = "() => ultragenShow('.uc', 'nearest')"  # as far as it takes to see all of it
+# What plays takes a CPU's time from what is to be made.
+PAUSE = "() => document.querySelectorAll('.uc video').forEach((video) => video.pause())"
 TELL_PROMPT = (
     "(prompt) => { document.dispatchEvent(new CustomEvent('ultragen:prompt', {detail: prompt})); }"
 )
@@ -147,6 +149,7 @@ class Page:
             concurrency_limit=None,
         )
         checked.then(None, js=SCROLL_TO_STATUS, api_visibility="private")
+        checked.success(None, js=PAUSE, api_visibility="private")
         checked.success(
             self.run,
             [*ui.settings, ui.history],

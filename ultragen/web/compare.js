@@ -136,9 +136,19 @@ function tick() {
     if (apart > 0.6 / state.fps && !lapped && !under.seeking) under.currentTime = over.currentTime;
     if (!over.paused && under.paused) under.play().catch(() => {});
     showFrame();
-    drawLoupe();
+    followClips();
   }
   requestAnimationFrame(tick);
+}
+
+let drawn = null; // what the loupe shows; drawing costs more than all else here
+
+function followClips() {
+  const now = `${over.currentTime} ${under.currentTime} ${over.src} ${under.src}`;
+  if (now === drawn) return;
+  drawLoupe();
+  const there = [over, under].every((video) => video.readyState >= 2 && !video.seeking);
+  drawn = there ? now : null;
 }
 
 function playing(on) {
