@@ -345,6 +345,6 @@ OVERFLOWING = """() => [...document.querySelectorAll('#resolution label, #window
 def test_choices_stay_within_their_cards(browser, url, width):
     page = browser.new_page(viewport={"width": width, "height": 900})
     page.goto(url)
-    expect(page.locator("#estimate-card")).to_be_visible()
+    page.wait_for_selector("#estimate-card")
     assert page.evaluate(OVERFLOWING) == []
     page.close()
