@@ -28,7 +28,6 @@ BARS = {
     "largest paint, s": 2.5,
     "before a clip plays, MB": 3.0,
     "a setting, ms": 50.0,
-    "a long prompt, ms": 50.0,
 }
 WATCH_PAINTS = """window.paints = []; new PerformanceObserver(list => {
     for (const entry of list.getEntries()) paints.push(entry.startTime);
