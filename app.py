@@ -35,12 +35,12 @@ from ultragen.runs.request import MAX_SEED, Request, check_prompt
 from ultragen.runs.worker import Failed, Finished
 from ultragen.runs.write import Result, remove_old
 from ultragen.runs.zerogpu import seconds_asked
-from ultragen.web import views
+from ultragen.web import about, suggestions, views
 from ultragen.web.api import build_api
 from ultragen.web.browser import remembered, script, token
 from ultragen.web.calls import checker
 from ultragen.web.cards import Cards
-from ultragen.web.components import Layout, theme
+from ultragen.web.components import Layout, negative_info, theme
 from ultragen.web.downloads import make_file
 from ultragen.web.drafting import Drafts, busy, draft_frames, ready, with_scene
 from ultragen.web.gate import PLACES, RUNS, Gate
@@ -51,6 +51,7 @@ from ultragen.web.results import (
     KEPT_FOR,
     kept_until,
     load_examples,
+    load_opening,
     name_of,
     native_alone,
     show,
@@ -63,7 +64,6 @@ from ultragen.web.settings import (
     Updates,
     describe_model,
     in_page_words,
-    name_unknown_words,
     on_zero_gpu,
     problem,
     refresh,
@@ -74,13 +74,18 @@ from ultragen.web.tools import serve_tools
 from ultragen.web.uploads import LARGEST, sweep
 from ultragen.web.visits import GONE, MOST_RUNS, Visits
 
-EXAMPLES = Path(__file__).parent / "docs" / "examples"
+ROOT = Path(__file__).parent
+EXAMPLES = ROOT / "docs" / "examples"
 WATCHING: dict[str, Any] = {"concurrency_id": "watch", "concurrency_limit": 30}
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": RUNS, "concurrency_limit": 1}
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-SCROLL_TO_STATUS = (
-    "() => { if (innerWidth < 800)"
-    " document.getElementById('status').scrollIntoView({behavior: 'smooth'}); }"
+SCRIPTED: dict[str, Any] = {"queue": False, "api_visibility": "private"}
+SCROLL_TO_STATUS = "() => { if (innerWidth < 900) ultragenShow('#status', 'start'); }"
+SCROLL_TO_PLAYER = "() => ultragenShow('.uc', 'nearest')"  # as far as it takes to see all of it
+# What plays takes a CPU's time from what is to be made.
+PAUSE = "() => document.querySelectorAll('.uc video').forEach((video) => video.pause())"
+TELL_PROMPT = (
+    "(prompt) => { document.dispatchEvent(new CustomEvent('ultragen:prompt', {detail: prompt})); }"
 )
 
 
@@ -120,7 +125,9 @@ class Page:
         with gr.Blocks(title="UltraGen", delete_cache=(KEPT_FOR // 4, KEPT_FOR)) as blocks:
             visitors = [visitor for visitor, _ in ZEROGPU_TIERS] if on_zero_gpu() else []
             described = describe_model(self.models)
-            self.ui = Layout(self.models.preset, described, self.examples, visitors)
+            opening = load_opening(EXAMPLES, self.examples)
+            player = opening.comparison if opening else None
+            self.ui = Layout(self.models.preset, described, self.examples, visitors, player)
             self.places = Places(blocks, self.kept, self.runs, self.grace)
             self.visits = Visits(self.ui, self.models, self.runs.output_dir)
             self.wire(blocks)
@@ -147,7 +154,7 @@ class Page:
         )
         gr.on(
             [blocks.load, ui.prompt.change],
-            partial(name_unknown_words, models),
+            partial(suggestions.name_unknown_words, models),
             ui.prompt,
             ui.words,
             trigger_mode="always_last",
@@ -160,6 +167,10 @@ class Page:
                 [ui.resolution, ui.num_frames, ui.steps],
                 **QUIET,
             )
+        gr.on([blocks.load, ui.prompt.change], None, ui.prompt, js=TELL_PROMPT, **SCRIPTED)
+        ui.guidance.change(
+            lambda scale: gr.update(info=negative_info(scale)), ui.guidance, ui.negative, **QUIET
+        )
         ui.dice.click(lambda: random.randint(0, MAX_SEED), None, ui.seed, **QUIET)
 
         buttons = [ui.start, ui.stop, ui.draft, ui.large]
@@ -174,7 +185,7 @@ class Page:
             api_visibility="private",
             concurrency_limit=None,
         )
-        checked.success(None, js=SCROLL_TO_STATUS, api_visibility="private")
+        self.turn_to(checked)
         checked.success(
             self.run,
             [*ui.settings, ui.history, ui.visitor],
@@ -199,7 +210,8 @@ class Page:
         ui.recent.select(
             self.show_recent, [ui.history, ui.visitor], [*ui.result, ui.visitor], **QUIET
         )
-        ui.examples.select(self.show_example, None, [*ui.result, *ui.settings], **QUIET)
+        chosen = ui.examples.select(self.show_example, None, [*ui.result, *ui.settings], **QUIET)
+        chosen.then(None, js=SCROLL_TO_PLAYER, **SCRIPTED)
         self.wire_memory(blocks, shown)
 
     def wire_memory(self, blocks: gr.Blocks, shown: list[Any]) -> None:
@@ -246,15 +258,21 @@ class Page:
         at_once: dict[str, Any] = {"trigger_mode": "once", "concurrency_limit": None, **private}
         drawn = [ui.status, ui.comparison, ui.drafts, ui.drafted, ui.scene, *buttons]
         checked = ui.draft.click(self.prepare, ui.settings, [ui.status, *buttons], **at_once)
-        checked.success(None, js=SCROLL_TO_STATUS, api_visibility="private")
+        self.turn_to(checked)
         checked.success(drafts.run, [*ui.settings, ui.count], drawn, **private, **ONE_AT_A_TIME)
         ui.drafts.select(drafts.choose, ui.drafted, [ui.comparison, ui.scene, ui.large], **QUIET)
         settings = [*ui.settings, ui.scene]
         checked = ui.large.click(self.prepare_large, settings, [ui.status, *buttons], **at_once)
-        checked.success(None, js=SCROLL_TO_STATUS, api_visibility="private")
+        self.turn_to(checked)
         checked.success(
             self.run_large, [*settings, ui.history, ui.visitor], shown, **private, **WATCHING
         ).then(partial(refresh, ui, self.models), ui.settings, looks, **QUIET)
+
+    @staticmethod
+    def turn_to(checked: Any) -> None:
+        """Once settings are checked, the page says how things stand, and what plays gives way."""
+        checked.then(None, js=SCROLL_TO_STATUS, api_visibility="private")
+        checked.success(None, js=PAUSE, api_visibility="private")
 
     # Before a run
 
@@ -421,13 +439,17 @@ def launch_options() -> dict[str, Any]:
     """How the page is launched: its looks, and what clients rely on."""
     return {
         "theme": theme(),
-        "css": views.asset("page.css"),
+        "css": views.asset("page.css") + views.asset("first.css"),
         "show_error": True,
         "allowed_paths": [str(EXAMPLES)],  # wherever it is started from
         "max_file_size": LARGEST,
         "mcp_server": serve_tools(),
         "ssr_mode": False,
-        "app_kwargs": {"middleware": [Middleware(Gate), Middleware(Cards)]},
+        "head": f"<script>{views.asset('page.js')}</script>",
+        "app_kwargs": {
+            "middleware": [Middleware(Gate), Middleware(Cards)],
+            "routes": about.routes(ROOT),
+        },
     }
 
 
