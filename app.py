@@ -82,8 +82,6 @@ QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibil
 SCRIPTED: dict[str, Any] = {"queue": False, "api_visibility": "private"}
 SCROLL_TO_STATUS = "() => { if (innerWidth < 900) ultragenShow('#status', 'start'); }"
 SCROLL_TO_PLAYER = "() => ultragenShow('.uc', 'nearest')"  # as far as it takes to see all of it
-# What plays takes a CPU's time from what is to be made.
-PAUSE = "() => document.querySelectorAll('.uc video').forEach((video) => video.pause())"
 TELL_PROMPT = (
     "(prompt) => { document.dispatchEvent(new CustomEvent('ultragen:prompt', {detail: prompt})); }"
 )
@@ -185,7 +183,7 @@ class Page:
             api_visibility="private",
             concurrency_limit=None,
         )
-        self.turn_to(checked)
+        checked.then(None, js=SCROLL_TO_STATUS, api_visibility="private")
         checked.success(
             self.run,
             [*ui.settings, ui.history, ui.visitor],
@@ -195,6 +193,7 @@ class Page:
             **WATCHING,
         ).then(partial(refresh, ui, models), ui.settings, looks, **QUIET)
         self.wire_drafts(buttons, shown, looks)
+        ui.status.change(None, ui.status, js="(status) => ultragenRest(status)", **SCRIPTED)
         ui.stop.click(self.cancel, None, ui.status, **QUIET)
         blocks.unload(self.leave)
         self.places.wire(**ONE_AT_A_TIME)
@@ -258,21 +257,15 @@ class Page:
         at_once: dict[str, Any] = {"trigger_mode": "once", "concurrency_limit": None, **private}
         drawn = [ui.status, ui.comparison, ui.drafts, ui.drafted, ui.scene, *buttons]
         checked = ui.draft.click(self.prepare, ui.settings, [ui.status, *buttons], **at_once)
-        self.turn_to(checked)
+        checked.then(None, js=SCROLL_TO_STATUS, api_visibility="private")
         checked.success(drafts.run, [*ui.settings, ui.count], drawn, **private, **ONE_AT_A_TIME)
         ui.drafts.select(drafts.choose, ui.drafted, [ui.comparison, ui.scene, ui.large], **QUIET)
         settings = [*ui.settings, ui.scene]
         checked = ui.large.click(self.prepare_large, settings, [ui.status, *buttons], **at_once)
-        self.turn_to(checked)
+        checked.then(None, js=SCROLL_TO_STATUS, api_visibility="private")
         checked.success(
             self.run_large, [*settings, ui.history, ui.visitor], shown, **private, **WATCHING
         ).then(partial(refresh, ui, self.models), ui.settings, looks, **QUIET)
-
-    @staticmethod
-    def turn_to(checked: Any) -> None:
-        """Once settings are checked, the page says how things stand, and what plays gives way."""
-        checked.then(None, js=SCROLL_TO_STATUS, api_visibility="private")
-        checked.success(None, js=PAUSE, api_visibility="private")
 
     # Before a run
 

@@ -84,6 +84,21 @@ def test_it_opens_with_an_example_that_plays_under_the_loupe(look, models):
     assert len(models.native.calls) == runs
 
 
+def test_it_rests_while_a_run_computes_also_after_a_reload(browser, tmp_path):
+    with served(fake_models(delay=3.0), tmp_path) as url:
+        page = browser.new_page(viewport=DESKTOP)
+        page.goto(url)
+        page.wait_for_function("() => document.querySelector('.uc-over')?.paused === false")
+        page.click("#generate")
+        for _ in range(2):
+            page.wait_for_selector("#status [role=progressbar]", timeout=20_000)
+            page.wait_for_function("() => document.querySelector('.uc-over').paused")
+            expect(page.locator(".uc-loupe")).to_be_visible()  # it comes with the example only
+            page.reload()
+        page.click("#cancel")
+        page.close()
+
+
 def test_who_dislikes_motion_sees_it_stand_still(look):
     page = look(reduced_motion="reduce")
     page.wait_for_function("() => document.querySelector('.uc-over').readyState >= 2")

@@ -4,6 +4,17 @@ window.ultragenShow = (selector, block) => {
   document.querySelector(selector).scrollIntoView({ block, behavior: calm ? "auto" : "smooth" });
 };
 
+// What plays rests once a run computes, also one that a reload finds: it takes a CPU's time from what
+// is to be made. Who plays it all the same, or the native clip by then, goes on.
+{
+  let computing = false;
+  window.ultragenRest = (status) => {
+    const began = !computing;
+    computing = status.includes('role="progressbar"');
+    if (began && computing) document.querySelectorAll(".uc video").forEach((video) => video.pause());
+  };
+}
+
 // What Gradio's components leave unsaid to those who don't see the page. They are drawn anew as
 // they change, so this looks again after every change, and writes only what is missing.
 (() => {
