@@ -40,4 +40,5 @@ def generate(page) -> None:
     """Makes both clips, and waits until they are there."""
     page.click("#generate")
     page.wait_for_selector("#status .good", timeout=60_000)
+    page.wait_for_selector(".uc:not(.uc-alone)")  # the native clip was there before
     page.wait_for_selector("#generate:enabled")

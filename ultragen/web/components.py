@@ -130,6 +130,9 @@ class Layout:
         with gr.Row():
             self.start = gr.Button("Generate both clips", variant="primary", elem_id="generate")
             self.stop = gr.Button("Cancel", variant="stop", visible=False, elem_id="cancel")
+
+    def more_settings(self, preset: ModelPreset) -> None:
+        """Drafts, length, seed and windows; the rest folded away."""
         with gr.Group(elem_id="drafting"):
             self.count = gr.Radio(
                 list(range(1, MOST + 1)),
@@ -139,9 +142,6 @@ class Layout:
                 elem_id="count",
             )
             self.draft = gr.Button("Draft", size="sm", elem_id="draft")
-
-    def more_settings(self, preset: ModelPreset) -> None:
-        """Length, seed and windows; the rest folded away."""
         with gr.Row():
             with gr.Column(min_width=150, elem_classes="ug-tight"):
                 self.num_frames = gr.Slider(
