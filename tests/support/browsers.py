@@ -38,7 +38,12 @@ def set_number(page, box: str, value: int) -> None:
 
 def generate(page) -> None:
     """Makes both clips, and waits until they are there."""
+    before = page.get_attribute(".uc-over", "src")
     page.click("#generate")
     page.wait_for_selector("#status .good", timeout=60_000)
-    page.wait_for_selector(".uc:not(.uc-alone)")  # the native clip was there before
+    page.wait_for_function(  # the native clip was there before, alone
+        "before => { const over = document.querySelector('.uc:not(.uc-alone) .uc-over');"
+        " return over && over.getAttribute('src') !== before; }",
+        arg=before,
+    )
     page.wait_for_selector("#generate:enabled")
