@@ -20,7 +20,7 @@ from .components import Layout
 from .settings import SETTINGS, Updates, lora_rows
 
 KEPT_FOR = 24 * 3600  # seconds for which the files of a run are kept
-NAME = re.compile(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)*")  # of a run's folder
+NAME = re.compile(r"[A-Za-z0-9]+(-+[A-Za-z0-9]+)*")  # of a run's folder
 
 
 def load_examples(folder: Path) -> list[Result]:
