@@ -35,7 +35,7 @@ from ultragen.runs.request import MAX_SEED, Request, check_prompt
 from ultragen.runs.worker import Failed, Finished
 from ultragen.runs.write import Result, remove_old
 from ultragen.runs.zerogpu import seconds_asked
-from ultragen.web import views
+from ultragen.web import about, suggestions, views
 from ultragen.web.api import build_api
 from ultragen.web.browser import remembered, script, token
 from ultragen.web.cache import (
@@ -48,7 +48,7 @@ from ultragen.web.cache import (
 from ultragen.web.call_places import MAKES_CLIPS, PLACES
 from ultragen.web.calls import Refused, checker
 from ultragen.web.cards import Cards
-from ultragen.web.components import Layout, theme
+from ultragen.web.components import Layout, negative_info, theme
 from ultragen.web.downloads import make_file
 from ultragen.web.drafting import Drafts, busy, draft_frames, ready, with_scene
 from ultragen.web.gate import Gate
@@ -59,6 +59,7 @@ from ultragen.web.results import (
     KEPT_FOR,
     kept_until,
     load_examples,
+    load_opening,
     name_of,
     native_alone,
     show,
@@ -71,7 +72,6 @@ from ultragen.web.settings import (
     Updates,
     describe_model,
     in_page_words,
-    name_unknown_words,
     on_zero_gpu,
     problem,
     refresh,
@@ -81,14 +81,17 @@ from ultragen.web.settings import (
 from ultragen.web.tools import serve_tools
 from ultragen.web.visits import GONE, MOST_RUNS, Visits
 
-EXAMPLES = Path(__file__).parent / "docs" / "examples"
+ROOT = Path(__file__).parent
+EXAMPLES = ROOT / "docs" / "examples"
 WATCHING: dict[str, Any] = {"concurrency_id": "watch", "concurrency_limit": 30}
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": MAKES_CLIPS, "concurrency_limit": 1}
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 WAITING = views.notice("idle", "Waiting", "The run starts when it is its turn.")
-SCROLL_TO_STATUS = (
-    "() => { if (innerWidth < 800)"
-    " document.getElementById('status').scrollIntoView({behavior: 'smooth'}); }"
+SCRIPTED: dict[str, Any] = {"queue": False, "api_visibility": "private"}
+SCROLL_TO_STATUS = "() => { if (innerWidth < 900) ultragenShow('#status', 'start'); }"
+SCROLL_TO_PLAYER = "() => ultragenShow('.uc', 'nearest')"  # as far as it takes to see all of it
+TELL_PROMPT = (
+    "(prompt) => { document.dispatchEvent(new CustomEvent('ultragen:prompt', {detail: prompt})); }"
 )
 
 
@@ -128,7 +131,9 @@ class Page:
         with gr.Blocks(title="UltraGen", delete_cache=(KEPT_FOR // 4, KEPT_FOR)) as blocks:
             visitors = [visitor for visitor, _ in ZEROGPU_TIERS] if on_zero_gpu() else []
             described = describe_model(self.models)
-            self.ui = Layout(self.models.preset, described, self.examples, visitors)
+            opening = load_opening(EXAMPLES, self.examples)
+            player = opening.comparison if opening else None
+            self.ui = Layout(self.models.preset, described, self.examples, visitors, player)
             self.places = Places(blocks, self.kept, self.runs, self.grace)
             self.visits = Visits(self.ui, self.models, self.runs.output_dir)
             self.wire(blocks)
@@ -155,7 +160,7 @@ class Page:
         )
         gr.on(
             [blocks.load, ui.prompt.change],
-            partial(name_unknown_words, models),
+            partial(suggestions.name_unknown_words, models),
             ui.prompt,
             ui.words,
             trigger_mode="always_last",
@@ -168,6 +173,10 @@ class Page:
                 [ui.resolution, ui.num_frames, ui.steps],
                 **QUIET,
             )
+        gr.on([blocks.load, ui.prompt.change], None, ui.prompt, js=TELL_PROMPT, **SCRIPTED)
+        ui.guidance.change(
+            lambda scale: gr.update(info=negative_info(scale)), ui.guidance, ui.negative, **QUIET
+        )
         ui.dice.click(lambda: random.randint(0, MAX_SEED), None, ui.seed, **QUIET)
 
         buttons = [ui.start, ui.stop, ui.draft, ui.large]
@@ -182,7 +191,7 @@ class Page:
             api_visibility="private",
             concurrency_limit=None,
         )
-        checked.success(None, js=SCROLL_TO_STATUS, api_visibility="private")
+        checked.then(None, js=SCROLL_TO_STATUS, api_visibility="private")
         run = checked.success(
             self.run,
             [*ui.settings, ui.history, ui.visitor],
@@ -194,6 +203,7 @@ class Page:
         run.then(partial(refresh, ui, models), ui.settings, looks, **QUIET)
         self.wire_failure(run, buttons)
         self.wire_drafts(buttons, shown, looks)
+        ui.status.change(None, ui.status, js="(status) => ultragenRest(status)", **SCRIPTED)
         ui.stop.click(self.cancel, None, ui.status, **QUIET)
         blocks.unload(self.leave)
         self.places.wire(**ONE_AT_A_TIME)
@@ -209,7 +219,8 @@ class Page:
         ui.recent.select(
             self.show_recent, [ui.history, ui.visitor], [*ui.result, ui.visitor], **QUIET
         )
-        ui.examples.select(self.show_example, None, [*ui.result, *ui.settings], **QUIET)
+        chosen = ui.examples.select(self.show_example, None, [*ui.result, *ui.settings], **QUIET)
+        chosen.then(None, js=SCROLL_TO_PLAYER, **SCRIPTED)
         self.wire_memory(blocks, shown)
 
     def wire_memory(self, blocks: gr.Blocks, shown: list[Any]) -> None:
@@ -256,7 +267,7 @@ class Page:
         at_once: dict[str, Any] = {"trigger_mode": "once", "concurrency_limit": None, **private}
         drawn = [ui.status, ui.comparison, ui.drafts, ui.drafted, ui.scene, *buttons]
         checked = ui.draft.click(self.prepare, ui.settings, [ui.status, *buttons], **at_once)
-        checked.success(None, js=SCROLL_TO_STATUS, api_visibility="private")
+        checked.then(None, js=SCROLL_TO_STATUS, api_visibility="private")
         run = checked.success(
             drafts.run, [*ui.settings, ui.count], drawn, **private, **ONE_AT_A_TIME
         )
@@ -264,7 +275,7 @@ class Page:
         ui.drafts.select(drafts.choose, ui.drafted, [ui.comparison, ui.scene, ui.large], **QUIET)
         settings = [*ui.settings, ui.scene]
         checked = ui.large.click(self.prepare_large, settings, [ui.status, *buttons], **at_once)
-        checked.success(None, js=SCROLL_TO_STATUS, api_visibility="private")
+        checked.then(None, js=SCROLL_TO_STATUS, api_visibility="private")
         run = checked.success(
             self.run_large, [*settings, ui.history, ui.visitor], shown, **private, **WATCHING
         )
@@ -450,13 +461,17 @@ def launch_options() -> dict[str, Any]:
     """How the page is launched: its looks, and what clients rely on."""
     return {
         "theme": theme(),
-        "css": views.asset("page.css"),
+        "css": views.asset("page.css") + views.asset("first.css"),
         "show_error": True,
         "allowed_paths": [str(EXAMPLES)],  # wherever it is started from
         "max_file_size": LARGEST_UPLOAD,
         "mcp_server": serve_tools(),
         "ssr_mode": False,
-        "app_kwargs": {"middleware": [Middleware(Gate), Middleware(Cards)]},
+        "head": f"<script>{views.asset('page.js')}</script>",
+        "app_kwargs": {
+            "middleware": [Middleware(Gate), Middleware(Cards)],
+            "routes": about.routes(ROOT),
+        },
     }
 
 

@@ -3,7 +3,8 @@
     python scripts/make_examples.py [--out DIR] [--resolution 544p] [--seed 0]
 
 One folder for each prompt that the page suggests, small enough for the repository. Existing
-examples of the same name are replaced.
+examples of the same name are replaced. The first one, which the page opens with, is larger: the
+more there is to see at 1:1. `docs/examples/opening.json` says where; look whether it still holds.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ultragen.runs.loading import load_models
 from ultragen.runs.request import Request
 
 ROOT = Path(__file__).parent.parent
+OPENING = "1080p"
 
 
 def name_of(number: int, prompt: str) -> str:
@@ -35,11 +37,14 @@ def make(out: Path, resolution: str, seed: int) -> None:
     for number, prompt in enumerate(PROMPTS[:SUGGESTED], 1):
         target = out / name_of(number, prompt)
         with TemporaryDirectory() as folder:
-            result = compare(Request(prompt, resolution, seed=seed), models, folder)
+            size = OPENING if number == 1 else resolution
+            result = compare(Request(prompt, size, seed=seed), models, folder)
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(result.native.parent, target)
-        size = sum(path.stat().st_size for path in target.iterdir()) / 1e6
-        print(f"{target}: {size:.1f} MB, {result.metadata['seconds']['total']:.0f} s", flush=True)
+        megabytes = sum(path.stat().st_size for path in target.iterdir()) / 1e6
+        print(
+            f"{target}: {megabytes:.1f} MB, {result.metadata['seconds']['total']:.0f} s", flush=True
+        )
 
 
 def main(arguments: list[str]) -> None:

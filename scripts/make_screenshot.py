@@ -36,7 +36,7 @@ def photograph(url: str, prompt: str) -> Image.Image:
         page.wait_for_selector("#estimate-card")
         page.fill("#prompt textarea", prompt)
         page.click("#generate")
-        page.wait_for_selector(".uc[data-state=ready]", timeout=MINUTES * 60_000)
+        page.wait_for_selector("#status .good", timeout=MINUTES * 60_000)
         page.wait_for_timeout(1500)
         picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
         browser.close()

@@ -31,7 +31,8 @@ from ultragen.runs.loading import Models, load_models
 from ultragen.runs.request import Request
 from ultragen.runs.zerogpu import offers
 from ultragen.video import probe_video
-from ultragen.web.settings import describe_model, name_unknown_words, refresh, take_offer
+from ultragen.web.settings import describe_model, refresh, take_offer
+from ultragen.web.suggestions import name_unknown_words
 
 PROMPT = "a calm zorgon lake 🏔️"
 

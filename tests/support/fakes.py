@@ -76,6 +76,9 @@ class FakePipeline:
         words = (word.strip(".,!?'\"") for word in prompt.lower().split())
         return [word for word in dict.fromkeys(words) if word and word not in KNOWN]
 
+    def unread(self, prompt: str) -> str:
+        return " ".join(prompt.split()[EMBEDDED.max_sequence_length :])
+
     def encode_prompt(self, prompt, negative_prompt, do_classifier_free_guidance):
         """What was typed stands in for embeddings."""
         return prompt, [negative_prompt] * len(prompt) if do_classifier_free_guidance else None

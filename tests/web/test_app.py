@@ -40,11 +40,11 @@ from ultragen.web.runs import CANCELLED, Runs
 from ultragen.web.settings import (
     SETTINGS,
     describe_model,
-    name_unknown_words,
     refresh,
     seconds_by_resolution,
     validated,
 )
+from ultragen.web.suggestions import name_unknown_words
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import os
 import re
 
 import pytest
+from browsers import DESKTOP, PHONE, generate, set_number
 from fakes import fake_models, served
 
 from ultragen.presets import LoraChoice
@@ -15,9 +16,6 @@ from ultragen.web import call_places
 pytestmark = pytest.mark.browser
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright.expect
-
-DESKTOP, PHONE = {"width": 1400, "height": 950}, {"width": 390, "height": 844}
-READY = ".uc[data-state=ready]:not(.uc-alone)"  # the native clip is shown before
 
 
 @pytest.fixture(scope="module")
@@ -46,18 +44,6 @@ def page(browser, url):
         opened.screenshot(path=f"{picture}/{name}.png", full_page=True)
     context.close()
     assert errors == []
-
-
-def set_number(page, box: str, value: int) -> None:
-    field = page.locator(f"{box} input[type=number]")
-    field.fill(str(value))
-    field.press("Tab")
-
-
-def generate(page) -> None:
-    page.click("#generate")
-    page.wait_for_selector(READY, timeout=60_000)
-    expect(page.locator("#generate")).to_be_enabled()
 
 
 def clips(page) -> list[dict]:
@@ -204,7 +190,7 @@ def test_an_earlier_run_can_be_seen_again(page):
     page.wait_for_function(
         "first => document.querySelector('.uc-over').getAttribute('src') !== first", arg=first
     )
-    page.wait_for_selector(READY, timeout=60_000)
+    page.wait_for_selector("#status .good", timeout=60_000)
     thumbnails = page.locator("#recent button.thumbnail-item")
     expect(thumbnails).to_have_count(2)
     thumbnails.nth(1).click()
@@ -339,7 +325,7 @@ OVERFLOWING = """() => [...document.querySelectorAll('#resolution label, #window
 def test_choices_stay_within_their_cards(browser, url, width):
     page = browser.new_page(viewport={"width": width, "height": 900})
     page.goto(url)
-    expect(page.locator("#estimate-card")).to_be_visible()
+    page.wait_for_selector("#estimate-card")
     assert page.evaluate(OVERFLOWING) == []
     page.close()
 
@@ -377,7 +363,7 @@ def test_drafts_of_another_shape_and_the_best_one_made_large(page, models):
 
 def test_another_kind_of_file_is_made_on_demand(page, tmp_path):
     page.locator("#examples button.thumbnail-item").first.click()
-    page.wait_for_selector(READY)
+    page.wait_for_selector("#status .good")
     page.click("button:has-text('Plain players')")
     page.click("#kind label:has-text('GIF')")
     page.click("#convert")
@@ -424,7 +410,7 @@ def test_the_native_clip_is_shown_before_the_base_clip_is_made(browser, tmp_path
         page.wait_for_function("() => document.querySelector('.uc-over').videoWidth === 960")
         expect(page.locator(".uc-divider")).to_be_hidden()
         expect(page.locator("#status")).to_contain_text("Base clip")
-        page.wait_for_selector(READY, timeout=60_000)
+        page.wait_for_selector("#status .good", timeout=60_000)
         expect(page.locator(".uc-divider")).to_be_visible()
         page.close()
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+from browsers import DESKTOP
 from fakes import fake_models, served, until
 from lines import Line
 
@@ -23,8 +24,6 @@ pytestmark = pytest.mark.browser
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright.expect
 
-DESKTOP = {"width": 1400, "height": 950}
-READY = ".uc[data-state=ready]:not(.uc-alone)"  # the native clip is shown before
 A_STEP = re.compile(r"Native clip: denoising, step [1-9] of 10")
 GRACE = 4.0
 
@@ -93,6 +92,17 @@ def status(page, text: str | re.Pattern, seconds: float = 20) -> None:
     expect(page.locator("#status")).to_contain_text(text, timeout=1000 * seconds)
 
 
+def made(served: SimpleNamespace) -> re.Pattern:
+    """In the address of the only clip of a page."""
+    [folder] = served.runs.iterdir()
+    return re.compile(re.escape(folder.name))
+
+
+def shows(page, source: str | re.Pattern) -> None:
+    """Waits until the player has a clip: not the example that the page opens with."""
+    expect(page.locator(".uc-over")).to_have_attribute("src", source)
+
+
 def thumbnails(page):
     return page.locator("#recent button.thumbnail-item")
 
@@ -134,8 +144,7 @@ def test_runs_and_the_clip_are_there_again_until_their_files_go(quick, visit):
     reload(page)
     expect(thumbnails(page)).to_have_count(2)
     status(page, "seed 5")
-    page.wait_for_selector(READY)
-    assert page.get_attribute(".uc-over", "src") == source
+    shows(page, source)
     thumbnails(page).nth(1).click()
     status(page, "seed 0")
     reload(page)
@@ -158,7 +167,7 @@ def test_a_run_goes_on_while_the_page_reloads_and_is_found_again(slow, visit):
         expect(page.locator("#cancel")).to_be_visible()
         expect(page.locator("#generate")).to_be_disabled()
     status(page, "Done", 60)
-    page.wait_for_selector(READY)
+    shows(page, made(slow))
     assert len(slow.models.native.calls) == 1
     expect(thumbnails(page)).to_have_count(1)
     expect(page.locator("#generate")).to_be_enabled()
@@ -191,7 +200,7 @@ def test_a_run_goes_on_while_the_connection_is_cut_and_is_found_again(slow, visi
     until(lambda: slow.steps.steps_done >= done + 3)
     line.mend()
     status(page, "Done", 60)
-    page.wait_for_selector(READY)
+    shows(page, made(slow))
     assert len(slow.models.native.calls) == 1
     line.close()
 
@@ -279,14 +288,13 @@ def test_a_link_brings_the_settings_and_their_clip(quick, visit):
     other = visit(link)
     expect(other.locator("#seed input")).to_have_value("21")
     expect(other.locator("#prompt textarea")).to_have_value("a calm lake & <b>snow</b>")
-    other.wait_for_selector(READY)
-    assert other.get_attribute(".uc-over", "src") == source
+    shows(other, source)
     # What is changed then stays changed, and the clip with it.
     set_seed(other, 22)
     assert "run=" not in shared(other)
     reload(other)
     expect(other.locator("#seed input")).to_have_value("22")
-    other.wait_for_selector(READY)
+    shows(other, source)
 
 
 def test_where_the_clipboard_is_not_allowed_the_link_is_shown(quick, visit):

@@ -131,6 +131,10 @@ class Models:
         """Words of the prompt that the model's tokenizer does not know."""
         return self.native.unknown_words(prompt) if self.preset.vocabulary == "words" else []
 
+    def unread(self, prompt: str) -> str:
+        """What stands at a prompt's end beyond the tokens that the model reads."""
+        return self.native.unread(prompt)
+
     def check_memory(self, request: Request) -> None:
         """Checks that a validated request's clip fits into the GPU's memory.
 

@@ -188,7 +188,7 @@ def check_text(name: str, text: object) -> str:
         raise ValueError(f"{name} must be text, not {_kind(text)}.")
     if len(text) > MAX_PROMPT:
         raise ValueError(
-            f"{name} has {len(text):,} characters; at most {MAX_PROMPT:,} are read. "
+            f"{name} has {len(text):,} characters; at most {MAX_PROMPT:,} are taken. "
             f"Shorten it by {len(text) - MAX_PROMPT:,}."
         )
     for position, character in enumerate(text, 1):

@@ -34,11 +34,12 @@ from .inputs import (
 from .prompts import (
     check_embeddings,
     embed_prompts,
-    find_unknown_words,
+    find_unread,
     pair_texts,
     warn_of_cuts,
 )
 from .solvers import check_scheduler
+from .words import find_unknown_words
 
 
 class PipelineInputs(DiffusionPipeline):
@@ -148,8 +149,13 @@ class PipelineInputs(DiffusionPipeline):
             raise ValueError(f"A callback can get {known}, not {names}.")
 
     def unknown_words(self, prompt: str) -> list[str]:
-        """Words of a prompt that the tokenizer maps to its unknown token, in order, once each."""
+        """Words of a prompt that mean nothing to the model, in order, once each. Plural and
+        singular, with and without hyphens, are one; words such as "over" are left out."""
         return find_unknown_words(self.tokenizer, prompt)
+
+    def unread(self, prompt: str) -> str:
+        """What stands at a prompt's end beyond the tokens that the model reads; mostly nothing."""
+        return find_unread(self.tokenizer, prompt, self.config.max_sequence_length)
 
     @torch.no_grad()
     def encode_prompt(

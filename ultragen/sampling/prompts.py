@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 from .sampler import GenerationError
+from .words import spell_as_known, unread
 
 Texts = dict[str, list[str] | Tensor]
 
@@ -77,14 +77,14 @@ def pair_texts(
     return {"prompt_embeds": positives, "negative_prompt_embeds": negatives}
 
 
-def find_unknown_words(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[str]:
-    """Words of a prompt that a tokenizer maps to its unknown token, in order, once each."""
-    words = dict.fromkeys(re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", prompt.lower()))
-    return [
-        word
-        for word in words
-        if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False).input_ids
-    ]
+def as_read(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    """A prompt as its tokenizer gets it: clean, and spelt as the tokenizer knows its words."""
+    return spell_as_known(tokenizer, prompt_clean(prompt))
+
+
+def find_unread(tokenizer: PreTrainedTokenizerBase, prompt: str, length: int) -> str:
+    """What of a prompt, as it is read, stands beyond the `length` tokens that the model reads."""
+    return unread(tokenizer, as_read(tokenizer, prompt), length)
 
 
 def embed_prompts(
@@ -97,7 +97,7 @@ def embed_prompts(
     """Prompts → text embeddings b n d, cut or padded to `length`; padding is zero, as Wan was
     trained."""
     tokens = tokenizer(
-        [prompt_clean(p) for p in prompts],
+        [as_read(tokenizer, p) for p in prompts],
         padding="max_length",
         max_length=length,
         truncation=True,
@@ -125,8 +125,9 @@ def check_embeddings(embeddings: Tensor) -> None:
 def warn_of_cuts(tokenizer: PreTrainedTokenizerBase, prompts: list[str], length: int) -> None:
     """Warns of each prompt that has more tokens than the model reads."""
     for prompt in prompts:
+        text = as_read(tokenizer, prompt)
         # Twice as many tell enough of a text that may be very long.
-        tokens = tokenizer(prompt_clean(prompt), max_length=2 * length, truncation=True).input_ids
+        tokens = tokenizer(text, max_length=2 * length, truncation=True).input_ids
         if len(tokens) > length:
             number = f"{len(tokens)}" if len(tokens) < 2 * length else f"{2 * length} or more"
             warnings.warn(
@@ -138,5 +139,5 @@ def warn_of_cuts(tokenizer: PreTrainedTokenizerBase, prompts: list[str], length:
 
 def count_tokens(tokenizer: PreTrainedTokenizerBase, prompts: list[str], length: int) -> list[int]:
     """Tokens of each prompt that are no padding, as `embed_prompts` cuts them to `length`."""
-    cleaned = [prompt_clean(p) for p in prompts]
+    cleaned = [as_read(tokenizer, p) for p in prompts]
     return [len(ids) for ids in tokenizer(cleaned, max_length=length, truncation=True).input_ids]

@@ -2,6 +2,8 @@
 // Gradio calls this once with `element`, `props` and `watch`; the template never changes, so that
 // the players and their listeners survive every new value. The value: {native, upscaled,
 // base_native} as files with a `url`, {labels}, and {fps, frames}; at first the native clip alone.
+// What the page begins with has {loupe}, a place for it in widths and heights, and {poster}, a
+// picture that is there before the clip.
 
 const find = (name) => element.querySelector(`.uc-${name}`);
 const root = element.querySelector(".uc");
@@ -32,6 +34,7 @@ function place(event) {
 }
 
 let dragging = false;
+let lent = false; // the loupe came with the clip that the page began with
 
 stage.addEventListener("pointerdown", (event) => {
   if (root.dataset.state !== "ready" || event.button > 0) return;
@@ -67,7 +70,7 @@ divider.addEventListener("keydown", (event) => {
 // --- loupe: the same spot of both clips, one clip pixel on one, two or four screen pixels -------
 
 function drawLoupe() {
-  if (!state.loupe || root.dataset.state !== "ready") return;
+  if (!state.loupe || root.dataset.state !== "ready" || root.classList.contains("uc-alone")) return;
   const ratio = window.devicePixelRatio || 1;
   const side = Math.round(Math.min(200, Math.max(96, stage.clientWidth * 0.24)));
   for (const [video, name] of [[over, "left"], [under, "right"]]) {
@@ -103,6 +106,7 @@ function setLoupe(scale) {
 }
 
 find("zoom").addEventListener("click", () => {
+  lent = false;
   setLoupe(LOUPES[(LOUPES.indexOf(state.loupe) + 1) % LOUPES.length]);
 });
 stage.addEventListener("keydown", (event) => {
@@ -133,9 +137,19 @@ function tick() {
     if (apart > 0.6 / state.fps && !lapped && !under.seeking) under.currentTime = over.currentTime;
     if (!over.paused && under.paused) under.play().catch(() => {});
     showFrame();
-    drawLoupe();
+    followClips();
   }
   requestAnimationFrame(tick);
+}
+
+let drawn = null; // what the loupe shows; drawing costs more than all else here
+
+function followClips() {
+  const now = `${over.currentTime} ${under.currentTime} ${over.src} ${under.src}`;
+  if (now === drawn) return;
+  drawLoupe();
+  const there = [over, under].every((video) => video.readyState >= 2 && !video.seeking);
+  drawn = there ? now : null;
 }
 
 function playing(on) {
@@ -164,7 +178,9 @@ seek.addEventListener("input", () => toFrame(Number(seek.value)));
 find("speed").addEventListener("click", () => {
   state.speed = (state.speed + 1) % SPEEDS.length;
   over.playbackRate = under.playbackRate = SPEEDS[state.speed];
-  find("speed").textContent = { 1: "1×", 0.5: "½×", 0.25: "¼×" }[SPEEDS[state.speed]];
+  const name = { 1: "1×", 0.5: "½×", 0.25: "¼×" }[SPEEDS[state.speed]];
+  find("speed").textContent = name;
+  find("speed").setAttribute("aria-label", `Speed ${name}`);
 });
 find("full").addEventListener("click", () => {
   if (document.fullscreenElement) document.exitFullscreen();
@@ -214,12 +230,17 @@ function load() {
   state.fps = value.fps;
   state.right = "upscaled";
   seek.max = state.frames - 1;
+  if (value.poster) over.poster = value.poster.url;
+  else over.removeAttribute("poster");
   over.src = value.native.url;
   over.playbackRate = SPEEDS[state.speed];
   find("tag-left").textContent = (value.labels || {}).native || "native";
   find("swap").hidden = !value.base_native;
   root.dataset.state = "ready";
   showRight();
+  if (value.loupe) state.at = value.loupe;
+  if (value.loupe || lent) setLoupe(value.loupe ? 1 : 0);
+  lent = Boolean(value.loupe);
   const calm = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
   if (!calm) { over.play().catch(() => {}); under.play().catch(() => {}); }
 }

@@ -14,9 +14,11 @@ from ..runs.recipe import SUFFIXES
 from ..runs.request import MAX_STEPS
 from ..runs.write import Result
 from ..video import FORMATS
-from . import views
+from . import suggestions, views
 
 LARGEST_GUIDANCE = 20  # that the page offers; the API takes more
+GUIDED = "How closely the prompt is followed; 1 switches it off and halves the time."
+DISTILLED = "This model was taught to do without: leave it at 1. More doubles the time."
 NO_SECRET = "ultragen"  # the browser keeps nothing that its owner may not see
 
 
@@ -28,6 +30,7 @@ class Layout:
         model: What runs here and why, as HTML.
         examples: Finished examples to offer.
         visitors: Kinds of them, where they have quotas: each gets a button for what fits.
+        opening: What the player starts with.
     """
 
     def __init__(
@@ -36,16 +39,19 @@ class Layout:
         model: str,
         examples: list[Result],
         visitors: Sequence[str] = (),
+        opening: dict[str, Any] | None = None,
     ) -> None:
         self.preset = preset
-        gr.HTML(views.header(model), apply_default_css=False)
-        with gr.Row(equal_height=False):
-            with gr.Column(scale=5, min_width=340, elem_classes="ug-column"):
+        gr.HTML(views.header(model), apply_default_css=False, elem_id="head")
+        # In the order of a narrow screen; on a wide one the results stand beside the other two.
+        with gr.Row(equal_height=False, elem_id="frame"):
+            with gr.Column(min_width=0, elem_classes="ug-column ug-ask"):
                 self.main_settings(preset, visitors)
-                self.more_settings(preset)
-            with gr.Column(scale=8, min_width=340, elem_classes="ug-column"):
-                self.results(preset)
+            with gr.Column(min_width=0, elem_classes="ug-column ug-show"):
+                self.results(preset, opening)
                 self.galleries(examples)
+            with gr.Column(min_width=0, elem_classes="ug-column ug-more"):
+                self.more_settings(preset)
         self.history = gr.State([])
         self.drafted = gr.State([])
         self.scene = gr.State(None)
@@ -89,14 +95,22 @@ class Layout:
 
     def main_settings(self, preset: ModelPreset, visitors: Sequence[str]) -> None:
         """What everybody sets, and the button."""
+        words = preset.vocabulary == "words"
         self.prompt = gr.Textbox(
             PROMPTS[0],
             label="Prompt",
-            info="A landscape: light, weather, terrain, water, camera.",
+            info="A landscape. Ctrl + Enter runs it." if words else "Ctrl + Enter runs it.",
             lines=3,
             elem_id="prompt",
         )
         self.words = gr.HTML("", apply_default_css=False, elem_id="words")
+        gr.HTML(
+            suggestions.panel(),
+            js_on_load=views.asset("suggestions.js"),
+            server_functions=[suggestions.surprise],
+            apply_default_css=False,
+            elem_id="suggestions",
+        )
         self.resolution = gr.Radio(
             list(RESOLUTIONS),
             value=preset.resolution,
@@ -116,6 +130,9 @@ class Layout:
         with gr.Row():
             self.start = gr.Button("Generate both clips", variant="primary", elem_id="generate")
             self.stop = gr.Button("Cancel", variant="stop", visible=False, elem_id="cancel")
+
+    def more_settings(self, preset: ModelPreset) -> None:
+        """Drafts, length, seed and windows; the rest folded away."""
         with gr.Group(elem_id="drafting"):
             self.count = gr.Radio(
                 list(range(1, MOST + 1)),
@@ -125,9 +142,6 @@ class Layout:
                 elem_id="count",
             )
             self.draft = gr.Button("Draft", size="sm", elem_id="draft")
-
-    def more_settings(self, preset: ModelPreset) -> None:
-        """Length, seed and windows; the rest folded away."""
         with gr.Row():
             with gr.Column(min_width=150, elem_classes="ug-tight"):
                 self.num_frames = gr.Slider(
@@ -203,10 +217,15 @@ class Layout:
             value=preset.guidance_scale,
             step=0.1,
             label="Guidance",
-            info="How closely the prompt is followed; 1 switches it off and halves the time.",
+            info=GUIDED if preset.guidance_scale > 1 else DISTILLED,
+            elem_id="guidance",
         )
         self.negative = gr.Textbox(
-            preset.negative_prompt, label="Negative prompt", info="What to lead away from.", lines=1
+            preset.negative_prompt,
+            label="Negative prompt",
+            info=negative_info(preset.guidance_scale),
+            lines=1,
+            elem_id="negative",
         )
         self.upscaler = gr.Radio(
             [("×4 network", "network"), ("Lanczos", "lanczos")],
@@ -234,17 +253,18 @@ class Layout:
             elem_id="noise",
         )
 
-    def results(self, preset: ModelPreset) -> None:
+    def results(self, preset: ModelPreset, opening: dict[str, Any] | None) -> None:
         """How the run stands, both clips, files."""
+        begin = "Choose a prompt and press Generate."
         self.status = gr.HTML(
-            views.notice("idle", "Ready", "Choose a prompt and press Generate."),
+            views.notice("idle", "Ready", "An example plays below." if opening else begin),
             apply_default_css=False,
             elem_id="status",
         )
         self.drafts = self.gallery([], "Drafts: click to see one play", "drafts")
         self.large = gr.Button("Make it large", variant="primary", visible=False, elem_id="large")
         self.comparison = gr.HTML(
-            None,
+            opening,
             html_template=views.asset("compare.html"),
             js_on_load=views.asset("compare.js"),
             apply_default_css=False,
@@ -339,6 +359,11 @@ class Layout:
         )
 
 
+def negative_info(guidance: float) -> str:
+    """What a negative prompt does at this scale of guidance."""
+    return "What to lead away from." if guidance > 1 else "Does nothing while Guidance is 1."
+
+
 def theme() -> gr.themes.Base:
     """Quiet and legible; no font is downloaded."""
     return gr.themes.Default(
@@ -361,7 +386,7 @@ def theme() -> gr.themes.Base:
         button_primary_background_fill="#0e7490",
         button_primary_background_fill_hover="#155e75",
         button_primary_background_fill_dark="#0e7490",
-        button_primary_background_fill_hover_dark="#0891b2",
+        button_primary_background_fill_hover_dark="#155e75",
         button_primary_text_color="white",
         button_cancel_background_fill="#fff",
         button_cancel_background_fill_dark="#1e293b",

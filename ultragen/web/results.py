@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from .components import Layout
 from .settings import SETTINGS, Updates, lora_rows
 
 KEPT_FOR = 24 * 3600  # seconds for which the files of a run are kept
-NAME = re.compile(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)*")  # of a run's folder
+NAME = re.compile(r"[A-Za-z0-9]+(-+[A-Za-z0-9]+)*")  # of a run's folder
 
 
 def load_examples(folder: Path) -> list[Result]:
@@ -63,6 +64,59 @@ def kept_until(result: Result) -> str:
     return views.kept_until(written + KEPT_FOR)
 
 
+@dataclass(frozen=True)
+class Opening:
+    """The example that the page opens with.
+
+    Attributes:
+        example: Its clips and settings.
+        loupe: Where the loupe stands, in widths and heights of the frame: where the two differ.
+    """
+
+    example: Result
+    loupe: tuple[float, float]
+
+    @property
+    def comparison(self) -> dict[str, Any]:
+        """What the player starts with; its first picture is there before any clip."""
+        poster = gr.FileData(path=str(self.example.poster)).model_dump()
+        return compared(self.example) | {"loupe": self.loupe, "poster": poster}
+
+
+def load_opening(folder: Path, examples: list[Result]) -> Opening | None:
+    """The example that `opening.json` in their folder names; None where there is none."""
+    try:
+        named = json.loads((folder / "opening.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    found = (each for each in examples if name_of(each) == named["example"])
+    example = next(found, None)
+    return Opening(example, tuple(named["loupe"])) if example else None
+
+
+def compared(result: Result) -> dict[str, Any]:
+    """What the player takes: the clips that stand beside each other, and what they are."""
+    return played(clips_of(result), result.metadata)
+
+
+def clips_of(result: Result) -> dict[str, Path]:
+    """The clips that can be compared, by name."""
+    clips = {"native": result.native, "upscaled": result.upscaled}
+    return clips | ({"base_native": result.base_native} if result.base_native else {})
+
+
+def native_alone(ready: NativeReady) -> dict[str, Any]:
+    """The same before there is anything to compare with."""
+    return played({"native": ready.file}, ready.metadata)
+
+
+def played(clips: Mapping[str, Path], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Clips by name, and what is said of them."""
+    files = {name: gr.FileData(path=str(path)).model_dump() for name, path in clips.items()}
+    facts = {"fps": metadata["fps"], "frames": metadata["request"]["num_frames"]}
+    return files | facts | {"labels": metadata["labels"]}
+
+
 def show(ui: Layout, result: Result, kept: str = "") -> Updates:
     """Everything that shows one run.
 
@@ -72,33 +126,17 @@ def show(ui: Layout, result: Result, kept: str = "") -> Updates:
         kept: Until when its files are there, for people.
     """
     metadata = result.metadata
-    clips = {"native": result.native, "upscaled": result.upscaled}
-    if result.base_native:
-        clips["base_native"] = result.base_native
-    files = {name: gr.FileData(path=str(path)).model_dump() for name, path in clips.items()}
-    facts = {"fps": metadata["fps"], "frames": metadata["request"]["num_frames"]}
-    downloads = [*clips.values(), result.side_by_side, result.metadata_path]
+    downloads = [*clips_of(result).values(), result.side_by_side, result.metadata_path]
     full = str(result.base_native) if result.base_native else None
     return {
         ui.status: views.finished(metadata, kept),
-        ui.comparison: files | facts | {"labels": metadata["labels"]},
+        ui.comparison: compared(result),
         ui.native: str(result.native),
         ui.upscaled: str(result.upscaled),
         ui.side_by_side: str(result.side_by_side),
         ui.full: gr.update(value=full, visible=full is not None),
         ui.files: [str(path) for path in downloads],
         ui.metadata: metadata,
-    }
-
-
-def native_alone(ready: NativeReady) -> dict[str, Any]:
-    """The comparison before there is anything to compare with."""
-    metadata = ready.metadata
-    return {
-        "native": gr.FileData(path=str(ready.file)).model_dump(),
-        "fps": metadata["fps"],
-        "frames": metadata["request"]["num_frames"],
-        "labels": metadata["labels"],
     }
 
 

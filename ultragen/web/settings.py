@@ -17,7 +17,7 @@ from ..presets import RESOLUTIONS, shown
 from ..runs.choice import REASON
 from ..runs.clip import job
 from ..runs.loading import Models
-from ..runs.request import MAX_PROMPT, MAX_SEED, UPSCALERS, Request
+from ..runs.request import MAX_SEED, UPSCALERS, Request
 from ..runs.zerogpu import offers, seconds_asked
 from . import views
 from .components import Layout
@@ -209,8 +209,3 @@ def take_offer(ui: Layout, models: Models, visitor: str) -> Updates:
         ui.num_frames: request.frames,
         ui.steps: request.num_inference_steps,
     }
-
-
-def name_unknown_words(models: Models, prompt: str) -> str:
-    """The words of the prompt that the model does not know."""
-    return views.unknown_words(models.unknown_words(prompt[:MAX_PROMPT]))

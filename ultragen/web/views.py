@@ -14,6 +14,7 @@ from ..estimates.cost import STAGES, fitting_tiers, full_pairs, gpu_duration, na
 from ..model.windows import attention_pairs, even_partition, fitting_counts
 from ..ops.strided_windows import Counts
 from ..runs.progress import Progress, seconds_left
+from . import about
 
 FOLDER = Path(__file__).parent
 KINDS = {
@@ -43,25 +44,15 @@ def duration(seconds: float) -> str:
 
 
 def header(model: str) -> str:
-    """The page's head, with what runs here and why."""
+    """The page's head: what it shows, where more is told, and what runs here and why."""
+    links = "".join(f'<a href="{address}">{name}</a>' for name, address in about.links().items())
     return (
-        '<header class="ug-head"><div><h1>Ultra<span>Gen</span></h1>'
-        "<p>Text to video at the full size, not enlarged to it: hierarchical window attention "
-        "draws the detail that an upscaler can only guess. Compare both, from the same prompt "
-        f'and seed.</p></div><div class="ug-model">{model}</div></header>'
-    )
-
-
-def unknown_words(words: Sequence[str]) -> str:
-    """Which words of the prompt the model has never seen."""
-    if not words:
-        return ""
-    marks = " ".join(f"<mark>{escape(word[:40])}</mark>" for word in words[:12])
-    more = f" and {len(words) - 12} more" if len(words) > 12 else ""
-    verb = "this word" if len(words) == 1 else "these words"
-    return (
-        f'<div class="ug-words" role="status">The embedded model does not know {verb}: '
-        f"{marks}{more}</div>"
+        '<header class="ug-head"><h1>Ultra<span>Gen</span></h1>'
+        "<p>Text to video, drawn twice from one prompt and seed: at the full size, and small, then "
+        "enlarged.</p>"
+        f'<nav class="ug-links" aria-label="About UltraGen">{links}'
+        f'<details class="ug-model"><summary>Which model is this?</summary><p>{model}</p></details>'
+        "</nav></header>"
     )
 
 

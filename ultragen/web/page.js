@@ -1,0 +1,62 @@
+// Scrolls to a part of the page, at once for those who don't like things to move.
+window.ultragenShow = (selector, block) => {
+  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  document.querySelector(selector).scrollIntoView({ block, behavior: calm ? "auto" : "smooth" });
+};
+
+// What plays rests once a run computes, also one that a reload finds: it takes a CPU's time from what
+// is to be made. Who plays it all the same, or the native clip by then, goes on.
+{
+  let computing = false;
+  window.ultragenRest = (status) => {
+    const began = !computing;
+    computing = status.includes('role="progressbar"');
+    if (began && computing) document.querySelectorAll(".uc video").forEach((video) => video.pause());
+  };
+}
+
+// What Gradio's components leave unsaid to those who don't see the page. They are drawn anew as
+// they change, so this looks again after every change, and writes only what is missing.
+(() => {
+  const set = (element, name, value) => {
+    if (element && element.getAttribute(name) !== value) element.setAttribute(name, value);
+  };
+  const all = (selector, use) => document.querySelectorAll(selector).forEach(use);
+  let ids = 0;
+
+  function complete() {
+    all("fieldset.block", (group) => {
+      const title = group.querySelector("[data-testid=block-info]");
+      if (!title) return;
+      title.id ||= `ug-title-${++ids}`;
+      set(group, "role", group.querySelector("input[type=radio]") ? "radiogroup" : "group");
+      set(group, "aria-labelledby", title.id);
+      // Gradio 6.31 gives each choice a name of its own: then arrow keys don't go through them.
+      group.querySelectorAll("input[type=radio]").forEach((one) => set(one, "name", title.id));
+    });
+    all(".gr-accordion > button.label-wrap", (button) => {
+      set(button, "aria-expanded", String(button.classList.contains("open")));
+      set(button.querySelector(".icon"), "aria-hidden", "true");
+    });
+    all(".ug-gallery", (gallery) => {
+      const buttons = [...gallery.querySelectorAll("button.thumbnail-item")];
+      buttons.forEach((button, number) => {
+        const caption = button.querySelector(".caption-label")?.textContent.trim();
+        set(button, "aria-label", `${caption} (${number + 1} of ${buttons.length})`);
+        set(button.querySelector("img"), "alt", ""); // the caption says it
+      });
+    });
+    all("div.empty[aria-label]", (empty) => set(empty, "role", "img")); // else it has no name
+    all("button.reset-button", (button) => {
+      const title = button.closest(".block")?.querySelector("[data-testid=block-info]");
+      if (title) set(button, "aria-label", `Reset ${title.textContent.trim()}`);
+    });
+  }
+
+  let waiting = false;
+  new MutationObserver(() => {
+    if (waiting) return;
+    waiting = true;
+    setTimeout(() => { waiting = false; complete(); }, 50);
+  }).observe(document, { childList: true, subtree: true, attributeFilter: ["class", "aria-label"] });
+})();
