@@ -112,7 +112,7 @@ def test_no_block_is_left_out():
         for text in TEXTS.values()
         for language in re.findall(r"^```(\w+)$", text, re.MULTILINE)
     )
-    known = {"python": 4, "json": 1, "yaml": 1, "mermaid": 1, "bibtex": 1, "text": 2}
+    known = {"python": 5, "json": 1, "yaml": 1, "mermaid": 1, "bibtex": 1, "text": 2}
     assert {name: found[name] for name in set(found) - {"bash", "sh"}} == known
 
 
@@ -342,6 +342,33 @@ def test_the_python_snippet():
 def url(tmp_path_factory):
     with served(fake_models(), tmp_path_factory.mktemp("runs")) as address:
         yield address
+
+
+@pytest.mark.slow
+def test_the_snippet_of_several_processes(tmp_path):
+    """By two of them on a CPU, with toys."""
+    code = block("python", "enable_context_parallel")
+    for on_gpus, here in (
+        ('torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))\n', ""),
+        ('"nccl"', '"gloo"'),
+        ('pipe("a calm lake")', 'pipe("a calm lake", **SMALL)'),
+    ):
+        assert on_gpus in code
+        code = code.replace(on_gpus, here)
+    small = {"height": 288, "width": 384, "num_frames": 1, "num_inference_steps": 1}
+    script = tmp_path / "several.py"
+    script.write_text(
+        f"from pipelines import seed\nfrom sharing import pipeline\n\nSMALL = {small}\n"
+        f"SMALL['generator'] = seed(0)\npipe = pipeline()\n{code}"
+        "print(f'frames {frames.shape}', flush=True)\n"
+    )
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
+    done = subprocess.run(
+        [*words, str(script)], env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.stdout.count("frames (1, 1, 288, 384, 3)") == 2, done.stderr
 
 
 @pytest.mark.slow
