@@ -9,6 +9,7 @@ import json
 import os
 import resource
 import time
+from pathlib import Path
 from typing import Any
 
 from fakes import FakePipeline, fake_models
@@ -49,9 +50,11 @@ def main() -> None:
     if limit := SETTINGS["file_size"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     options = app.launch_options()
-    options["app_kwargs"] = {
+    options["app_kwargs"] |= {
         "middleware": [Middleware(Gate, grace=SETTINGS["grace"]), Middleware(Cards)]
     }
+    # Gradio copies examples at the start, which limited files and small disks have no room for.
+    app.EXAMPLES = Path(SETTINGS["log"]).parent / "no-examples"
     app.launch_options, app.load_models = lambda: options, load_models
     app.main()
 

@@ -229,6 +229,7 @@ class Page:
         for part in self.said.read_text().split("Traceback (most recent call last)")[1:]:
             frames = re.findall(r'File "(.+?)", line', part)
             own = [frame for frame in frames if Path(frame).is_relative_to(ROOT)]
+            own = [frame for frame in own if not Path(frame).is_relative_to(sys.prefix)]
             gates = ("ultragen/web/gate.py", "ultragen/web/cache.py")
             if (own and not own[-1].endswith(gates)) or own[-1:] == frames[-1:] != []:
                 found.append(part[:4000][-1500:])
