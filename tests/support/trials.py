@@ -230,7 +230,7 @@ class Page:
             frames = re.findall(r'File "(.+?)", line', part)
             own = [frame for frame in frames if Path(frame).is_relative_to(ROOT)]
             own = [frame for frame in own if not Path(frame).is_relative_to(sys.prefix)]
-            gates = ("ultragen/web/gate.py", "ultragen/web/cache.py")
+            gates = tuple(f"ultragen/web/{name}.py" for name in ("gate", "cache", "cards"))
             if (own and not own[-1].endswith(gates)) or own[-1:] == frames[-1:] != []:
                 found.append(part[:4000][-1500:])
         return found
