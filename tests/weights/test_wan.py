@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -215,6 +216,15 @@ def test_memory_that_is_short_changes_nothing_in_the_clip(pipe, monkeypatch):
     assert [piece.shape for piece in plain] == [(1, 3, t, 128, 64) for t in (1, 4)]
     for one, other in zip(in_strips, plain, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+def test_parts_take_turns_on_the_gpu_of_their_process(monkeypatch):
+    """diffusers 0.42.1 takes the first one for a device without a number."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    native, base = Mock(), Mock()
+    take_turns(native, base, "cuda")
+    for pipe in (native, base):
+        pipe.enable_model_cpu_offload.assert_called_once_with(device=torch.device("cuda:1"))
 
 
 def test_offloaded_parts_take_turns_in_both_pipelines(files):

@@ -290,8 +290,14 @@ def _place_parts(native: Any, base: Any, hardware: Hardware) -> tuple[Memory, Pl
 
 def take_turns(native: Any, base: Any, device: str) -> None:
     """Lets both pipelines bring each part to a device when it is needed, and then back."""
+    import torch
+
     # A part has one hook, which knows the part before it. The native pipeline, which never runs the
     # base model, would give it one that sends nothing back.
     native.register_modules(base_transformer=None)
+    place = torch.device(device)
+    if place.type == "cuda" and place.index is None:
+        # diffusers would take the first GPU, not the one of this process.
+        place = torch.device("cuda", torch.cuda.current_device())
     for pipe in (native, base):
-        pipe.enable_model_cpu_offload(device=device)
+        pipe.enable_model_cpu_offload(device=place)
