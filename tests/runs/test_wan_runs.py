@@ -123,6 +123,7 @@ def test_a_gpu_holds_all_parts_or_one(gigabytes, dtype, lent, placement, monkeyp
     card = Hardware("cuda", "Card", gigabytes * GIB, dtype is torch.bfloat16, lent)
     weights = WAN_PARAMETERS.scaled(dtype.itemsize)
     moved: list[str] = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(loading, "find_hardware", lambda: card)
     monkeypatch.setattr(loading, "weights_of", lambda pipe: weights)
     monkeypatch.setattr(UltraGenPipeline, "to", lambda self, device: moved.append(device))

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from training_stages import Numbered, numbered_settings, run
 
 
@@ -28,6 +29,9 @@ def main() -> None:
             if "fails" not in training:
                 raise
             (out / f"{os.environ['RANK']}.txt").write_text(f"{type(error).__name__}: {error}")
+    if dist.is_initialized():
+        # As the commands do: a process whose group lives on can be aborted where it ends.
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
