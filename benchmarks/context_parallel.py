@@ -3,11 +3,14 @@
     torchrun --nproc_per_node 2 benchmarks/context_parallel.py --json context_parallel.json
     torchrun --nproc_per_node 2 benchmarks/context_parallel.py --case 1088x1920x81 --variant paper
     torchrun --nproc_per_node 2 benchmarks/context_parallel.py --tiny
+    torchrun --nproc_per_node 4 benchmarks/context_parallel.py --only together
+    python benchmarks/context_parallel.py --only one
     python benchmarks/context_parallel.py --plan 2 3 4 8
 
 Weights are random, in the true shapes of the 1.3B model. The first process runs alone, then all
-run together; the difference is that of the results, as a share of their size. `--plan` needs no
-GPU: it counts what so many processes exchange and how even their work is.
+run together; the difference is that of the results, as a share of their size. `--only` measures one
+of both, as `scaling.py` does. `--plan` needs no GPU: it counts what so many processes exchange and
+how even their work is.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -37,7 +41,8 @@ from ultragen.ops.exchange import Member
 from ultragen.runs.process_group import joined, processes
 from ultragen.sampling.wan_decoding import decode_wan
 
-SIZES = ("1088x1920x81", "2176x3840x81")
+SIZES = ("1088x1920x81", "2176x3840x29", "2176x3840x81")
+MEASURED = ("1088x1920x81", "2176x3840x81")
 LAYOUTS = ("paper", "released")
 TINY_VAE = {"base_dim": 8, "z_dim": 4, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
 
@@ -50,27 +55,28 @@ class Result:
         case: Name of the size.
         what: Name of the layout, or `decoding`.
         processes: How many they are.
-        one: Seconds of one.
-        all: Seconds of all together.
-        difference: Root mean square of the difference, as a share of the result's.
-        peaks: Most bytes of memory on the first GPU, for both.
+        one: Seconds of one; None if that was left out.
+        all: Seconds of all together; None if that was left out.
+        difference: Root mean square of the difference, as a share of the result's; None without
+            both.
+        peaks: Most bytes of memory on the first GPU, for what was measured.
     """
 
     case: str
     what: str
     processes: int
-    one: float
-    all: float
-    difference: float
-    peaks: tuple[int, int]
+    one: float | None
+    all: float | None
+    difference: float | None
+    peaks: tuple[int, ...]
 
     def __str__(self) -> str:
+        words = [f"{self.one:.4g} s by one"] if self.one else []
+        words += [f"{self.all:.4g} s by {self.processes}"] if self.all else []
+        if self.one and self.all:
+            words += [f"{self.one / self.all:.2f}×", f"difference {self.difference:.1e}"]
         memory = " → ".join(f"{peak / 2**30:.1f}" for peak in self.peaks)
-        return (
-            f"{self.case}, {self.what}: {self.one:.4g} s by one, {self.all:.4g} s by "
-            f"{self.processes}, {self.one / self.all:.2f}×; difference {self.difference:.1e}; "
-            f"GiB {memory}"
-        )
+        return f"{self.case}, {self.what}: {', '.join(words)}; GiB {memory}"
 
 
 # Measuring
@@ -91,23 +97,44 @@ def timed(call: Callable[[], Tensor], runs: int, cuda: bool) -> tuple[Tensor, fl
 
 
 def beside_one(
-    case: Case, what: str, one: Callable[[], Tensor], together: Callable[[], Tensor], runs: int
+    case: Case,
+    what: str,
+    one: Callable[[], Tensor],
+    together: Callable[[], Tensor],
+    options: argparse.Namespace,
 ) -> Result | None:
-    """Measures both; a result in the first process alone."""
-    cuda = torch.cuda.is_available()
-    alone = timed(one, runs, cuda) if dist.get_rank() == 0 else None
-    dist.barrier()
-    found, seconds, peak = timed(together, runs, cuda)
-    if alone is None:
+    """Measures both, or the one that was asked for; a result in the first process alone."""
+    cuda, rank, count = torch.cuda.is_available(), 0, 1
+    alone = everyone = None
+    if dist.is_initialized():
+        rank, count = dist.get_rank(), dist.get_world_size()
+    if rank == 0 and options.only != "together":
+        alone = timed(one, options.runs, cuda)
+    if options.only != "one":
+        dist.barrier()
+        everyone = timed(together, options.runs, cuda)
+    if rank > 0:
         return None
-    expected = alone[0].float()
-    difference = float((found.float() - expected).square().mean() / expected.square().mean())
-    peaks = (alone[2], peak)
-    count = dist.get_world_size()
-    return Result(case.name, what, count, alone[1], seconds, difference**0.5, peaks)
+    difference = None
+    if alone and everyone:
+        expected = alone[0].float()
+        apart = (everyone[0].float() - expected).square().mean() / expected.square().mean()
+        difference = float(apart) ** 0.5
+    measured = [found for found in (alone, everyone) if found]
+    return Result(
+        case.name,
+        what,
+        count,
+        alone[1] if alone else None,
+        everyone[1] if everyone else None,
+        difference,
+        tuple(peak for _, _, peak in measured),
+    )
 
 
-def forward(case: Case, variant: Variant, device: str, runs: int) -> Result | None:
+def forward(
+    case: Case, variant: Variant, device: str, options: argparse.Namespace
+) -> Result | None:
     """A forward pass."""
     torch.manual_seed(0)
     model = build(case.family, variant, device, default_dtype(device))
@@ -125,10 +152,10 @@ def forward(case: Case, variant: Variant, device: str, runs: int) -> Result | No
             shared = True
         return call()
 
-    return beside_one(case, variant.name, call, together, runs)
+    return beside_one(case, variant.name, call, together, options)
 
 
-def decoding(case: Case, device: str, runs: int) -> Result | None:
+def decoding(case: Case, device: str, options: argparse.Namespace) -> Result | None:
     """The way from latents to frames by Wan's autoencoder."""
     torch.manual_seed(0)
     settings = TINY_VAE if case.family == "tiny" else wan_1_3b.VAE
@@ -140,7 +167,7 @@ def decoding(case: Case, device: str, runs: int) -> Result | None:
         pieces = [piece.cpu() for piece in decode_wan(vae, latents, group)]
         return torch.cat(pieces, dim=2)
 
-    return beside_one(case, "decoding", call, lambda: call(dist.group.WORLD), runs)
+    return beside_one(case, "decoding", call, lambda: call(dist.group.WORLD), options)
 
 
 # Planning
@@ -220,6 +247,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--variant", choices=LAYOUTS, action="append", help="May be repeated.")
     parser.add_argument("--runs", type=int, default=3, help="Of which the median counts.")
     parser.add_argument("--no-decoding", action="store_true", help="Forward passes alone.")
+    parser.add_argument("--no-layers", action="store_true", help="Decoding alone.")
+    parser.add_argument("--only", choices=("one", "together"), help="Not the other beside it.")
     parser.add_argument("--tiny", action="store_true", help="Toys, on a CPU too.")
     parser.add_argument("--plan", type=int, nargs="+", help="Counts for so many processes.")
     parser.add_argument("--json", type=Path)
@@ -230,15 +259,18 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 def main(words: Sequence[str]) -> int:
     """Reads the command line; returns the exit code."""
     options = parse(words)
-    cases = [CASES[name] for name in (["tiny"] if options.tiny else options.case or SIZES)]
+    cases = [CASES[name] for name in (["tiny"] if options.tiny else options.case or MEASURED)]
     if options.plan:
         for case in cases:
             for count in options.plan:
                 print(plan(case, count))
         return 0
-    if processes() == 1:
-        raise ValueError("Start it with torchrun --nproc_per_node 2, or choose --plan 2.")
-    with joined() as rank:
+    if (processes() == 1) != (options.only == "one"):
+        raise ValueError(
+            "Start it with torchrun --nproc_per_node 2, with --only one by itself, or choose "
+            "--plan 2."
+        )
+    with joined() if options.only != "one" else nullcontext(0) as rank:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         results: list[dict[str, Any]] = []
         for result in measure(cases, options, device):
@@ -255,10 +287,10 @@ def measure(cases: Sequence[Case], options: argparse.Namespace, device: str) -> 
     """One result after the other."""
     for case in cases:
         for variant in VARIANTS[case.family]:
-            if variant.name in (options.variant or LAYOUTS):
-                yield forward(case, variant, device, options.runs)
+            if variant.name in (options.variant or LAYOUTS) and not options.no_layers:
+                yield forward(case, variant, device, options)
         if not options.no_decoding:
-            yield decoding(case, device, options.runs)
+            yield decoding(case, device, options)
 
 
 if __name__ == "__main__":

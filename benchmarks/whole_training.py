@@ -1,8 +1,8 @@
 """The whole way of a training at the true sizes: 4K MP4 files → latents → steps at 1088×1920×81,
-killed with SIGKILL → resumed → exported → a clip; and the same steps on one GPU and on two.
+killed with SIGKILL → resumed → exported → a clip; and the same steps on one GPU and on several.
 
     python benchmarks/whole_training.py --work work --json whole_training.json
-    python benchmarks/whole_training.py --work work --gpus 2 --steps 8 --clips 2 --only two-gpus
+    python benchmarks/whole_training.py --work work --gpus 2 --steps 8 --clips 2 --only several-gpus
     python benchmarks/whole_training.py --work work --tiny --gpus 2
 
 Weights are random: the transformer and the autoencoder of Wan2.1-T2V-1.3B in their true sizes, the
@@ -11,7 +11,7 @@ command for is done by that command, in a process of its own, as people do it: `
 wan`, `accelerate launch`. MP4 files are written by PyAV, from frames of the renderer and, for the
 clip at the end, of `UltraGenPipeline`.
 
-Needs one GPU of 60 GB, or two with `--gpus 2`, 64 GB of disk, no network, and neither moviepy nor
+Needs one GPU of 60 GB, or those of `--gpus`, 64 GB of disk, no network, and neither moviepy nor
 ffmpeg. Each stage leaves its results in the work folder, where the next run finds them and leaves
 the stage out; stages that another one needs are run before it. The first two steps of a process
 also build kernels, and are left out of the seconds. `--tiny` does the same with toys on a CPU.
@@ -22,7 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -44,7 +44,7 @@ from ultragen.world.scene import Scene, sample_scene
 
 RANDOM_WEIGHTS = Path(__file__).parents[1] / "scripts" / "make_random_wan.py"
 PROMPT = "a calm lake under snowy mountains at sunset"
-STEPS = {"training": 20, "two-gpus": 8}
+STEPS = {"training": 20, "several-gpus": 8}
 WARM_UP = 2  # steps of a process that also build kernels
 LOST = 3  # steps after the checkpoint at which the training is killed
 RENDERED = 8  # frames at once: in float32, at 4K, 0.8 GB and what they are drawn from
@@ -87,17 +87,30 @@ class WholeTraining:
         plan: The sizes.
         clips: MP4 files.
         steps: Of a training; None takes those of `STEPS`.
+        gpus: Most processes of a training.
+        environment: Of the commands; None for this process's.
+        label: Before each line that a command prints.
     """
 
-    def __init__(self, work: Path, plan: Plan, clips: int, steps: int | None) -> None:
+    def __init__(
+        self,
+        work: Path,
+        plan: Plan,
+        clips: int,
+        steps: int | None = None,
+        gpus: int = 1,
+        environment: Mapping[str, str] | None = None,
+        label: str = "",
+    ) -> None:
         self.work, self.plan, self.clips, self.steps = work, plan, clips, steps
+        self.gpus, self.environment, self.label = gpus, environment, label
         self.base = work / "weights" / "wan"
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def weights(self) -> Results:
         out = self.cleared("weights")
         words = (RANDOM_WEIGHTS, out, "--size", self.plan.weights, "--jobs", 4, "--base-only")
-        return {"seconds": run(words).seconds, "bytes": folder_bytes(out)}
+        return {"seconds": self.run(words).seconds, "bytes": folder_bytes(out)}
 
     def mp4_files(self) -> Results:
         """Renders clips, with captions beside them."""
@@ -130,7 +143,7 @@ class WholeTraining:
         out, bucket = self.cleared("latents"), "x".join(map(str, self.plan.bucket))
         words = ("-m", "ultragen", "dataset", self.work / "clips", "--out", out)
         began = time()
-        output = run((*words, "--base", self.base, "--bucket", bucket))
+        output = self.run((*words, "--base", self.base, "--bucket", bucket))
         taken = f"{self.clips}  {bucket}"
         if not any(taken in line for _, line in output.lines):
             raise RuntimeError(f"Not all clips were taken: {taken!r} is missing.")
@@ -149,8 +162,8 @@ class WholeTraining:
         out, steps = self.cleared("training"), self.steps or STEPS["training"]
         checkpoint = 2 * steps // 5
         command = self.command(out, steps)
-        first = run((*command, "--checkpoint-every", checkpoint), at_step(checkpoint + LOST))
-        second = run(command)  # which saves at its end alone
+        first = self.run((*command, "--checkpoint-every", checkpoint), at_step(checkpoint + LOST))
+        second = self.run(command)  # which saves at its end alone
         (at, resumed), before, after = second.resumed(), first.steps(), second.steps()
         if at != checkpoint or list(after) != list(range(at + 1, steps + 1)):
             raise RuntimeError(f"After a checkpoint at {checkpoint} came the steps {list(after)}.")
@@ -199,25 +212,28 @@ class WholeTraining:
             "bytes": out.stat().st_size,
         }
 
-    def two_gpus(self) -> Results:
-        """The same steps with one process and with two, one clip in each; killed after the last
-        one, to leave out the checkpoint."""
-        found, steps = {}, self.steps or STEPS["two-gpus"]
-        for processes in (1, 2):
-            command = self.command(self.cleared(f"processes-{processes}"), steps + 1)
-            if processes > 1:
-                command = (
-                    "-m", "accelerate.commands.launch", "--multi_gpu",
-                    f"--num_processes={processes}", "--num_machines=1", "--mixed_precision=no",
-                    "--dynamo_backend=no", *command,
-                )  # fmt: skip
-            figures = figures_of(run(command, at_step(steps)))
-            figures["clips_a_second"] = processes / figures["step_seconds"]
-            found[str(processes)] = figures
-        one, two = found["1"], found["2"]
-        states = two["states_gib"] / one["states_gib"] if one["states_gib"] else None
-        ratio = two["clips_a_second"] / one["clips_a_second"]
-        return {"processes": found, "clips_ratio": ratio, "states_ratio": states}
+    def several_gpus(self) -> Results:
+        """The same steps with one process, and with two, four, ... to all GPUs."""
+        counts = [2**power for power in range(self.gpus.bit_length())]
+        return {"processes": {str(count): self.trained_by(count) for count in counts}}
+
+    def trained_by(self, processes: int) -> Results:
+        """Some steps of so many processes, one clip in each; killed after the last one, to leave
+        out the checkpoint."""
+        steps = self.steps or STEPS["several-gpus"]
+        command = self.command(self.cleared(f"processes-{processes}"), steps + 1)
+        if processes > 1:
+            command = (
+                "-m", "accelerate.commands.launch", "--multi_gpu",
+                f"--num_processes={processes}", "--num_machines=1", "--mixed_precision=no",
+                "--dynamo_backend=no", "--main_process_port=0", *command,
+            )  # fmt: skip
+        figures = figures_of(self.run(command, at_step(steps)))
+        figures["clips_a_second"] = processes / figures["step_seconds"]
+        return figures
+
+    def run(self, words: Iterable[object], until: Callable[[str], bool] | None = None) -> Output:
+        return run(words, until, self.environment, self.label)
 
     def command(self, out: Path, steps: int) -> tuple[object, ...]:
         """A training of one clip in each process at a time."""
@@ -253,7 +269,7 @@ STAGES: dict[str, tuple[Callable[[WholeTraining], Results], tuple[str, ...]]] = 
     "dataset": (WholeTraining.dataset, ("weights", "clips")),
     "training": (WholeTraining.training, ("dataset",)),
     "clip": (WholeTraining.clip, ("training",)),
-    "two-gpus": (WholeTraining.two_gpus, ("dataset",)),
+    "several-gpus": (WholeTraining.several_gpus, ("dataset",)),
 }
 """What each stage does, and which ones it needs."""
 
@@ -305,17 +321,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="Folder; may hold stages.")
     parser.add_argument("--only", choices=STAGES, nargs="+", help="Stages, with what they need.")
-    parser.add_argument("--gpus", type=int, choices=(1, 2), default=1)
+    parser.add_argument("--gpus", type=int, default=1, help="Most of them, if several train.")
     parser.add_argument("--clips", type=int, default=4, help="MP4 files.")
-    parser.add_argument("--steps", type=int, help="Of each training, instead of 20, and 8 on two.")
+    parser.add_argument("--steps", type=int, help="Of a training, not 20, and 8 on several.")
     parser.add_argument("--tiny", action="store_true", help="Toys, on a CPU.")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    options.only = options.only or [s for s in STAGES if s != "two-gpus" or options.gpus == 2]
+    options.only = options.only or [s for s in STAGES if s != "several-gpus" or options.gpus > 1]
     if options.steps is not None and options.steps < 8:
         parser.error(f"--steps {options.steps} are too few to kill, resume and time: take 8.")
-    if options.gpus < 2 and "two-gpus" in options.only:
-        parser.error("--only two-gpus needs --gpus 2.")
+    if options.gpus < 2 and "several-gpus" in options.only:
+        parser.error("--only several-gpus needs --gpus 2.")
     if options.clips < options.gpus:
         parser.error(f"--clips {options.clips} make no step of {options.gpus} processes.")
     if not options.tiny and torch.cuda.device_count() < options.gpus:
@@ -327,7 +343,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     options.work.mkdir(parents=True, exist_ok=True)
     whole = WholeTraining(
-        options.work, TINY if options.tiny else TRUE, options.clips, options.steps
+        options.work, TINY if options.tiny else TRUE, options.clips, options.steps, options.gpus
     )
     card = f"{card_name(whole.device)}, torch {torch.__version__}"
     record = Record(options.work, options.json, {"machine": card, **asdict(whole.plan)})

@@ -7,7 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -65,33 +65,45 @@ class Output:
         raise RuntimeError("The training did not go on from its checkpoint.")
 
 
-def run(words: Iterable[object], until: Callable[[str], bool] | None = None) -> Output:
+def run(
+    words: Iterable[object],
+    until: Callable[[str], bool] | None = None,
+    environment: Mapping[str, str] | None = None,
+    label: str = "",
+) -> Output:
     """Runs Python with arguments, and prints the command, what it says, and its seconds.
 
     Args:
         words: The arguments.
         until: Kills it, with all that it started, by SIGKILL at the first line for which this is
             true.
+        environment: Its variables; None for this process's.
+        label: Before each line that is printed, to tell commands that run at once apart.
 
     Raises:
         RuntimeError: It failed, or ended by itself before such a line.
     """
     command = [sys.executable, *map(str, words)]
-    print(f"$ {shlex.join(['python', *command[1:]])}", flush=True)
+    print(f"{label}$ {shlex.join(['python', *command[1:]])}", flush=True)
     output, began, killed = Output(), perf_counter(), False
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8"
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        env=environment,
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             output.lines.append((perf_counter() - began, line.rstrip()))
-            print(f"  {line.rstrip()}", flush=True)
+            print(f"{label}  {line.rstrip()}", flush=True)
             if until and not killed and until(line):
                 kill(process)
                 killed = True
     output.seconds = perf_counter() - began
     ended = "killed" if killed else f"ended with {process.returncode}"
-    print(f"  {ended} after {output.seconds:.1f} s", flush=True)
+    print(f"{label}  {ended} after {output.seconds:.1f} s", flush=True)
     if killed != bool(until) or (process.returncode and not killed):
         raise RuntimeError(f"{shlex.join(command[1:])} {ended}.")
     return output

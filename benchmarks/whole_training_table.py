@@ -40,18 +40,26 @@ def rows(stages: Results) -> Iterator[tuple[str, str]]:
             f"{found['size']}, {found['seconds']:.1f} s after {found['loading_seconds']:.1f} s of "
             "loading",
         )
-    if found := stages.get("two-gpus"):
-        for number, figures in found["processes"].items():
-            speed = f"{figures['clips_a_second']:.4f} clips a second"
-            yield (
-                f"{number} process{'es' if number != '1' else ''}",
-                f"{speed}, {figures['step_seconds']:.2f} s a step; memory and states on each "
-                f"{memory(figures)}",
-            )
-        states = "–" if found["states_ratio"] is None else f"{found['states_ratio']:.2f}"
+    if found := stages.get("several-gpus"):
+        yield from process_rows(found["processes"])
+
+
+def process_rows(processes: Results) -> Iterator[tuple[str, str]]:
+    """Those of trainings by several processes, the first of them by one."""
+    for number, figures in processes.items():
+        speed = f"{figures['clips_a_second']:.4f} clips a second"
         yield (
-            "two processes over one",
-            f"{found['clips_ratio']:.2f} × the clips a second, {states} of the states' memory",
+            f"{number} process{'es' if number != '1' else ''}",
+            f"{speed}, {figures['step_seconds']:.2f} s a step; memory and states on each "
+            f"{memory(figures)}",
+        )
+    one = processes["1"]
+    for number, figures in list(processes.items())[1:]:
+        ratio = figures["clips_a_second"] / one["clips_a_second"]
+        states = f"{figures['states_gib'] / one['states_gib']:.2f}" if one["states_gib"] else "–"
+        yield (
+            f"{number} processes over one",
+            f"{ratio:.2f} × the clips a second, {states} of the states' memory",
         )
 
 

@@ -60,14 +60,14 @@ def test_the_table():
         "killed_after_step": 11, "resumed_seconds": 40, "first_resumed_step_seconds": 70,
         "last_step": 20, "losses_again": {"9": [1.25, 1.2501], "10": [1.5, 1.5]},
     }  # fmt: skip
-    gpus = {"processes": {"1": one, "2": two}, "clips_ratio": 1.857, "states_ratio": 0.523}
-    found = dict(rows({"training": training, "two-gpus": gpus}))
+    gpus = {"processes": {"1": one, "2": two}}
+    found = dict(rows({"training": training, "several-gpus": gpus}))
     assert found["checkpoint after step 8"] == "20.0 s, 21 GB"
     assert found["peak of memory, and states of it"] == "50.0, 22.0 GiB"
     assert found["steps after that"] == "9 to 20"
     assert found["losses logged twice, before and after"] == (
         "9: 1.2500 1.2501, 10: 1.5000 1.5000; 0.0001 apart at most"
     )
-    assert found["two processes over one"] == (
+    assert found["2 processes over one"] == (
         "1.86 × the clips a second, 0.52 of the states' memory"
     )
