@@ -66,7 +66,7 @@ from ultragen.web.results import (
     show_example,
 )
 from ultragen.web.runs import CANCELLED, Runs
-from ultragen.web.server import ipv6_name, serve
+from ultragen.web.server import find_port, ipv6_name, serve
 from ultragen.web.settings import (
     SETTINGS,
     Updates,
@@ -496,12 +496,13 @@ def main() -> None:
         sys.exit(f"The page can't start: {error}")
     port = os.environ.get("GRADIO_SERVER_PORT")  # a port that was asked for is used, or refused
     address = os.environ.get("GRADIO_SERVER_NAME")
+    name = ipv6_name()
     try:
         serve(
             blocks,
             partial(clean_up, blocks, folder),
-            server_name=ipv6_name(),
-            server_port=int(port) if port else None,
+            server_name=name,
+            server_port=int(port) if port else find_port(name),
             **launch_options(),
         )
     except OSError as error:

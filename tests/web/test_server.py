@@ -17,6 +17,7 @@ from urllib.request import ProxyHandler, build_opener
 
 import pytest
 from fakes import until
+from gradio import http_server
 from paths import ROOT, SUPPORT
 
 from ultragen.files import UNFINISHED, whole_result, write_text
@@ -194,6 +195,19 @@ def test_the_page_starts_behind_proxies_and_without_a_home(tmp_path: Path, addre
         process.kill()
     assert process.returncode == 128 + signal.SIGTERM, said
     assert "Traceback" not in said
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="it has one local address")
+def test_a_port_is_looked_for_where_the_page_is_served(monkeypatch) -> None:
+    """Gradio 6.31 looks at 127.0.0.1 alone: there all of these are free."""
+    with socket.create_server(("127.0.0.2", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(http_server, "INITIAL_PORT_VALUE", port)
+        assert server.find_port(None) == port
+        assert server.find_port("127.0.0.2") > port
+        monkeypatch.setattr(http_server, "TRY_NUM_PORTS", 1)
+        with pytest.raises(OSError, match=r"no empty port at 127\.0\.0\.2: .*in use"):
+            server.find_port("127.0.0.2")
 
 
 def test_only_ipv6_addresses_are_rewritten_for_gradio(environment) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -30,6 +31,35 @@ def ipv6_name() -> str | None:
     # Gradio 6.31 looks for a free port at the variable's address as if that were an IPv4 one.
     del os.environ["GRADIO_SERVER_NAME"]
     return f"[{asked.strip('[]')}]"
+
+
+def find_port(address: str | None) -> int:
+    """The first free port at an address, of those that Gradio looks at, from 7860 on.
+
+    Gradio 6.31 looks at 127.0.0.1 whatever the address is, and tries to serve where that is free.
+    Where it fails, the page's tools (MCP) have been started, which they can be once: all further
+    ports fail too, after five seconds each.
+
+    Args:
+        address: Where the page is served, as `launch` takes it; None for this machine alone.
+
+    Raises:
+        OSError: None of them can be had.
+    """
+    # Here, since Gradio reads the variables that `ipv6_name` changes when this is imported.
+    from gradio import http_server
+
+    host = (address or http_server.LOCALHOST_NAME).strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    reason: OSError | None = None
+    first = http_server.INITIAL_PORT_VALUE
+    for port in range(first, first + http_server.TRY_NUM_PORTS):
+        try:
+            with socket.create_server((host, port), family=family):
+                return port
+        except OSError as error:
+            reason = error
+    raise OSError(f"There is no empty port at {host}: {reason}")
 
 
 def serve(blocks: gr.Blocks, sweep: Callable[[], None], **options: Any) -> NoReturn:
