@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ports import free_port
 
 from ultragen.estimates.coefficients import CPU
 from ultragen.estimates.estimator import Estimator
@@ -188,7 +189,9 @@ def served(models: Models, output_dir: Path, **options):
     import app
 
     blocks = app.build(models, output_dir, **options)
-    _, url, _ = blocks.launch(**app.launch_options(), prevent_thread_lock=True, quiet=True)
+    launch = app.launch_options() | {"prevent_thread_lock": True, "quiet": True}
+    # Gradio 6.31 can lose the port that it looked for to another process, and then gets none.
+    _, url, _ = blocks.launch(server_port=free_port(), **launch)
     try:
         yield url.rstrip("/")
     finally:

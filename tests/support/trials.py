@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from threading import Lock
 import httpx
 import psutil
 from paths import ROOT, SUPPORT
+from ports import free_port
 
 BOUND = 60.0
 """Seconds after which a request counts as hanging."""
@@ -172,9 +172,7 @@ class Page:
 
     def start(self) -> None:
         """Starts it on a free port, and waits until it answers."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         with self.said.open("a") as said:
             started = subprocess.Popen(

@@ -6,7 +6,6 @@ import json
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import pytest
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from paths import ROOT, SUPPORT
+from ports import free_port
 from training_stages import Line, Numbered, numbered_settings, run, settings
 
 from ultragen.training.loop import Trainer
@@ -153,12 +153,6 @@ def start_host(rank: int, port: int, training: dict) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 @pytest.mark.slow

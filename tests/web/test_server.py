@@ -19,6 +19,7 @@ import pytest
 from fakes import until
 from gradio import http_server
 from paths import ROOT, SUPPORT
+from ports import free_port
 
 from ultragen.files import UNFINISHED, whole_result, write_text
 from ultragen.runs.progress import Cancelled
@@ -162,6 +163,7 @@ def test_the_page_starts_behind_proxies_and_without_a_home(tmp_path: Path, addre
     write_text(copy, "poster")
     days = "app.KEPT_FOR = -1; " if address == "::1" else ""  # what is left there is old at once
     code = f"import app, fakes; app.load_models = fakes.fake_models; {days}app.main()"
+    port = free_port(address)
     nowhere = {name: "http://127.0.0.1:9" for name in ("http_proxy", "HTTP_PROXY", "https_proxy")}
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -174,14 +176,14 @@ def test_the_page_starts_behind_proxies_and_without_a_home(tmp_path: Path, addre
             "PYTHONPATH": f"{ROOT}{os.pathsep}{SUPPORT}",
             "GRADIO_TEMP_DIR": str(tmp_path),
             "GRADIO_SERVER_NAME": address,
-            "GRADIO_SERVER_PORT": "18457",
+            "GRADIO_SERVER_PORT": str(port),
         },
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
         opener, deadline = build_opener(ProxyHandler({})), time.monotonic() + 90
-        url = "http://[::1]:18457/" if address == "::1" else f"http://{address}:18457/"
+        url = f"http://[::1]:{port}/" if address == "::1" else f"http://{address}:{port}/"
         while time.monotonic() < deadline and process.poll() is None:
             try:
                 assert opener.open(url, timeout=5).status == 200
