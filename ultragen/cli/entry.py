@@ -12,6 +12,7 @@ from . import (  # noqa: F401  (they add their commands)
     dataset,
     doctor,
     measure,
+    plan,
     scenes,
     train,
     train_wan,

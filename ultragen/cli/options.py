@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 HEADINGS = {
     "Clips": ("generate", "batch", "compare", "sheets"),
-    "Measurements and reports": ("measure", "evaluate", "benchmark", "doctor"),
+    "Measurements and reports": ("measure", "plan", "evaluate", "benchmark", "doctor"),
     "Training and weights": ("scenes", "dataset", "train", "assemble", "convert"),
 }
 """How `--help` lists the commands."""
@@ -154,8 +154,12 @@ def make_request(model: str | None, lora: list[str] | None = None, **settings: A
         own = lora is None and settings.get("loras") is None
         return replace(request, loras=None) if own else request
     except ValueError as error:
-        said = FIELDS.sub(lambda found: f"--{found[0].replace('_', '-')}", str(error))
-        raise ValueError(said) from error
+        raise as_typed(error) from error
+
+
+def as_typed(error: ValueError) -> ValueError:
+    """An error of a request's settings that names the options as they are typed."""
+    return ValueError(FIELDS.sub(lambda found: f"--{found[0].replace('_', '-')}", str(error)))
 
 
 def asked_size(
