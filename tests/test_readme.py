@@ -50,6 +50,7 @@ LOCAL = "http://127.0.0.1:7860"
 SMALL = {name: Resolution(name, 288, 512, 272) for name in RESOLUTIONS}
 # What makes a command fast, without changing what it does.
 FAST = {
+    "plan": (),
     "generate": ("--frames", "5", "--steps", "1"),
     "batch": ("--frames", "5", "--steps", "1"),
     "compare": ("--frames", "5", "--steps", "1"),

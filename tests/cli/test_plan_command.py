@@ -11,7 +11,7 @@ from paths import ROOT
 from ultragen.cli import plan as plan_command
 from ultragen.cli.plan import _job, _preset
 from ultragen.estimates.coefficients import WAN_CUDA
-from ultragen.estimates.plan import clip_seconds, clips_on, training_on, training_step
+from ultragen.estimates.fleet import clip_seconds, clips_on, training_on, training_step
 from ultragen.hardware import Hardware
 from ultragen.presets import PRESETS
 from ultragen.runs.request import Request

@@ -26,7 +26,7 @@ from .options import (
 if TYPE_CHECKING:
     from ..estimates.coefficients import Coefficients
     from ..estimates.cost import Job
-    from ..estimates.plan import Plan
+    from ..estimates.fleet import Plan
     from ..runs.request import Request
 
 MODELS = ("wan", "t3-4k", "embedded")
@@ -73,7 +73,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Say what many clips, or a training, will take: hours, disk, energy."""
-    from ..estimates.plan import COUNTS
+    from ..estimates.fleet import COUNTS
 
     if (prompts is None) == (train_clips is None):
         raise ValueError("Give --prompts, a number or a file, or else --train-clips.")
@@ -248,7 +248,7 @@ def _clips(
     counts: tuple[int, ...], jobs: dict[Job, int], coefficients: Coefficients, model: str
 ) -> tuple[list[Plan], dict[str, str]]:
     """Plans of many clips, and what they have in common."""
-    from ..estimates.plan import CLIP_BYTES, START, clip_seconds, clips_on
+    from ..estimates.fleet import CLIP_BYTES, START, clip_seconds, clips_on
 
     seconds: dict[float, int] = {}
     for job, count in jobs.items():
@@ -269,7 +269,7 @@ def _training(
     counts: tuple[int, ...], job: Job, clips: int, epochs: int, coefficients: Coefficients
 ) -> tuple[list[Plan], dict[str, str]]:
     """Plans of a training, and what they have in common."""
-    from ..estimates.plan import (
+    from ..estimates.fleet import (
         CHECKPOINT_BYTES,
         EXPORT_BYTES,
         LATENT_BYTES,
