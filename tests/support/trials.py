@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 
 import httpx
 import psutil
+from fakes import until
 from paths import ROOT, SUPPORT
 from ports import free_port
 
@@ -212,13 +213,30 @@ class Page:
         """The folders of results, finished or not."""
         return {path.name for path in self.runs.glob("*")}
 
-    def half(self) -> list[str]:
-        """What no run may leave: folders that are not whole."""
-        return [
+    def whole(self) -> set[str]:
+        """Those that are finished."""
+        files = ("metadata.json", "native.mp4")
+        return {
             path.name
             for path in self.runs.glob("*")
-            if not (path / "metadata.json").is_file() or not (path / "native.mp4").is_file()
-        ]
+            if all((path / name).is_file() for name in files)
+        }
+
+    def half(self) -> list[str]:
+        """What no run may leave: folders that are not whole."""
+        return sorted(self.results() - self.whole())
+
+    def stays_half(self) -> list[str]:
+        """The same, once what goes a moment after a run has had time to."""
+        found: list[str] = []
+
+        def nothing() -> bool:
+            found[:] = self.half()
+            return not found
+
+        with suppress(AssertionError):
+            until(nothing, PATIENCE)
+        return found
 
     def steps(self) -> list[tuple[float, int, int]]:
         """Time, seed and number of each step that ended; number -1 where a run began."""

@@ -10,7 +10,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -173,7 +172,7 @@ def test_a_page_that_is_ended_leaves_nothing_half(tmp_path, trial, minutes, numb
                     )
                     for _ in range(ATTEMPTS)
                 ), (stage, reached)
-                whole = served.results() - set(served.half())
+                whole = served.whole()
                 began = time.monotonic()
                 code = served.end(number)
                 assert code == (-number if killed else 128 + number)
@@ -181,7 +180,7 @@ def test_a_page_that_is_ended_leaves_nothing_half(tmp_path, trial, minutes, numb
             if not killed and list(served.runs.glob(f"{UNFINISHED}*")):
                 tally.left.append(f"{stage}: {served.half()}")
             served.start()
-            until(lambda: not served.half(), PATIENCE)
+            tally.left += served.stays_half()
             # Gradio itself takes away what it has sent, where it comes to its end.
             if killed and not whole <= served.results():
                 tally.lost.append(f"{stage}: a result from before")
@@ -214,6 +213,7 @@ def small_disk(tmp_path) -> Iterator[Path]:
 
 def ends_in_one_message(tally: Tally, served: Page, client: httpx.Client) -> None:
     """A run that can't be written says so, and nothing of it stays."""
+    served.stays_half()  # of a run before
     before = served.results()
     text = read_call(tally, client, start_call(tally, client, num_frames=33))
     [data] = re.findall(r"event: error\ndata: (.*)", text) or [""]
@@ -237,9 +237,7 @@ def test_a_full_disk_is_one_message(small_disk, tmp_path, trial):
             filler.unlink()
         if not is_served(tally, client):
             tally.lost.append("the next run")
-        with suppress(AssertionError):  # what a run shows early goes a moment after it
-            until(lambda: not served.half(), PATIENCE)
-        tally.tracebacks, tally.left = served.tracebacks(), served.half()
+        tally.tracebacks, tally.left = served.tracebacks(), served.stays_half()
     assert tally.fails() == {}
 
 
@@ -249,7 +247,5 @@ def test_files_that_may_not_grow_are_one_message(tmp_path, trial):
         ends_in_one_message(tally, served, client)
         if not is_served(tally, client):
             tally.lost.append("the next run")
-        with suppress(AssertionError):  # what a run shows early goes a moment after it
-            until(lambda: not served.half(), PATIENCE)
-        tally.tracebacks, tally.left = served.tracebacks(), served.half()
+        tally.tracebacks, tally.left = served.tracebacks(), served.stays_half()
     assert tally.fails() == {}

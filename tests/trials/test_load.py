@@ -11,7 +11,6 @@ from itertools import count
 
 import httpx
 import pytest
-from fakes import until
 from trials import (
     PATIENCE,
     Page,
@@ -26,14 +25,18 @@ from trials import (
 )
 
 pytestmark = [pytest.mark.trials, pytest.mark.slow]
-CLIENTS, WARM, ROW = 20, 20, 30
+CLIENTS, WARM, ROW = 20, 20, 10
 GROWTH = 0.05  # of the memory, after the first runs
 GRACE = 10.0
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory) -> Iterator[Page]:
+    """After its first runs, from where it grows no more."""
     with page(tmp_path_factory.mktemp("load"), delay=0.02, grace=GRACE) as started:
+        with started.client() as client:
+            for index in range(WARM):
+                assert is_served(Tally("first runs"), client, seed=index)
         yield started
 
 
@@ -58,19 +61,16 @@ def left(used: dict[str, int], before: dict[str, int]) -> list[str]:
 
 
 def test_runs_in_a_row_leave_the_page_as_it_was(served, trial, minutes):
-    """And the next test, where `many` runs have gone before it, starts from there."""
     tally = trial("runs in a row")
     number = max(ROW, min(200, round(8 * minutes)))
     with served.client() as client:
-        for index in range(WARM):
-            assert is_served(tally, client, seed=index)
         before = served.use()
-        for index in range(WARM, number):
+        for index in range(number):
             if not is_served(tally, client, seed=index):
                 tally.lost.append(f"run {index}")
     used = settled(served, before)
     tally.memory = used["memory"] / before["memory"] - 1
-    tally.left = [*left(used, before), *served.half()]
+    tally.left = [*left(used, before), *served.stays_half()]
     tally.tracebacks = served.tracebacks()
     tally.notes = f"{number} runs, {before['memory'] / 2**20:.0f} MiB"
     assert tally.fails() == {}
@@ -152,8 +152,7 @@ def test_many_clients_of_whom_a_third_goes(served, trial, minutes):
     tally.order = displaced(calls.taken, order)
     used = settled(served, before)
     tally.memory = used["memory"] / before["memory"] - 1
-    until(lambda: not served.half(), PATIENCE)
-    tally.left = left(used, before)
+    tally.left = [*left(used, before), *served.stays_half()]
     tally.tracebacks = served.tracebacks()
     tally.notes = (
         f"{len(calls.done)} clips, {len(calls.stopped)} given up, {len(calls.late)} read too late, "
