@@ -12,7 +12,6 @@ reach_localhost()
 
 # isort: split
 import json
-import os
 import random
 import sys
 from collections.abc import Iterator
@@ -66,7 +65,7 @@ from ultragen.web.results import (
     show_example,
 )
 from ultragen.web.runs import CANCELLED, Runs
-from ultragen.web.server import find_port, ipv6_name, serve
+from ultragen.web.server import NoPort, serve
 from ultragen.web.settings import (
     SETTINGS,
     Updates,
@@ -494,25 +493,10 @@ def main() -> None:
         sys.exit(130)
     except (OSError, ValueError, RuntimeError) as error:
         sys.exit(f"The page can't start: {error}")
-    port = os.environ.get("GRADIO_SERVER_PORT")  # a port that was asked for is used, or refused
-    address = os.environ.get("GRADIO_SERVER_NAME")
-    name = ipv6_name()
     try:
-        serve(
-            blocks,
-            partial(clean_up, blocks, folder),
-            server_name=name,
-            server_port=int(port) if port else find_port(name),
-            **launch_options(),
-        )
-    except OSError as error:
-        if "empty port" not in str(error):
-            raise
-        where = f" at {address}, if this machine has that address" if address else ""
-        sys.exit(
-            f"Port {port or '7860 and those after it'} can't be had{where}: stop what runs "
-            "there, or choose another one: GRADIO_SERVER_PORT=7960 python app.py"
-        )
+        serve(blocks, partial(clean_up, blocks, folder), **launch_options())
+    except NoPort as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from uuid import uuid4
 import httpx
 
 WAITING = 20
+STARTS = 120  # seconds in which a click must get to the model
 CALL = "gradio_api/call/v2/generate"
 SHARES: list[float] = []  # of the time of each denoising: what other threads computed meanwhile
 
@@ -104,7 +105,9 @@ def click(url: str, page: Any, settings: dict[str, Any], model_called: Event) ->
     """Seconds from a click to the model's first work."""
     from ultragen.web.settings import SETTINGS
 
-    numbers = {function.name: number for number, function in page.fns.items()}
+    numbers: dict[str, int] = {}
+    for number, function in page.fns.items():
+        numbers.setdefault(function.name, number)  # drafts have later ones of these names
     shown = [component._id for component in page.fns[numbers["prepare"]].inputs]
     session = uuid4().hex
     model_called.clear()
@@ -118,7 +121,8 @@ def click(url: str, page: Any, settings: dict[str, Any], model_called: Event) ->
             body = {"data": data, "fn_index": numbers[name], "session_hash": session}
             client.post("gradio_api/queue/join", json=body).raise_for_status()
             if name == "run":
-                model_called.wait()
+                if not model_called.wait(STARTS):
+                    raise TimeoutError(f"The model was not called in {STARTS} s.")
                 took = perf_counter() - began
             read_session(client, session)
     return took

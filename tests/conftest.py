@@ -73,8 +73,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--trial-minutes",
         type=float,
-        default=3.0,
-        help="how long the trials may take together, on two cores",
+        default=1.0,
+        help="how long the trials may take together, on two cores; some take minutes anyway",
     )
 
 

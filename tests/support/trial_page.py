@@ -21,10 +21,12 @@ from ultragen.web.cards import Cards
 from ultragen.web.gate import Gate
 
 SETTINGS = json.loads(os.environ["TRIAL"])
+HOLD = Path(SETTINGS["hold"])
 
 
 class Logged(FakePipeline):
-    """Writes down when a run begins, as step -1, and when each of its steps has ended."""
+    """Writes down when a run begins, as step -1, and when each of its steps has ended, which none
+    does while it is held."""
 
     def __call__(self, **options: Any) -> Any:
         callback, seed = options["callback_on_step_end"], options["generator"].initial_seed()
@@ -33,6 +35,8 @@ class Logged(FakePipeline):
             log.write(f"{time.monotonic()} {seed} {step}\n")
 
         def stepped(pipe, step: int, timestep: int, tensors: dict) -> Any:
+            while HOLD.exists():
+                time.sleep(0.01)
             note(step)
             return callback(pipe, step, timestep, tensors)
 

@@ -10,18 +10,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 
 import httpx
 import psutil
+from fakes import until
 from paths import ROOT, SUPPORT
 from ports import free_port
 
-BOUND = 60.0
-"""Seconds after which a request counts as hanging."""
+BOUND = 120.0
+"""Seconds without a word from the page after which a request counts as hanging."""
+PATIENCE = 240.0
+"""Seconds for which a state is waited for that has to come, however busy the machine is."""
 CALL = "/gradio_api/call/v2/generate"
 SHORT = {"prompt": "a calm lake", "num_frames": 1, "num_inference_steps": 1}
 WAY_OUT = re.compile(
@@ -78,15 +81,13 @@ class Tally:
     notes: str = ""
     _lock: Lock = field(default_factory=Lock, repr=False)
 
-    def ask(
-        self, client: httpx.Client, method: str, path: str, seconds: float = BOUND, **given
-    ) -> httpx.Response | None:
+    def ask(self, client: httpx.Client, method: str, path: str, **given) -> httpx.Response | None:
         """A request; None if it hangs or the connection breaks."""
         what = f"{method} {path} {str(given)[:200]}"
         with self._lock:
             self.requests += 1
         try:
-            answer = client.request(method, path, timeout=seconds, **given)
+            answer = client.request(method, path, **given)
         except httpx.TimeoutException:
             with self._lock:
                 self.hangs.append(what)
@@ -147,20 +148,24 @@ class Page:
     Attributes:
         url: Its address.
         process: As psutil has it.
+        slowness: By how much longer its start took than the processor worked for it: what else runs
+            on the machine slows everything down so.
+        hold: While this file is there, no step ends.
     """
 
     def __init__(
         self,
         folder: Path,
         delay: float = 0.02,
-        grace: float = 3.0,
+        grace: float = 30.0,
         file_size: int = 0,
         files: Path | None = None,
     ) -> None:
         self.folder, self.files = folder, files or folder / "gradio"
         self.steps_log, self.said = folder / "steps.log", folder / "said.log"
-        log = str(self.steps_log)
-        trial = {"delay": delay, "grace": grace, "file_size": file_size, "log": log}
+        self.hold = folder / "hold"
+        trial = {"delay": delay, "grace": grace, "file_size": file_size}
+        trial |= {"log": str(self.steps_log), "hold": str(self.hold)}
         self.environment = {
             **os.environ,
             "TRIAL": json.dumps(trial),
@@ -173,7 +178,7 @@ class Page:
     def start(self) -> None:
         """Starts it on a free port, and waits until it answers."""
         port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
+        self.url, began = f"http://127.0.0.1:{port}", time.monotonic()
         with self.said.open("a") as said:
             started = subprocess.Popen(
                 [sys.executable, str(SUPPORT / "trial_page.py")],
@@ -183,11 +188,12 @@ class Page:
                 stderr=said,
             )
         self.child, self.process = started, psutil.Process(started.pid)
-        end = time.monotonic() + 120
-        while time.monotonic() < end:
+        while (waited := time.monotonic() - began) < PATIENCE:
             assert started.poll() is None, self.said.read_text()
             try:
-                if httpx.get(f"{self.url}/config", timeout=10).status_code == 200:
+                if httpx.get(f"{self.url}/config", timeout=BOUND).status_code == 200:
+                    used = self.process.cpu_times()
+                    self.slowness = max(1.0, waited / (used.user + used.system))
                     return
             except httpx.TransportError:
                 time.sleep(0.1)
@@ -197,7 +203,7 @@ class Page:
         """Ends it by a signal; returns its exit code."""
         if self.child.poll() is None:
             self.child.send_signal(number)
-        return self.child.wait(30)
+        return self.child.wait(PATIENCE)
 
     @property
     def runs(self) -> Path:
@@ -207,13 +213,30 @@ class Page:
         """The folders of results, finished or not."""
         return {path.name for path in self.runs.glob("*")}
 
-    def half(self) -> list[str]:
-        """What no run may leave: folders that are not whole."""
-        return [
+    def whole(self) -> set[str]:
+        """Those that are finished."""
+        files = ("metadata.json", "native.mp4")
+        return {
             path.name
             for path in self.runs.glob("*")
-            if not (path / "metadata.json").is_file() or not (path / "native.mp4").is_file()
-        ]
+            if all((path / name).is_file() for name in files)
+        }
+
+    def half(self) -> list[str]:
+        """What no run may leave: folders that are not whole."""
+        return sorted(self.results() - self.whole())
+
+    def stays_half(self) -> list[str]:
+        """The same, once what goes a moment after a run has had time to."""
+        found: list[str] = []
+
+        def nothing() -> bool:
+            found[:] = self.half()
+            return not found
+
+        with suppress(AssertionError):
+            until(nothing, PATIENCE)
+        return found
 
     def steps(self) -> list[tuple[float, int, int]]:
         """Time, seed and number of each step that ended; number -1 where a run began."""
@@ -232,6 +255,19 @@ class Page:
             if (own and not own[-1].endswith(gates)) or own[-1:] == frames[-1:] != []:
                 found.append(part[:4000][-1500:])
         return found
+
+    def client(self, **options) -> httpx.Client:
+        """Asks it, on connections that are given up before the page itself does, with which a
+        request could cross."""
+        limits = httpx.Limits(keepalive_expiry=1.0)
+        return httpx.Client(base_url=self.url, limits=limits, timeout=BOUND, **options)
+
+    def turns(self, client: httpx.Client, seconds: float) -> None:
+        """Waits until it has had so much time, and has answered 20 requests in it."""
+        end = time.monotonic() + seconds
+        for _ in range(20):
+            assert client.get("/config").status_code == 200
+        time.sleep(max(0.0, end - time.monotonic()))
 
     def use(self) -> dict[str, int]:
         """Bytes, handles and threads of the process."""
@@ -253,30 +289,63 @@ def page(folder: Path, **settings) -> Iterator[Page]:
         started.end(signal.SIGKILL)
 
 
-def start_call(tally: Tally, client: httpx.Client, **given) -> str:
-    """Calls, and tries again while there is no place; returns the call's name."""
-    end = time.monotonic() + BOUND
-    while time.monotonic() < end:
+@dataclass(frozen=True)
+class Taken:
+    """A call's name, and the two moments between which the page took it."""
+
+    event: str
+    sent: float
+    answered: float
+
+
+def take_place(tally: Tally, client: httpx.Client, **given) -> Taken | None:
+    """Calls, and tries again while there is no place; None if the call is lost."""
+    end = time.monotonic() + PATIENCE
+    while (sent := time.monotonic()) < end:
         answer = tally.ask(client, "POST", CALL, json=SHORT | given)
         if answer is not None and answer.status_code == 200:
-            return answer.json()["event_id"]
+            return Taken(answer.json()["event_id"], sent, time.monotonic())
         if answer is None or answer.status_code != 429:
             break
         tally.check_message(answer.json()["error"], "a full queue")
         time.sleep(0.5)
     tally.lost.append(f"{given}: no place")
-    return ""
+    return None
 
 
-def read_call(tally: Tally, client: httpx.Client, event: str, seconds: float = BOUND) -> str:
+def start_call(tally: Tally, client: httpx.Client, **given) -> str:
+    """Calls as `take_place` does; returns the call's name, empty if it is lost."""
+    taken = take_place(tally, client, **given)
+    return taken.event if taken else ""
+
+
+def displaced(taken: dict[int, Taken], began: list[int]) -> int:
+    """By how many places a run began earlier or later than it was called, at most.
+
+    Args:
+        taken: When calls were taken, by their seeds. Of two that may have been taken at one time,
+            either may come first.
+        began: Seeds in the order of their runs.
+    """
+    places = list(enumerate(began))
+    most = 0
+    for place, seed in places:
+        call = taken[seed]
+        overtaken = sum(taken[other].answered < call.sent for _, other in places[place + 1 :])
+        waited_for = sum(call.answered < taken[other].sent for _, other in places[:place])
+        most = max(most, overtaken, waited_for)
+    return most
+
+
+def read_call(tally: Tally, client: httpx.Client, event: str) -> str:
     """The whole answer of a call; empty if it hangs."""
-    answer = tally.ask(client, "GET", f"/gradio_api/call/generate/{event}", seconds)
+    answer = tally.ask(client, "GET", f"/gradio_api/call/generate/{event}")
     return "" if answer is None else answer.text
 
 
 def hang_up(client: httpx.Client, event: str, after: int = 1) -> None:
     """Reads an answer up to its so many-th event, and closes the connection."""
-    with client.stream("GET", f"/gradio_api/call/generate/{event}", timeout=BOUND) as answer:
+    with client.stream("GET", f"/gradio_api/call/generate/{event}") as answer:
         for line in answer.iter_lines():
             if line.startswith("event: generating"):
                 after -= 1

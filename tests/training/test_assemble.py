@@ -3,25 +3,67 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from training_stages import weights
 
+from ultragen.files import UNFINISHED
 from ultragen.model.classifier import load_classifier
 from ultragen.model.upscaler import UpscalerNetwork
 from ultragen.pipeline import UltraGenPipeline
 from ultragen.presets import EMBEDDED
 from ultragen.runs.loading import load_models
 from ultragen.training.assemble import assemble
+from ultragen.training.stage_order import collect
 from ultragen.training.tiny import TINY
 from ultragen.weights.fingerprint import DIGESTS
 from ultragen.world.scene import ALLOWED
 
 
+def no_space(*values, **options):
+    raise OSError("no space left on device")
+
+
+def parts(model: Path, names: str) -> None:
+    """Files of so many parts."""
+    for name in names.split():
+        (model / name).mkdir(parents=True)
+        (model / name / "weights").write_text(str(model))
+
+
+def found(model: Path) -> dict[str, str]:
+    """What lies in a folder: the content of each file."""
+    files = [path for path in model.rglob("*") if path.is_file()]
+    return {path.relative_to(model).as_posix(): path.read_text() for path in files}
+
+
+def test_parts_of_a_stage_are_collected_together_or_not_at_all(tmp_path, monkeypatch):
+    model, export = tmp_path / "model", tmp_path / "export"
+    parts(model, "vae transformer distilled/base_transformer")
+    parts(export, "transformer text_encoder distilled/transformer")
+    before, copies = found(model), []
+
+    def copy(source, *values, copytree=shutil.copytree, **options):
+        copies.append(source)
+        if len(copies) > 3:
+            raise OSError("no space left on device")
+        return copytree(source, *values, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copytree", copy)
+        with pytest.raises(OSError, match="no space"):
+            collect(export, model)
+    assert found(model) == before
+    collect(export, model)
+    assert found(model) == before | found(export)
+    assert not list(model.glob(f"{UNFINISHED}*"))
+
+
 @pytest.mark.slow
-def test_the_assembled_pipeline_loads_and_runs(trained, tmp_path):
+def test_the_assembled_pipeline_loads_and_runs(trained, tmp_path, monkeypatch):
     assemble(trained / "model", tmp_path, TINY)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert max(path.stat().st_size for path in files) < 9_000_000
@@ -49,6 +91,17 @@ def test_the_assembled_pipeline_loads_and_runs(trained, tmp_path):
     assert pipe.unknown_words("a calm zorgon lake") == ["zorgon"]
     small = torch.rand(1, 3, 8, 8)
     assert UpscalerNetwork.from_pretrained(tmp_path / "upscaler")(small).shape == (1, 3, 32, 32)
+    # Done again, it is replaced as a whole or not at all, but for people's own words.
+    (tmp_path / "README.md").write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr(UpscalerNetwork, "save_pretrained", no_space)
+        with pytest.raises(OSError, match="no space"):
+            assemble(trained / "model", tmp_path, TINY)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    (tmp_path / "transformer" / "older.safetensors").touch()
+    assemble(trained / "model", tmp_path, TINY)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     judge = load_classifier(tmp_path / "classifier")
     assert judge.classify(judge.reduce(torch.rand(5, 3, 64, 96)))["water"] in ALLOWED["water"]
     assert (tmp_path / "classifier/accuracy.json").exists()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch.distributed as dist
@@ -59,6 +60,37 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, whole):
     assert not [path.name for path in tmp_path.iterdir() if path.suffix in (".new", ".old")]
     stage = run(Numbered(2, width=128, whole=whole), numbered_settings(tmp_path, 3))
     assert stage.asked == [4, 5]
+
+
+class HalfExported(Line):
+    """Exports two files, and fails between them in its second run."""
+
+    def __init__(self, fails: bool = False) -> None:
+        super().__init__()
+        self.fails = fails
+
+    def export(self, folder: Path) -> None:
+        super().export(folder)
+        (folder / "first").write_text(str(self.model.weight.item()))
+        if self.fails:
+            raise OSError("no space left on device")
+        (folder / "second").write_text(str(self.model.weight.item()))
+
+
+def test_weights_that_can_not_be_exported_leave_the_last_ones(tmp_path):
+    run(HalfExported(), settings(tmp_path, 2))
+    before = {path.name: path.read_text() for path in (tmp_path / "export").iterdir()}
+    with pytest.raises(OSError, match=r"^Step 3 could not be saved: no space left"):
+        run(HalfExported(fails=True), settings(tmp_path, 3))
+    after = {path.name: path.read_text() for path in (tmp_path / "export").iterdir()}
+    assert after == before and before.keys() == {"first", "second"}
+    assert not [path.name for path in tmp_path.iterdir() if path.suffix in (".new", ".old")]
+    (tmp_path / "export").rename(tmp_path / "export.old")  # as a kill between two moves leaves it
+    (tmp_path / "export.new").mkdir()
+    stage = HalfExported()
+    run(stage, settings(tmp_path, 4))
+    assert (tmp_path / "export" / "second").read_text() == str(stage.exported[-1])
+    assert not [path.name for path in tmp_path.iterdir() if path.suffix in (".new", ".old")]
 
 
 @pytest.mark.parametrize("make", [Line, lambda: Numbered(2)], ids=["whole", "in parts"])

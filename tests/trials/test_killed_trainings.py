@@ -86,7 +86,7 @@ def test_a_training_survives_kills_while_it_saves(tmp_path, trial, minutes, trai
     last = int(re.findall(r"saved at step (\d+)", said.read_text())[-1])
     whole = PROCESSES.Process(target=child, args=(train, out, last + 2, False, said))
     whole.start()
-    whole.join(120)
+    whole.join()
     tally.notes = ", ".join(f"{number} × {names}" for names, number in seen.items())
     told = said.read_text()
     resumed = [int(step) for step in re.findall(r"resumed at step (\d+)", told)]

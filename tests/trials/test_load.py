@@ -11,24 +11,38 @@ from itertools import count
 
 import httpx
 import pytest
-from fakes import until
-from trials import Page, Tally, hang_up, is_served, page, read_call, start_call
+from trials import (
+    PATIENCE,
+    Page,
+    Taken,
+    Tally,
+    displaced,
+    hang_up,
+    is_served,
+    page,
+    read_call,
+    take_place,
+)
 
 pytestmark = [pytest.mark.trials, pytest.mark.slow]
-CLIENTS, WARM, ROW = 20, 20, 30
+CLIENTS, WARM, ROW = 20, 20, 10
 GROWTH = 0.05  # of the memory, after the first runs
-GRACE = 3.0
+GRACE = 10.0
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory) -> Iterator[Page]:
+    """After its first runs, from where it grows no more."""
     with page(tmp_path_factory.mktemp("load"), delay=0.02, grace=GRACE) as started:
+        with started.client() as client:
+            for index in range(WARM):
+                assert is_served(Tally("first runs"), client, seed=index)
         yield started
 
 
 def settled(served: Page, before: dict[str, int]) -> dict[str, int]:
     """What the page uses once threads that wait for work have gone."""
-    end = time.monotonic() + 25
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         used = served.use()
         if all(used[name] <= before[name] + 1 for name in ("handles", "threads")):
@@ -47,19 +61,16 @@ def left(used: dict[str, int], before: dict[str, int]) -> list[str]:
 
 
 def test_runs_in_a_row_leave_the_page_as_it_was(served, trial, minutes):
-    """And the next test, where `many` runs have gone before it, starts from there."""
     tally = trial("runs in a row")
     number = max(ROW, min(200, round(8 * minutes)))
-    with httpx.Client(base_url=served.url) as client:
-        for index in range(WARM):
-            assert is_served(tally, client, seed=index)
+    with served.client() as client:
         before = served.use()
-        for index in range(WARM, number):
+        for index in range(number):
             if not is_served(tally, client, seed=index):
                 tally.lost.append(f"run {index}")
     used = settled(served, before)
     tally.memory = used["memory"] / before["memory"] - 1
-    tally.left = [*left(used, before), *served.half()]
+    tally.left = [*left(used, before), *served.stays_half()]
     tally.tracebacks = served.tracebacks()
     tally.notes = f"{number} runs, {before['memory'] / 2**20:.0f} MiB"
     assert tally.fails() == {}
@@ -71,27 +82,31 @@ class Calls:
     """What clients did, by the seeds of their calls."""
 
     seeds: Iterator[int] = field(default_factory=lambda: count(10_000))
-    taken: dict[int, float] = field(default_factory=dict)  # when the page took them
+    taken: dict[int, Taken] = field(default_factory=dict)
     done: set[int] = field(default_factory=set)
     stopped: set[int] = field(default_factory=set)
+    late: set[int] = field(default_factory=set)  # whose clients had no time to read
 
 
 def visit(served: Page, tally: Tally, calls: Calls, index: int, end: float) -> None:
     """A client with an address of its own, two thirds of whose calls wait for their clips."""
     chance = random.Random(index)
     transport = httpx.HTTPTransport(local_address=f"127.0.1.{index + 1}")
-    with httpx.Client(base_url=served.url, transport=transport) as client:
+    with served.client(transport=transport) as client:
         while time.monotonic() < end:
             seed = next(calls.seeds)
             steps = chance.randint(1, 8)
-            event = start_call(tally, client, seed=seed, num_inference_steps=steps)
-            if not event:
+            taken = take_place(tally, client, seed=seed, num_inference_steps=steps)
+            if taken is None:
                 continue
-            calls.taken[seed] = time.monotonic()
+            calls.taken[seed], event = taken, taken.event
             if chance.random() < 2 / 3:
+                asked = time.monotonic()
                 text = read_call(tally, client, event)
                 if "event: complete" in text and f'"seed": {seed}' in text:
                     calls.done.add(seed)
+                elif "Nobody waited" in text and asked - taken.sent > GRACE / 2:
+                    calls.late.add(seed)
                 else:
                     tally.lost.append(f"{seed}: {text[-300:]}")
                 continue
@@ -108,15 +123,17 @@ def visit(served: Page, tally: Tally, calls: Calls, index: int, end: float) -> N
                 time.sleep(GRACE)
 
 
-def displaced(called: list[int], began: list[int]) -> int:
-    """By how many places a run began earlier or later than it was called, of those that began."""
-    places = {seed: place for place, seed in enumerate(s for s in called if s in set(began))}
-    return max((abs(places[seed] - place) for place, seed in enumerate(began)), default=0)
+def test_places_are_counted_between_calls_whose_order_is_known():
+    taken = {seed: Taken("", seed, seed + 0.5) for seed in range(6)}
+    assert displaced(taken, [0, 1, 2, 4, 5]) == 0  # 3 was given up
+    assert displaced(taken, [0, 4, 1, 2, 3, 5]) == displaced(taken, [1, 2, 3, 0, 4, 5]) == 3
+    at_once = {seed: Taken("", 0, 9) for seed in range(6)}
+    assert displaced(at_once, [5, 4, 3, 2, 1, 0]) == 0
 
 
 def test_many_clients_of_whom_a_third_goes(served, trial, minutes):
     tally, calls = trial("many clients"), Calls()
-    with httpx.Client(base_url=served.url) as client:
+    with served.client() as client:
         assert is_served(tally, client)
         before = served.use()
         end = time.monotonic() + minutes * 60 * (0.65 if minutes > 10 else 0.2)
@@ -132,16 +149,17 @@ def test_many_clients_of_whom_a_third_goes(served, trial, minutes):
             tally.lost.append("the run after all")
         free_after = time.monotonic() - began
     order = [seed for _, seed, step in served.steps() if step == -1 and seed in calls.taken]
-    tally.order = displaced(sorted(calls.taken, key=calls.taken.__getitem__), order)
+    tally.order = displaced(calls.taken, order)
     used = settled(served, before)
     tally.memory = used["memory"] / before["memory"] - 1
-    until(lambda: not served.half())
-    tally.left = left(used, before)
+    tally.left = [*left(used, before), *served.stays_half()]
     tally.tracebacks = served.tracebacks()
     tally.notes = (
-        f"{len(calls.done)} clips, {len(calls.stopped)} given up, free after {free_after:.1f} s"
+        f"{len(calls.done)} clips, {len(calls.stopped)} given up, {len(calls.late)} read too late, "
+        f"free after {free_after:.1f} s"
     )
     assert tally.fails() == {}
+    assert len(calls.late) <= len(calls.done)
     assert tally.order <= 2
     assert len(order) == len(set(order))
     assert tally.memory < GROWTH or minutes < 10

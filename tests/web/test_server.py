@@ -8,13 +8,18 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
+from typing import Any
 from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
 
+import gradio as gr
+import httpx
 import pytest
 from fakes import until
 from gradio import http_server
@@ -34,7 +39,7 @@ class FakeBlocks:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def launch(self, prevent_thread_lock: bool) -> None:
+    def launch(self, **options: Any) -> None:
         def work(report, cancelled) -> None:
             with whole_result(self.folder) as folder:
                 for index in range(600):
@@ -199,24 +204,61 @@ def test_the_page_starts_behind_proxies_and_without_a_home(tmp_path: Path, addre
     assert "Traceback" not in said
 
 
-@pytest.mark.skipif(sys.platform == "darwin", reason="it has one local address")
-def test_a_port_is_looked_for_where_the_page_is_served(monkeypatch) -> None:
-    """Gradio 6.31 looks at 127.0.0.1 alone: there all of these are free."""
-    with socket.create_server(("127.0.0.2", 0)) as taken:
-        port = taken.getsockname()[1]
-        monkeypatch.setattr(http_server, "INITIAL_PORT_VALUE", port)
-        assert server.find_port(None) == port
-        assert server.find_port("127.0.0.2") > port
-        monkeypatch.setattr(http_server, "TRY_NUM_PORTS", 1)
-        with pytest.raises(OSError, match=r"no empty port at 127\.0\.0\.2: .*in use"):
-            server.find_port("127.0.0.2")
-
-
 def test_only_ipv6_addresses_are_rewritten_for_gradio(environment) -> None:
     for asked, found in (("", None), ("0.0.0.0", None), ("::1", "[::1]"), ("[::]", "[::]")):
         environment["GRADIO_SERVER_NAME"] = asked
         assert server.ipv6_name() == found
         assert ("GRADIO_SERVER_NAME" in environment) == (found is None)
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port that is taken at 127.0.0.2, and free at 127.0.0.1."""
+    with socket.create_server(("127.0.0.2", 0)) as listening:
+        yield listening.getsockname()[1]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.2", "0.0.0.0"])
+def test_the_port_is_looked_for_where_the_page_will_listen(
+    environment, monkeypatch, taken: int, address: str
+) -> None:
+    launched: list[dict[str, Any]] = []
+    blocks = SimpleNamespace(launch=lambda **options: launched.append(options))
+    free = free_port("0.0.0.0")
+    monkeypatch.setattr(server, "PORTS", [taken, free])
+    environment["GRADIO_SERVER_NAME"] = address
+    server.launch(blocks, quiet=True)
+    [options] = launched
+    assert (options["server_name"], options["server_port"]) == (address, free) and options["quiet"]
+    environment["GRADIO_SERVER_PORT"] = str(taken)
+    with pytest.raises(server.NoPort, match=f"Port {taken} can't be had at {address}"):
+        server.launch(blocks)
+    for impossible in ("70000", str(taken)):
+        environment |= {"GRADIO_SERVER_NAME": "192.0.2.1", "GRADIO_SERVER_PORT": impossible}
+        with pytest.raises(server.NoPort, match="if this machine has that address"):
+            server.launch(blocks)
+
+
+# The server that can't start ends its thread.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_port_that_is_lost_to_another_process_is_no_end(
+    environment, monkeypatch, taken: int
+) -> None:
+    """Gradio's MCP server has been started by then, and starts only once."""
+    blocks = gr.Interface(str.upper, "text", "text", api_name="upper")
+    monkeypatch.setattr(server, "PORTS", [taken, free_port("127.0.0.2")])
+    monkeypatch.setattr(server, "can_listen", lambda address, port: True)
+    monkeypatch.setattr(http_server, "LOCALHOST_NAME", "127.0.0.1")  # where Gradio looks itself
+    environment["GRADIO_SERVER_NAME"] = "127.0.0.2"
+    server.launch(blocks, mcp_server=True, quiet=True)
+    try:
+        assert blocks.server_port == server.PORTS[1]
+        ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+        accept = {"accept": "application/json, text/event-stream"}
+        url = f"{blocks.local_url}gradio_api/mcp/"
+        assert httpx.post(url, json=ping, headers=accept, trust_env=False).status_code == 200
+    finally:
+        blocks.close(verbose=False)
 
 
 def test_gradio_gets_a_folder_of_its_own(environment) -> None:

@@ -11,6 +11,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from transformers import AutoTokenizer
 
+from ..files import create_folder, whole_result
 from ..model.autoencoder import CompactAutoencoder
 from ..model.classifier import AttributeClassifier
 from ..model.strict_loading import load_strictly
@@ -50,7 +51,8 @@ def put_together(
 def assemble(
     model: Path, out: Path, options: StageOptions | None = None, undistilled: bool = False
 ) -> None:
-    """Puts the finished weights together as one pipeline folder in float16, in small files.
+    """Puts the finished weights together as one pipeline folder in float16, in small files. An
+    earlier one there is replaced as a whole or not at all.
 
     Args:
         model: Folder that the stages filled.
@@ -85,16 +87,27 @@ def assemble(
         transformer=UltraGenTransformer3DModel.from_pretrained(weights / "transformer"),
         base_transformer=load_strictly(WanTransformer3DModel, weights / "base_transformer"),
     )
-    pipeline.to(torch.float16).save_pretrained(out, max_shard_size=SHARD_SIZE)
     upscaler = UpscalerNetwork.from_pretrained(model / "upscaler")
-    upscaler.to(torch.float16).save_pretrained(out / "upscaler")
-    if (model / "classifier").is_dir():  # measures clips, and is not needed to make them
+    with whole_result(create_folder(out)) as folder:
+        for path in (*out.glob("*.md"), *out.glob("*.npy")):  # people's words, colours of previews
+            shutil.copy(path, folder)
+        pipeline.to(torch.float16).save_pretrained(folder, max_shard_size=SHARD_SIZE)
+        upscaler.to(torch.float16).save_pretrained(folder / "upscaler")
+        save_classifier(model, out, folder)
+        for path in folder.glob("*/config.json"):
+            forget_origin(path)
+        write_digests(folder)
+
+
+def save_classifier(model: Path, out: Path, folder: Path) -> None:
+    """Saves what measures clips, which is not needed to make them: the trained one, or else the
+    one that the earlier pipeline at `out` has."""
+    if (model / "classifier").is_dir():
         classifier = AttributeClassifier.from_pretrained(model / "classifier")
-        classifier.to(torch.float16).save_pretrained(out / "classifier")
-        shutil.copy(model / "classifier" / "accuracy.json", out / "classifier")
-    for path in out.glob("*/config.json"):
-        forget_origin(path)
-    write_digests(out)
+        classifier.to(torch.float16).save_pretrained(folder / "classifier")
+        shutil.copy(model / "classifier" / "accuracy.json", folder / "classifier")
+    elif (out / "classifier").is_dir():
+        shutil.copytree(out / "classifier", folder / "classifier")
 
 
 def forget_origin(path: Path) -> None:

@@ -1,5 +1,5 @@
 """Checkpoints: what a run needs to go on from, replaced so that a run that is killed at any moment
-keeps a whole one.
+keeps a whole one, as it does of the weights that it exports.
 
 No system call swaps two folders everywhere, so there is a moment between two renamings in which the
 last checkpoint lies at `checkpoint.old` alone; `recover_folder` puts it back.

@@ -147,6 +147,10 @@ class Trainer:
         return self.config.out / "checkpoint"
 
     @property
+    def exported(self) -> Path:
+        return self.config.out / "export"
+
+    @property
     def saves(self) -> bool:
         """Whether this process takes part in saving and sampling."""
         return self.sharded or self.accelerator.is_main_process
@@ -184,13 +188,14 @@ class Trainer:
                 flush=True,
             )
             raise SystemExit(128 + signal.SIGTERM)
-        return self.config.out / "export"
+        return self.exported
 
     def resume(self) -> None:
         """Goes on from the checkpoint, if there is one."""
         accelerator = self.accelerator
         if accelerator.is_main_process:
             recover_folder(self.checkpoint)
+            recover_folder(self.exported)
         accelerator.wait_for_everyone()
         seen = in_how_many(self.checkpoint.is_dir())
         if not seen:
@@ -371,12 +376,11 @@ class Trainer:
         times = {}
         began = time.monotonic()
         try:
-            replace_folder(
-                self.checkpoint, self.write_checkpoint, accelerator.is_main_process, wait
-            )
+            main = accelerator.is_main_process
+            replace_folder(self.checkpoint, self.write_checkpoint, main, wait)
             times["checkpoint"] = time.monotonic() - began
             if export:
-                self.with_average(lambda: self.stage.export(self.config.out / "export"))
+                replace_folder(self.exported, self.write_export, main, wait)
                 times["export"] = time.monotonic() - began - times["checkpoint"]
         except (OSError, RuntimeError, SafetensorError) as error:
             raise OSError(
@@ -386,6 +390,9 @@ class Trainer:
             ) from error
         text = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in times.items())
         accelerator.print(f"saved at step {self.progress.step}: {text}", flush=True)
+
+    def write_export(self, folder: Path) -> None:
+        self.with_average(lambda: self.stage.export(folder))
 
     def write_checkpoint(self, folder: Path) -> None:
         if self.sharded:

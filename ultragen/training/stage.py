@@ -164,7 +164,7 @@ class Stage(ABC):
 
     @abstractmethod
     def export(self, folder: Path) -> None:
-        """Saves the averaged weights in diffusers' layout."""
+        """Saves the averaged weights in diffusers' layout, in a folder that it creates."""
 
 
 class Progress:

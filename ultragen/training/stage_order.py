@@ -18,6 +18,7 @@ from diffusers import WanTransformer3DModel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..dataset.shards import LatentDataset, vae_fingerprint
+from ..files import create_folder, sweep_unfinished, whole_result, write_text
 from ..model.autoencoder import CompactAutoencoder
 from ..model.classifier import AttributeClassifier
 from ..model.coordinates import add_coordinates
@@ -308,16 +309,31 @@ def train(
         learning_rate=config.learning_rate or dict(options.learning_rates)[name],
     )
     sources = Sources(config.out.parent / "model", start)
+    if check_processes().is_main_process:
+        sweep_unfinished(sources.model)
     torch.manual_seed(config.seed)
     seed = config.seed + 1000 * list(STAGES).index(name) + _count_run(config.out)
     trainer = Trainer(STAGES[name](sources, options, seed), config)
     export = trainer.train()
     if trainer.accelerator.is_main_process:
-        for folder in export.iterdir():
-            shutil.copytree(folder, sources.model / folder.name, dirs_exist_ok=True)
+        collect(export, sources.model)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()  # the processes part: none can wait for another after it
     return sources.model
+
+
+def collect(export: Path, model: Path) -> None:
+    """Copies what a stage has exported to the parts of all stages, the whole of it or nothing.
+
+    Args:
+        export: Folder with a folder of each part.
+        model: Folder for them; created when missing.
+    """
+    with whole_result(create_folder(model)) as folder:
+        for part in export.iterdir():
+            if (model / part.name).is_dir():  # that of distilled weights has those of two stages
+                shutil.copytree(model / part.name, folder / part.name)
+            shutil.copytree(part, folder / part.name, dirs_exist_ok=True)
 
 
 def allow_fast_products() -> None:
@@ -335,5 +351,5 @@ def _count_run(folder: Path) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     number = int(path.read_text() or 0) if path.exists() else 0
     if check_processes().is_main_process:
-        path.write_text(str(number + 1))
+        write_text(path, str(number + 1))
     return number

@@ -20,6 +20,11 @@ ENDING = ("SIGINT", "SIGTERM", "SIGHUP")  # the last one is missing on Windows
 # Seconds, of the five in which the page ends, that runs and then connections have.
 FOR_RUNS, FOR_CONNECTIONS = 3.0, 1.0
 SWEEP_EVERY = 3600.0  # seconds
+PORTS = range(7860, 7960)
+
+
+class NoPort(OSError):
+    """No port can be had at the page's address; the message says what to do."""
 
 
 def ipv6_name() -> str | None:
@@ -33,33 +38,51 @@ def ipv6_name() -> str | None:
     return f"[{asked.strip('[]')}]"
 
 
-def find_port(address: str | None) -> int:
-    """The first free port at an address, of those that Gradio looks at, from 7860 on.
+def can_listen(address: str, port: int) -> bool:
+    """Whether a server could listen at this port of all that the address stands for."""
+    try:
+        for family, _, _, _, place in socket.getaddrinfo(
+            address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            socket.create_server(place, family=family).close()
+    except (OSError, OverflowError):  # such as an address of another machine, or port 70000
+        return False
+    return True
 
-    Gradio 6.31 looks at 127.0.0.1 whatever the address is, and tries to serve where that is free.
-    Where it fails, the page's tools (MCP) have been started, which they can be once: all further
-    ports fail too, after five seconds each.
+
+def launch(blocks: gr.Blocks, **options: Any) -> None:
+    """Launches a page at `GRADIO_SERVER_NAME`, and at `GRADIO_SERVER_PORT` or else the first of
+    `PORTS` that is free there.
 
     Args:
-        address: Where the page is served, as `launch` takes it; None for this machine alone.
+        blocks: The page.
+        options: Of `Blocks.launch`, but for name and port.
 
     Raises:
-        OSError: None of them can be had.
+        NoPort: None can be had.
     """
-    # Here, since Gradio reads the variables that `ipv6_name` changes when this is imported.
-    from gradio import http_server
-
-    host = (address or http_server.LOCALHOST_NAME).strip("[]")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    reason: OSError | None = None
-    first = http_server.INITIAL_PORT_VALUE
-    for port in range(first, first + http_server.TRY_NUM_PORTS):
+    asked, name = os.environ.get("GRADIO_SERVER_PORT"), ipv6_name()
+    name = name or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
+    address = name.strip("[]")
+    # Where a port is lost to another process, Gradio 6.31 tries the same app at 99 more, 5 seconds
+    # each, though its MCP server starts only once: each launch is for one port, and for options of
+    # its own, which it changes.
+    for port in [int(asked)] if asked else PORTS:
+        if not can_listen(address, port):
+            continue
+        own = options | {"app_kwargs": dict(options.get("app_kwargs", {}))}
         try:
-            with socket.create_server((host, port), family=family):
-                return port
-        except OSError as error:
-            reason = error
-    raise OSError(f"There is no empty port at {host}: {reason}")
+            blocks.launch(prevent_thread_lock=True, server_name=name, server_port=port, **own)
+        except OSError as error:  # another process was faster
+            if "empty port" not in str(error):
+                raise
+        else:
+            return
+    where = "" if address == "127.0.0.1" else f" at {address}, if this machine has that address"
+    raise NoPort(
+        f"Port {asked or f'{PORTS[0]} and those after it'} can't be had{where}: stop what runs "
+        "there, or choose another one: GRADIO_SERVER_PORT=7960 python app.py"
+    )
 
 
 def serve(blocks: gr.Blocks, sweep: Callable[[], None], **options: Any) -> NoReturn:
@@ -74,7 +97,7 @@ def serve(blocks: gr.Blocks, sweep: Callable[[], None], **options: Any) -> NoRet
         options: Of `launch`.
 
     Raises:
-        OSError: The port can't be had.
+        NoPort: No port can be had.
     """
     received: list[int] = []
 
@@ -86,7 +109,7 @@ def serve(blocks: gr.Blocks, sweep: Callable[[], None], **options: Any) -> NoRet
         # What `nohup` or a shell's background ignores stays ignored.
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, end)
-    blocks.launch(prevent_thread_lock=True, **options)
+    launch(blocks, **options)
     swept = -SWEEP_EVERY
     while not received:
         if time.monotonic() - swept >= SWEEP_EVERY:
