@@ -522,3 +522,22 @@ def test_a_number_that_two_tool_calls_have_stops_neither(server):
     until(lambda: httpx.get(f"{server.api}/queue/status").json()["queue_size"] == 1)
     cancel(server, 21)
     assert all("side_by_side" in answer.result(60) for answer in answers)
+
+
+def test_a_call_that_is_cancelled_between_two_items_does_not_begin_anew():
+    """Gradio's own answer to it forgets the generator, and awaits in between."""
+    jobs = [SimpleNamespace(_id=name, alive=True) for name in ("gone", "stays")]
+    queue = SimpleNamespace(active_jobs=[None, jobs])
+    blocks = SimpleNamespace(_queue=queue)
+    seen = []
+
+    async def gradio(scope, receive, send) -> None:
+        seen.append([job.alive for job in jobs])
+
+    async def receive() -> dict:
+        return {"type": "http.request", "body": json.dumps({"event_id": "gone"}).encode()}
+
+    scope = {"type": "http", "method": "POST", "path": "/gradio_api/cancel", "headers": []}
+    scope["app"] = SimpleNamespace(get_blocks=lambda: blocks)
+    asyncio.run(Gate(gradio)(scope, receive, None))
+    assert seen == [[False, True]]

@@ -35,6 +35,17 @@ def check_places(queue: Queue, caller: str) -> None:
         )
 
 
+def end_loop(queue: Queue, event_id: object) -> None:
+    """Has Gradio ask a run that computes for no more items.
+
+    Gradio 6.31 closes and forgets the generator of a call that is cancelled. Cancelled between two
+    items, the call would find none and begin anew.
+    """
+    for job in (job for jobs in queue.active_jobs for job in jobs or ()):
+        if job._id == event_id:
+            job.alive = False
+
+
 async def drop(queue: Queue, event: Event, why: str) -> None:
     """Takes a call out of the queue, or ends its run within a step; who asks later is told why."""
     if event._id in queue.event_ids_to_events:

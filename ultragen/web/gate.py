@@ -18,7 +18,7 @@ from gradio.queueing import Event, Queue
 from ..presets import shown
 from .asgi import read_body, refuse, replayed, send_json, with_headers
 from .cache import Uploads
-from .call_places import CALLER, MAKES_CLIPS, check_places, drop
+from .call_places import CALLER, MAKES_CLIPS, check_places, drop, end_loop
 from .calls import ENDPOINT, Refused, by_name, by_order, parsed, with_all_values
 from .mcp_calls import MCP, STREAM, Tools
 
@@ -76,8 +76,9 @@ class Gate:
                 await self.uploads.take(self.app, scope, receive, send)
             else:
                 body = await read_body(receive)
-                if body:
-                    parsed(body)  # FastAPI fails where it repeats what is no text
+                asked = parsed(body) if body else None  # FastAPI fails where it repeats no text
+                if path == "cancel" and isinstance(asked, dict):
+                    end_loop(scope["app"].get_blocks()._queue, asked.get("event_id"))
                 await self.app(scope, replayed(body, receive), send)
         except Refused as refusal:
             await refuse(send, refusal.status, refusal.message)
