@@ -46,7 +46,6 @@ def test_error_against_float64(logits, values, bound, d):
     given = inputs(150, 203, d)
     out, sums = attend(*given, logits, values)
     wanted, of_wanted = expected(*given)
-    print(logits, values, d, error(out, wanted))
     assert error(out, wanted) < bound
     assert out.dtype == DTYPE
     assert (sums.double() - of_wanted).abs().max() < (0.1 if logits == "int8" else 0.3)
@@ -84,3 +83,19 @@ def test_refuses_gradients_and_odd_heads():
     odd = torch.ones(1, 1, 4, 48, device=DEVICE, dtype=DTYPE)
     with pytest.raises(ValueError, match="not 48"):
         attend(odd, odd, odd)
+
+
+def test_runs_only_where_it_is_asked_for():
+    """As the kernels for whole tiles call it, with heads beside each other in memory."""
+    from ultragen.ops import key_parts
+    from ultragen.ops.triton_fp8_attention import attend
+
+    given = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in inputs(70, 70, 128)]
+    before, of_before = key_parts.attend(*given)
+    with torch.no_grad(), key_parts.in_8_bits(("int8", "bf16")):
+        found = key_parts.attend(*given)
+    assert all(map(torch.equal, found, attend(*given, "int8", "bf16")))
+    assert not torch.equal(found[0], before)
+    with key_parts.in_8_bits(("int8", "bf16")):  # gradients are wanted
+        assert all(map(torch.equal, key_parts.attend(*given), (before, of_before)))
+    assert all(map(torch.equal, key_parts.attend(*given), (before, of_before)))

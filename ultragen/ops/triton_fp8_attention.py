@@ -10,6 +10,7 @@ and so do weights, however many are added up: bfloat16 values are for where that
 from __future__ import annotations
 
 from math import log
+
 import torch
 import triton
 import triton.language as tl
@@ -27,7 +28,7 @@ EIGHT_BITS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
 @triton.jit
 def _rounded(x):
-    """Positive numbers with the four significant bits of FP8, to the nearest even (Veltkamp)."""
+    """Numbers with the four significant bits of FP8, to the nearest even (Veltkamp)."""
     large = x * 1048577.0  # 2 ** 20 + 1
     return large - (large - x)
 
@@ -83,16 +84,44 @@ def _attend(
     tl.store(sums_ptr + head * n + rows, largest - SHIFT + tl.log2(sums), mask=rows < n)
 
 
-def quantize(x: Tensor, block: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Tokens … n d in 8 bits, and what to multiply each block of them by, … blocks in float32."""
-    n = x.shape[-2]
-    room = -n % block
-    blocks = torch.nn.functional.pad(x.float(), (0, 0, 0, room)).unflatten(-2, (-1, block))
-    scale = blocks.abs().amax((-2, -1)).clamp(min=1e-12) / LARGEST[dtype]
-    blocks = blocks / scale[..., None, None]
-    if dtype == torch.int8:
-        blocks = blocks.round()
-    return blocks.flatten(-3, -2)[..., :n, :].to(dtype).contiguous(), scale
+@triton.jit
+def _quantize(
+    x_ptr, mean_ptr, out_ptr, scale_ptr, n, heads, of_batch, of_head, of_token,
+    D: tl.constexpr, BLOCK: tl.constexpr, LARGEST: tl.constexpr, INTEGERS: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """One program: a block of tokens of one head."""
+    head = tl.program_id(1).to(tl.int64)
+    rows, features = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, D)
+    there = (rows < n)[:, None]
+    first = (head // heads) * of_batch + (head % heads) * of_head
+    at = first + rows.to(tl.int64)[:, None] * of_token + features[None, :]
+    x = tl.load(x_ptr + at, mask=there, other=0.0).to(tl.float32)
+    x = tl.where(there, x - tl.load(mean_ptr + head * D + features)[None, :], 0.0)
+    scale = tl.maximum(tl.max(tl.max(tl.abs(x), 1), 0), 1e-12) / LARGEST
+    x /= scale
+    if INTEGERS:
+        x = tl.floor(x + 0.5)
+    elif INTERPRETED:
+        x = _rounded(x)
+    into = out_ptr + (head * n + rows)[:, None] * D + features[None, :]
+    tl.store(into, x.to(out_ptr.dtype.element_ty), mask=there)
+    tl.store(scale_ptr + head * tl.cdiv(n, BLOCK) + tl.program_id(0), scale)
+
+
+def quantize(x: Tensor, mean: Tensor, block: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Tokens b heads n d without a mean, b heads 1 d in float32, in 8 bits; and what to multiply
+    each block of them by, b heads blocks in float32. One pass over memory."""
+    b, heads, n, d = x.shape
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    out = x.new_empty(x.shape, dtype=dtype)
+    scale = x.new_empty((b, heads, triton.cdiv(n, block)), dtype=torch.float32)
+    with torch.cuda.device_of(x):  # Triton takes the current device, wherever the tensors are
+        _quantize[scale.shape[-1], b * heads](
+            x, mean.contiguous(), out, scale, n, heads, *x.stride()[:3], d, block, LARGEST[dtype],
+            dtype == torch.int8, runtime.interpret,
+        )  # fmt: skip
+    return out, scale
 
 
 def quantize_features(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,21 +149,21 @@ def attend(
     Raises:
         ValueError: if gradients are wanted, or the size of heads does not suit.
     """
-    *batch, n, d = query.shape
+    b, heads, n, d = query.shape
     if torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
         raise ValueError("Attention in 8 bits has no gradients: train in bfloat16.")
     if d < 32 or d & (d - 1):
         raise ValueError(f"Attention in 8 bits needs heads of 32, 64, 128 … features, not {d}.")
-    mean = key.float().mean(-2, keepdim=True)
+    mean = key.mean(-2, keepdim=True, dtype=torch.float32)
     dtype = EIGHT_BITS[logits]
-    queries, query_scale = quantize(query, QUERIES, dtype)
-    keys, key_scale = quantize(key.float() - mean, KEYS, dtype)
+    queries, query_scale = quantize(query, torch.zeros_like(mean), QUERIES, dtype)
+    keys, key_scale = quantize(key, mean, KEYS, dtype)
     query_scale *= d**-0.5 / log(2)  # weights are powers of two
     fp8 = values == "fp8"
     in_values, value_scale = quantize_features(value) if fp8 else (value.contiguous(), query_scale)
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
-    sums = query.new_empty((*batch, n, 1), dtype=torch.float32)
-    programs = triton.cdiv(n, QUERIES), query[..., 0, 0].numel()
+    sums = query.new_empty((b, heads, n, 1), dtype=torch.float32)
+    programs = triton.cdiv(n, QUERIES), b * heads
     with torch.cuda.device_of(query):  # Triton takes the current device, wherever the tensors are
         _attend[programs](
             queries, keys, in_values, query_scale, key_scale, value_scale, out, sums, n,
@@ -142,7 +171,7 @@ def attend(
             num_warps=8, num_stages=3,
         )  # fmt: skip
     # What the mean would have added to every logit of a query: parts of keys have other means.
-    return out, sums * log(2) + query.float() @ mean.mT * d**-0.5
+    return out, sums * log(2) + (query @ mean.mT.to(query.dtype)).float() * d**-0.5
 
 
 def try_on(device: torch.device) -> None:
