@@ -17,6 +17,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -45,6 +46,13 @@ HEAD, CHECKED = 128, 256  # features; queries that are compared with float32
 
 def relative(found: Tensor, wanted: Tensor) -> float:
     return float((found.float() - wanted.float()).norm() / wanted.float().norm())
+
+
+def attend_as(way: tuple[str, str] | None) -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """Attention with these types of queries and keys and of values; None for none in 8 bits."""
+    if way is None:
+        return None
+    return partial(triton_fp8_attention.attend, logits=way[0], values=way[1])
 
 
 def times(ways: dict[str, Callable[[], Any]], repeats: int, device: str) -> dict[str, float]:
@@ -129,7 +137,7 @@ def passes(case_name: str, layout: str, repeats: int) -> Iterator[Row]:
     settings += [(f"fp8 linear, attention {' '.join(way)}", fp8, way) for way in WAYS]
     expected: Tensor | None = None
     for name, model, way in settings:
-        with key_parts.in_8_bits(way):
+        with key_parts.in_8_bits(attend_as(way)):
             found = model(**given)[0].float()
             expected = found if expected is None else expected
             error = relative(found, expected)
@@ -153,7 +161,7 @@ def layer_errors(model: nn.Module, given: dict[str, Any], way: tuple[str, str]) 
         nonlocal inside
         if not inside:
             inside = True
-            with key_parts.in_8_bits(way):
+            with key_parts.in_8_bits(attend_as(way)):
                 errors.append(relative(layer(*args, **kwargs), found))
             inside = False
 

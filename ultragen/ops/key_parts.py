@@ -8,7 +8,7 @@ that only a part of the results is kept in float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import ceil
 
@@ -21,7 +21,7 @@ PART = 131_072
 HOPPER = 9  # compute capability
 LONG = 2 * PART
 """Up to that many keys are one part."""
-_types: tuple[str, str] | None = None
+_other: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
 
 def is_measured(device: torch.device) -> bool:
@@ -31,29 +31,29 @@ def is_measured(device: torch.device) -> bool:
 
 
 @contextmanager
-def in_8_bits(types: tuple[str, str] | None) -> Iterator[None]:
-    """Has attention without gradients run in 8 bits: the types of queries and keys and of values,
-    as `triton_fp8_attention.attend` takes them; None for attention as it is without this."""
-    global _types
-    before, _types = _types, types
+def in_8_bits(
+    other: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None,
+) -> Iterator[None]:
+    """Has another function, such as `triton_fp8_attention.attend`, do what `attend` does where no
+    gradients are wanted; None for attention as it is without this."""
+    global _other
+    before, _other = _other, other
     try:
         yield
     finally:
-        _types = before
+        _other = before
 
 
 def runs_in_8_bits() -> bool:
     """Whether `in_8_bits` holds, and no gradients are wanted."""
-    return _types is not None and not torch.is_grad_enabled()
+    return _other is not None and not torch.is_grad_enabled()
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Attention, b heads n d each, and the logarithms of the sums of weights, b heads n 1: by cuDNN
     on a GPU, unless `in_8_bits` holds."""
-    if _types is not None and runs_in_8_bits():
-        from . import triton_fp8_attention
-
-        return triton_fp8_attention.attend(query, key, value, *_types)
+    if _other is not None and runs_in_8_bits():
+        return _other(query, key, value)
     if query.is_cuda:
         out, sums = torch.ops.aten._scaled_dot_product_cudnn_attention(
             query, key, value, None, compute_log_sumexp=True
