@@ -8,6 +8,8 @@ that only a part of the results is kept in float32.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import ceil
 
 import torch
@@ -19,6 +21,7 @@ PART = 131_072
 HOPPER = 9  # compute capability
 LONG = 2 * PART
 """Up to that many keys are one part."""
+_other: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
 
 def is_measured(device: torch.device) -> bool:
@@ -27,9 +30,30 @@ def is_measured(device: torch.device) -> bool:
     return not torch.version.hip and torch.cuda.get_device_capability(device)[0] == HOPPER
 
 
+@contextmanager
+def in_8_bits(
+    other: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None,
+) -> Iterator[None]:
+    """Has another function, such as `triton_fp8_attention.attend`, do what `attend` does where no
+    gradients are wanted; None for attention as it is without this."""
+    global _other
+    before, _other = _other, other
+    try:
+        yield
+    finally:
+        _other = before
+
+
+def runs_in_8_bits() -> bool:
+    """Whether `in_8_bits` holds, and no gradients are wanted."""
+    return _other is not None and not torch.is_grad_enabled()
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Attention, b heads n d each, and the logarithms of the sums of weights, b heads n 1: by cuDNN
-    on a GPU."""
+    on a GPU, unless `in_8_bits` holds."""
+    if _other is not None and runs_in_8_bits():
+        return _other(query, key, value)
     if query.is_cuda:
         out, sums = torch.ops.aten._scaled_dot_product_cudnn_attention(
             query, key, value, None, compute_log_sumexp=True

@@ -11,7 +11,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 from torch import Tensor
 
 from .dispatch import fused_runs
-from .key_parts import LONG, TILE, is_measured
+from .key_parts import LONG, TILE, is_measured, runs_in_8_bits
 from .window_order import Rectangle
 
 LARGEST_ROOM = 0.03  # of a window's tokens, up to which it pays
@@ -42,7 +42,8 @@ def tile_of(processor: Any, x: Tensor, heads: int, windows: Sequence[int]) -> in
     """
     if torch.is_grad_enabled() or not is_cudnns(processor, x, heads):
         return 1
-    tile = TILE if max(windows) > LONG else tile_for(windows)
+    in_parts = max(windows) > LONG or runs_in_8_bits()  # whatever `key_parts` alone can do
+    tile = TILE if in_parts else tile_for(windows)
     return tile if tile == 1 or suits(x.device) else 1
 
 
