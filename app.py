@@ -241,6 +241,12 @@ class Page:
             [*ui.settings, *ui.result, ui.history, ui.recent, ui.visitor],
             **QUIET,
         )
+        back.then(
+            self.drafts.restore,
+            [ui.kept_drafts, ui.visitor],
+            [*ui.draft_result, ui.large],
+            **QUIET,
+        )
         back.then(None, js=script(f"() => restored({json.dumps([*SETTINGS, RUN])})"), **QUIET).then(
             self.rejoin,
             [ui.history, ui.visitor],
@@ -265,11 +271,14 @@ class Page:
         drafts = self.drafts = Drafts(ui, self.runs, self.kept, self.draft_part)
         private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         at_once: dict[str, Any] = {"trigger_mode": "once", "concurrency_limit": None, **private}
-        drawn = [ui.status, ui.comparison, ui.drafts, ui.drafted, ui.scene, *buttons]
         checked = ui.draft.click(self.prepare, ui.settings, [ui.status, *buttons], **at_once)
         checked.then(None, js=SCROLL_TO_STATUS, api_visibility="private")
         run = checked.success(
-            drafts.run, [*ui.settings, ui.count], drawn, **private, **ONE_AT_A_TIME
+            drafts.run,
+            [*ui.settings, ui.count],
+            [ui.status, *ui.draft_result, *buttons],
+            **private,
+            **ONE_AT_A_TIME,
         )
         self.wire_failure(run, buttons)
         ui.drafts.select(drafts.choose, ui.drafted, [ui.comparison, ui.scene, ui.large], **QUIET)

@@ -73,6 +73,37 @@ def test_an_empty_seed_gives_other_drafts_each_time(page):
     assert seeds[0] != seeds[1]
 
 
+def test_drafts_come_back_as_long_as_their_files_are_there(page):
+    ui = page.ui
+    updates = drafts(page, seed=5, guidance_scale=2.0)
+    made, kept = last(updates, ui.drafted), last(updates, ui.kept_drafts)
+    back = page.drafts.restore(kept, {"shown": None})
+    assert back[ui.drafted] == made
+    assert back[ui.drafts]["value"] == last(updates, ui.drafts)["value"]
+    assert back[ui.comparison] == last(updates, ui.comparison)
+    assert back[ui.large]["value"] == "Make it large: seed 5"
+    assert ui.comparison not in page.drafts.restore(kept, {"shown": "a-run"})
+    made[1].clip.unlink()
+    assert page.drafts.restore(kept, {}) == {ui.kept_drafts: {}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"folder": "../elsewhere"},
+        {"folder": 5},
+        {"settings": [{"prompt": ""}]},
+        {"settings": [{"seed": 1}]},
+        {"settings": [3]},
+        {"settings": "all"},
+    ],
+)
+def test_kept_drafts_that_make_no_sense_are_none(page, change):
+    kept = last(drafts(page), page.ui.kept_drafts) | change
+    assert page.drafts.restore(kept, {}) == {page.ui.kept_drafts: {}}
+    assert page.drafts.restore([kept], None) == {page.ui.kept_drafts: {}}
+
+
 def test_more_than_are_offered_are_refused_before_any_work(page):
     with pytest.raises(gr.Error, match="So many of 4k would take about"):
         drafts(page, 5, resolution="4k")
