@@ -286,7 +286,11 @@ class Page:
         checked = ui.large.click(self.prepare_large, settings, [ui.status, *buttons], **at_once)
         checked.then(None, js=SCROLL_TO_STATUS, api_visibility="private")
         run = checked.success(
-            self.run_large, [*settings, ui.history, ui.visitor], shown, **private, **WATCHING
+            self.run_large,
+            [*settings, ui.history, ui.visitor],
+            [*shown, ui.seed],
+            **private,
+            **WATCHING,
         )
         run.then(partial(refresh, ui, self.models), ui.settings, looks, **QUIET)
         self.wire_failure(run, buttons)
@@ -330,6 +334,9 @@ class Page:
     def run_large(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """Makes both clips of the draft that was chosen."""
         *settings, scene, history, visitor = values
+        # A seed that was typed becomes the draft's: links are made of what the fields say.
+        if scene and settings[SETTINGS.index("seed")] is not None:
+            yield {self.ui.seed: scene["seed"]}
         yield from self.run(request, *with_scene(settings, scene), history, visitor)
 
     def run(self, request: gr.Request, *values: Any) -> Iterator[Updates]:

@@ -80,7 +80,7 @@ class Walk:
         self.page.click("#large")
         self.wait_for("Done")
         self.page.wait_for_selector(".uc:not(.uc-alone)")
-        self.to_the_top(self.page)
+        self.page.locator(".uc").scroll_into_view_if_needed()
         self.photograph("large")
 
     def compare(self) -> None:

@@ -66,6 +66,19 @@ def test_the_draft_that_was_chosen_is_made_large_at_the_size_of_then(page):
     asked = last(updates, ui.metadata)["request"]
     assert (asked["num_frames"], asked["aspect"], asked["noise"]) == (9, "9:16", "spectral")
     assert f"seed {made[1].request.seed}" in last(updates, ui.status)
+    assert not any(ui.seed in update for update in updates)  # empty is a new one each time
+
+
+def test_a_seed_that_was_typed_becomes_the_drafts(page):
+    made = last(drafts(page, seed=5), page.ui.drafted)
+    scene = page.drafts.choose(made, SimpleNamespace(index=1))[page.ui.scene]
+    updates = list(page.run_large(ME, *settings(seed=5), scene, [], {}))
+    assert last(updates, page.ui.seed) == 6
+    given = settings(seed=6)
+    query = page.visits.share(
+        last(updates, page.ui.history), last(updates, page.ui.visitor), *given
+    )[page.ui.link]["value"]
+    assert "run=" in query and "seed=6" in query
 
 
 def test_an_empty_seed_gives_other_drafts_each_time(page):
