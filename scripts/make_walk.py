@@ -123,6 +123,9 @@ class Walk:
         for name, page, theme in (("phone", phone, "light"), ("dark", dark, "dark")):
             page.goto(f"{address}&__theme={theme}")
             page.wait_for_selector("#status :text('Done')")
+            if page is phone:  # the clip stands below the settings there
+                page.evaluate("() => ultragenShow('#status', 'start')")
+                page.wait_for_timeout(1000)
             self.photograph(name, page)
 
     def wait_for(self, text: str) -> None:
