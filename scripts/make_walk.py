@@ -14,6 +14,7 @@ import io
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -43,7 +44,7 @@ class Walk:
         self.browser, self.url, self.out = browser, url, out
         self.page = self.open(viewport=DESKTOP, color_scheme="light")
 
-    def open(self, **options: object) -> Page:
+    def open(self, **options: Any) -> Page:
         """A browser's page of its own."""
         page = self.browser.new_context(**options).new_page()
         page.goto(self.url)
