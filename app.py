@@ -240,6 +240,12 @@ class Page:
             [*ui.settings, *ui.result, ui.history, ui.recent, ui.visitor],
             **QUIET,
         )
+        back.then(
+            self.drafts.restore,
+            [ui.kept_drafts, ui.visitor],
+            [*ui.draft_result, ui.large],
+            **QUIET,
+        )
         back.then(None, js=script(f"() => restored({json.dumps([*SETTINGS, RUN])})"), **QUIET).then(
             self.rejoin,
             [ui.history, ui.visitor],
@@ -264,11 +270,14 @@ class Page:
         drafts = self.drafts = Drafts(ui, self.runs, self.kept, self.draft_part)
         private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         at_once: dict[str, Any] = {"trigger_mode": "once", "concurrency_limit": None, **private}
-        drawn = [ui.status, ui.comparison, ui.drafts, ui.drafted, ui.scene, *buttons]
         checked = ui.draft.click(self.prepare, ui.settings, [ui.status, *buttons], **at_once)
         checked.then(None, js=SCROLL_TO_STATUS, api_visibility="private")
         run = checked.success(
-            drafts.run, [*ui.settings, ui.count], drawn, **private, **ONE_AT_A_TIME
+            drafts.run,
+            [*ui.settings, ui.count],
+            [ui.status, *ui.draft_result, *buttons],
+            **private,
+            **ONE_AT_A_TIME,
         )
         self.wire_failure(run, buttons)
         ui.drafts.select(drafts.choose, ui.drafted, [ui.comparison, ui.scene, ui.large], **QUIET)
@@ -276,7 +285,11 @@ class Page:
         checked = ui.large.click(self.prepare_large, settings, [ui.status, *buttons], **at_once)
         checked.then(None, js=SCROLL_TO_STATUS, api_visibility="private")
         run = checked.success(
-            self.run_large, [*settings, ui.history, ui.visitor], shown, **private, **WATCHING
+            self.run_large,
+            [*settings, ui.history, ui.visitor],
+            [*shown, ui.seed],
+            **private,
+            **WATCHING,
         )
         run.then(partial(refresh, ui, self.models), ui.settings, looks, **QUIET)
         self.wire_failure(run, buttons)
@@ -320,6 +333,9 @@ class Page:
     def run_large(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """Makes both clips of the draft that was chosen."""
         *settings, scene, history, visitor = values
+        # A seed that was typed becomes the draft's: links are made of what the fields say.
+        if scene and settings[SETTINGS.index("seed")] is not None:
+            yield {self.ui.seed: scene["seed"]}
         yield from self.run(request, *with_scene(settings, scene), history, visitor)
 
     def run(self, request: gr.Request, *values: Any) -> Iterator[Updates]:

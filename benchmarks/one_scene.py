@@ -2,12 +2,13 @@
 noise from one spectrum beside noise that each size draws anew.
 
     python benchmarks/one_scene.py --prompts 16 --json one_scene.json --pictures one_scene
-    python benchmarks/one_scene.py --prompts 8 --against base 33-frames 1080p 4k
+    python benchmarks/one_scene.py --prompts 8 --against base 33-frames 1080p 4k --keep scenes.jsonl
 
 The native clip, 544p with 17 frames, is compared with each of the others: the correlation of their
 frames as grey pictures of 18 × 32 pixels, the mean over the first, middle and last frame. What the
 native clips show of their captions, how steady they are and how far they are from their own
-blurred copies, is measured as `evaluate` does. Captions and seeds are the same in both rows.
+blurred copies, is measured as `evaluate` does. Captions and seeds are the same in both rows. What a
+prompt gave is appended to the file of `--keep`; the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,7 +27,7 @@ import torch
 from PIL import Image
 
 from ultragen.cli import console
-from ultragen.evaluation.instruments import load_instruments, measure
+from ultragen.evaluation.instruments import Instruments, load_instruments, measure
 from ultragen.evaluation.scores import ClipScores, average, score_row
 from ultragen.model.classifier import spread
 from ultragen.pictures import label_frame, picture_grid
@@ -137,24 +138,63 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     """Both rows, with what they were made of."""
     makes = Clips(options.steps)
     instruments = replace(load_instruments(EMBEDDED_MODEL, device=makes.native.device), tubes=())
-    alike: dict[str, dict[str, list[float]]]
-    alike = {noise: {name: [] for name in options.against} for noise in NOISES}
-    scores: dict[str, list[ClipScores]] = {noise: [] for noise in NOISES}
+    found = kept(options)
     for number, case in enumerate(held_out_clips(options.prompts)):
+        if number < len(found):
+            continue
         shown = {noise: clips_of(makes, case, number, noise, options.against) for noise in NOISES}
-        for noise, clips in shown.items():
-            for name in options.against:
-                alike[noise][name].append(likeness(clips["native"], clips[name]))
-            scores[noise].append(measure(clips["native"], case, instruments))
+        found.append({noise: told(clips, case, instruments) for noise, clips in shown.items()})
+        if options.keep:
+            with options.keep.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps({**made_with(options), "rows": found[-1]}) + "\n")
         if options.pictures:
             options.pictures.mkdir(parents=True, exist_ok=True)
             draw(shown).save(options.pictures / f"{number:03}.png")
         print(f"{number + 1} of {options.prompts}: {case.caption}", file=sys.stderr, flush=True)
+    alike = {
+        noise: {name: [each[noise]["alike"][name] for each in found] for name in options.against}
+        for noise in NOISES
+    }
+    scores = {noise: [ClipScores(**each[noise]["scores"]) for each in found] for noise in NOISES}
     return {
         "command": "python benchmarks/one_scene.py " + " ".join(options.given),
         "rows": {noise: summary(noise, alike[noise], scores[noise]) for noise in NOISES},
         "correlations": alike,
     }
+
+
+def made_with(options: argparse.Namespace) -> dict[str, Any]:
+    """What must be the same for prompts to stand in one table."""
+    return {"against": options.against, "steps": options.steps}
+
+
+def kept(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What the first prompts gave, each noise's, when the command ran before.
+
+    Raises:
+        ValueError: They were made with other settings.
+    """
+    if not (options.keep and options.keep.exists()):
+        return []
+    lines = [json.loads(line) for line in options.keep.read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        before = {name: line[name] for name in made_with(options)}
+        if before != made_with(options):
+            raise ValueError(
+                f"{options.keep} was made with {before}, not with {made_with(options)}: choose "
+                "another file for --keep."
+            )
+    return [line["rows"] for line in lines[: options.prompts]]
+
+
+def told(
+    clips: Mapping[str, np.ndarray], case: HeldOutClip, instruments: Instruments
+) -> dict[str, Any]:
+    """What a prompt's clips of one noise gave, as plain values."""
+    native, *others = clips.items()
+    scores = asdict(measure(native[1], case, instruments))
+    del scores["features"]  # of HD-FVD, which is not measured
+    return {"alike": {name: likeness(native[1], clip) for name, clip in others}, "scores": scores}
 
 
 def clips_of(
@@ -196,6 +236,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--against", nargs="+", choices=VARIANTS, default=["base", "9-frames"])
     parser.add_argument("--steps", type=int, help="Of denoising; the model's own by default.")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--keep", type=Path, help="File of what each prompt gave, to go on from.")
     parser.add_argument("--pictures", type=Path, help="Folder of a picture for each prompt.")
     options = parser.parse_args(arguments)
     options.given = arguments

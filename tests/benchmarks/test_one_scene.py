@@ -55,3 +55,25 @@ def test_the_table(tmp_path: Path, monkeypatch, capsys):
         assert rows["spectral"][name]["value"] == pytest.approx(1, abs=0.01)
         assert abs(rows["independent"][name]["value"]) < 0.3
     assert len(list(pictures.glob("*.png"))) == 2
+
+
+def test_a_stopped_measurement_goes_on_with_what_it_kept(tmp_path: Path, monkeypatch, capsys):
+    made = []
+
+    class Counted(Scenes):
+        def make(self, variant, caption: str, seed: int, noise: str) -> np.ndarray:
+            made.append(seed)
+            return super().make(variant, caption, seed, noise)
+
+    monkeypatch.setattr(one_scene, "Clips", Counted)
+    keep = ["--steps", "3", "--keep", str(tmp_path / "kept.jsonl")]
+    one_scene.main(["--prompts", "1", *keep])
+    made.clear()
+    capsys.readouterr()
+    one_scene.main(["--prompts", "2", *keep])
+    again = capsys.readouterr().out
+    assert set(made) == {1}
+    one_scene.main(["--prompts", "2", "--steps", "3"])
+    assert capsys.readouterr().out == again
+    with pytest.raises(ValueError, match="another file for --keep"):
+        one_scene.main(["--against", "9-frames", *keep])

@@ -66,11 +66,55 @@ def test_the_draft_that_was_chosen_is_made_large_at_the_size_of_then(page):
     asked = last(updates, ui.metadata)["request"]
     assert (asked["num_frames"], asked["aspect"], asked["noise"]) == (9, "9:16", "spectral")
     assert f"seed {made[1].request.seed}" in last(updates, ui.status)
+    assert not any(ui.seed in update for update in updates)  # empty is a new one each time
+
+
+def test_a_seed_that_was_typed_becomes_the_drafts(page):
+    made = last(drafts(page, seed=5), page.ui.drafted)
+    scene = page.drafts.choose(made, SimpleNamespace(index=1))[page.ui.scene]
+    updates = list(page.run_large(ME, *settings(seed=5), scene, [], {}))
+    assert last(updates, page.ui.seed) == 6
+    given = settings(seed=6)
+    query = page.visits.share(
+        last(updates, page.ui.history), last(updates, page.ui.visitor), *given
+    )[page.ui.link]["value"]
+    assert "run=" in query and "seed=6" in query
 
 
 def test_an_empty_seed_gives_other_drafts_each_time(page):
     seeds = [last(drafts(page, 1, seed=None), page.ui.drafted)[0].request.seed for _ in range(2)]
     assert seeds[0] != seeds[1]
+
+
+def test_drafts_come_back_as_long_as_their_files_are_there(page):
+    ui = page.ui
+    updates = drafts(page, seed=5, guidance_scale=2.0)
+    made, kept = last(updates, ui.drafted), last(updates, ui.kept_drafts)
+    back = page.drafts.restore(kept, {"shown": None})
+    assert back[ui.drafted] == made
+    assert back[ui.drafts]["value"] == last(updates, ui.drafts)["value"]
+    assert back[ui.comparison] == last(updates, ui.comparison)
+    assert back[ui.large]["value"] == "Make it large: seed 5"
+    assert ui.comparison not in page.drafts.restore(kept, {"shown": "a-run"})
+    made[1].clip.unlink()
+    assert page.drafts.restore(kept, {}) == {ui.kept_drafts: {}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"folder": "../elsewhere"},
+        {"folder": 5},
+        {"settings": [{"prompt": ""}]},
+        {"settings": [{"seed": 1}]},
+        {"settings": [3]},
+        {"settings": "all"},
+    ],
+)
+def test_kept_drafts_that_make_no_sense_are_none(page, change):
+    kept = last(drafts(page), page.ui.kept_drafts) | change
+    assert page.drafts.restore(kept, {}) == {page.ui.kept_drafts: {}}
+    assert page.drafts.restore([kept], None) == {page.ui.kept_drafts: {}}
 
 
 def test_more_than_are_offered_are_refused_before_any_work(page):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import measure_page
@@ -253,6 +254,28 @@ def test_a_negative_prompt_says_when_it_does_nothing(look):
     expect(page.locator("#negative")).to_contain_text("Does nothing while Guidance is 1")
 
 
+def test_prompts_to_try_are_others_than_the_examples(look):
+    page = look()
+    offered = page.locator(".gallery button.gallery-item").all_inner_texts()
+    shown = page.locator("#examples .caption-label").all_inner_texts()
+    assert len(offered) == len(shown) == 6
+    assert not any(prompt[:20] in caption for prompt in offered for caption in shown)
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_rows_of_choices_are_full(look, viewport):
+    page = look(viewport)
+    rows = page.eval_on_selector_all(
+        "#resolution label", "all => all.map(each => each.getBoundingClientRect().right)"
+    )
+    assert rows[2] == pytest.approx(rows[4], abs=1)
+    lines = page.eval_on_selector_all(
+        ".ug-openers button", "all => all.map(each => each.getBoundingClientRect())"
+    )
+    assert all(line["height"] < 36 for line in lines)  # each is one line of text
+    assert sorted(Counter(round(line["top"]) for line in lines).values()) == [3, 3]
+
+
 # For everybody
 
 
@@ -325,10 +348,13 @@ def test_choices_are_gone_through_by_arrow_keys(look):
     sizes = page.get_by_role("radiogroup", name="Resolution")
     sizes.get_by_role("radio").first.focus()
     page.keyboard.press("ArrowRight")
+    page.keyboard.press("Tab")  # as fast as that
+    assert page.evaluate("() => document.activeElement.closest('#aspect') !== null")
+    page.keyboard.press("Shift+Tab")
+    assert page.evaluate("() => document.activeElement.value") == "720p"
     expect(sizes.locator("label:has(input:checked)")).to_contain_text("720p")
     expect(page.locator("#drawing")).to_contain_text("20 × 12 tokens")
-    page.keyboard.press("Tab")
-    assert page.evaluate("() => !document.activeElement.closest('#resolution')")
+    assert page.evaluate("() => document.activeElement.value") == "720p"  # not drawn anew
 
 
 def test_the_player_is_led_by_keys_alone(look):

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -130,6 +131,32 @@ def test_settings_are_there_again_after_a_reload(quick, visit):
         expect(page.locator("#drawing")).to_contain_text("4 × 4 windows in even layers")
     # Another browser has its own.
     expect(visit(quick.url).locator("#seed input")).to_have_value("")
+
+
+def test_drafts_are_there_again_after_a_reload(quick, visit):
+    page = visit(quick.url)
+    set_seed(page, 3)
+    page.click("#count label:has-text('2')")
+    page.click("#draft")
+    status(page, "2 drafts")
+    source = page.get_attribute(".uc-over", "src")
+    reload(page)
+    expect(page.locator("#drafts button.thumbnail-item")).to_have_count(2)
+    shows(page, source)
+    expect(page.locator("#large")).to_have_text("Make it large: seed 3")
+    page.locator("#drafts button.thumbnail-item").nth(1).click()
+    page.click("#large")
+    status(page, "Done: 544p, seed 4")
+
+
+def test_until_when_files_are_kept_is_said_in_the_visitors_time(quick, visit):
+    page = visit(quick.url, timezone_id="Asia/Kolkata")
+    set_seed(page, 6)
+    generate(page)
+    expect(page.locator("time.ug-until")).not_to_contain_text("UTC")
+    said, moment = page.eval_on_selector("time.ug-until", "e => [e.textContent, e.dateTime]")
+    there = datetime.fromisoformat(moment) + timedelta(hours=5, minutes=30)
+    assert f"{there:%H:%M}" in said and f"{there.day}" in said and f"{there:%B}" in said
 
 
 def test_runs_and_the_clip_are_there_again_until_their_files_go(quick, visit):

@@ -161,8 +161,13 @@ def write_draft(draft: DraftFrames, folder: Path) -> Draft:
     Raises:
         OSError: If there is no room, or no permission to write.
     """
-    seed = draft.request.seed
-    clip = encode_video(draft.frames, folder / f"{seed}.mp4", draft.request.frame_rate)
-    poster = folder / f"{seed}.jpg"
-    Image.fromarray(draft.frames[len(draft.frames) // 2]).save(poster, quality=90)
-    return Draft(draft.request, clip, poster)
+    written = draft_of(draft.request, folder)
+    encode_video(draft.frames, written.clip, draft.request.frame_rate)
+    picture = Image.fromarray(draft.frames[len(draft.frames) // 2])
+    picture.save(written.poster, quality=90)
+    return written
+
+
+def draft_of(request: Request, folder: Path) -> Draft:
+    """The files in a folder that belong to a draft, whether they are there or not."""
+    return Draft(request, folder / f"{request.seed}.mp4", folder / f"{request.seed}.jpg")

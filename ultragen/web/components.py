@@ -58,6 +58,7 @@ class Layout:
         # Gradio's own secret is another one at each start, and what was kept with it is lost then.
         self.kept_settings = gr.BrowserState({}, storage_key="ultragen-settings", secret=NO_SECRET)
         self.visitor = gr.BrowserState({}, storage_key="ultragen-visitor", secret=NO_SECRET)
+        self.kept_drafts = gr.BrowserState({}, storage_key="ultragen-drafts", secret=NO_SECRET)
 
     @property
     def settings(self) -> list[Any]:
@@ -92,6 +93,11 @@ class Layout:
             self.files,
             self.metadata,
         ]
+
+    @property
+    def draft_result(self) -> list[Any]:
+        """The components that show drafts, and what is known of them."""
+        return [self.drafts, self.drafted, self.comparison, self.scene, self.kept_drafts]
 
     def main_settings(self, preset: ModelPreset, visitors: Sequence[str]) -> None:
         """What everybody sets, and the button."""
@@ -310,7 +316,7 @@ class Layout:
         posters = [(str(example.poster), views.caption(example.metadata)) for example in examples]
         self.examples = self.gallery(posters, "Examples: click to see one at no cost", "examples")
         gr.Examples(
-            [[prompt] for prompt in PROMPTS[:SUGGESTED]],
+            [[prompt] for prompt in PROMPTS[SUGGESTED:]],
             self.prompt,
             label="Prompts to try",
             api_visibility="private",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,10 +14,12 @@ import gradio as gr
 
 from ..runs.drafts import (
     FRAMES,
+    MOST,
     Draft,
     DraftFrames,
     check_count,
     draft_folder,
+    draft_of,
     drafts_seconds_asked,
     estimate_drafts,
     generate_drafts,
@@ -36,6 +39,9 @@ OF_THE_SCENE = (
     "prompt", "seed", "guidance_scale", "negative_prompt", "loras", "noise", "aspect",
 )  # fmt: skip
 """Settings that a large clip takes from its draft; the others are those of the page by then."""
+
+FOLDER = re.compile(r"drafts-\d+-[0-9a-f]{8}")
+"""Names of folders as `draft_folder` makes them."""
 
 DraftPart = Callable[[Request, int], Iterator[Any]]
 
@@ -80,13 +86,14 @@ class Drafts:
                 made.append(item)
                 yield {ui.drafts: gallery(made), ui.drafted: list(made)}
             elif isinstance(item, Finished):
-                first = chosen(ui, made[0])
+                first = chosen(ui, made[0]) | {ui.kept_drafts: remembered(made)}
                 yield ready(ui) | first | {ui.status: finished(made, elapsed)}
             elif isinstance(item, Failed):
                 yield ready(ui) | {
                     ui.status: failed(item, elapsed),
                     ui.drafts: gr.update(value=[], visible=False),
                     ui.large: gr.update(visible=False),
+                    ui.kept_drafts: {},
                 }
             else:
                 progress = item or progress
@@ -126,6 +133,35 @@ class Drafts:
             if folder is not None and not whole:
                 shutil.rmtree(folder, ignore_errors=True)
 
+    def restore(self, kept: object, visitor: object) -> Updates:
+        """The drafts that this browser has kept, as long as their files are there. The first one
+        plays where no run is shown."""
+        made = self.found(kept)
+        if not made:
+            return {self.ui.kept_drafts: {}}
+        updates = {self.ui.drafts: gallery(made), self.ui.drafted: made} | chosen(self.ui, made[0])
+        if isinstance(visitor, dict) and visitor.get("shown"):
+            del updates[self.ui.comparison]
+        return updates
+
+    def found(self, kept: object) -> list[Draft]:
+        """The drafts of what a browser has kept, whatever that is; none if one can't be used."""
+        if not (isinstance(kept, dict) and isinstance(kept.get("settings"), list)):
+            return []
+        name, made = kept.get("folder"), []
+        if not (isinstance(name, str) and FOLDER.fullmatch(name)):
+            return []
+        for settings in kept["settings"][:MOST]:
+            try:
+                asked = Request(**settings).validate(self.runs.models.preset)
+            except (TypeError, ValueError):
+                return []
+            draft = draft_of(asked, self.runs.output_dir / name)
+            if not (draft.clip.is_file() and draft.poster.is_file()):
+                return []
+            made.append(draft)
+        return made
+
     def choose(self, drafted: list[Draft], event: gr.SelectData) -> Updates:
         """The draft that is to be made large."""
         return chosen(self.ui, drafted[event.index])
@@ -162,6 +198,14 @@ def chosen(ui: Layout, draft: Draft) -> Updates:
         ui.large: gr.update(
             value=f"Make it large: seed {draft.request.seed}", visible=True, interactive=True
         ),
+    }
+
+
+def remembered(made: Sequence[Draft]) -> dict[str, Any]:
+    """What a browser keeps of drafts: the server has no prompt of theirs."""
+    return {
+        "folder": made[0].clip.parent.name,
+        "settings": [draft.request.to_dict() for draft in made],
     }
 
 

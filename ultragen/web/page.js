@@ -24,6 +24,13 @@ window.ultragenShow = (selector, block) => {
   const all = (selector, use) => document.querySelectorAll(selector).forEach(use);
   let ids = 0;
 
+  // Gradio 6.31 gives each choice a name of its own, and those that are chosen or left a new one
+  // each time: then arrow keys don't go through them, and Tab stops at each.
+  function join(choice) {
+    const title = choice.closest("fieldset.block")?.querySelector("[data-testid=block-info]");
+    if (title?.id && choice.type === "radio") set(choice, "name", title.id);
+  }
+
   function complete() {
     all("fieldset.block", (group) => {
       const title = group.querySelector("[data-testid=block-info]");
@@ -31,8 +38,7 @@ window.ultragenShow = (selector, block) => {
       title.id ||= `ug-title-${++ids}`;
       set(group, "role", group.querySelector("input[type=radio]") ? "radiogroup" : "group");
       set(group, "aria-labelledby", title.id);
-      // Gradio 6.31 gives each choice a name of its own: then arrow keys don't go through them.
-      group.querySelectorAll("input[type=radio]").forEach((one) => set(one, "name", title.id));
+      group.querySelectorAll("input[type=radio]").forEach(join);
     });
     all(".gr-accordion > button.label-wrap", (button) => {
       set(button, "aria-expanded", String(button.classList.contains("open")));
@@ -46,6 +52,12 @@ window.ultragenShow = (selector, block) => {
         set(button.querySelector("img"), "alt", ""); // the caption says it
       });
     });
+    all("time.ug-until:not([data-local])", (time) => {
+      time.dataset.local = "";
+      time.textContent = new Date(time.dateTime).toLocaleString(document.documentElement.lang || "en", {
+        day: "numeric", month: "long", hour: "2-digit", minute: "2-digit", hourCycle: "h23",
+      });
+    });
     all("div.empty[aria-label]", (empty) => set(empty, "role", "img")); // else it has no name
     all("button.reset-button", (button) => {
       const title = button.closest(".block")?.querySelector("[data-testid=block-info]");
@@ -54,9 +66,11 @@ window.ultragenShow = (selector, block) => {
   }
 
   let waiting = false;
-  new MutationObserver(() => {
+  new MutationObserver((changes) => {
+    // At once: the next key may be pressed before all else is looked at.
+    changes.filter((change) => change.attributeName === "name").forEach((change) => join(change.target));
     if (waiting) return;
     waiting = true;
     setTimeout(() => { waiting = false; complete(); }, 50);
-  }).observe(document, { childList: true, subtree: true, attributeFilter: ["class", "aria-label"] });
+  }).observe(document, { childList: true, subtree: true, attributeFilter: ["class", "aria-label", "name"] });
 })();

@@ -56,7 +56,7 @@ def find_result(folder: Path, name: object) -> Result | None:
 
 
 def kept_until(result: Result) -> str:
-    """Until when a run's files are there, for people; empty if they are gone."""
+    """Until when a run's files are there, as HTML; empty if they are gone."""
     try:
         written = result.native.parent.stat().st_mtime
     except OSError:

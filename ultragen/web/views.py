@@ -198,9 +198,9 @@ def running(progress: Progress, stages: Mapping[str, float], elapsed: float, not
     )
 
 
-def notice(kind: str, title: str, text: str) -> str:
-    """A card that says how things stand: `good`, `bad`, `stopped` or `idle`."""
-    below = f'<div class="sub">{escape(text)}</div>' if text else ""
+def notice(kind: str, title: str, text: str, more: str = "") -> str:
+    """A card that says how things stand: `good`, `bad`, `stopped` or `idle`; `more` is HTML."""
+    below = f'<div class="sub">{f"{escape(text)} {more}".strip()}</div>' if text or more else ""
     return (
         f'<div class="ug-card {kind}" role="status"><div class="top"><span class="big">'
         f"{escape(title)}</span></div>{below}</div>"
@@ -221,10 +221,12 @@ def waiting(ahead: int, seconds: float) -> str:
 
 
 def kept_until(moment: float) -> str:
-    """Until when files are kept that are removed at a time in seconds since 1970."""
+    """Until when files are kept that are removed at a time in seconds since 1970, as HTML;
+    `page.js` writes the time as it is where the visitor is."""
     until = datetime.fromtimestamp(moment, UTC)
     return (
-        f"Files are kept until {until.day} {until:%B, %H:%M} UTC: download what you like to keep."
+        f'Files are kept until <time class="ug-until" datetime="{until:%Y-%m-%dT%H:%MZ}">'
+        f"{until.day} {until:%B, %H:%M} UTC</time>: download what you like to keep."
     )
 
 
@@ -238,7 +240,7 @@ def remarks(title: str, texts: Sequence[str]) -> str:
 
 
 def finished(metadata: Mapping, kept: str = "") -> str:
-    """What a finished run took, and until when its files are kept."""
+    """What a finished run took, and until when its files are kept, see `kept_until`."""
     measured = metadata["seconds"]["measured"]
     estimated = sum(metadata["seconds"]["estimated"].values())
     groups: dict[str, float] = {}
@@ -250,7 +252,7 @@ def finished(metadata: Mapping, kept: str = "") -> str:
     text = f"Took {duration(total)} (estimated {duration(estimated)}): {parts}."
     request = metadata["request"]
     title = f"Done: {request['resolution']}, seed {request['seed']}"
-    return notice("good", title, f"{text} {kept}".strip())
+    return notice("good", title, text, kept)
 
 
 def caption(metadata: Mapping) -> str:
