@@ -87,6 +87,8 @@ class Drafts:
                 yield {ui.drafts: gallery(made), ui.drafted: list(made)}
             elif isinstance(item, Finished):
                 first = chosen(ui, made[0]) | {ui.kept_drafts: remembered(made)}
+                # Again, since a busy browser can pass over one of several updates in a row.
+                first |= {ui.drafts: gallery(made), ui.drafted: list(made)}
                 yield ready(ui) | first | {ui.status: finished(made, elapsed)}
             elif isinstance(item, Failed):
                 yield ready(ui) | {
