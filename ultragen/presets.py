@@ -121,6 +121,10 @@ FRAMES_PER_LATENT = 4
 """Frames that Wan's autoencoder, and the embedded one, pack into one latent frame."""
 GUIDANCE_SCALES = (0, 100)
 """Lowest and highest scale of classifier-free guidance; 1 and below switch it off."""
+EVERY_STEP = "0-1"
+"""The interval of noise levels, as text, in which all steps of a guided run lie."""
+INTERVAL = re.compile(r"[\[(]?\s*(\d*\.?\d+)(?:\s*[-–,;]\s*|\s+to\s+|\s+)(\d*\.?\d+)\s*[\])]?")
+"""As people type one."""
 LORA_STRENGTHS = (-10, 10)
 """Lowest and highest strength of a LoRA; 0 leaves it out, below that it is taken away."""
 
@@ -245,6 +249,26 @@ def check_guidance_scale(scale: object) -> float:
     raise ValueError(
         f"guidance_scale must be a number from {lowest} to {highest}, not {shown(scale)}: "
         "1 switches it off."
+    )
+
+
+def check_guidance_interval(levels: object) -> tuple[float, float]:
+    """Two noise levels between which guidance is computed, from numbers or text such as `0.6-1`.
+
+    Raises:
+        ValueError: They are no two rising numbers from 0 to 1.
+    """
+    found: object = levels
+    if isinstance(levels, str) and (match := INTERVAL.fullmatch(levels)):
+        found = [float(number) for number in match.groups()]
+    pair = isinstance(found, tuple | list) and len(found) == 2
+    if pair and all(isinstance(each, Real) and not isinstance(each, bool) for each in found):  # type: ignore[attr-defined]
+        low, high = map(float, found)  # type: ignore[call-overload]
+        if 0 <= low < high <= 1:
+            return low, high
+    raise ValueError(
+        f"guidance_interval must be two rising noise levels from 0 to 1, not {shown(levels)}: "
+        "(0, 1), or 0-1 as text, guides every step."
     )
 
 

@@ -135,6 +135,21 @@ def test_noise_can_be_chosen(fake, tmp_path, capsys):
     assert "independent, spectral" in one_line(capsys)
 
 
+def test_guidance_is_computed_between_noise_levels(fake, tmp_path, capsys):
+    run = ("compare", "--prompt", PROMPT, *SMALL, "--overwrite", "--out", tmp_path / "run")
+    assert ultragen(*run, "--guidance-scale", 3, "--guidance-interval", "0.6-1") == 0
+    for pipe in (fake.native, fake.base):
+        assert pipe.calls[-1]["interval"] == (0.6, 1.0)
+    metadata = tmp_path / "run" / "metadata.json"
+    assert json.loads(metadata.read_text())["request"]["guidance_interval"] == "0.6-1"
+    again = ("compare", "--from", metadata, *SMALL, "--out", tmp_path / "again")
+    assert ultragen(*again) == 0
+    assert fake.native.calls[-1]["interval"] == (0.6, 1.0)
+    capsys.readouterr()
+    assert ultragen(*run, "--guidance-interval", "1-0.6") == 2
+    assert "--guidance-interval must be two rising noise levels" in one_line(capsys)
+
+
 def test_guidance_runs_on_a_second_device(fake, tmp_path, monkeypatch):
     monkeypatch.setattr(parallel_guidance, "check_second", lambda device, first: None)
     guided = (*SMALL, "--guidance-scale", 3)

@@ -94,6 +94,15 @@ def test_defaults_are_the_models():
         ({"fps": 12.5}, ["12.5", "12, 15, 16, 24"]),
         ({"fps": True}, ["True", "12, 15, 16, 24"]),
         ({"fps": "24"}, ["'24'", "12, 15, 16, 24"]),
+        ({"guidance_interval": "0.6"}, ["'0.6'", "two rising noise levels", "0-1"]),
+        ({"guidance_interval": "1-0.6"}, ["'1-0.6'", "two rising noise levels"]),
+        ({"guidance_interval": "0.5-0.5"}, ["two rising noise levels"]),
+        ({"guidance_interval": "0-2"}, ["'0-2'", "from 0 to 1"]),
+        ({"guidance_interval": "-0.5-1"}, ["from 0 to 1"]),
+        ({"guidance_interval": "9" * 5000 + "-1"}, ["'999", "from 0 to 1"]),
+        ({"guidance_interval": [True, 1]}, ["True"]),
+        ({"guidance_interval": None}, ["None"]),
+        ({"guidance_interval": ""}, ["''"]),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_the_way_out(settings, words):
@@ -127,6 +136,11 @@ def test_what_cannot_be_used_is_refused_with_the_way_out(settings, words):
         ({"aspect": " 9 : 16"}, "aspect", "9:16"),
         ({"fps": None}, "fps", 12),
         ({"fps": 24.0}, "fps", 24),
+        ({}, "guidance_interval", "0-1"),
+        ({"guidance_interval": " 0.60 - 1.0 "}, "guidance_interval", "0.6-1"),
+        ({"guidance_interval": "0.25 to .75"}, "guidance_interval", "0.25-0.75"),
+        ({"guidance_interval": "[0.6, 1.0]"}, "guidance_interval", "0.6-1"),
+        ({"guidance_interval": [0.6, 1]}, "guidance_interval", "0.6-1"),
     ],
 )  # fmt: skip
 def test_what_can_be_used_is_kept(settings, name, value):

@@ -7,8 +7,10 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from threading import Barrier, current_thread, main_thread
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +20,9 @@ from peft import LoraConfig
 from tiny import tiny_pipeline
 
 from ultragen.pipeline import UltraGenPipeline
+from ultragen.presets import EMBEDDED
+from ultragen.runs.clip import mean_passes
+from ultragen.runs.request import Request
 from ultragen.sampling import sampler
 from ultragen.sampling.guidance import Guidance
 from ultragen.sampling.parallel_guidance import TransformerCopy
@@ -63,6 +68,19 @@ def levels_of(pipe: UltraGenPipeline) -> list[float]:
 
 
 # In an interval of noise levels
+
+
+def test_the_estimate_counts_the_passes_that_a_run_takes(pipe, monkeypatch):
+    monkeypatch.setattr(Request, "token_grid", lambda request, preset: (3, 4))
+    models, levels = SimpleNamespace(native=pipe, preset=EMBEDDED), levels_of(pipe)
+    asked = Request("a lake", num_inference_steps=STEPS, guidance_scale=3.0)
+    for low, high in ((levels[3], levels[1]), (levels[1], 1.0), (0.0, 1.0)):
+        seen = passes_of(pipe, guidance_scale=3.0, guidance_interval=(low, high))
+        request = replace(asked, guidance_interval=f"{low}-{high}")
+        before = pipe.scheduler.sigmas.tolist()
+        assert mean_passes(request, models) == pytest.approx(sum(seen) / STEPS)
+        assert pipe.scheduler.sigmas.tolist() == before
+    assert mean_passes(replace(request, guidance_scale=1.0), models) == 1
 
 
 def test_the_scale_at_a_noise_level():

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from ports import free_port
 
 from ultragen.estimates.coefficients import CPU
@@ -50,6 +51,7 @@ class FakePipeline:
     def __init__(self, delay: float = 0.0, damage: str = "none", detail: float = 1.0) -> None:
         self.delay, self.damage, self.detail = delay, damage, detail
         self.transformer = FakeTransformer()
+        self.scheduler = FlowMatchEulerDiscreteScheduler()
         self.config = SimpleNamespace(window_motion="none")
         self.calls: list[dict] = []
         self.guidance_device: str | None = None
@@ -87,14 +89,15 @@ class FakePipeline:
     def __call__(
         self, prompt, height, width, num_frames, num_inference_steps, guidance_scale, generator,
         noise, callback_on_step_end, output_type, prompt_embeds, negative_prompt_embeds=None,
-        windows=None,
+        windows=None, guidance_interval=(0.0, 1.0),
     ):  # fmt: skip
         assert prompt is None and (guidance_scale > 1) == (negative_prompt_embeds is not None)
         [prompt] = prompt_embeds
         self.calls.append(
             {"prompt": prompt, "size": (height, width), "windows": windows,
              "seed": generator.initial_seed(), "steps": num_inference_steps,
-             "guidance": guidance_scale, "loras": list(self.loras), "noise": noise}
+             "guidance": guidance_scale, "loras": list(self.loras), "noise": noise,
+             "interval": guidance_interval}
         )  # fmt: skip
         for step in range(num_inference_steps):
             time.sleep(self.delay)

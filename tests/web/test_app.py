@@ -98,6 +98,7 @@ def test_the_api_is_one_endpoint_with_defaults_for_all_but_the_prompt(client):
         "noise": (True, "spectral"),
         "aspect": (True, "16:9"),
         "fps": (True, None),
+        "guidance_interval": (True, "0-1"),
     }
     returned = [value["label"] for value in endpoint["returns"]]
     assert returned == ["native", "upscaled", "side_by_side", "metadata"]

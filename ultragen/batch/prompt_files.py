@@ -18,7 +18,9 @@ from ..runs.request import Request
 PROMPT_COLUMNS = ("prompt", "prompt_en")
 """The latter is VBench's."""
 NUMBERS = ("seed", "num_frames", "num_inference_steps", "guidance_scale")
-SETTINGS = (*NUMBERS, "resolution", "windows", "negative_prompt", "noise", "loras")
+SETTINGS = (
+    *NUMBERS, "resolution", "windows", "negative_prompt", "noise", "loras", "guidance_interval",
+)  # fmt: skip
 """Columns, other than the prompt's, that are a request's settings; all others are carried on."""
 NO_NAME = re.compile(r'[\\/:*?"<>|\x00-\x1f]+')
 """What file names can't hold on one system or another."""

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..presets import ASPECTS
+from ..presets import ASPECTS, EVERY_STEP
 from . import console
 from .options import (
     Aspect,
     Fp8,
     FrameRate,
+    GuidanceInterval,
     GuidanceScale,
     Loras,
     Model,
@@ -68,6 +69,7 @@ def batch(
     fps: FrameRate = None,
     num_inference_steps: NumInferenceSteps = None,
     guidance_scale: GuidanceScale = None,
+    guidance_interval: GuidanceInterval = EVERY_STEP,
     fp8: Fp8 = False,
     lora: Loras = None,
     negative_prompt: NegativePrompt = None,
@@ -114,6 +116,7 @@ def batch(
             "num_frames": num_frames,
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale,
+            "guidance_interval": guidance_interval,
             "negative_prompt": negative_prompt,
             "noise": noise,
             # Those that are named are used by all clips; None leaves it to the machine.

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ..presets import EVERY_STEP
 from . import console
 from .options import (
     Aspect,
@@ -16,6 +17,7 @@ from .options import (
     FrameRate,
     From,
     GuidanceDevice,
+    GuidanceInterval,
     GuidanceScale,
     Height,
     Loras,
@@ -58,6 +60,7 @@ def generate(
     seed: Seed = 0,
     num_inference_steps: NumInferenceSteps = None,
     guidance_scale: GuidanceScale = None,
+    guidance_interval: GuidanceInterval = EVERY_STEP,
     guidance_device: GuidanceDevice = None,
     fp8: Fp8 = False,
     lora: Loras = None,
@@ -97,6 +100,7 @@ def generate(
         seed=seed,
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
+        guidance_interval=guidance_interval,
         negative_prompt=negative_prompt,
         noise=noise,
         fps=fps,
@@ -144,6 +148,7 @@ def compare(
     seed: Seed = 0,
     num_inference_steps: NumInferenceSteps = None,
     guidance_scale: GuidanceScale = None,
+    guidance_interval: GuidanceInterval = EVERY_STEP,
     guidance_device: GuidanceDevice = None,
     fp8: Fp8 = False,
     lora: Loras = None,
@@ -177,6 +182,7 @@ def compare(
         seed=seed,
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
+        guidance_interval=guidance_interval,
         negative_prompt=negative_prompt,
         noise=noise,
         fps=fps,

@@ -46,7 +46,9 @@ app = typer.Typer(
     help="Text to native high-resolution video. `python -m ultragen COMMAND --help` tells more.",
 )
 
-FIELDS = re.compile(r"num_frames|num_inference_steps|guidance_scale|negative_prompt|\bfps\b")
+FIELDS = re.compile(
+    r"num_frames|num_inference_steps|guidance_scale|guidance_interval|negative_prompt|\bfps\b"
+)
 """Settings that errors name, whose options are called like them."""
 OTHER_NAMES = {"resolution": ("width", "height"), "aspect": ("width", "height")}
 """Options that name a setting in another way than the one which is called like it."""
@@ -88,6 +90,14 @@ GuidanceScale = Annotated[
         "--guidance-scale",
         "--guidance",
         help="Guidance, 0 to 100, off at 1 and below; without it the model's own.",
+    ),
+]
+GuidanceInterval = Annotated[
+    str,
+    typer.Option(
+        metavar="LOW-HIGH",
+        help="Noise levels, 0 to 1, between which guidance is computed; other steps take half the "
+        "time. 0.6-1 drifts least for what it saves, see docs/benchmarks.md.",
     ),
 ]
 GuidanceDevice = Annotated[

@@ -202,7 +202,7 @@ def _job(request: Request, preset: ModelPreset, layout: str) -> Job:
         num_frames=request.frames,
         windows=count,
         steps=request.num_inference_steps or preset.num_inference_steps,
-        passes=2 if (request.guidance_scale or 0) > 1 else 1,
+        passes=2.0 if (request.guidance_scale or 0) > 1 else 1.0,
         upscaler=request.upscaler,
         base_native=request.base_native,
         pixels_per_token=preset.pixels_per_token,

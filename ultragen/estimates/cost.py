@@ -46,7 +46,7 @@ class Job:
         windows: K, windows on each axis in even layers; None where layers have T3-Video's.
         steps: Denoising steps.
         passes: Forward passes a step, one after the other: 2 with guidance, 1 without or where a
-            second device takes the other one.
+            second device takes the other one; a mean where guidance is computed in some steps.
         upscaler: `lanczos`, `network` or a file.
         base_native: `on` where the base model also runs at the full size.
         pixels_per_token: Rows, and columns, of pixels that a token covers.
@@ -61,7 +61,7 @@ class Job:
     num_frames: int
     windows: int | None
     steps: int
-    passes: int
+    passes: float
     upscaler: str
     base_native: str
     pixels_per_token: int

@@ -14,6 +14,7 @@ import torch
 from .. import __version__
 from ..files import write_json, write_text
 from ..pictures import contact_sheet
+from ..presets import EVERY_STEP
 from ..runs.metadata import LIBRARIES
 from .horizons import WEATHERS
 from .instruments import Instruments, measure
@@ -132,6 +133,8 @@ def describe(
     """What must be the same for clips to stand in one table."""
     request = maker.request.to_dict()
     noise = request.pop("noise")  # beside it, because older evaluations have a request without
+    if request["guidance_interval"] == EVERY_STEP:  # as in older ones
+        del request["guidance_interval"]
     made = ("prompt", "upscaler", "base_native")  # each row and clip has its own
     names = {row.model for row in rows} | {None}
     settings: dict[str, Any] = {

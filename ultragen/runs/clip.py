@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,13 +33,31 @@ def job(request: Request, models: Models) -> Job:
         num_frames=request.frames,
         windows=resolve_windows(request, models),
         steps=request.num_inference_steps or preset.num_inference_steps,
-        passes=1 if (request.guidance_scale or 0) <= 1 or models.guidance_device else 2,
+        passes=1.0 if models.guidance_device else mean_passes(request, models),
         upscaler=request.upscaler,
         base_native=request.base_native,
         pixels_per_token=preset.pixels_per_token,
         full_share=kinds.count("full") / len(kinds),
         t3_windows=tuple(kind for kind in kinds if isinstance(kind, tuple)),
     )
+
+
+def mean_passes(request: Request, models: Models) -> float:
+    """Forward passes of a step, as a mean of a validated request's steps."""
+    guidance = request.guidance
+    if guidance.scale <= 1 or guidance.interval == (0.0, 1.0):
+        return 2.0 if guidance.scale > 1 else 1.0
+    rows, columns = request.token_grid(models.preset)
+    import torch
+
+    from ..sampling.solvers import set_noise_levels
+
+    # A copy: a clip may be using the scheduler meanwhile.
+    scheduler = deepcopy(models.native.scheduler)
+    steps = request.num_inference_steps or 1
+    set_noise_levels(scheduler, steps, rows * columns, torch.device("cpu"))
+    levels = scheduler.sigmas[:-1].tolist()
+    return 1 + sum(guidance.scale_at(level) > 1 for level in levels) / len(levels)
 
 
 def resolve_windows(request: Request, models: Models) -> int | None:
@@ -130,6 +149,7 @@ def make_clips(
             num_frames=request.num_frames,
             num_inference_steps=steps,
             guidance_scale=request.guidance_scale,
+            guidance_interval=request.guidance.interval,
             generator=generators if len(requests) > 1 else generators[0],
             noise=request.noise,
             callback_on_step_end=after_step,

@@ -11,17 +11,20 @@ from typing import Any, get_args
 
 from ..model.windows import check_windows
 from ..presets import (
+    EVERY_STEP,
     RESOLUTIONS,
     ModelPreset,
     Noise,
     Resolution,
     check_aspect,
     check_frame_rate,
+    check_guidance_interval,
     check_guidance_scale,
     check_lora_strength,
     check_num_frames,
     shown,
 )
+from ..sampling.guidance import Guidance
 
 MAX_PROMPT = 2000  # characters; the larger model reads 512 tokens, of about four each
 MAX_STEPS = 100  # that a stranger may ask of the machine
@@ -30,7 +33,12 @@ MAX_DIGITS = 100  # of a number that is typed as text; Python itself reads some 
 UPSCALERS = ("network", "lanczos")
 SWITCH = ("off", "on")
 NOISES = get_args(Noise)
-BEFORE = {"loras": {}, "noise": "independent", "aspect": "16:9"}
+BEFORE = {
+    "loras": {},
+    "noise": "independent",
+    "aspect": "16:9",
+    "guidance_interval": EVERY_STEP,
+}
 """What clips were made with from before there was a choice, whose metadata does not name it; their
 frame rate stands beside their settings."""
 NO_TEXT = {"Cc": "control character", "Cs": "lone surrogate"}  # by Unicode's categories
@@ -59,6 +67,8 @@ class Request:
             `independent`, which draws each of them anew.
         aspect: Shape of the frame, one of `ASPECTS`.
         fps: Frames a second of the files; None takes the model's. The frames are the same.
+        guidance_interval: Noise levels between which guidance is computed, such as `0.6-1`, the
+            lower one excluded; steps at others take one forward pass.
     """
 
     prompt: str
@@ -75,6 +85,7 @@ class Request:
     noise: str = "spectral"
     aspect: str = "16:9"
     fps: int | None = None
+    guidance_interval: str = EVERY_STEP
 
     @property
     def size(self) -> Resolution:
@@ -85,6 +96,11 @@ class Request:
     def frames(self) -> int:
         """The number of frames, of a request that was validated."""
         return self.num_frames or 0
+
+    @property
+    def guidance(self) -> Guidance:
+        """How each step is guided, of a request that was validated."""
+        return Guidance(self.guidance_scale or 0.0, check_guidance_interval(self.guidance_interval))
 
     @property
     def frame_rate(self) -> int:
@@ -137,6 +153,7 @@ class Request:
             noise=check_choice("noise", self.noise, NOISES),
             aspect=check_aspect(self.aspect),
             fps=check_frame_rate(preset.fps if self.fps is None else self.fps, preset.fps),
+            guidance_interval="{:g}-{:g}".format(*check_guidance_interval(self.guidance_interval)),
         )
         return replace(checked, windows=check_window_choice(self.windows, checked, preset))
 

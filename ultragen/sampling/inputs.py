@@ -5,7 +5,7 @@ All checks raise a `ValueError` with the value that is wrong and those that are 
 
 from __future__ import annotations
 
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, get_args
 
 import torch
@@ -15,7 +15,13 @@ from torch import Tensor
 
 from ..model.transformer import UltraGenTransformer3DModel
 from ..model.windows import check_windows
-from ..presets import Noise, check_guidance_scale, check_lora_strength, shown
+from ..presets import (
+    Noise,
+    check_guidance_interval,
+    check_guidance_scale,
+    check_lora_strength,
+    shown,
+)
 from .guidance import Guidance
 from .spectral_noise import draw_key, spectral_noise
 
@@ -49,13 +55,7 @@ def check_size(height: int, width: int, token: int) -> None:
 def check_guidance(guidance: Guidance) -> None:
     """Checks the scale of the guidance and the interval in which it is computed."""
     check_guidance_scale(guidance.scale)
-    levels = guidance.interval
-    pair = isinstance(levels, tuple | list) and all(isinstance(level, Real) for level in levels)
-    if not (pair and len(levels) == 2 and 0 <= levels[0] < levels[1] <= 1):
-        raise ValueError(
-            f"guidance_interval must be two rising noise levels from 0 to 1, not {levels!r}: "
-            "(0, 1) guides every step."
-        )
+    check_guidance_interval(guidance.interval)
 
 
 def check_attention_kwargs(given: object) -> None:

@@ -10,6 +10,7 @@ import gradio as gr
 from gradio.components.api_component import Api
 from gradio_client.utils import python_type_to_json_schema
 
+from ..presets import EVERY_STEP
 from ..runs.progress import Progress
 from ..runs.worker import Failed, Finished
 from .runs import GpuPart, Runs
@@ -40,6 +41,7 @@ def build_api(runs: Runs, gpu_part: GpuPart, **limits: Any) -> None:
         noise: Literal["independent", "spectral"] = "spectral",
         aspect: Literal["16:9", "9:16", "1:1", "4:3", "21:9"] = "16:9",
         fps: int | None = None,
+        guidance_interval: str = EVERY_STEP,
         progress: gr.Progress = gr.Progress(),
     ) -> Iterator[tuple[str | None, str | None, str | None, dict]]:
         """Generates a landscape clip natively at the full size, and the base model's clip of the
@@ -65,6 +67,8 @@ def build_api(runs: Runs, gpu_part: GpuPart, **limits: Any) -> None:
             aspect: Shape of the clips: "9:16" stands, "1:1" is square.
             fps: Frames a second of the files: 12, 15, 16 or 24; null takes the model's. The frames
                 are the same, shown faster or slower.
+            guidance_interval: Noise levels, from 0 to 1, between which guidance is computed, such
+                as "0.6-1"; other steps take half the time.
 
         Returns:
             The native clip, the upscaled clip, both side by side, and the metadata that

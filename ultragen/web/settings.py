@@ -35,6 +35,7 @@ LABELS = {
     "num_frames": "Frames",
     "num_inference_steps": "Denoising steps",
     "guidance_scale": "Guidance",
+    "guidance_interval": "Guidance between noise levels",
     "negative_prompt": "Negative prompt",
     "seed": "Seed",
     "windows": "Attention windows",
