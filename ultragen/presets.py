@@ -268,7 +268,7 @@ def check_guidance_interval(levels: object) -> tuple[float, float]:
             return low, high
     raise ValueError(
         f"guidance_interval must be two rising noise levels from 0 to 1, not {shown(levels)}: "
-        "(0, 1), or 0-1 as text, guides every step."
+        "(0, 1) guides every step, as text 0-1."
     )
 
 
