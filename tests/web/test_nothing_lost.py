@@ -273,7 +273,7 @@ def test_a_place_is_shown_kept_over_a_reload_and_can_be_left(slow, visit):
         status(pages[0], "Waiting: place 2")
         status(pages[1], "2 runs come before yours")
         pages[0].click("#cancel")
-        status(pages[0], "Cancelled")
+        status(pages[0], "Cancelled", 60)
         status(pages[1], "Waiting: place 2")
     status(pages[1], "Done", 60)
     assert [call["seed"] for call in slow.models.native.calls] == [0, 2]
