@@ -6,7 +6,8 @@ from threading import Lock
 from time import perf_counter, sleep
 
 import pytest
-from scaling import Machine, Measurements, Task, main, table
+from scaling import Measurements, main, table
+from scaling_machine import Machine, Task
 
 
 class Recorded:

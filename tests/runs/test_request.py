@@ -141,6 +141,8 @@ def test_what_cannot_be_used_is_refused_with_the_way_out(settings, words):
         ({"guidance_interval": "0.25 to .75"}, "guidance_interval", "0.25-0.75"),
         ({"guidance_interval": "[0.6, 1.0]"}, "guidance_interval", "0.6-1"),
         ({"guidance_interval": [0.6, 1]}, "guidance_interval", "0.6-1"),
+        ({"guidance_interval": [1e-5, 1]}, "guidance_interval", "0.00001-1"),
+        ({"guidance_interval": "0.00001-1"}, "guidance_interval", "0.00001-1"),
     ],
 )  # fmt: skip
 def test_what_can_be_used_is_kept(settings, name, value):

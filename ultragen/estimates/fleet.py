@@ -16,9 +16,10 @@ from .cost import Job, estimate
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
 """GPUs of a table."""
-START = {"embedded": 8.0, "wan": 30.0}
-"""Seconds until a process begins its first clip: `batch` on two CPU cores, 2026-11-30; 20 s of
-loading on an H100 (docs/hardware.md), and the libraries."""
+START = {"embedded": 4.4, "wan": 30.0}
+"""Seconds until a process begins its first clip: the 10.2 s that `batch` took for three clips on
+two CPU cores, less the 5.8 s of these (2026-11-30); on an H100 20 s of loading (docs/hardware.md),
+and about 10 for the libraries, which were not timed apart."""
 CLIP_BYTES = 0.034
 """Bytes that a pixel takes in an MP4, the mean of the page's six examples, of 17 frames; they lie
 between 0.021 and 0.050. Nobody has measured the published weights' clips."""

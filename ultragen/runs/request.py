@@ -6,6 +6,7 @@ import json
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, get_args
 
@@ -153,7 +154,7 @@ class Request:
             noise=check_choice("noise", self.noise, NOISES),
             aspect=check_aspect(self.aspect),
             fps=check_frame_rate(preset.fps if self.fps is None else self.fps, preset.fps),
-            guidance_interval="{:g}-{:g}".format(*check_guidance_interval(self.guidance_interval)),
+            guidance_interval=interval_text(self.guidance_interval),
         )
         return replace(checked, windows=check_window_choice(self.windows, checked, preset))
 
@@ -283,6 +284,18 @@ def check_loras(value: object, preset: ModelPreset) -> dict[str, float]:
         if name in asked
     }
     return {name: strength for name, strength in strengths.items() if strength}
+
+
+def interval_text(levels: object) -> str:
+    """An interval of noise levels as the text that all places take, such as `0.6-1`.
+
+    Raises:
+        ValueError: as `check_guidance_interval`.
+    """
+    # Never 1e-05, whose hyphen would be taken for the one between both.
+    return "-".join(
+        f"{Decimal(repr(level)).normalize():f}" for level in check_guidance_interval(levels)
+    )
 
 
 def check_integer(name: str, value: object, lowest: int, highest: int) -> int:
