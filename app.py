@@ -86,6 +86,7 @@ WATCHING: dict[str, Any] = {"concurrency_id": "watch", "concurrency_limit": 30}
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": MAKES_CLIPS, "concurrency_limit": 1}
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 WAITING = views.notice("idle", "Waiting", "The run starts when it is its turn.")
+STOPPING = views.notice("stopped", "Stopping", "The step that runs now is the last one.")
 SCRIPTED: dict[str, Any] = {"queue": False, "api_visibility": "private"}
 SCROLL_TO_STATUS = "() => { if (innerWidth < 900) ultragenShow('#status', 'start'); }"
 SCROLL_TO_PLAYER = "() => ultragenShow('.uc', 'nearest')"  # as far as it takes to see all of it
@@ -203,7 +204,11 @@ class Page:
         self.wire_failure(run, buttons)
         self.wire_drafts(buttons, shown, looks)
         ui.status.change(None, ui.status, js="(status) => ultragenRest(status)", **SCRIPTED)
-        ui.stop.click(self.cancel, None, ui.status, **QUIET)
+        # The page says it itself: the server's word could come after that of the run's end.
+        stopping = ui.stop.click(
+            None, None, ui.status, js=f"() => {json.dumps(STOPPING)}", **SCRIPTED
+        )
+        stopping.then(self.cancel, None, ui.status, **QUIET)
         blocks.unload(self.leave)
         self.places.wire(**ONE_AT_A_TIME)
 
@@ -430,10 +435,10 @@ class Page:
         )
         return {self.ui.status: card, **ready(self.ui)}
 
-    def cancel(self, request: gr.Request) -> str:
-        """Stops this visitor's run."""
+    def cancel(self, request: gr.Request) -> Any:
+        """Stops this visitor's run, which tells itself how it ends."""
         if self.kept.cancel(request.session_hash):
-            return views.notice("stopped", "Stopping", "The step that runs now is the last one.")
+            return gr.skip()
         return views.notice("idle", "Nothing to cancel", "No run of yours is under way.")
 
     def leave(self, request: gr.Request) -> None:

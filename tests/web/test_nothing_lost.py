@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -20,6 +21,7 @@ from lines import Line
 from ultragen.runs.compare import compare
 from ultragen.runs.request import Request
 from ultragen.web import call_places
+from ultragen.web.kept import KeptRuns
 
 pytestmark = pytest.mark.browser
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -277,6 +279,27 @@ def test_a_place_is_shown_kept_over_a_reload_and_can_be_left(slow, visit):
         status(pages[1], "Waiting: place 2")
     status(pages[1], "Done", 60)
     assert [call["seed"] for call in slow.models.native.calls] == [0, 2]
+
+
+def test_a_late_answer_to_cancel_does_not_hide_how_the_run_ended(slow, visit, monkeypatch):
+    cancel, ended, answered = KeptRuns.cancel, threading.Event(), threading.Event()
+
+    def late(self, session):
+        found = cancel(self, session)
+        ended.wait(90)
+        answered.set()
+        return found
+
+    monkeypatch.setattr(KeptRuns, "cancel", late)
+    page = visit(slow.url)
+    page.click("#generate")
+    status(page, A_STEP)
+    page.click("#cancel")
+    status(page, "Cancelled", 60)
+    ended.set()
+    until(answered.is_set)
+    page.wait_for_timeout(1000)
+    status(page, "Cancelled", 1)
 
 
 def test_a_full_queue_is_said(visit, tmp_path, monkeypatch):

@@ -178,9 +178,9 @@ class KeptRuns:
 
     def cancel(self, session: str | None) -> bool:
         """Stops the run that a session shows, within a step or before its turn; tells whether
-        there may be one."""
+        there is one whose end no page has shown."""
         run = self._shown.get(session or "")
-        if run is None or run.ended or run.stop.is_set():
+        if run is None or run.seen:
             return False
         run.stop.set()
         return True
