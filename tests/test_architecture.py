@@ -18,7 +18,7 @@ import ultragen
 # Each floor may import the ones above it, and none of its own. A new room gets its place here.
 FLOORS = (
     {"presets", "pictures", "hardware", "files"},
-    {"video"},
+    {"video", "cluster"},
     {"ops"},
     {"model", "world"},
     {"sampling", "weights"},

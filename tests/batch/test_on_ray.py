@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import sys
 import threading
 import time
@@ -14,9 +13,8 @@ import psutil
 import pytest
 from commands import one_line, ultragen
 from killed_actors import kill_one_at_work
+from ray_clusters import two_machines
 
-from ultragen import __version__
-from ultragen.batch import on_ray
 from ultragen.batch.maker import Settings
 from ultragen.batch.on_ray import Worker
 from ultragen.batch.prompt_files import read_prompts
@@ -39,15 +37,9 @@ def kill_one(out: Path, killed: list[bool]) -> None:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """Two machines, as Ray's own tests make them of one; yields their address."""
-    from ray.cluster_utils import Cluster
-
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    try:
-        made.add_node(num_cpus=1)
-        yield made.address
-    finally:
-        made.shutdown()
+    """Address of a cluster of two machines."""
+    with two_machines() as address:
+        yield address
 
 
 def test_an_actor_is_killed_and_nothing_is_lost_or_made_twice(folder, cluster, monkeypatch, capsys):
@@ -96,44 +88,13 @@ def test_clusters_that_do_not_fit(folder, cluster, monkeypatch, capsys):
     assert not list(Path("clips").glob("*"))
 
 
-def test_a_cluster_of_this_machine_starts_by_itself(tmp_path, monkeypatch):
-    def none(*_: object) -> None:
-        raise ConnectionError  # that of another test is not found
-
-    monkeypatch.setattr(on_ray, "_init", none)
-    with on_ray._cluster("auto", 3) as started:
-        assert started.cluster_resources()["CPU"] >= 3
-        assert on_ray._check_nodes(started, tmp_path, "CPU") == 1
-    assert not ray.is_initialized()
-
-
-def test_a_machine_that_lacks_something(tmp_path):
-    on_ray._judge("node", tmp_path, __version__, True)
-    with pytest.raises(OSError, match=f"node does not see the folder {tmp_path}: choose an --out"):
-        on_ray._judge("node", tmp_path, *on_ray._look(str(tmp_path / "token")))
-    with pytest.raises(OSError, match=f"node has UltraGen 0.0.1: install {__version__} there"):
-        on_ray._judge("node", tmp_path, "0.0.1", True)
-    with pytest.raises(OSError, match="node has no UltraGen"):
-        on_ray._judge("node", tmp_path, "", True)
-
-
-def test_gpus_have_an_actor_each():
-    assert on_ray._room({"GPU": 2.0, "CPU": 32.0}, None) == (2, {"num_gpus": 1})
-    assert on_ray._room({"GPU": 2.0, "CPU": 32.0}, 1) == (1, {"num_gpus": 1})
-    assert on_ray._room({"CPU": 8.0}, None) == (1, {"num_cpus": 8})
-    assert on_ray._room({"CPU": 8.0}, 3) == (3, {"num_cpus": 2})
-    with pytest.raises(ValueError, match="it has 2 GPUs"):
-        on_ray._room({"GPU": 2.0}, 3)
-
-
 def test_what_ends_an_actors_work_is_told(tmp_path, monkeypatch):
     """An actor that raised would be started again and again."""
     monkeypatch.chdir(tmp_path)
     Path("p.txt").write_text("a lake")
     [clip] = read_prompts(Path("p.txt"), {}, EMBEDDED, 1, "{index}").clips
-    worker = Worker(Settings(tmp_path, "p.txt", str(tmp_path / "nowhere")), str(tmp_path / "none"))
-    rows = worker({"clip": [pickle.dumps(clip)]})
-    assert rows["state"] == ["stopped"] and "nowhere" in rows["reason"][0]
+    outcome = Worker(Settings(tmp_path, "p.txt", str(tmp_path / "nowhere")))(clip)
+    assert outcome.state == "stopped" and "nowhere" in outcome.reason
 
 
 def test_without_ray(monkeypatch, tmp_path, capsys):

@@ -166,7 +166,7 @@ def test_a_damaged_clip_is_named(fake, tmp_path, capsys):
     ("arguments", "words"),
     [
         (("--set", "table9"), ["table9", "table1"]),
-        (("--clips", 0), ["--clips", "--help"]),
+        (("--clips", 0), ["--clips 0", "at least 1"]),
         (("--resolution", "8k"), ["8k", "544p"]),
         (("--num-frames", 18), ["--num-frames", "17"]),
         (("--features", "magic"), ["magic", "imagenet", "i3d=FILE"]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -205,8 +205,3 @@ def plain(values: dict[str, Any]) -> dict[str, Any]:
 
 def json_line(values: dict[str, Any]) -> str:
     return json.dumps(values, ensure_ascii=False) + "\n"
-
-
-def as_row(outcome: Outcome) -> dict[str, str]:
-    """An outcome as a row of a table."""
-    return asdict(outcome)

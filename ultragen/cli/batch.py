@@ -25,8 +25,10 @@ from .options import (
     NoiseOption,
     NumFrames,
     NumInferenceSteps,
+    Ray,
     ResolutionOption,
     Windows,
+    Workers,
     app,
     check_fp8,
 )
@@ -74,18 +76,8 @@ def batch(
     lora: Loras = None,
     negative_prompt: NegativePrompt = None,
     noise: NoiseOption = "spectral",
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ADDRESS",
-            help="Run on a Ray cluster: auto, ray://HOST:PORT or HOST:PORT. auto starts one of "
-            "this machine where none runs.",
-        ),
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Ray's actors; without it one for each GPU, or one on CPUs."),
-    ] = None,
+    ray: Ray = None,
+    workers: Workers = None,
     model: Model = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make all clips again.")] = False,
 ) -> None:

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from . import console
 from .options import (
-    GuidanceScale,
     Model,
-    NoiseOption,
-    NumFrames,
-    NumInferenceSteps,
     Overwrite,
-    ResolutionOption,
     app,
     load,
-    make_request,
 )
 
 
@@ -39,126 +32,6 @@ def measure(model: Model = None) -> None:
         load(model), lambda line: print(line, file=sys.stderr, flush=True)
     )
     print(json.dumps(asdict(coefficients), indent=2))
-
-
-@app.command()
-def evaluate(
-    table: Annotated[
-        str, typer.Option("--set", help="The rows: table1, distillation or table4.")
-    ] = "table1",
-    clips: Annotated[int, typer.Option(min=1, help="A row; more can be added later.")] = 8,
-    resolution: ResolutionOption = None,
-    num_frames: NumFrames = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first clip's noise.")] = 0,
-    num_inference_steps: NumInferenceSteps = None,
-    guidance_scale: GuidanceScale = None,
-    noise: NoiseOption = "independent",
-    features: Annotated[
-        list[str] | None,
-        typer.Option(help="Network of HD-FVD: classifier, imagenet or i3d=FILE; may be repeated."),
-    ] = None,
-    edition: Annotated[
-        int,
-        typer.Option(min=1, max=2, help="Of the world that prompts and real clips come from."),
-    ] = 1,
-    lpips: Annotated[str | None, typer.Option(help="alex=FILE or vgg=FILE, for HD-LPIPS.")] = None,
-    clip: Annotated[str | None, typer.Option(help="CLIP's folder or name on the hub.")] = None,
-    classifier: Annotated[
-        Path | None, typer.Option(help="Attribute classifier; without it the model's own.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the results; a stopped run goes on there.")
-    ] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            help="I/N: make the clips of the I-th of N processes, and no table. One process a GPU "
-            "(CUDA_VISIBLE_DEVICES) or several, all with one --out; then once without --shard, all "
-            "else the same."
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int,
-        typer.Option(
-            "--batch-size",
-            "--batch",
-            min=1,
-            help="Clips that are denoised together: more fill a GPU.",
-        ),
-    ] = 1,
-    model: Model = None,
-    teacher: Annotated[
-        str | None, typer.Option(help="Folder of the model that --model was distilled from.")
-    ] = None,
-    ablations: Annotated[
-        Path | None,
-        typer.Option(
-            "--models",
-            help="For table4, instead of --model: folder with a model for each row, called full, "
-            "without-global, without-crossing, without-hierarchical, without-lora and swin.",
-        ),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again.")] = False,
-) -> None:
-    """Measure models against each other and real clips.
-
-    Leaves a table, JSON and a contact sheet.
-    """
-    from ..evaluation.shard import Shard
-
-    part = None if shard is None else Shard.parse(shard)
-    if part is not None and overwrite:
-        raise ValueError(
-            "--overwrite would remove what the other shards have made: choose another --out, or "
-            "remove the folder before they start."
-        )
-    from ..evaluation.rows import TEACHER, Maker, rows_of
-
-    rows = rows_of(table, teacher is not None, ablations)
-    if ablations is not None:
-        model = str(ablations / rows[0].key)
-    request = make_request(
-        model,
-        prompt="any",
-        resolution=resolution,
-        num_frames=num_frames,
-        seed=seed,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        noise=noise,
-    )
-    from ..evaluation.evaluate import RESULTS, make_rows
-    from ..evaluation.evaluate import evaluate as run_evaluation
-    from ..evaluation.instruments import load_instruments
-    from ..evaluation.seams import window_borders
-    from ..evaluation.store import forget
-    from ..world.heldout import EVALUATED, REFERENCE, held_out_clips
-
-    cases, references = (held_out_clips(clips, seeds, edition) for seeds in (EVALUATED, REFERENCE))
-
-    def load_row(name: str | None) -> Any:
-        if name == TEACHER:
-            return load(teacher)
-        return load(model if ablations is None or name is None else str(ablations / name))
-
-    maker = Maker(load_row, request, batch_size)
-    models = maker.models()
-    instruments = load_instruments(
-        models.source, classifier, features or (), lpips, clip, models.device
-    )
-    if ablations is not None:
-        instruments = replace(instruments, borders=window_borders(models, maker.request))
-    out = out or Path("outputs") / f"{table}-{request.resolution}"
-    if overwrite:
-        forget(out)
-    with console.progress_bar() as show:
-        if part is not None:
-            make_rows(rows, cases, references, maker, instruments, out, part, show)
-            print(f"Shard {part} is done in {out}: when all are, run this without --shard.")
-            return
-        run_evaluation(rows, cases, references, maker, instruments, out, show)
-    print((out / "table.md").read_text(encoding="utf-8"))
-    print(f"Written to {out}: {', '.join(RESULTS)}")
 
 
 @app.command()

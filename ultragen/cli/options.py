@@ -150,6 +150,18 @@ Model = Annotated[
         envvar="ULTRAGEN_MODEL", help="auto, embedded, wan, or a model's folder.", show_envvar=True
     ),
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Run on a Ray cluster: auto, ray://HOST:PORT or HOST:PORT. auto starts one of this "
+        "machine where none runs.",
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Ray's actors; without it one for each GPU, or one on CPUs."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier results.")]
 
 

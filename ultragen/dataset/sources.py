@@ -36,7 +36,7 @@ class Source:
         path: The file.
         name: Its path below the folder, with `/`, or its whole path where it lies elsewhere: what
             a clip is known by.
-        captions: One, or several to draw from; none is empty.
+        captions: One, or several to draw from, or none; none is empty.
     """
 
     path: Path
@@ -103,6 +103,20 @@ def find_sources(
     if not sources:
         raise ValueError(_nothing(folder, media, table, left_out))
     return sorted(sources, key=lambda s: s.name), sorted(left_out, key=lambda s: s.name)
+
+
+def find_videos(folder: Path) -> list[Source]:
+    """The videos of a folder and those below it, by name, whatever is said of them.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}")
+    found = [path for path in _files(folder) if path.suffix.lower() in VIDEO_SUFFIXES]
+    if not found:
+        raise ValueError(f"there are no videos in {folder}: .mp4, .mov, .mkv, ...")
+    return sorted((Source(path, _name(path, folder), ()) for path in found), key=lambda s: s.name)
 
 
 def _files(folder: Path) -> Iterator[Path]:

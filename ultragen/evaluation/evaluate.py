@@ -14,12 +14,12 @@ import torch
 from .. import __version__
 from ..files import write_json, write_text
 from ..pictures import contact_sheet
-from ..presets import EVERY_STEP
 from ..runs.metadata import LIBRARIES
+from .cases import Case
 from .horizons import WEATHERS
-from .instruments import Instruments, measure
+from .instruments import Instruments
 from .metrics import Gaussian, fit_gaussian
-from .rows import REFERENCE, Case, Maker, Row
+from .rows import REFERENCE, Row, Source
 from .scores import LEVEL, RESAMPLES, RowScores, attribute_table, markdown_table, score_row
 from .shard import Shard
 from .store import Store
@@ -33,7 +33,7 @@ def evaluate(
     rows: Sequence[Row],
     cases: Sequence[Case],
     references: Sequence[Case],
-    maker: Maker,
+    maker: Source,
     instruments: Instruments,
     out: Path,
     report: Report = lambda fraction, text: None,
@@ -56,60 +56,123 @@ def evaluate(
         RuntimeError: A clip is black or not finite.
     """
     references = references if instruments.tubes else ()
-    store = make_rows(rows, cases, references, maker, instruments, out, Shard(), report)
+    store = open_store(rows, cases, maker, instruments, out)
+    make(share(rows, cases, references, maker.batch), maker, instruments, store, report)
     report(1.0, "scores")
-    scores = score(rows, len(cases), store, _references(store, len(references), instruments))
-    write_results(scores, cases, references, store)
+    return finish(rows, cases, references, maker, instruments, store)
+
+
+def finish(
+    rows: Sequence[Row],
+    cases: Sequence[Case],
+    references: Sequence[Case],
+    maker: Source,
+    instruments: Instruments,
+    store: Store,
+) -> list[RowScores]:
+    """Writes `RESULTS` once all clips are done; arguments and errors as `evaluate`."""
+    distributions = fit_references(store, len(references), instruments)
+    scores = [
+        score_row(row.key, row.title, store.clips(row.key, len(cases)), distributions)
+        for row in rows
+    ]
+    if maker.shows_reference and references:
+        known = store.clips(REFERENCE.key, len(references))
+        scores.append(score_row(REFERENCE.key, REFERENCE.title, known, {}))
+    write_results(scores, cases, references, maker, store)
     return scores
 
 
-def make_rows(
-    rows: Sequence[Row],
-    cases: Sequence[Case],
-    references: Sequence[Case],
-    maker: Maker,
-    instruments: Instruments,
-    out: Path,
-    shard: Shard,
-    report: Report = lambda fraction, text: None,
+def open_store(
+    rows: Sequence[Row], cases: Sequence[Case], maker: Source, instruments: Instruments, out: Path
 ) -> Store:
-    """Makes and measures the clips of a shard that are not done yet; the rest as `evaluate`."""
-    store = Store(out, describe(maker, instruments, rows, cases[0].world))
-    jobs = list(_jobs(rows, cases, references if instruments.tubes else (), shard, maker.batch))
-    total, done = sum(len(clips) for _, clips in jobs), 0
-    for row, clips in jobs:
-        missing = [(number, case) for number, case in clips if not store.has(row.key, number)]
-        done += len(clips) - len(missing)
-        report(done / total, f"{row.title}, clip {clips[0][0] + 1}")
-        made = maker.make(row, missing) if missing else ()
-        for (number, case), (frames, seconds) in zip(missing, made, strict=True):
-            store.add(row.key, number, frames, measure(frames, case, instruments, seconds))
-            done += 1
-            report(done / total, f"{row.title}, clip {number + 1}")
-    return store
+    """The folder of an evaluation, whose settings it has or gets.
+
+    Raises:
+        ValueError: It holds an evaluation with other settings.
+        OSError: It can't be written to.
+    """
+    settings = {**maker.settings(rows, cases), "networks": instruments.names()}
+    if instruments.borders:
+        settings["borders"] = list(instruments.borders.columns)
+    return Store(out, settings)
 
 
-def _jobs(
+Part = list[tuple[Row, list[tuple[int, Case]]]]
+"""Some clips with their numbers, in every row: what one process makes at a time."""
+
+
+def share(
     rows: Sequence[Row],
     cases: Sequence[Case],
     references: Sequence[Case],
-    shard: Shard,
     batch: int,
-) -> Iterator[tuple[Row, list[tuple[int, Case]]]]:
-    """Some clips at a time, not row by row: a stopped evaluation has something of every row."""
-    numbers = [i for i in range(max(len(cases), len(references))) if i in shard]
+    shard: Shard | None = None,
+) -> list[Part]:
+    """All clips, or those of a shard, some at a time and not row by row: a stopped evaluation has
+    something of every row."""
+    there = range(max(len(cases), len(references)))
+    numbers = [i for i in there if shard is None or i in shard]
+    parts = []
     for start in range(0, len(numbers), batch):
         part = numbers[start : start + batch]
-        if known := [(i, references[i]) for i in part if i < len(references)]:
-            yield REFERENCE, known
+        known = [(i, references[i]) for i in part if i < len(references)]
         asked = [(i, cases[i]) for i in part if i < len(cases)]
-        for row in rows if asked else ():
-            yield row, asked
+        jobs = [(REFERENCE, known)] if known else []
+        parts.append(jobs + ([(row, asked) for row in rows] if asked else []))
+    return parts
 
 
-def _references(store: Store, number: int, instruments: Instruments) -> dict[str, Gaussian]:
+def size(part: Part) -> int:
+    """How many clips a part has."""
+    return sum(len(clips) for _, clips in part)
+
+
+def is_done(part: Part, store: Store) -> bool:
+    """Whether there is nothing left to make of it."""
+    return all(store.has(row.key, number) for row, clips in part for number, _ in clips)
+
+
+def make(
+    parts: Sequence[Part],
+    maker: Source,
+    instruments: Instruments,
+    store: Store,
+    report: Report = lambda fraction, text: None,
+) -> None:
+    """Makes and measures the clips that are not done yet; what it raises as `evaluate`."""
+    total, done = sum(map(size, parts)), 0
+    for part in parts:
+        for row, clips in part:
+            report(done / total, f"{row.title}, clip {clips[0][0] + 1}")
+            for number in make_row(row, clips, maker, instruments, store):
+                done += 1
+                report(done / total, f"{row.title}, clip {number + 1}")
+
+
+def make_row(
+    row: Row,
+    clips: Sequence[tuple[int, Case]],
+    maker: Source,
+    instruments: Instruments,
+    store: Store,
+) -> Iterator[int]:
+    """A row's clips that are made together; yields the number of each as it is done.
+
+    They are made again if one is missing: in another company a clip has other roundings.
+    """
+    if all(store.has(row.key, number) for number, _ in clips):
+        yield from (number for number, _ in clips)
+        return
+    measured = maker.measured(row, clips, instruments)
+    for (number, _), (scores, picture) in zip(clips, measured, strict=True):
+        store.add(row.key, number, picture, scores)
+        yield number
+
+
+def fit_references(store: Store, number: int, instruments: Instruments) -> dict[str, Gaussian]:
     """Distribution of the reference clips' features, by network, where distances are computed."""
-    clips = [store.get(REFERENCE.key, i).features for i in range(number)]
+    clips = [clip.features for clip in store.clips(REFERENCE.key, number)]
     names = [network.name for network in instruments.tubes]
     device = instruments.device
     return {
@@ -117,54 +180,19 @@ def _references(store: Store, number: int, instruments: Instruments) -> dict[str
     }
 
 
-def score(
-    rows: Sequence[Row], number: int, store: Store, references: dict[str, Gaussian]
-) -> list[RowScores]:
-    """Sums up the stored clips of each row."""
-    return [
-        score_row(row.key, row.title, [store.get(row.key, i) for i in range(number)], references)
-        for row in rows
-    ]
-
-
-def describe(
-    maker: Maker, instruments: Instruments, rows: Sequence[Row], world: int | str
-) -> dict[str, Any]:
-    """What must be the same for clips to stand in one table."""
-    request = maker.request.to_dict()
-    noise = request.pop("noise")  # beside it, because older evaluations have a request without
-    if request["guidance_interval"] == EVERY_STEP:  # as in older ones
-        del request["guidance_interval"]
-    made = ("prompt", "upscaler", "base_native")  # each row and clip has its own
-    names = {row.model for row in rows} | {None}
-    settings: dict[str, Any] = {
-        "request": {name: value for name, value in request.items() if name not in made},
-        "models": {x or "evaluated": maker.models(x).fingerprint for x in names},
-        "networks": instruments.names(),
-        "noise": noise,
-        "batch": maker.batch,  # which seconds depend on
-        "world": world,
-    }
-    if instruments.borders:
-        settings["borders"] = list(instruments.borders.columns)
-    if own := {row.key: row.own for row in rows if row.own}:
-        settings["own_settings"] = own
-    return settings
-
-
 def write_results(
-    scores: Sequence[RowScores], cases: Sequence[Case], references: Sequence[Case], store: Store
+    scores: Sequence[RowScores],
+    cases: Sequence[Case],
+    references: Sequence[Case],
+    maker: Source,
+    store: Store,
 ) -> None:
     """Writes the tables, the numbers with what made them, and pictures of the first clips."""
     out = store.folder
     content = {
         "rows": [asdict(row) for row in scores],
         **store.settings,
-        "clips": [
-            {"number": i, "scene": case.seed, "caption": case.caption, "named": dict(case.named)}
-            for i, case in enumerate(cases)
-        ],
-        "reference_scenes": [case.seed for case in references],
+        **maker.results(cases, references),
         "intervals": {"level": LEVEL, "resamples": RESAMPLES, "drawn": "clips"},
         "machine": {
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -178,23 +206,28 @@ def write_results(
         },
     }
     write_json(out / "results.json", content)
-    write_text(out / "table.md", page(scores, store.settings, len(references)))
+    lines = maker.lines(scores, store.settings)
+    write_text(out / "table.md", page(scores, lines, maker.against(references), store.settings))
     shown = range(min(SHEET_CLIPS, len(cases)))
-    pictures = [store.picture(row.key, i) for row in scores for i in shown]
-    labels = [f"{row.title}: {cases[i].caption}" for row in scores for i in shown]
+    of_cases = [row for row in scores if row.key != REFERENCE.key]
+    pictures = [store.picture(row.key, i) for row in of_cases for i in shown]
+    labels = [f"{row.title}: {cases[i].caption}" for row in of_cases for i in shown]
     contact_sheet(pictures, len(shown), labels).save(out / "contact_sheet.jpg", quality=85)
 
 
-def page(scores: Sequence[RowScores], settings: dict[str, Any], references: int) -> str:
-    """The tables in Markdown, with what they were measured through."""
-    request, networks = settings["request"], settings["networks"]
-    own, batch = settings.get("own_settings", {}), settings["batch"]
-    together = f" of clips made {batch} at a time" if batch > 1 else ""
-    apart = [f"- {row.title}: {_listed(own[row.key])}" for row in scores if row.key in own]
-    tubes = [
-        f"- HD-FVD through {name}, against real clips of {references} other scenes"
-        for name in networks["hd_fvd"]
-    ]
+def page(
+    scores: Sequence[RowScores], lines: Sequence[str], against: str, settings: dict[str, Any]
+) -> str:
+    """The tables in Markdown, with what they were measured through.
+
+    Args:
+        scores: The rows.
+        lines: What clips they are of.
+        against: What HD-FVD compares with.
+        settings: The evaluation's.
+    """
+    networks = settings["networks"]
+    tubes = [f"- HD-FVD through {name}, against {against}" for name in networks["hd_fvd"]]
     names = {
         "HD-LPIPS": networks["hd_lpips"],
         "CLIP score": networks["clip_score"],
@@ -207,24 +240,16 @@ def page(scores: Sequence[RowScores], settings: dict[str, Any], references: int)
         f"- Seams: rank of the borders on the right of {columns} columns of tokens, 0.5 for none",
         f"- Horizons: in scenes without water, {' or '.join(WEATHERS)}",
     ]
-    missing = ["HD-FVD"] * (not tubes) + [what for what, name in names.items() if not name]
-    lines = [
-        f"{scores[0].clips} clips of {request['num_frames']} frames a row at "
-        f"{request['resolution']}, {settings['noise']} noise from seed {request['seed']} on, "
-        f"{request['num_inference_steps']} steps, guidance {request['guidance_scale']}. In "
-        f"brackets: {LEVEL:.0%} intervals, bootstrap over clips. Seconds are medians{together}.",
-        "",
-        *apart,
+    missing = ["HD-FVD"] * (not networks["hd_fvd"])
+    missing += [what for what, name in names.items() if not name]
+    told = [
+        *lines,
         *tubes,
         *through,
         *(borders if columns else []),
         *([f"- Not measured, for want of a network: {', '.join(missing)}"] if missing else []),
     ]
-    text = markdown_table(scores) + "\n" + "\n".join(lines) + "\n"
+    text = markdown_table(scores) + "\n" + "\n".join(told) + "\n"
     if any(row.by_attribute for row in scores):
         text += f"\nPrompt following by attribute, per cent:\n\n{attribute_table(scores)}"
     return text
-
-
-def _listed(settings: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in settings.items())

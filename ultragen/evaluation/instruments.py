@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 
 from ..model.classifier import AttributeClassifier, load_classifier, spread
 from ..weights.fingerprint import check_shipped
+from .cases import Case
 from .horizons import countable, horizons
 from .metrics import (
     DetailError,
@@ -28,12 +29,12 @@ from .networks import (
     Device,
     classifier_frames,
     digest,
+    imagenet_frames,
     load_clip,
     load_perceptual,
     load_tube_network,
 )
 from .outlines import TERRAINS, WEATHERS, unbroken
-from .rows import Case
 from .scores import ClipScores
 from .seams import Borders
 
@@ -119,10 +120,63 @@ def _named(folder: Path, device: Device) -> tuple[AttributeClassifier, str]:
     return load_classifier(folder, device), f"attribute classifier {digest(folder)}"
 
 
+def load_file_instruments(
+    classifier: Path,
+    features: Sequence[str] | None = (),
+    lpips: str | None = None,
+    clip: str | None = None,
+    device: Device = "cpu",
+) -> Instruments:
+    """Loads the networks that are named, for clips that are there: what they ask for is unknown,
+    so prompt following is not measured.
+
+    Args:
+        classifier: Folder of the attribute classifier, which is only read where it is named.
+        features: Networks of HD-FVD; none takes ImageNet's, and None measures no HD-FVD.
+        lpips: As for `load_instruments`, like the others.
+        clip: Also gives temporal consistency, for which ImageNet's features stand in.
+        device: Where they compute.
+
+    Raises:
+        ValueError: A network can't be loaded.
+        OSError: A package or a file of the classifier is missing, or the file is damaged.
+    """
+    choices = () if features is None else features or ("imagenet",)
+    try:
+        tubes = [load_tube_network(x, lambda: _named(classifier, device), device) for x in choices]
+        perceptual = load_perceptual(lpips, device) if lpips else None
+        text = load_clip(clip, device) if clip else None
+        frames = text or imagenet_frames(device)
+    except ImportError as error:
+        raise OSError(str(error)) from error
+    return Instruments(tuple(tubes), perceptual, text, frames, device=device)
+
+
 def measure(
     frames: np.ndarray, case: Case, instruments: Instruments, seconds: float | None = None
 ) -> ClipScores:
     """Measures one clip, uint8, t h w 3, frame by frame.
+
+    Raises:
+        ValueError: The clip is too short or too small for a network.
+    """
+    judged = case.named.get("terrain") in TERRAINS and case.named.get("weather") in WEATHERS
+    borders = instruments.borders
+    return replace(
+        measure_frames(frames, case.caption, instruments),
+        seconds=seconds,
+        seen=see(frames, instruments.classifier) if instruments.classifier else None,
+        named=told_by(instruments.classifier, case.named),
+        outline=unbroken(frames) if judged else None,
+        seam=borders.rank(frames) if borders else None,
+        horizons=horizons(frames) if borders and countable(case.named) else None,
+    )
+
+
+def measure_frames(
+    frames: Iterable[np.ndarray], caption: str, instruments: Instruments
+) -> ClipScores:
+    """Measures what can be told of a clip's frames, uint8, h w 3, and its caption.
 
     Raises:
         ValueError: The clip is too short or too small for a network.
@@ -142,22 +196,17 @@ def measure(
     hd_mse, hd_lpips = detail.compute()
     score, temporal = None, None
     if text is not None and instruments.clip is not None:
-        score = clip_score(text.compute(), instruments.clip.embed_text(case.caption).cpu())
-    if steady is not None and len(frames) > 1:
-        temporal = temporal_consistency(steady.compute())
-    judged = case.named.get("terrain") in TERRAINS and case.named.get("weather") in WEATHERS
-    borders = instruments.borders
+        score = clip_score(text.compute(), instruments.clip.embed_text(caption).cpu())
+    if steady is not None and len(every_frame := steady.compute()) > 1:
+        temporal = temporal_consistency(every_frame)
     return ClipScores(
-        seconds=seconds,
+        seconds=None,
         hd_mse=hd_mse,
         hd_lpips=hd_lpips,
         clip_score=score,
         temporal=temporal,
-        seen=see(frames, instruments.classifier) if instruments.classifier else None,
-        named=told_by(instruments.classifier, case.named),
-        outline=unbroken(frames) if judged else None,
-        seam=borders.rank(frames) if borders else None,
-        horizons=horizons(frames) if borders and countable(case.named) else None,
+        seen=None,
+        named={},
         features={name: part.compute() for name, part in patches.items()},
     )
 

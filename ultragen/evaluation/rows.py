@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
@@ -13,11 +13,15 @@ import numpy as np
 import torch
 
 from ..pictures import crop_frames
+from ..presets import EVERY_STEP
 from ..runs.clip import encode_text, make_clips, resolve_windows
 from ..runs.loading import Models
 from ..runs.progress import RunState
 from ..runs.request import Request
 from ..weights.folders import read_index
+from .cases import Case
+from .instruments import Instruments, measure
+from .scores import LEVEL, ClipScores, RowScores
 
 
 @dataclass(frozen=True)
@@ -148,31 +152,49 @@ def _with_models(rows: Sequence[Row], known: set[str], models: Path) -> tuple[Ro
     return tuple(row for row in rows if row.key in found or row.key not in known)
 
 
-class Case(Protocol):
-    """A scene: its number, the version of its world, its caption and what that names, and its real
-    clip."""
-
-    @property
-    def seed(self) -> int: ...
-
-    @property
-    def world(self) -> int | str: ...
-
-    @property
-    def caption(self) -> str: ...
-
-    @property
-    def named(self) -> Mapping[str, str]: ...
-
-    def frames(
-        self, height: int, width: int, num_frames: int, device: torch.device | str
-    ) -> np.ndarray:
-        """The real clip: uint8, t h w 3."""
-        ...
-
-
 Clip = tuple[np.ndarray, float | None]
 """Frames t rows w 3, uint8, and the seconds they took, None for a real clip."""
+
+
+class Source(Protocol):
+    """Where the clips of an evaluation come from.
+
+    Attributes:
+        batch: Clips that are made together.
+        shows_reference: Whether what HD-FVD compares with has a row of its own.
+    """
+
+    @property
+    def batch(self) -> int: ...
+
+    @property
+    def shows_reference(self) -> bool: ...
+
+    def measured(
+        self, row: Row, cases: Sequence[tuple[int, Case]], instruments: Instruments
+    ) -> Iterator[tuple[ClipScores, np.ndarray]]:
+        """What a row's clips gave, and the middle frame of each."""
+        ...
+
+    def settings(self, rows: Sequence[Row], cases: Sequence[Case]) -> dict[str, Any]:
+        """What must be the same for clips to stand in one table, as plain values."""
+        ...
+
+    def lines(self, scores: Sequence[RowScores], settings: dict[str, Any]) -> list[str]:
+        """What a table says of its clips, in Markdown."""
+        ...
+
+    def against(self, references: Sequence[Case]) -> str:
+        """What HD-FVD compares with, in words."""
+        ...
+
+    def results(self, cases: Sequence[Case], references: Sequence[Case]) -> dict[str, Any]:
+        """What `results.json` says of the clips and of what they are compared with."""
+        ...
+
+    def release(self) -> None:
+        """Gives memory back that is not needed for a while."""
+        ...
 
 
 class Maker:
@@ -183,6 +205,8 @@ class Maker:
         request: Settings of every clip but the prompt; clip i has the noise of its seed + i.
         batch: Clips that are denoised together, which takes a GPU less time.
     """
+
+    shows_reference = False  # the row of real clips stands for it
 
     def __init__(
         self, load: Callable[[str | None], Models], request: Request, batch: int = 1
@@ -224,6 +248,73 @@ class Maker:
             frames = np.stack(list(upscaler.stream(frames, *size.kept)))
             yield frames, seconds + perf_counter() - began
 
+    def measured(
+        self, row: Row, cases: Sequence[tuple[int, Case]], instruments: Instruments
+    ) -> Iterator[tuple[ClipScores, np.ndarray]]:
+        """What a row's clips gave, and the middle frame of each; errors as `make` and `measure`."""
+        for (_, case), (frames, seconds) in zip(cases, self.make(row, cases), strict=True):
+            yield measure(frames, case, instruments, seconds), frames[len(frames) // 2]
+
+    def settings(self, rows: Sequence[Row], cases: Sequence[Case]) -> dict[str, Any]:
+        """What must be the same for clips to stand in one table."""
+        request = self.request.to_dict()
+        noise = request.pop("noise")  # beside it, because older evaluations have a request without
+        if request["guidance_interval"] == EVERY_STEP:  # as in older ones
+            del request["guidance_interval"]
+        made = ("prompt", "upscaler", "base_native")  # each row and clip has its own
+        names = {row.model for row in rows} | {None}
+        found: dict[str, Any] = {
+            "request": {name: value for name, value in request.items() if name not in made},
+            "models": {x or "evaluated": self.models(x).fingerprint for x in names},
+            "noise": noise,
+            "batch": self.batch,  # which seconds depend on
+            "world": cases[0].world,
+        }
+        if own := {row.key: row.own for row in rows if row.own}:
+            found["own_settings"] = own
+        return found
+
+    def lines(self, scores: Sequence[RowScores], settings: dict[str, Any]) -> list[str]:
+        """What a table says of its clips, in Markdown."""
+        request, batch = settings["request"], settings["batch"]
+        own = settings.get("own_settings", {})
+        medians = f"medians of clips made {batch} at a time" if batch > 1 else "medians"
+        apart = [f"- {row.title}: {_listed(own[row.key])}" for row in scores if row.key in own]
+        return [
+            f"{scores[0].clips} clips of {request['num_frames']} frames a row at "
+            f"{request['resolution']}, {settings['noise']} noise from seed {request['seed']} on, "
+            f"{request['num_inference_steps']} steps, guidance {request['guidance_scale']}. In "
+            f"brackets: {LEVEL:.0%} intervals, bootstrap over clips. Seconds are {medians}.",
+            "",
+            *apart,
+        ]
+
+    def against(self, references: Sequence[Case]) -> str:
+        """What HD-FVD compares with, in words."""
+        return f"real clips of {len(references)} other scenes"
+
+    def results(self, cases: Sequence[Case], references: Sequence[Case]) -> dict[str, Any]:
+        """What `results.json` says of the clips and of what they are compared with."""
+        return {
+            "clips": [
+                {
+                    "number": i,
+                    "scene": case.seed,
+                    "caption": case.caption,
+                    "named": dict(case.named),
+                }
+                for i, case in enumerate(cases)
+            ],
+            "reference_scenes": [case.seed for case in references],
+        }
+
+    def release(self) -> None:
+        """Gives the models' memory back; they are loaded anew when they are needed."""
+        self.loaded.clear()
+        self.small.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
     def _request(self, row: Row, number: int, case: Case) -> Request:
         own = {"prompt": case.caption, "seed": self.request.seed + number, **row.own}
         return replace(self.request, **own).validate(self.models(row.model).preset)
@@ -252,3 +343,7 @@ class Maker:
             clips = make_clips(run, models.base, requests, text, size, prefix, {})
         seconds = sum(run.seconds.values()) / len(requests)
         return [(frames, seconds) for frames in clips]
+
+
+def _listed(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items())

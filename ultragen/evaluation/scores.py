@@ -230,7 +230,7 @@ def markdown_table(rows: Sequence[RowScores]) -> str:
     head += [*shown, "s a clip"]
     lines = []
     for row in rows:
-        cells = [number(row.hd_fvd[name], 2) for name in networks] or [MISSING]
+        cells = [number(row.hd_fvd.get(name), 2) for name in networks] or [MISSING]
         cells += [number(row.hd_mse, 1), number(row.hd_lpips, 4), number(row.clip_score, 4)]
         cells += [number(row.temporal, 4), percent(row.following)]
         cells += [cell(row) for cell in shown.values()]

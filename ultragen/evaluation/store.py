@@ -61,12 +61,13 @@ class Store:
         """Whether a clip is done."""
         return self.path(row, number).exists()
 
-    def add(self, row: str, number: int, frames: np.ndarray, scores: ClipScores) -> None:
-        """Stores what a clip, uint8, t h w 3, gave; its values last, because they mark it done."""
+    def add(self, row: str, number: int, middle: np.ndarray, scores: ClipScores) -> None:
+        """Stores what a clip gave, and its middle frame, uint8, h w 3; its values last, because
+        they mark it done."""
         self.path(row, number).parent.mkdir(parents=True, exist_ok=True)
         halves = {name: x.half().contiguous() for name, x in scores.features.items()}
         save_file(halves, self.path(row, number, ".safetensors"))
-        picture = Image.fromarray(frames[len(frames) // 2])
+        picture = Image.fromarray(middle)
         height = max(1, round(picture.height * PICTURE_WIDTH / picture.width))
         picture = picture.resize((PICTURE_WIDTH, height), Image.Resampling.LANCZOS)
         picture.save(self.path(row, number, ".jpg"), quality=90)
@@ -88,6 +89,10 @@ class Store:
                 f"the clip's files {path.with_suffix('')}.* are damaged: remove them, and the "
                 "evaluation makes it again."
             ) from error
+
+    def clips(self, row: str, number: int) -> list[ClipScores]:
+        """What the first clips of a row gave; errors as `get`."""
+        return [self.get(row, i) for i in range(number)]
 
     def picture(self, row: str, number: int) -> Image.Image:
         """The middle frame."""
