@@ -99,7 +99,7 @@ def test_the_same_commands_go_on(killed, whole, files, data, tmp_path):
     command = words(files, data, out, "--checkpoint-every", 1, steps=STEPS)
     with killed_at_the_end() as hosts:
         hosts += [start(launched(rank, port, command)) for rank in range(2)]
-        said = [host.communicate(timeout=120) for host in hosts]
+        said = [host.communicate(timeout=250) for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], said
     assert re.search(r"resumed at step [234]\b", said[0][0])
     assert "2 a step" in said[0][0]

@@ -50,7 +50,7 @@ def together(folder: Path) -> Iterator[None]:
     if check_processes().num_processes == 1:
         yield
         return
-    # Gloo, on GPUs too: NCCL of different versions may wait for ever.
+    # Gloo, on GPUs too: NCCL wants one version before it can say that there are two.
     group = dist.new_group(backend="gloo", timeout=LATEST)
     versions = {"UltraGen": __version__, "torch": torch.__version__}
     place = f"process {dist.get_rank()} on {socket.gethostname()}"
@@ -93,8 +93,8 @@ def check_shared(folder: Path, places: Sequence[str]) -> None:
 
 def average(gradients: Sequence[Tensor]) -> None:
     """Replaces gradients by their mean over all processes, all in one exchange."""
-    together = torch.cat([gradient.flatten() for gradient in gradients])
-    mean = reduce(together, reduction="mean")
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    mean = reduce(flat, reduction="mean")
     parts = mean.split([gradient.numel() for gradient in gradients])
     for gradient, part in zip(gradients, parts, strict=True):
         gradient.copy_(part.view_as(gradient))
