@@ -18,7 +18,7 @@ FAST = ("--model", "model", "--frames", "5", "--steps", "1", "--guidance", "1")
 def shown() -> list[str]:
     """The words of the documentation's command."""
     text = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
-    [line] = re.findall(r"^accelerate launch .*$", text, re.MULTILINE)
+    [line] = re.findall(r"^accelerate launch .* batch .*$", text, re.MULTILINE)
     return shlex.split(line)
 
 

@@ -1,5 +1,5 @@
 """One of several processes that train `Numbered` stages together; `test_sharded_training.py` and
-`test_lost_processes.py` start them.
+`test_training_failures.py` start them.
 
 Takes a JSON list of trainings, one after the other: options of `Numbered` under `stage`, those of
 `numbered_settings` under `settings`, whose `out` is a folder. What a training ends with, if not by

@@ -17,6 +17,7 @@ from ultragen.dataset.shards import LatentDataset
 from ultragen.training.build import TINY_SIZE, build_pipeline
 from ultragen.training.clip_sizes import ClipSize
 from ultragen.training.loop import Trainer
+from ultragen.training.processes import together
 from ultragen.training.sharding import whole_weights
 from ultragen.training.stage import Stage, TrainingConfig
 from ultragen.training.stages.flow_matching import FlowMatchingStage
@@ -152,7 +153,8 @@ def settings(out: Path, steps: int, **changes) -> TrainingConfig:
 
 
 def run(stage: AnyStage, config: TrainingConfig) -> AnyStage:
-    Trainer(stage, config).train()
+    with together(config.out):
+        Trainer(stage, config).train()
     return stage
 
 

@@ -7,6 +7,7 @@ from inspect import signature
 from pathlib import Path
 
 import pytest
+from latent_files import write_latents
 from training_stages import steps
 
 from ultragen.training.stage_order import STAGES, train
@@ -32,3 +33,9 @@ def trained(tmp_path_factory, short_samples) -> Path:
     for stage in STAGES:
         assert train(stage, steps(out, 3), TINY) == out / "model"
     return out
+
+
+@pytest.fixture(scope="session")
+def data(files, tmp_path_factory) -> Path:
+    """Latents for the tiny Wan, which no test may change."""
+    return write_latents(tmp_path_factory.mktemp("latents") / "data", files.base)

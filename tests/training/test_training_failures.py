@@ -6,8 +6,6 @@ import json
 import os
 import resource
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
-from paths import ROOT, SUPPORT
-from ports import free_port
+from nodes import two_hosts
+from paths import SUPPORT
 from training_stages import Line, Numbered, numbered_settings, run, settings
 
 from ultragen.training.loop import Trainer
@@ -174,39 +172,24 @@ def test_packages_that_are_missing_are_named(tmp_path, monkeypatch, changes, say
         Trainer(Line(), settings(tmp_path, 2, **changes))
 
 
-def start_host(rank: int, port: int, training: dict) -> subprocess.Popen:
-    """One of two hosts, each with one process and nobody who looks after both."""
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    place = {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
-    return subprocess.Popen(
-        [sys.executable, str(SUPPORT / "sharded.py"), json.dumps([training])],
-        env={**os.environ, **address, **place, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 @pytest.mark.slow
-def test_a_host_that_is_killed_ends_the_other_one(tmp_path):
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_host_that_is_killed_ends_the_other_one(tmp_path, killed):
     """Within a minute, whatever it waits for; and one host goes on alone."""
     out = tmp_path / "run"
     training = {
-        "stage": {"batch_size": 2, "stuck": 40},  # the first host's, in step 10
+        "stage": {"batch_size": 2, "stuck": 40 + 2 * (1 - killed)},  # the other's, in step 10
         "settings": {"out": str(out), "steps": 20, "checkpoint_steps": 5},
     }
-    port = free_port()
-    hosts = [start_host(rank, port, training) for rank in range(2)]
-    try:
-        assert any("waits for ever" in line for line in hosts[0].stdout)
-        hosts[1].kill()
+    command = (str(SUPPORT / "sharded.py"), json.dumps([training]))
+    with two_hosts(lambda rank: command) as hosts:
+        left = hosts[1 - killed]
+        assert any("waits for ever" in line for line in left.stdout)
+        hosts[killed].kill()
         started = time.monotonic()
-        _, errors = hosts[0].communicate(timeout=60)
-    finally:
-        for host in hosts:
-            host.kill()
-    assert hosts[0].returncode == 1
+        _, errors = left.communicate(timeout=60)
+    assert left.returncode == 1
     assert time.monotonic() - started < 60
-    assert "another process of this training is gone" in errors
+    assert "ultragen: another process is gone" in errors
     stage = run(Numbered(4), numbered_settings(out, 12))
     assert stage.asked == list(range(40, 48))

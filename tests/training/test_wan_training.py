@@ -17,6 +17,7 @@ from latent_files import SMALL, write_latents
 from paths import ROOT
 from safetensors.torch import load_file, save_file
 from wan_files import WanFiles
+from wan_trainings import distance, train, trained, words
 
 from ultragen.estimates import training_memory
 from ultragen.pipeline import UltraGenPipeline
@@ -25,30 +26,6 @@ from ultragen.training import wan_training
 from ultragen.video import probe_video
 from ultragen.weights.lora_saving import COMFYUI, DIFFUSERS
 from ultragen.weights.released import load_ultragen
-
-FAST = ("--log-steps", 1, "--warmup-steps", 1, "--sample-steps", 1)
-FAST += ("--sample-prompt", "a lake", "--precision", "float32")
-
-
-@pytest.fixture(scope="module")
-def data(files, tmp_path_factory) -> Path:
-    return write_latents(tmp_path_factory.mktemp("latents") / "data", files.base)
-
-
-def train(files: WanFiles, data: Path, out: Path, *words: object, steps: int = 2) -> int:
-    given = ("--data", data, "--base", files.base, "--out", out, "--max-steps", steps)
-    return ultragen("train", "wan", *given, *FAST, *words)
-
-
-def trained(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "export" / "diffusion_pytorch_model.safetensors")
-
-
-def distance(one: Path, other: Path) -> float:
-    """Largest difference of two trainings' weights."""
-    a, b = trained(one), trained(other)
-    assert a.keys() == b.keys()
-    return max((a[key].float() - b[key].float()).abs().max().item() for key in a)
 
 
 @pytest.fixture(scope="module")
@@ -119,10 +96,9 @@ def test_accumulated_batches_are_one_larger_batch(half, files, data, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_with_twice_the_batch(half, files, data, tmp_path):
-    given = ("--data", data, "--base", files.base, "--out", tmp_path, "--max-steps", 2, *FAST)
     ended = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-         "-m", "ultragen", "train", "wan", *map(str, given)],
+         "-m", "ultragen", *words(files, data, tmp_path)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

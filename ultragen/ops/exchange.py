@@ -6,7 +6,7 @@ are to be filled by each. All know the same plan, so that no sizes are sent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -126,14 +126,43 @@ def check_alike(device: torch.device, group: dist.ProcessGroup | None = None) ->
         ValueError: in all of them, if they have different versions of torch or different GPUs.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    mine = {"torch": torch.__version__, "device": name}
-    found: list[dict[str, str]] = [{}] * dist.get_world_size(group)
-    dist.all_gather_object(found, mine, group=group)
+    check_same(
+        {"torch": torch.__version__, "device": name},
+        "one clip",
+        "start them with one installation, on GPUs of one kind",
+        f"process {dist.get_rank(group)}",
+        group,
+    )
+
+
+def check_same(
+    mine: Mapping[str, str],
+    whole: str,
+    remedy: str,
+    place: str,
+    group: dist.ProcessGroup | None = None,
+) -> list[str]:
+    """Checks that all processes say the same of themselves.
+
+    Args:
+        mine: What this process says, by what it is called.
+        whole: What they compute together.
+        remedy: What makes them alike.
+        place: What this process is called.
+        group: The processes; None for all.
+
+    Returns:
+        What the processes are called, by rank.
+
+    Raises:
+        ValueError: in all of them, if they don't.
+    """
+    found: list[tuple[str, Mapping[str, str]]] = [("", {})] * dist.get_world_size(group)
+    dist.all_gather_object(found, (place, mine), group=group)
     for what in mine:
-        values = [one[what] for one in found]
-        if len(set(values)) > 1:
-            told = ", ".join(f"{value} in process {rank}" for rank, value in enumerate(values))
+        if len({theirs[what] for _, theirs in found}) > 1:
+            told = ", ".join(f"{theirs[what]} in {where}" for where, theirs in found)
             raise ValueError(
-                f"All processes of one clip must have the same {what}, not {told}: start them with "
-                "one installation, on GPUs of one kind."
+                f"All processes of {whole} must have the same {what}, not {told}: {remedy}."
             )
+    return [where for where, _ in found]

@@ -37,7 +37,6 @@ from .optimizers import build_optimizer, set_learning_rate
 from .processes import Termination, average, check_processes, in_how_many
 from .sharding import ShardedState, local, part_again, shard
 from .stage import Every, Progress, Stage, TrainingConfig
-from .watch import Watch
 
 Result = TypeVar("Result")
 
@@ -166,7 +165,7 @@ class Trainer:
         """
         accelerator = self.accelerator
         accelerator.init_trackers("logs")
-        with Watch(), self.termination:
+        with self.termination:
             self.resume()
             try:
                 self.stage.setup(

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import secrets
 import signal
+import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from accelerate import PartialState
-from accelerate.utils import reduce
+from accelerate.utils import broadcast_object_list, gather_object, reduce
 from torch import Tensor
+
+from .. import __version__
+from ..files import create_folder
+from ..ops.exchange import check_same
+from .watch import LATEST, Watch
 
 LONGEST_WAIT = timedelta(minutes=30)
 """Of a process for another one, such as the main one that exports; `watch.py` tells sooner that
@@ -23,10 +33,68 @@ def check_processes() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
 
 
+@contextmanager
+def together(folder: Path) -> Iterator[None]:
+    """What the processes of one training do together, on one host or on several: while it is open,
+    none goes on without the others.
+
+    Args:
+        folder: Of the training, which all hosts share.
+
+    Raises:
+        ValueError: in all of them, if they have different versions of UltraGen or torch, or one
+            does not see the folder.
+        OSError: The folder can't be created.
+        SystemExit: Another process is gone, which has been said.
+    """
+    if check_processes().num_processes == 1:
+        yield
+        return
+    # Gloo, on GPUs too: NCCL wants one version before it can say that there are two.
+    group = dist.new_group(backend="gloo", timeout=LATEST)
+    versions = {"UltraGen": __version__, "torch": torch.__version__}
+    place = f"process {dist.get_rank()} on {socket.gethostname()}"
+    remedy = "install one version on all hosts"
+    places = check_same(versions, "one training", remedy, place, group)
+    with Watch(group, places):
+        check_shared(folder, places)
+        yield
+
+
+def check_shared(folder: Path, places: Sequence[str]) -> None:
+    """Checks that all processes see one folder, which the main one creates.
+
+    Args:
+        folder: Of the training.
+        places: What the processes are called, by rank.
+
+    Raises:
+        ValueError: in all of them, if one does not see it.
+        OSError: The folder can't be created.
+    """
+    main = PartialState().is_main_process
+    token = folder / f".seen-{secrets.token_hex(4)}"
+    if main:
+        create_folder(folder)
+        token.touch()
+    try:
+        [token] = broadcast_object_list([token])
+        seen = gather_object([token.exists()])
+    finally:
+        if main:
+            token.unlink()
+    if not all(seen):
+        blind = [place for place, sees in zip(places, seen, strict=True) if not sees]
+        raise ValueError(
+            f"{' and '.join(blind)} can't see what process 0 writes into {folder}: choose an --out "
+            "that all hosts share."
+        )
+
+
 def average(gradients: Sequence[Tensor]) -> None:
     """Replaces gradients by their mean over all processes, all in one exchange."""
-    together = torch.cat([gradient.flatten() for gradient in gradients])
-    mean = reduce(together, reduction="mean")
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    mean = reduce(flat, reduction="mean")
     parts = mean.split([gradient.numel() for gradient in gradients])
     for gradient, part in zip(gradients, parts, strict=True):
         gradient.copy_(part.view_as(gradient))

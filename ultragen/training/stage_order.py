@@ -32,7 +32,7 @@ from .assemble import put_together
 from .build import ModelSize, build_autoencoder, build_base_transformer, build_classifier, convert
 from .clip_sizes import ClipSize
 from .loop import Trainer
-from .processes import check_processes
+from .processes import check_processes, together
 from .stage import Stage, TrainingConfig
 from .stage_options import StageOptions
 from .stages.autoencoder_stage import AutoencoderStage
@@ -309,15 +309,16 @@ def train(
         learning_rate=config.learning_rate or dict(options.learning_rates)[name],
     )
     sources = Sources(config.out.parent / "model", start)
-    if check_processes().is_main_process:
-        sweep_unfinished(sources.model)
-    torch.manual_seed(config.seed)
-    seed = config.seed + 1000 * list(STAGES).index(name) + _count_run(config.out)
-    trainer = Trainer(STAGES[name](sources, options, seed), config)
-    export = trainer.train()
-    if trainer.accelerator.is_main_process:
-        collect(export, sources.model)
-    trainer.accelerator.wait_for_everyone()
+    with together(config.out):
+        if check_processes().is_main_process:
+            sweep_unfinished(sources.model)
+        torch.manual_seed(config.seed)
+        seed = config.seed + 1000 * list(STAGES).index(name) + _count_run(config.out)
+        trainer = Trainer(STAGES[name](sources, options, seed), config)
+        export = trainer.train()
+        if trainer.accelerator.is_main_process:
+            collect(export, sources.model)
+        trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()  # the processes part: none can wait for another after it
     return sources.model
 

@@ -18,7 +18,7 @@ from ..weights.released import load_dense, load_ultragen
 from ..weights.wan import load_vae
 from .clip_order import ClipOrder
 from .loop import Trainer
-from .processes import check_processes
+from .processes import check_processes, together
 from .stage import TrainingConfig
 from .stage_order import allow_fast_products
 from .stages.wan_samples import WanSamples, embed_sample_prompts, sample_size
@@ -44,6 +44,14 @@ def train_wan(options: WanOptions, config: TrainingConfig, epochs: float | None 
         ValueError: if something does not fit: clips, base model, weights, memory.
         OSError: if a file is missing, incomplete or damaged.
     """
+    with together(config.out):
+        trainer = train_together(options, config, epochs)
+    trainer.accelerator.end_training()
+    return config.out / EXPORT
+
+
+def train_together(options: WanOptions, config: TrainingConfig, epochs: float | None) -> Trainer:
+    """What `train_wan` does while all processes are there; returns what has trained."""
     processes = check_processes().num_processes
     sources = check_sources(options, config.out)
     group = options.batch_size * config.accumulation * processes
@@ -68,9 +76,7 @@ def train_wan(options: WanOptions, config: TrainingConfig, epochs: float | None 
     trainer = Trainer(stage, config)
     print_plan(trainer, sources, group, steps)
     trainer.train()
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
-    return config.out / EXPORT
+    return trainer
 
 
 def print_plan(trainer: Trainer, sources: Sources, group: int, steps: int) -> None:
