@@ -13,8 +13,8 @@ from ray_clusters import two_machines
 
 from ultragen.evaluation.clip_files import CLIPS, ClipFile, ClipFiles
 from ultragen.evaluation.evaluate import RESULTS, share
-from ultragen.evaluation.on_ray import Worker
-from ultragen.evaluation.setup import Networks, OwnClips
+from ultragen.evaluation.evaluation_on_ray import Worker
+from ultragen.evaluation.evaluation_setup import Networks, OwnClips
 
 ray = pytest.importorskip("ray")
 RUN = (

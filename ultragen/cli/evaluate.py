@@ -27,8 +27,8 @@ from .options import (
 
 if TYPE_CHECKING:  # torch is imported inside the command
     from ..evaluation.cases import Case
+    from ..evaluation.evaluation_setup import Networks, Setup
     from ..evaluation.rows import Row
-    from ..evaluation.setup import Networks, Setup
     from ..evaluation.shard import Shard
 
 OF_MODELS = (
@@ -114,7 +114,7 @@ def evaluate(
 
     Leaves a table, JSON and a contact sheet.
     """
-    from ..evaluation.setup import Networks
+    from ..evaluation.evaluation_setup import Networks
     from ..evaluation.shard import Shard
 
     part = None if shard is None else Shard.parse(shard)
@@ -139,8 +139,8 @@ def evaluate(
         )
     if number < 1:
         raise ValueError(f"--clips {number} is none: at least 1, or a folder of clips.")
+    from ..evaluation.evaluation_setup import MadeClips
     from ..evaluation.rows import rows_of
-    from ..evaluation.setup import MadeClips
     from ..world.heldout import EVALUATED, REFERENCE, held_out_clips
 
     rows = rows_of(table, teacher is not None, ablations)
@@ -188,7 +188,7 @@ class Run:
     ) -> None:
         """Makes and measures clips, and prints their table."""
         from ..evaluation.evaluate import RESULTS, finish, make, open_store, share
-        from ..evaluation.on_ray import make_on_ray
+        from ..evaluation.evaluation_on_ray import make_on_ray
         from ..evaluation.store import forget
 
         source, instruments = setup.load()
@@ -255,7 +255,7 @@ def measure_files(
         ValueError: Some can't be measured, or there is nothing that HD-FVD compares with.
     """
     from ..evaluation.clip_files import CLIPS, ClipFiles, find_clips
-    from ..evaluation.setup import OwnClips
+    from ..evaluation.evaluation_setup import OwnClips
 
     if reference is None and networks.features:
         raise ValueError("--features is for HD-FVD, which needs --reference FOLDER: add it.")

@@ -15,7 +15,7 @@ from .. import __version__
 from ..files import write_json, write_text
 from ..pictures import contact_sheet
 from ..runs.metadata import LIBRARIES
-from .cases import Case
+from .case import Case
 from .horizons import WEATHERS
 from .instruments import Instruments
 from .metrics import Gaussian, fit_gaussian

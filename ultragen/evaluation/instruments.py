@@ -11,7 +11,7 @@ import torch
 
 from ..model.classifier import AttributeClassifier, load_classifier, spread
 from ..weights.fingerprint import check_shipped
-from .cases import Case
+from .case import Case
 from .horizons import countable, horizons
 from .metrics import (
     DetailError,

@@ -19,7 +19,7 @@ from ..runs.loading import Models
 from ..runs.progress import RunState
 from ..runs.request import Request
 from ..weights.folders import read_index
-from .cases import Case
+from .case import Case
 from .instruments import Instruments, measure
 from .scores import LEVEL, ClipScores, RowScores
 

@@ -10,10 +10,10 @@ import torch
 
 from ..cluster.ray_actors import work_on_ray
 from ..files import first_line
-from .cases import Case
+from .case import Case
 from .evaluate import Part, Report, is_done, make_row, open_store, size
+from .evaluation_setup import Setup
 from .rows import Row
-from .setup import Setup
 from .store import Store
 
 TOLD = (ValueError, OSError, RuntimeError)  # errors that a command tells in a line
