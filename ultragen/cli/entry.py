@@ -11,7 +11,7 @@ from . import (  # noqa: F401  (they add their commands)
     convert,
     dataset,
     doctor,
-    evaluate,
+    evaluations,
     measure,
     plan,
     scenes,
