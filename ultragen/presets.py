@@ -125,6 +125,8 @@ EVERY_STEP = "0-1"
 """The interval of noise levels, as text, in which all steps of a guided run lie."""
 INTERVAL = re.compile(r"[\[(]?\s*(\d*\.?\d+)(?:\s*[-–,;]\s*|\s+to\s+|\s+)(\d*\.?\d+)\s*[\])]?")
 """As people type one."""
+CACHES = {"off": 1, "taylor-2": 2, "taylor-3": 3}
+"""Ways to leave steps out, each with the steps of which it computes one, see `sampling/caches`."""
 LORA_STRENGTHS = (-10, 10)
 """Lowest and highest strength of a LoRA; 0 leaves it out, below that it is taken away."""
 

@@ -150,6 +150,24 @@ def test_guidance_is_computed_between_noise_levels(fake, tmp_path, capsys):
     assert "--guidance-interval must be two rising noise levels" in one_line(capsys)
 
 
+def test_a_cache_predicts_steps_of_one_run_alone(fake, tmp_path, capsys):
+    run = ("compare", "--prompt", PROMPT, *SMALL, "--overwrite", "--out", tmp_path / "run")
+    assert ultragen(*run, "--steps", 8, "--cache", "Taylor-3") == 0
+    for pipe in (fake.native, fake.base):
+        assert pipe.calls[-1]["cache"].cache_interval == 3
+        assert pipe.transformer.cache is None
+    metadata = tmp_path / "run" / "metadata.json"
+    assert json.loads(metadata.read_text())["request"]["cache"] == "taylor-3"
+    again = ("generate", "--from", metadata, "--frames", 5, "--out", tmp_path / "again.mp4")
+    assert ultragen(*again) == 0
+    assert fake.native.calls[-1]["cache"].cache_interval == 3
+    assert ultragen(*again, "--cache", "off", "--overwrite") == 0
+    assert fake.native.calls[-1]["cache"] is None
+    capsys.readouterr()
+    assert ultragen(*run, "--cache", "tea") == 2
+    assert "--cache 'tea' is unknown: choose from off, taylor-2, taylor-3" in one_line(capsys)
+
+
 def test_guidance_runs_on_a_second_device(fake, tmp_path, monkeypatch):
     monkeypatch.setattr(parallel_guidance, "check_second", lambda device, first: None)
     guided = (*SMALL, "--guidance-scale", 3)

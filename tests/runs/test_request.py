@@ -103,6 +103,12 @@ def test_defaults_are_the_models():
         ({"guidance_interval": [True, 1]}, ["True"]),
         ({"guidance_interval": None}, ["None"]),
         ({"guidance_interval": ""}, ["''"]),
+        ({"cache": "on"}, ["'on'", "off, taylor-2, taylor-3"]),
+        ({"cache": None}, ["None", "off, taylor-2, taylor-3"]),
+        (
+            {"cache": "taylor-2", "num_inference_steps": 3},
+            ["'taylor-2'", "nothing out of 3 steps", "choose off, or 4 steps"],
+        ),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_the_way_out(settings, words):
@@ -141,6 +147,8 @@ def test_what_cannot_be_used_is_refused_with_the_way_out(settings, words):
         ({"guidance_interval": "0.25 to .75"}, "guidance_interval", "0.25-0.75"),
         ({"guidance_interval": "[0.6, 1.0]"}, "guidance_interval", "0.6-1"),
         ({"guidance_interval": [0.6, 1]}, "guidance_interval", "0.6-1"),
+        ({}, "cache", "off"),
+        ({"cache": " Taylor-2 ", "num_inference_steps": 4}, "cache", "taylor-2"),
         ({"guidance_interval": [1e-5, 1]}, "guidance_interval", "0.00001-1"),
         ({"guidance_interval": "0.00001-1"}, "guidance_interval", "0.00001-1"),
     ],
@@ -177,6 +185,13 @@ def test_metadata_of_before_there_were_shapes_and_rates_give_the_request_back():
     settings = {k: v for k, v in request.to_dict().items() if k not in ("aspect", "fps")}
     assert Request.from_metadata({"request": settings, "fps": 12}) == request
     assert Request.from_metadata({"request": settings}).validate(EMBEDDED) == request
+
+
+@pytest.mark.parametrize("name", ["guidance_interval", "cache"])
+def test_metadata_of_before_there_was_a_setting_give_the_request_back(name):
+    settings = check(loras={}).to_dict()
+    without = {other: value for other, value in settings.items() if other != name}
+    assert Request.from_metadata({"request": without}) == check(loras={})
 
 
 def test_a_models_own_frame_rate_can_be_chosen():

@@ -40,6 +40,14 @@ class FakeTransformer(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.zeros(7))
         self.layer_kinds = ["even", "odd"]
         self.rule = WindowRule()
+        self.cache: Any = None
+
+    def enable_cache(self, config: Any) -> None:
+        assert self.cache is None
+        self.cache = config
+
+    def disable_cache(self) -> None:
+        self.cache = None
 
     def resolve_windows(self, windows: int | str, height: int, width: int) -> int:
         return auto_windows(height, width, (8.5, 15.0)) if windows == "auto" else windows
@@ -97,7 +105,7 @@ class FakePipeline:
             {"prompt": prompt, "size": (height, width), "windows": windows,
              "seed": generator.initial_seed(), "steps": num_inference_steps,
              "guidance": guidance_scale, "loras": list(self.loras), "noise": noise,
-             "interval": guidance_interval}
+             "interval": guidance_interval, "cache": self.transformer.cache}
         )  # fmt: skip
         for step in range(num_inference_steps):
             time.sleep(self.delay)

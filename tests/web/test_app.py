@@ -99,6 +99,7 @@ def test_the_api_is_one_endpoint_with_defaults_for_all_but_the_prompt(client):
         "aspect": (True, "16:9"),
         "fps": (True, None),
         "guidance_interval": (True, "0-1"),
+        "cache": (True, "off"),
     }
     returned = [value["label"] for value in endpoint["returns"]]
     assert returned == ["native", "upscaled", "side_by_side", "metadata"]
@@ -220,6 +221,19 @@ def test_refresh_tells_the_cost_of_every_resolution(page):
     drawing = updates[page.ui.drawing]
     assert "2 × 2 windows in even layers" in drawing
     assert "3 × 3 windows in odd layers" in drawing
+
+
+def test_refresh_counts_the_steps_that_are_predicted(page):
+    all_steps, some = (
+        seconds_by_resolution(page.models, Request("-", cache=cache).validate(EMBEDDED))
+        for cache in ("off", "taylor-2")
+    )
+    assert 0.5 < some[-1] / all_steps[-1] < 0.8
+    told = [
+        refresh(page.ui, page.models, *settings(cache=cache))[page.ui.estimate]
+        for cache in ("off", "taylor-2")
+    ]
+    assert told[0] != told[1]
 
 
 def test_refresh_tells_sizes_and_seconds_of_the_shape(page):

@@ -20,6 +20,7 @@ PROMPT_COLUMNS = ("prompt", "prompt_en")
 NUMBERS = ("seed", "num_frames", "num_inference_steps", "guidance_scale")
 SETTINGS = (
     *NUMBERS, "resolution", "windows", "negative_prompt", "noise", "loras", "guidance_interval",
+    "cache",
 )  # fmt: skip
 """Columns, other than the prompt's, that are a request's settings; all others are carried on."""
 NO_NAME = re.compile(r'[\\/:*?"<>|\x00-\x1f]+')

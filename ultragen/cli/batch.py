@@ -15,6 +15,7 @@ from ..presets import ASPECTS, EVERY_STEP
 from . import console
 from .options import (
     Aspect,
+    Cache,
     Fp8,
     FrameRate,
     GuidanceInterval,
@@ -70,6 +71,7 @@ def batch(
     num_inference_steps: NumInferenceSteps = None,
     guidance_scale: GuidanceScale = None,
     guidance_interval: GuidanceInterval = EVERY_STEP,
+    cache: Cache = "off",
     fp8: Fp8 = False,
     lora: Loras = None,
     negative_prompt: NegativePrompt = None,
@@ -117,6 +119,7 @@ def batch(
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale,
             "guidance_interval": guidance_interval,
+            "cache": cache,
             "negative_prompt": negative_prompt,
             "noise": noise,
             # Those that are named are used by all clips; None leaves it to the machine.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ..presets import ASPECTS, FRAME_RATES, RESOLUTIONS, find_size
+from ..presets import ASPECTS, CACHES, FRAME_RATES, RESOLUTIONS, find_size
 from . import console
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ app = typer.Typer(
 
 FIELDS = re.compile(
     r"num_frames|num_inference_steps|guidance_scale|guidance_interval|negative_prompt|\bfps\b"
+    r"|\bcache\b"
 )
 """Settings that errors name, whose options are called like them."""
 OTHER_NAMES = {"resolution": ("width", "height"), "aspect": ("width", "height")}
@@ -98,6 +99,15 @@ GuidanceInterval = Annotated[
         metavar="LOW-HIGH",
         help="Noise levels, 0 to 1, between which guidance is computed; other steps take half the "
         "time. 0.6-1 drifts least for what it saves, see docs/benchmarks.md.",
+    ),
+]
+Cache = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(CACHES),
+        help="Predict every second step after the third, or two of three, from those before. Of 10 "
+        "steps taylor-2 leaves out 4 (PSNR to the full clip 30 dB), of 30 steps 14; see "
+        "docs/benchmarks.md.",
     ),
 ]
 GuidanceDevice = Annotated[

@@ -26,6 +26,8 @@ from .store import Store
 
 SHEET_CLIPS = 4  # columns of the contact sheet
 RESULTS = ("table.md", "results.json", "contact_sheet.jpg")
+LATER = {"guidance_interval": EVERY_STEP, "cache": "off"}
+"""Settings that older evaluations don't name, which were made without them."""
 Report = Callable[[float, str], None]
 
 
@@ -133,8 +135,9 @@ def describe(
     """What must be the same for clips to stand in one table."""
     request = maker.request.to_dict()
     noise = request.pop("noise")  # beside it, because older evaluations have a request without
-    if request["guidance_interval"] == EVERY_STEP:  # as in older ones
-        del request["guidance_interval"]
+    for name, off in LATER.items():
+        if request[name] == off:
+            del request[name]
     made = ("prompt", "upscaler", "base_native")  # each row and clip has its own
     names = {row.model for row in rows} | {None}
     settings: dict[str, Any] = {

@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from ..model.windows import check_windows
 from ..presets import (
+    CACHES,
     EVERY_STEP,
     RESOLUTIONS,
     ModelPreset,
@@ -25,6 +26,7 @@ from ..presets import (
     check_num_frames,
     shown,
 )
+from ..sampling.caches import FIRST_STEPS
 from ..sampling.guidance import Guidance
 
 MAX_PROMPT = 2000  # characters; the larger model reads 512 tokens, of about four each
@@ -39,6 +41,7 @@ BEFORE = {
     "noise": "independent",
     "aspect": "16:9",
     "guidance_interval": EVERY_STEP,
+    "cache": "off",
 }
 """What clips were made with from before there was a choice, whose metadata does not name it; their
 frame rate stands beside their settings."""
@@ -70,6 +73,7 @@ class Request:
         fps: Frames a second of the files; None takes the model's. The frames are the same.
         guidance_interval: Noise levels between which guidance is computed, such as `0.6-1`, the
             lower one excluded; steps at others take one forward pass.
+        cache: `off`, or another one of `CACHES`, which predicts some steps from those before.
     """
 
     prompt: str
@@ -87,6 +91,7 @@ class Request:
     aspect: str = "16:9"
     fps: int | None = None
     guidance_interval: str = EVERY_STEP
+    cache: str = "off"
 
     @property
     def size(self) -> Resolution:
@@ -155,7 +160,9 @@ class Request:
             aspect=check_aspect(self.aspect),
             fps=check_frame_rate(preset.fps if self.fps is None else self.fps, preset.fps),
             guidance_interval=interval_text(self.guidance_interval),
+            cache=check_choice("cache", self.cache, tuple(CACHES)),
         )
+        check_cache_steps(checked)
         return replace(checked, windows=check_window_choice(self.windows, checked, preset))
 
     @classmethod
@@ -296,6 +303,20 @@ def interval_text(levels: object) -> str:
     return "-".join(
         f"{Decimal(repr(level)).normalize():f}" for level in check_guidance_interval(levels)
     )
+
+
+def check_cache_steps(request: Request) -> None:
+    """Checks that a cache leaves something out of a request whose settings are checked.
+
+    Raises:
+        ValueError: if it computes all steps.
+    """
+    steps = request.num_inference_steps or 0
+    if request.cache != "off" and steps <= FIRST_STEPS:
+        raise ValueError(
+            f"cache {shown(request.cache)} leaves nothing out of {steps} steps, since it computes "
+            f"the first {FIRST_STEPS}: choose off, or {FIRST_STEPS + 1} steps or more."
+        )
 
 
 def check_integer(name: str, value: object, lowest: int, highest: int) -> int:

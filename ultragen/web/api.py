@@ -42,6 +42,7 @@ def build_api(runs: Runs, gpu_part: GpuPart, **limits: Any) -> None:
         aspect: Literal["16:9", "9:16", "1:1", "4:3", "21:9"] = "16:9",
         fps: int | None = None,
         guidance_interval: str = EVERY_STEP,
+        cache: Literal["off", "taylor-2", "taylor-3"] = "off",
         progress: gr.Progress = gr.Progress(),
     ) -> Iterator[tuple[str | None, str | None, str | None, dict]]:
         """Generates a landscape clip natively at the full size, and the base model's clip of the
@@ -69,6 +70,8 @@ def build_api(runs: Runs, gpu_part: GpuPart, **limits: Any) -> None:
                 are the same, shown faster or slower.
             guidance_interval: Noise levels, from 0 to 1, between which guidance is computed, such
                 as "0.6-1"; other steps take half the time.
+            cache: "taylor-2" predicts every second step after the third from those before,
+                "taylor-3" two of three, which changes clips a little.
 
         Returns:
             The native clip, the upscaled clip, both side by side, and the metadata that

@@ -36,6 +36,7 @@ LABELS = {
     "num_inference_steps": "Denoising steps",
     "guidance_scale": "Guidance",
     "guidance_interval": "Guidance between noise levels",
+    "cache": "Steps that are predicted",
     "negative_prompt": "Negative prompt",
     "seed": "Seed",
     "windows": "Attention windows",
