@@ -168,6 +168,22 @@ def test_a_cache_predicts_steps_of_one_run_alone(fake, tmp_path, capsys):
     assert "--cache 'tea' is unknown: choose from off, taylor-2, taylor-3" in one_line(capsys)
 
 
+def test_solver_and_shift_can_be_chosen(fake, tmp_path, capsys):
+    run = ("compare", "--prompt", PROMPT, *SMALL, "--overwrite", "--out", tmp_path / "run")
+    assert ultragen(*run, "--solver", "unipc", "--shift", 8) == 0
+    for pipe in (fake.native, fake.base):
+        assert pipe.calls[-1]["sampling"] == ("unipc", 8.0)
+    metadata = tmp_path / "run" / "metadata.json"
+    again = ("generate", "--from", metadata, "--frames", 5, "--out", tmp_path / "again.mp4")
+    assert ultragen(*again) == 0
+    assert fake.native.calls[-1]["sampling"] == ("unipc", 8.0)
+    assert ultragen(*again, "--solver", "own", "--overwrite") == 0
+    assert fake.native.calls[-1]["sampling"] == ("own", 8.0)
+    capsys.readouterr()
+    assert ultragen(*run, "--solver", "unipc") == 2
+    assert "--solver unipc needs a fixed --shift" in one_line(capsys)
+
+
 def test_guidance_runs_on_a_second_device(fake, tmp_path, monkeypatch):
     monkeypatch.setattr(parallel_guidance, "check_second", lambda device, first: None)
     guided = (*SMALL, "--guidance-scale", 3)

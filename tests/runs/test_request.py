@@ -109,6 +109,14 @@ def test_defaults_are_the_models():
             {"cache": "taylor-2", "num_inference_steps": 3},
             ["'taylor-2'", "nothing out of 3 steps", "choose off, or 4 steps"],
         ),
+        ({"shift": 0}, ["shift", "from 0.01 to 100, not 0"]),
+        ({"shift": float("nan")}, ["not nan"]),
+        ({"shift": "5"}, ["not '5'"]),
+        ({"shift": True}, ["not True"]),
+        ({"shift": 10**5000}, ["more than 4,300 digits", "to 100"]),
+        ({"solver": "heun"}, ["'heun'", "own, euler, unipc"]),
+        ({"solver": None}, ["None", "own, euler, unipc"]),
+        ({"solver": "unipc"}, ["unipc needs a fixed shift", "add a shift, such as 5"]),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_the_way_out(settings, words):
@@ -149,6 +157,10 @@ def test_what_cannot_be_used_is_refused_with_the_way_out(settings, words):
         ({"guidance_interval": [0.6, 1]}, "guidance_interval", "0.6-1"),
         ({}, "cache", "off"),
         ({"cache": " Taylor-2 ", "num_inference_steps": 4}, "cache", "taylor-2"),
+        ({}, "shift", None),
+        ({"shift": 8}, "shift", 8.0),
+        ({}, "solver", "own"),
+        ({"solver": "UniPC", "shift": 3}, "solver", "unipc"),
         ({"guidance_interval": [1e-5, 1]}, "guidance_interval", "0.00001-1"),
         ({"guidance_interval": "0.00001-1"}, "guidance_interval", "0.00001-1"),
     ],
@@ -173,6 +185,11 @@ def test_the_defaults_of_the_larger_model_are_its_own():
         Request(PROMPT, num_frames=125).validate(WAN)
 
 
+def test_a_model_with_a_fixed_shift_needs_no_other_for_unipc():
+    request = Request(PROMPT, solver="unipc").validate(WAN)
+    assert (request.solver, request.shift) == ("unipc", None)
+
+
 def test_metadata_gives_the_request_back():
     request = check(prompt="ein See 🏔️", windows=4, seed=5, guidance_scale=2.5)
     metadata = {"request": request.to_dict(), "other": 1}
@@ -187,7 +204,7 @@ def test_metadata_of_before_there_were_shapes_and_rates_give_the_request_back():
     assert Request.from_metadata({"request": settings}).validate(EMBEDDED) == request
 
 
-@pytest.mark.parametrize("name", ["guidance_interval", "cache"])
+@pytest.mark.parametrize("name", ["guidance_interval", "cache", "shift", "solver"])
 def test_metadata_of_before_there_was_a_setting_give_the_request_back(name):
     settings = check(loras={}).to_dict()
     without = {other: value for other, value in settings.items() if other != name}

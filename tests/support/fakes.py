@@ -65,6 +65,7 @@ class FakePipeline:
         self.guidance_device: str | None = None
         self.fp8 = False
         self.steps_done = 0
+        self.sampling: tuple[str, float | None] = ("own", None)
         self.loras: list[tuple[str, float]] = []  # files and strengths
 
     def load_lora_weights(self, file: str, adapter_name: str) -> None:
@@ -73,6 +74,10 @@ class FakePipeline:
     def set_adapters(self, names: list[str], strengths: list[float]) -> None:
         files = [file for file, _ in self.loras]
         self.loras = list(zip(files, strengths, strict=True))
+
+    def with_sampling(self, solver: str, shift: float | None) -> FakePipeline:
+        self.sampling = (solver, shift)
+        return self
 
     def unload_lora_weights(self) -> None:
         self.loras = []
@@ -105,7 +110,8 @@ class FakePipeline:
             {"prompt": prompt, "size": (height, width), "windows": windows,
              "seed": generator.initial_seed(), "steps": num_inference_steps,
              "guidance": guidance_scale, "loras": list(self.loras), "noise": noise,
-             "interval": guidance_interval, "cache": self.transformer.cache}
+             "interval": guidance_interval, "cache": self.transformer.cache,
+             "sampling": self.sampling}
         )  # fmt: skip
         for step in range(num_inference_steps):
             time.sleep(self.delay)

@@ -100,6 +100,8 @@ def test_the_api_is_one_endpoint_with_defaults_for_all_but_the_prompt(client):
         "fps": (True, None),
         "guidance_interval": (True, "0-1"),
         "cache": (True, "off"),
+        "shift": (True, None),
+        "solver": (True, "own"),
     }
     returned = [value["label"] for value in endpoint["returns"]]
     assert returned == ["native", "upscaled", "side_by_side", "metadata"]

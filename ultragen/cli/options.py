@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ..presets import ASPECTS, CACHES, FRAME_RATES, RESOLUTIONS, find_size
+from ..presets import ASPECTS, CACHES, FRAME_RATES, RESOLUTIONS, SOLVERS, find_size
 from . import console
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ app = typer.Typer(
 
 FIELDS = re.compile(
     r"num_frames|num_inference_steps|guidance_scale|guidance_interval|negative_prompt|\bfps\b"
-    r"|\bcache\b"
+    r"|\b(cache|shift|solver)\b"
 )
 """Settings that errors name, whose options are called like them."""
 OTHER_NAMES = {"resolution": ("width", "height"), "aspect": ("width", "height")}
@@ -108,6 +108,20 @@ Cache = Annotated[
         help="Predict every second step after the third, or two of three, from those before. Of 10 "
         "steps taylor-2 leaves out 4 (PSNR to the full clip 30 dB), of 30 steps 14; see "
         "docs/benchmarks.md.",
+    ),
+]
+Shift = Annotated[
+    float | None,
+    typer.Option(
+        help="Shift of the noise levels, above 1 towards more noise; without it the model's own, 5 "
+        "for the 1.3B model. Distillation LoRAs want 3 to 8.",
+    ),
+]
+Solver = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(SOLVERS),
+        help="What takes the steps: the model's own, Euler's, or UniPC, which learns from several.",
     ),
 ]
 GuidanceDevice = Annotated[

@@ -26,7 +26,7 @@ from .store import Store
 
 SHEET_CLIPS = 4  # columns of the contact sheet
 RESULTS = ("table.md", "results.json", "contact_sheet.jpg")
-LATER = {"guidance_interval": EVERY_STEP, "cache": "off"}
+LATER = {"guidance_interval": EVERY_STEP, "cache": "off", "shift": None, "solver": "own"}
 """Settings that older evaluations don't name, which were made without them."""
 Report = Callable[[float, str], None]
 

@@ -60,10 +60,11 @@ def guided_steps(request: Request, models: Models) -> int:
     rows, columns = request.token_grid(models.preset)
     import torch
 
-    from ..sampling.solvers import set_noise_levels
+    from ..sampling.solvers import chosen_scheduler, set_noise_levels
 
+    own = models.native.scheduler
     # A copy: a clip may be using the scheduler meanwhile.
-    scheduler = deepcopy(models.native.scheduler)
+    scheduler = deepcopy(chosen_scheduler(own, request.solver, request.shift))
     set_noise_levels(scheduler, steps, rows * columns, torch.device("cpu"))
     return sum(guidance.scale_at(level) > 1 for level in scheduler.sigmas[:-1].tolist())
 
@@ -150,7 +151,7 @@ def make_clips(
     generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
     run.tick(denoise, 0, steps, "step")
     with run.stage(denoise), _told_of(clip_name), cached(pipe.transformer, request.cache):
-        latents = pipe(
+        latents = pipe.with_sampling(request.solver, request.shift)(
             prompt=None,
             height=size[0],
             width=size[1],

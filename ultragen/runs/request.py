@@ -14,7 +14,9 @@ from ..model.windows import check_windows
 from ..presets import (
     CACHES,
     EVERY_STEP,
+    GROWING,
     RESOLUTIONS,
+    SOLVERS,
     ModelPreset,
     Noise,
     Resolution,
@@ -24,6 +26,7 @@ from ..presets import (
     check_guidance_scale,
     check_lora_strength,
     check_num_frames,
+    check_shift,
     shown,
 )
 from ..sampling.caches import FIRST_STEPS
@@ -42,6 +45,8 @@ BEFORE = {
     "aspect": "16:9",
     "guidance_interval": EVERY_STEP,
     "cache": "off",
+    "shift": None,
+    "solver": "own",
 }
 """What clips were made with from before there was a choice, whose metadata does not name it; their
 frame rate stands beside their settings."""
@@ -74,6 +79,8 @@ class Request:
         guidance_interval: Noise levels between which guidance is computed, such as `0.6-1`, the
             lower one excluded; steps at others take one forward pass.
         cache: `off`, or another one of `CACHES`, which predicts some steps from those before.
+        shift: Shift of the noise levels, above 1 towards more noise; None leaves it to the model.
+        solver: What takes the steps, one of `SOLVERS`.
     """
 
     prompt: str
@@ -92,6 +99,8 @@ class Request:
     fps: int | None = None
     guidance_interval: str = EVERY_STEP
     cache: str = "off"
+    shift: float | None = None
+    solver: str = "own"
 
     @property
     def size(self) -> Resolution:
@@ -161,8 +170,12 @@ class Request:
             fps=check_frame_rate(preset.fps if self.fps is None else self.fps, preset.fps),
             guidance_interval=interval_text(self.guidance_interval),
             cache=check_choice("cache", self.cache, tuple(CACHES)),
+            shift=None if self.shift is None else check_shift(self.shift),
+            solver=check_choice("solver", self.solver, SOLVERS),
         )
         check_cache_steps(checked)
+        if checked.solver == "unipc" and checked.shift is None and preset.shift is None:
+            raise ValueError(GROWING)
         return replace(checked, windows=check_window_choice(self.windows, checked, preset))
 
     @classmethod

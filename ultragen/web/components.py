@@ -88,6 +88,8 @@ class Layout:
             self.fps,
             self.interval,
             self.cache,
+            self.shift,
+            self.solver,
         ]
 
     @property
@@ -250,6 +252,20 @@ class Layout:
             info="After the third, from those before: of 10 steps the second choice leaves out 4, "
             "and the scene stays, in slightly other contrast.",
             elem_id="cache",
+        )
+        own = f"{preset.shift:g}" if preset.shift else "grows with the frame"
+        self.shift = gr.Number(
+            None,
+            label="Shift of the noise levels",
+            info="Above 1 towards more noise; distillation LoRAs want 3 to 8.",
+            placeholder=f"the model's own: {own}",
+            elem_id="shift",
+        )
+        self.solver = gr.Radio(
+            [("the model's own", "own"), ("Euler", "euler"), ("UniPC", "unipc")],
+            value="own",
+            label="Solver",
+            elem_id="solver",
         )
         self.negative = gr.Textbox(
             preset.negative_prompt,

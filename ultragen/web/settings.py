@@ -37,6 +37,8 @@ LABELS = {
     "guidance_scale": "Guidance",
     "guidance_interval": "Guidance between noise levels",
     "cache": "Steps that are predicted",
+    "shift": "Shift of the noise levels",
+    "solver": "Solver",
     "negative_prompt": "Negative prompt",
     "seed": "Seed",
     "windows": "Attention windows",
