@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from ultragen.presets import EMBEDDED, RESOLUTIONS, T3_4K, WAN
-from ultragen.runs.request import MAX_SEED, Request
+from ultragen.presets import EMBEDDED, FAST, RESOLUTIONS, T3_4K, WAN
+from ultragen.runs.request import MAX_SEED, Request, check_fast
 
 PROMPT = "a calm lake"
 
@@ -188,6 +188,18 @@ def test_the_defaults_of_the_larger_model_are_its_own():
 def test_a_model_with_a_fixed_shift_needs_no_other_for_unipc():
     request = Request(PROMPT, solver="unipc").validate(WAN)
     assert (request.solver, request.shift) == ("unipc", None)
+
+
+def test_fast_is_for_guided_clips_of_some_steps():
+    check_fast(check(guidance_scale=3.0))
+    check_fast(check(guidance_scale=3.0, num_inference_steps=4, **FAST))
+    for settings, says in (
+        ({"guidance_scale": 1, "num_inference_steps": 8}, "guidance 1,.*: 5 steps in place of 8"),
+        ({"guidance_scale": 0, "num_inference_steps": 2}, "guidance 0,.*a smaller size saves"),
+        ({"guidance_scale": 3, "num_inference_steps": 3}, "nothing out of 3 steps"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            check_fast(check(**settings))
 
 
 def test_metadata_gives_the_request_back():

@@ -42,6 +42,7 @@ from ultragen.web.settings import (
     describe_model,
     refresh,
     seconds_by_resolution,
+    take_fast,
     validated,
 )
 from ultragen.web.suggestions import name_unknown_words
@@ -236,6 +237,16 @@ def test_refresh_counts_the_steps_that_are_predicted(page):
         for cache in ("off", "taylor-2")
     ]
     assert told[0] != told[1]
+
+
+def test_fast_sets_the_interval_and_the_cache_of_guided_clips(page):
+    assert take_fast(page.models, *settings(guidance_scale=3.0)) == ["0.6-1", "taylor-2"]
+    for values, says in (
+        (settings(guidance_scale=1.0), "is for guided clips"),
+        (settings(guidance_scale=3.0, num_inference_steps=2), "nothing out of 2 steps"),
+    ):
+        with pytest.raises(gr.Error, match=says):
+            take_fast(page.models, *values)
 
 
 def test_refresh_tells_sizes_and_seconds_of_the_shape(page):

@@ -14,6 +14,7 @@ from . import console
 from .options import (
     Aspect,
     Cache,
+    Fast,
     Fp8,
     FrameRate,
     From,
@@ -67,6 +68,7 @@ def generate(
     cache: Cache = "off",
     shift: Shift = None,
     solver: Solver = "own",
+    fast: Fast = False,
     guidance_device: GuidanceDevice = None,
     fp8: Fp8 = False,
     lora: Loras = None,
@@ -99,6 +101,7 @@ def generate(
     settings = settings_of(
         context,
         recipe,
+        fast,
         prompt=prompt,
         **asked_size(resolution, aspect, width, height),
         windows=windows,
@@ -122,7 +125,7 @@ def generate(
             f"{processes()} share both passes of a step out."
         )
     with joined() as rank, console.silence_unless(rank == 0):
-        request = make_request(model, lora or None, **settings)
+        request = make_request(model, lora or None, fast, **settings)
         if rank == 0:
             console.check_free(out.parent, (out.name, sidecar.name), overwrite)
         began = perf_counter()
@@ -161,6 +164,7 @@ def compare(
     cache: Cache = "off",
     shift: Shift = None,
     solver: Solver = "own",
+    fast: Fast = False,
     guidance_device: GuidanceDevice = None,
     fp8: Fp8 = False,
     lora: Loras = None,
@@ -187,6 +191,7 @@ def compare(
     settings = settings_of(
         context,
         recipe,
+        fast,
         prompt=prompt,
         **asked_size(resolution, aspect, width, height),
         windows=windows,
@@ -204,7 +209,7 @@ def compare(
         upscaler=upscaler,
         base_native="on" if base_native else "off",
     )
-    request = make_request(model, lora or None, **settings)
+    request = make_request(model, lora or None, fast, **settings)
     console.check_free(out, RESULTS, overwrite)
     models = load_for(request, model, guidance_device, fp8, lora or None)
     say_what_differs(recipe, models)

@@ -44,7 +44,7 @@ def measure(model: Model = None) -> None:
 @app.command()
 def evaluate(
     table: Annotated[
-        str, typer.Option("--set", help="The rows: table1, distillation or table4.")
+        str, typer.Option("--set", help="The rows: table1, distillation, fast or table4.")
     ] = "table1",
     clips: Annotated[int, typer.Option(min=1, help="A row; more can be added later.")] = 8,
     resolution: ResolutionOption = None,
@@ -119,6 +119,7 @@ def evaluate(
         model = str(ablations / rows[0].key)
     request = make_request(
         model,
+        fast=table == "fast",
         prompt="any",
         resolution=resolution,
         num_frames=num_frames,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ..presets import ASPECTS, CACHES, FRAME_RATES, RESOLUTIONS, SOLVERS, find_size
+from ..presets import ASPECTS, CACHES, FAST, FRAME_RATES, RESOLUTIONS, SOLVERS, find_size
 from . import console
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ app = typer.Typer(
 
 FIELDS = re.compile(
     r"num_frames|num_inference_steps|guidance_scale|guidance_interval|negative_prompt|\bfps\b"
-    r"|\b(cache|shift|solver)\b"
+    r"|\b(cache|shift|solver)\b|^fast\b"
 )
 """Settings that errors name, whose options are called like them."""
 OTHER_NAMES = {"resolution": ("width", "height"), "aspect": ("width", "height")}
@@ -108,6 +108,15 @@ Cache = Annotated[
         help="Predict every second step after the third, or two of three, from those before. Of 10 "
         "steps taylor-2 leaves out 4 (PSNR to the full clip 30 dB), of 30 steps 14; see "
         "docs/benchmarks.md.",
+    ),
+]
+Fast = Annotated[
+    bool,
+    typer.Option(
+        "--fast",
+        help=f"--cache {FAST['cache']} and --guidance-interval {FAST['guidance_interval']}, unless "
+        "others are given: of 30 guided steps half the time, see docs/benchmarks.md. Without "
+        "guidance it is refused.",
     ),
 ]
 Shift = Annotated[
@@ -177,13 +186,17 @@ Model = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier results.")]
 
 
-def make_request(model: str | None, lora: list[str] | None = None, **settings: Any) -> Any:
+def make_request(
+    model: str | None, lora: list[str] | None = None, fast: bool = False, **settings: Any
+) -> Any:
     """A request that is validated for a model; errors name the options as they are typed."""
     from ..runs.choice import choose
-    from ..runs.request import Request
+    from ..runs.request import Request, check_fast
 
     try:
         request = Request(**settings).validate(choose(model, lora).preset)
+        if fast:
+            check_fast(request)
         # The machine's own are settled once it is known which of them fit the model.
         own = lora is None and settings.get("loras") is None
         return replace(request, loras=None) if own else request
@@ -218,7 +231,20 @@ def asked_size(
     return {"resolution": name, "aspect": shape}
 
 
-def settings_of(context: typer.Context, recipe: Recipe | None, **options: Any) -> dict[str, Any]:
+def is_typed(context: typer.Context, name: str) -> bool:
+    """Whether a setting was given, by the option that is called like it or by another one."""
+    sources = map(context.get_parameter_source, (name, *OTHER_NAMES.get(name, ())))
+    return any(source is not None and source.name == "COMMANDLINE" for source in sources)
+
+
+def fast_settings(context: typer.Context, fast: bool) -> dict[str, str]:
+    """What --fast sets, where it was given, but for what was typed."""
+    return {name: value for name, value in FAST.items() if fast and not is_typed(context, name)}
+
+
+def settings_of(
+    context: typer.Context, recipe: Recipe | None, fast: bool, **options: Any
+) -> dict[str, Any]:
     """The settings of a command: its options, or those of a recipe where none was typed.
 
     Raises:
@@ -230,15 +256,13 @@ def settings_of(context: typer.Context, recipe: Recipe | None, **options: Any) -
                 "--prompt is missing: say what the clip shows, or give an earlier clip's settings "
                 "by --from FILE. See --help."
             )
-        return options
+        return options | fast_settings(context, fast)
     stored = recipe.request.to_dict()
 
-    def typed(name: str) -> bool:
-        sources = map(context.get_parameter_source, (name, *OTHER_NAMES.get(name, ())))
-        return any(source is not None and source.name == "COMMANDLINE" for source in sources)
-
-    settings = {name: value if typed(name) else stored[name] for name, value in options.items()}
-    return settings if typed("lora") else settings | {"loras": stored["loras"]}
+    settings = {
+        name: value if is_typed(context, name) else stored[name] for name, value in options.items()
+    } | fast_settings(context, fast)
+    return settings if is_typed(context, "lora") else settings | {"loras": stored["loras"]}
 
 
 def read_recipe(path: Path | None) -> Recipe | None:

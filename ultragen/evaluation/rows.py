@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..pictures import crop_frames
+from ..presets import FAST
 from ..runs.clip import encode_text, make_clips, resolve_windows
 from ..runs.loading import Models
 from ..runs.progress import RunState
@@ -34,6 +35,8 @@ class Row:
             folder.
         num_inference_steps: In place of the request's.
         guidance_scale: In place of the request's.
+        guidance_interval: In place of the request's.
+        cache: In place of the request's.
     """
 
     key: str
@@ -43,11 +46,13 @@ class Row:
     model: str | None = None
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
+    guidance_interval: str | None = None
+    cache: str | None = None
 
     @property
     def own(self) -> dict[str, Any]:
         """The settings that it has in place of the request's."""
-        names = ("num_inference_steps", "guidance_scale")
+        names = ("num_inference_steps", "guidance_scale", "guidance_interval", "cache")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
@@ -71,6 +76,17 @@ SETS: dict[str, tuple[Row, ...]] = {
             guidance_scale=3.0,
         ),
         Row("student", "Student", "ultragen"),
+        Row("real", "Real clips", "real"),
+    ),
+    "fast": (
+        Row("full", "All steps, guided throughout", "ultragen"),
+        Row(
+            "fast",
+            "Fast",
+            "ultragen",
+            guidance_interval=FAST["guidance_interval"],
+            cache=FAST["cache"],
+        ),
         Row("real", "Real clips", "real"),
     ),
     "table4": (

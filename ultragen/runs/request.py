@@ -14,6 +14,7 @@ from ..model.windows import check_windows
 from ..presets import (
     CACHES,
     EVERY_STEP,
+    FAST,
     GROWING,
     RESOLUTIONS,
     SOLVERS,
@@ -29,7 +30,7 @@ from ..presets import (
     check_shift,
     shown,
 )
-from ..sampling.caches import FIRST_STEPS
+from ..sampling.caches import FIRST_STEPS, computed_passes
 from ..sampling.guidance import Guidance
 
 MAX_PROMPT = 2000  # characters; the larger model reads 512 tokens, of about four each
@@ -330,6 +331,24 @@ def check_cache_steps(request: Request) -> None:
             f"cache {shown(request.cache)} leaves nothing out of {steps} steps, since it computes "
             f"the first {FIRST_STEPS}: choose off, or {FIRST_STEPS + 1} steps or more."
         )
+
+
+def check_fast(request: Request) -> None:
+    """Checks that `FAST` saves a validated request what it is for.
+
+    Raises:
+        ValueError: if it is not guided, with what saves as much, or has too few steps.
+    """
+    if (request.guidance_scale or 0) > 1:
+        check_cache_steps(replace(request, cache=FAST["cache"]))
+        return
+    steps = request.num_inference_steps or 1
+    fewer = computed_passes(FAST["cache"], steps)
+    instead = f"{fewer} steps in place of {steps} save" if fewer < steps else "a smaller size saves"
+    raise ValueError(
+        f"fast is for guided clips, and this one has guidance {request.guidance_scale:g}, as the "
+        f"models that were distilled to few steps have: {instead} as much without it."
+    )
 
 
 def check_integer(name: str, value: object, lowest: int, highest: int) -> int:
