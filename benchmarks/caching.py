@@ -166,6 +166,7 @@ def variants(runner: Runner) -> list[Variant]:
         Variant("SeaCache, 0.25", SeaCacheConfig(0.25)),
         Variant("TaylorSeer, attention", taylor(2)),
         Variant("TaylorSeer, attention and FFN", taylor(2, cache_identifiers=FEATURES)),
+        Variant("TaylorSeer, whole model", taylor(2, use_lite_mode=True)),
         *by_choice,
         Variant(f"{fewer} steps", settings={"num_inference_steps": fewer}),
         guided(0, 0.98),

@@ -188,7 +188,7 @@ def test_fast_is_a_cache_and_an_interval(fake, tmp_path, capsys):
     assert "--fast is for guided clips" in one_line(capsys)
     # The embedded model is distilled: unless it is guided, it has nothing to leave out.
     assert ultragen("generate", "--prompt", PROMPT, "--fast", *out) == 2
-    assert "guidance 1" in (said := one_line(capsys)) and "5 steps in place of 8" in said
+    assert "guidance 1" in (said := one_line(capsys)) and "6 steps in place of 8" in said
     assert len(fake.native.calls) == made
 
 

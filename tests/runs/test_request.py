@@ -106,8 +106,8 @@ def test_defaults_are_the_models():
         ({"cache": "on"}, ["'on'", "off, taylor-2, taylor-3"]),
         ({"cache": None}, ["None", "off, taylor-2, taylor-3"]),
         (
-            {"cache": "taylor-2", "num_inference_steps": 3},
-            ["'taylor-2'", "nothing out of 3 steps", "choose off, or 4 steps"],
+            {"cache": "taylor-2", "num_inference_steps": 5},
+            ["'taylor-2'", "nothing out of 5 steps", "choose off, or 6 steps"],
         ),
         ({"shift": 0}, ["shift", "from 0.01 to 100, not 0"]),
         ({"shift": float("nan")}, ["not nan"]),
@@ -156,7 +156,7 @@ def test_what_cannot_be_used_is_refused_with_the_way_out(settings, words):
         ({"guidance_interval": "[0.6, 1.0]"}, "guidance_interval", "0.6-1"),
         ({"guidance_interval": [0.6, 1]}, "guidance_interval", "0.6-1"),
         ({}, "cache", "off"),
-        ({"cache": " Taylor-2 ", "num_inference_steps": 4}, "cache", "taylor-2"),
+        ({"cache": " Taylor-2 ", "num_inference_steps": 6}, "cache", "taylor-2"),
         ({}, "shift", None),
         ({"shift": 8}, "shift", 8.0),
         ({}, "solver", "own"),
@@ -192,11 +192,11 @@ def test_a_model_with_a_fixed_shift_needs_no_other_for_unipc():
 
 def test_fast_is_for_guided_clips_of_some_steps():
     check_fast(check(guidance_scale=3.0))
-    check_fast(check(guidance_scale=3.0, num_inference_steps=4, **FAST))
+    check_fast(check(guidance_scale=3.0, num_inference_steps=6, **FAST))
     for settings, says in (
-        ({"guidance_scale": 1, "num_inference_steps": 8}, "guidance 1,.*: 5 steps in place of 8"),
+        ({"guidance_scale": 1, "num_inference_steps": 8}, "guidance 1,.*: 6 steps in place of 8"),
         ({"guidance_scale": 0, "num_inference_steps": 2}, "guidance 0,.*a smaller size saves"),
-        ({"guidance_scale": 3, "num_inference_steps": 3}, "nothing out of 3 steps"),
+        ({"guidance_scale": 3, "num_inference_steps": 5}, "nothing out of 5 steps"),
     ):
         with pytest.raises(ValueError, match=says):
             check_fast(check(**settings))

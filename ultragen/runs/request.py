@@ -40,7 +40,7 @@ MAX_DIGITS = 100  # of a number that is typed as text; Python itself reads some 
 UPSCALERS = ("network", "lanczos")
 SWITCH = ("off", "on")
 NOISES = get_args(Noise)
-BEFORE = {
+BEFORE: dict[str, Any] = {
     "loras": {},
     "noise": "independent",
     "aspect": "16:9",

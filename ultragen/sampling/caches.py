@@ -18,8 +18,9 @@ from ..presets import CACHES
 if TYPE_CHECKING:
     from diffusers import TaylorSeerCacheConfig
 
-FIRST_STEPS = 3
-"""Of each pass, which are always computed: the composition is decided there."""
+FIRST_STEPS = 5
+"""Of each pass, which are always computed: the composition is decided there. After three, a clip of
+ten steps became another scene; of 30, five give 4 dB more than three, seven no more than five."""
 
 
 def cache_config(cache: str) -> TaylorSeerCacheConfig:

@@ -72,7 +72,7 @@ def build_api(runs: Runs, gpu_part: GpuPart, **limits: Any) -> None:
                 are the same, shown faster or slower.
             guidance_interval: Noise levels, from 0 to 1, between which guidance is computed, such
                 as "0.6-1"; other steps take half the time.
-            cache: "taylor-2" predicts every second step after the third from those before,
+            cache: "taylor-2" predicts every second step after the fifth from those before,
                 "taylor-3" two of three, which changes clips a little.
             shift: Shift of the noise levels, 0.01 to 100, above 1 towards more noise; null takes
                 the model's.

@@ -250,8 +250,8 @@ class Layout:
             [("none", "off"), ("every second", "taylor-2"), ("two of three", "taylor-3")],
             value="off",
             label="Steps that are predicted",
-            info="After the third, from those before: of 10 steps the second choice leaves out 4, "
-            "and the scene stays, in slightly other contrast.",
+            info="After the fifth, from those before: of 30 steps 13 or 17 are left out, of 10 "
+            "three. The scene stays, its detail changes a little.",
             elem_id="cache",
         )
         own = f"{preset.shift:g}" if preset.shift else "grows with the frame"
