@@ -27,7 +27,7 @@ from . import suggestions, views
 LARGEST_GUIDANCE = 20  # that the page offers; the API takes more
 GUIDED = "How closely the prompt is followed; 1 switches it off and halves the time."
 DISTILLED = "This model was taught to do without: leave it at 1. More doubles the time."
-FASTER = "Fast, for guided clips: of 30 steps less than half the time, nearly the same clip"
+FASTER = "Fast, for guided clips: of 30 steps half the time, nearly the same clip"
 NO_SECRET = "ultragen"  # the browser keeps nothing that its owner may not see
 
 
