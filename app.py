@@ -74,6 +74,7 @@ from ultragen.web.settings import (
     on_zero_gpu,
     problem,
     refresh,
+    take_fast,
     take_offer,
     validated,
 )
@@ -173,6 +174,7 @@ class Page:
                 [ui.resolution, ui.num_frames, ui.steps],
                 **QUIET,
             )
+        ui.fast.click(partial(take_fast, models), ui.settings, [ui.interval, ui.cache], **QUIET)
         gr.on([blocks.load, ui.prompt.change], None, ui.prompt, js=TELL_PROMPT, **SCRIPTED)
         ui.guidance.change(
             lambda scale: gr.update(info=negative_info(scale)), ui.guidance, ui.negative, **QUIET

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import re
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,7 +33,8 @@ from torch import Tensor
 
 from ultragen.benchmark.machine import card_name
 from ultragen.pipeline import UltraGenPipeline
-from ultragen.presets import EMBEDDED, EMBEDDED_MODEL, PROMPTS
+from ultragen.presets import CACHES, EMBEDDED, EMBEDDED_MODEL, PROMPTS
+from ultragen.sampling.caches import cache_config, computed_passes
 from ultragen.training.stages.losses import psnr
 
 NONE = "none"
@@ -90,7 +92,7 @@ class Runner:
             "width": arguments.width,
             "num_frames": arguments.frames,
             "num_inference_steps": arguments.steps,
-            "guidance_scale": EMBEDDED.guidance_scale,
+            "guidance_scale": arguments.guidance,
             "negative_prompt": EMBEDDED.negative_prompt,
             "output_type": "latent",
         }
@@ -115,8 +117,7 @@ class Runner:
         self.calls, began = 0, self.seconds()
         latents = self.pipe(
             prompt,
-            **self.settings,
-            **variant.settings,
+            **(self.settings | variant.settings),
             generator=torch.Generator().manual_seed(0),
         ).frames
         seconds = self.seconds() - began
@@ -154,7 +155,8 @@ def variants(runner: Runner) -> list[Variant]:
         settings = {"guidance_interval": (low, high)}
         return Variant(f"guidance in ({low:g}, {high:g}]{name}", cache, settings)
 
-    none = Variant(NONE)
+    none, fewer = Variant(NONE), computed_passes("taylor-2", steps)
+    by_choice = [Variant(cache, cache_config(cache)) for cache in CACHES if cache != "off"]
     return [
         none,
         Variant("first block, 0.2", FirstBlockCacheConfig(0.2)),
@@ -165,10 +167,13 @@ def variants(runner: Runner) -> list[Variant]:
         Variant("TaylorSeer, attention", taylor(2)),
         Variant("TaylorSeer, attention and FFN", taylor(2, cache_identifiers=FEATURES)),
         Variant("TaylorSeer, whole model", taylor(2, use_lite_mode=True)),
+        *by_choice,
+        Variant(f"{fewer} steps", settings={"num_inference_steps": fewer}),
         guided(0, 0.98),
         guided(0.3, 1),
         guided(0.6, 1),
         guided(0.6, 1, taylor(2, cache_identifiers=FEATURES), ", TaylorSeer, attention and FFN"),
+        *(guided(0.6, 1, choice.cache, f", {choice.name}") for choice in by_choice),
         none,
     ]
 
@@ -247,7 +252,8 @@ def main() -> None:
     for name, value in (("height", 544), ("width", 960), ("frames", 5), ("prompts", 2)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--steps", type=int, default=EMBEDDED.num_inference_steps)
-    parser.add_argument("--only", help="Variants whose names contain this.", default="")
+    parser.add_argument("--guidance", type=float, default=EMBEDDED.guidance_scale)
+    parser.add_argument("--only", help="Variants whose names match this expression.", default="")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--pictures", type=Path, help="Folder for the middle frames.")
@@ -257,11 +263,13 @@ def main() -> None:
     runner = Runner(arguments)
     heading = (
         f"{arguments.height} × {arguments.width} × {arguments.frames} frames, {arguments.steps} "
-        f"steps, guidance {EMBEDDED.guidance_scale:g}, {arguments.prompts} prompts; "
+        f"steps, guidance {arguments.guidance:g}, {arguments.prompts} prompts; "
         f"{card_name(runner.device)}, torch {torch.__version__}"
     )
     print(heading, flush=True)
-    found = [v for v in variants(runner) if v.name == NONE or arguments.only in v.name]
+    found = [v for v in variants(runner) if v.name == NONE or re.search(arguments.only, v.name)]
+    if arguments.guidance <= 1:  # an interval of it would change nothing
+        found = [v for v in found if "guidance_interval" not in v.settings]
     rows = measure(runner, found, list(PROMPTS[: arguments.prompts]), arguments.pictures)
     print(table(rows))
     save(rows, heading, arguments)

@@ -15,11 +15,10 @@ from ultragen.benchmark.bench import free_memory
 from ultragen.benchmark.machine import default_dtype
 from ultragen.estimates.memory import Placement, weights_of
 from ultragen.pipeline import UltraGenPipeline
-from ultragen.presets import WAN
+from ultragen.presets import WAN, WAN_SHIFT
 from ultragen.runs.loading import take_turns
 from ultragen.weights.random import Noise, Sizes, builders, make_tokenizer
 from ultragen.weights.released import cast_weights
-from ultragen.weights.wan import SHIFT
 
 PLACEMENTS: tuple[Placement, ...] = ("whole", "in turn")
 
@@ -103,7 +102,7 @@ def build_pipeline(weights: Sizes, device: str) -> UltraGenPipeline:
         part.to(dtype) if name == "text_encoder" else cast_weights(part, dtype)
     pipe = UltraGenPipeline(
         tokenizer=make_tokenizer(),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=WAN_SHIFT),
         max_sequence_length=WAN.max_sequence_length,
         **parts,
     )

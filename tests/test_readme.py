@@ -113,7 +113,7 @@ def test_no_block_is_left_out():
         for text in TEXTS.values()
         for language in re.findall(r"^```(\w+)$", text, re.MULTILINE)
     )
-    known = {"python": 5, "json": 1, "yaml": 2, "mermaid": 1, "bibtex": 1, "text": 2}
+    known = {"python": 6, "json": 1, "yaml": 2, "mermaid": 1, "bibtex": 1, "text": 2}
     assert {name: found[name] for name in set(found) - {"bash", "sh"}} == known
 
 
@@ -269,6 +269,30 @@ def test_the_snippet_of_the_larger_model(monkeypatch, tmp_path):
     found: dict = {}
     exec(compile(code, "README.md", "exec"), found)
     assert found["clip"].shape == (5, 64, 96, 3)
+
+
+def test_the_distillation_lora(files, monkeypatch, capsys):
+    """With toys of the same layout."""
+    for name, value in files.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(request, "RESOLUTIONS", {"1080p": Resolution("1080p", 96, 160, 90)})
+    code = block("python", "distilled.safetensors")
+    full = "layers, width, hidden, rank = 30, 1536, 8960, 32"
+    config = json.loads((files.base / "transformer" / "config.json").read_text())
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    small = f"{config['num_layers']}, {width}, {config['ffn_dim']}, 2"
+    assert full in code
+    exec(code.replace(full.split(" = ")[1], small), {})
+    [words] = (
+        shlex.split(line.split("-m ultragen ")[1])
+        for line in block("sh", "distilled.safetensors").splitlines()
+    )
+    assert run([*words, "--resolution", "1080p", "--frames", "5"]) == 0, capsys.readouterr().err
+    metadata = json.loads(Path("lake.json").read_text())
+    asked = metadata["request"]
+    assert (asked["num_inference_steps"], asked["guidance_scale"]) == (4, 1.0)
+    assert (asked["shift"], asked["solver"]) == (8.0, "euler")
+    assert [lora["name"] for lora in metadata["model"]["loras"]] == ["distilled"]
 
 
 def test_the_preloaded_files_are_those_that_are_looked_for():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
@@ -30,14 +31,14 @@ from .hardware import is_out_of_memory
 from .model.autoencoder import CompactAutoencoder
 from .model.fp8 import check_machine, quantize
 from .model.transformer import UltraGenTransformer3DModel
-from .presets import Noise
+from .presets import SOLVERS, Noise, check_shift
 from .sampling.decoding import Frames, OutputType, decode_pieces, join_pieces
 from .sampling.flow import Prediction
 from .sampling.guidance import Guidance
 from .sampling.inputs import check_noise
 from .sampling.pipeline_inputs import PipelineInputs
 from .sampling.sampler import FlowSampler, parallel_group
-from .sampling.solvers import check_scheduler
+from .sampling.solvers import check_scheduler, chosen_scheduler
 from .sampling.window_motion import check_window_motion
 from .weights.pipeline_loading import PipelineLoading
 
@@ -158,6 +159,29 @@ class UltraGenPipeline(PipelineInputs, FlowSampler, PipelineLoading):
             distilled_steps=self.config.distilled_steps,
             noise=self.config.noise,
         )
+
+    def with_sampling(self, solver: str = "own", shift: float | None = None) -> UltraGenPipeline:
+        """A pipeline of the same parts, with another solver or shift of the noise levels; this one
+        where neither is given.
+
+        Args:
+            solver: `own`, `euler` or `unipc`.
+            shift: s of the fixed shift, see `flow.shifted`; None leaves it as it is.
+
+        Raises:
+            ValueError: if either can't be used.
+        """
+        if solver not in SOLVERS:
+            raise ValueError(f"solver must be one of {SOLVERS}, not {solver!r}.")
+        shift = None if shift is None else check_shift(shift)
+        scheduler = chosen_scheduler(self.scheduler, solver, shift)
+        order = self.config.solver_order if solver == "own" else 1
+        if scheduler is self.scheduler and order == self.config.solver_order:
+            return self
+        other = copy(self)  # of the pipeline alone, with its hooks and settings: no part is copied
+        other.scheduler = scheduler
+        other.register_to_config(solver_order=order)
+        return other
 
     def enable_fp8(self) -> None:
         """Computes the transformer's large linear layers in FP8, which takes less time and memory

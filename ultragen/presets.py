@@ -125,6 +125,18 @@ EVERY_STEP = "0-1"
 """The interval of noise levels, as text, in which all steps of a guided run lie."""
 INTERVAL = re.compile(r"[\[(]?\s*(\d*\.?\d+)(?:\s*[-–,;]\s*|\s+to\s+|\s+)(\d*\.?\d+)\s*[\])]?")
 """As people type one."""
+CACHES = {"off": 1, "taylor-2": 2, "taylor-3": 3}
+"""Ways to leave steps out, each with the steps of which it computes one, see `sampling/caches`."""
+FAST = {"cache": "taylor-2", "guidance_interval": "0.6-1"}
+"""Settings of a guided run that take half its time, and what they do to clips is measured."""
+SOLVERS = ("own", "euler", "unipc")
+"""What takes the steps: the model's own solver, Euler's, or UniPC, which learns from several."""
+GROWING = (
+    "solver unipc needs a fixed shift, and the model's own grows with the frame: add a shift, such "
+    "as 5, or choose euler."
+)
+SHIFTS = (0.01, 100)
+"""Lowest and highest shift of the noise levels; 1 leaves them evenly spaced."""
 LORA_STRENGTHS = (-10, 10)
 """Lowest and highest strength of a LoRA; 0 leaves it out, below that it is taken away."""
 
@@ -272,6 +284,22 @@ def check_guidance_interval(levels: object) -> tuple[float, float]:
     )
 
 
+def check_shift(shift: object) -> float:
+    """A shift of the noise levels as a float.
+
+    Raises:
+        ValueError: It is no number, or outside `SHIFTS`.
+    """
+    lowest, highest = SHIFTS
+    number = isinstance(shift, Real) and not isinstance(shift, bool)
+    if number and lowest <= shift <= highest:  # type: ignore[operator]
+        return float(shift)  # type: ignore[arg-type]
+    raise ValueError(
+        f"shift must be a number from {lowest} to {highest}, not {shown(shift)}: above 1 more of "
+        "the steps are where there is much noise. Left out, it is the model's own."
+    )
+
+
 def check_lora_strength(name: str, strength: object) -> float:
     """A LoRA's strength as a float.
 
@@ -393,6 +421,7 @@ class ModelPreset:
             cuts any text into known pieces.
         ladder: Settings to offer where seconds count, best first: resolution, frames, steps.
         windows: Choices for K; `auto` alone where the layers have windows of their own.
+        shift: Shift of its noise levels; None where it grows with the frame.
         method: What the native clip is made with, as labels call it.
         credit: Whose weights they are, for people, if not the authors' of the paper.
         loras: LoRAs that this machine has for it.
@@ -413,6 +442,7 @@ class ModelPreset:
     vocabulary: Literal["words", "pieces"]
     ladder: tuple[tuple[str, int, int], ...]
     windows: tuple[str, ...] = WINDOWS
+    shift: float | None = None
     method: str = "UltraGen"
     credit: str = ""
     loras: tuple[LoraChoice, ...] = ()
@@ -446,6 +476,7 @@ EMBEDDED = ModelPreset(
     ladder=(("4k", 17, 10), ("2k", 17, 10), ("1080p", 33, 10), ("1080p", 17, 10), ("544p", 17, 10)),
 )
 
+WAN_SHIFT = 5.0  # of the released schedule: σ_i = 1 − i/30, then sσ / (1 + (s − 1)σ)
 WAN = ModelPreset(
     name="wan",
     pixels_per_token=16,
@@ -463,6 +494,7 @@ WAN = ModelPreset(
     ),
     max_sequence_length=512,
     vocabulary="pieces",
+    shift=WAN_SHIFT,
     ladder=(
         ("4k", 29, 30),
         ("1080p", 81, 30),

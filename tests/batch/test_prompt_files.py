@@ -79,12 +79,15 @@ def test_parquet_with_gaps_as_pandas_writes_them(tmp_path: Path) -> None:
 def test_a_row_has_settings_of_its_own(tmp_path: Path) -> None:
     rows = [
         {"prompt": "a lake", "resolution": "1080P", "guidance_scale": "1.5", "windows": 4},
-        {"prompt": "a lake", "num_inference_steps": 3, "negative_prompt": "rain"},
-    ]
+        {"prompt": "a lake", "num_inference_steps": 6, "negative_prompt": "rain",
+         "cache": "taylor-2", "shift": "5", "solver": "euler", "aspect": "9:16", "fps": "24"},
+    ]  # fmt: skip
     path = written(tmp_path / "p.json", json.dumps(rows))
     first, second = (clip.request for clip in read(path, num_frames=5, noise="independent").clips)
     assert (first.resolution, first.guidance_scale, first.windows) == ("1080p", 1.5, 4)
-    assert (second.resolution, second.num_inference_steps) == ("544p", 3)
+    assert (second.resolution, second.num_inference_steps) == ("544p", 6)
+    assert (first.cache, second.cache) == ("off", "taylor-2")
+    assert (second.shift, second.solver, second.aspect, second.fps) == (5.0, "euler", "9:16", 24)
     assert second.negative_prompt == "rain"
     assert {r.num_frames for r in (first, second)} == {5}
     assert {r.noise for r in (first, second)} == {"independent"}

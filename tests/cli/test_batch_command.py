@@ -72,6 +72,20 @@ def test_clips_are_those_of_generate(fake, folder):
     )
 
 
+def test_fast_is_for_clips_that_are_all_guided(fake, folder, capsys):
+    rows = "prompt,cache,guidance_scale\na lake,,3\na lake,taylor-3,3\n"
+    Path("guided.csv").write_text(rows)
+    assert ultragen("batch", "guided.csv", *SMALL, "--steps", 8, "--fast") == 0
+    assert [call["cache"].cache_interval for call in fake.native.calls] == [2, 3]
+    assert {call["interval"] for call in fake.native.calls} == {(0.6, 1.0)}
+    capsys.readouterr()
+    Path("one.csv").write_text(f"{rows}a lake,,1\n")
+    given = ("--steps", 8, "--fast", "--out", "more")
+    assert ultragen("batch", "one.csv", *SMALL, *given) == 2
+    assert "one.csv, line 4: --fast is for guided clips" in one_line(capsys)
+    assert not Path("more").exists()
+
+
 def test_several_seeds_and_names(fake, folder):
     given = ("--num-seeds", 2, "--name", "{scene}-{seed}")
     assert ultragen("batch", "p.csv", *SMALL, *given) == 0

@@ -150,6 +150,64 @@ def test_guidance_is_computed_between_noise_levels(fake, tmp_path, capsys):
     assert "--guidance-interval must be two rising noise levels" in one_line(capsys)
 
 
+def test_a_cache_predicts_steps_of_one_run_alone(fake, tmp_path, capsys):
+    run = ("compare", "--prompt", PROMPT, *SMALL, "--overwrite", "--out", tmp_path / "run")
+    assert ultragen(*run, "--steps", 8, "--cache", "Taylor-3") == 0
+    for pipe in (fake.native, fake.base):
+        assert pipe.calls[-1]["cache"].cache_interval == 3
+        assert pipe.transformer.cache is None
+    metadata = tmp_path / "run" / "metadata.json"
+    assert json.loads(metadata.read_text())["request"]["cache"] == "taylor-3"
+    again = ("generate", "--from", metadata, "--frames", 5, "--out", tmp_path / "again.mp4")
+    assert ultragen(*again) == 0
+    assert fake.native.calls[-1]["cache"].cache_interval == 3
+    assert ultragen(*again, "--cache", "off", "--overwrite") == 0
+    assert fake.native.calls[-1]["cache"] is None
+    capsys.readouterr()
+    assert ultragen(*run, "--cache", "tea") == 2
+    assert "--cache 'tea' is unknown: choose from off, taylor-2, taylor-3" in one_line(capsys)
+
+
+def test_fast_is_a_cache_and_an_interval(fake, tmp_path, capsys):
+    out = ("--out", tmp_path / "lake.mp4", "--overwrite", "--frames", 5)
+    run = ("generate", "--prompt", PROMPT, "--steps", 8, *out)
+    assert ultragen(*run, "--fast", "--guidance", 3) == 0
+    call = fake.native.calls[-1]
+    assert (call["cache"].cache_interval, call["interval"]) == (2, (0.6, 1.0))
+    again = ("generate", "--from", tmp_path / "lake.json", *out)
+    assert ultragen(*again) == 0
+    assert {**fake.native.calls[-1], "cache": None} == {**call, "cache": None}
+    # What was typed goes before it, and it goes before what an earlier clip had.
+    assert ultragen(*run, "--fast", "--guidance", 3, "--cache", "taylor-3") == 0
+    assert fake.native.calls[-1]["cache"].cache_interval == 3
+    assert ultragen(*again, "--fast") == 0
+    assert fake.native.calls[-1]["cache"].cache_interval == 2
+    capsys.readouterr()
+    made = len(fake.native.calls)
+    assert ultragen(*run, "--fast", "--guidance", 1) == 2
+    assert "--fast is for guided clips" in one_line(capsys)
+    # The embedded model is distilled: unless it is guided, it has nothing to leave out.
+    assert ultragen("generate", "--prompt", PROMPT, "--fast", *out) == 2
+    assert "guidance 1" in (said := one_line(capsys)) and "6 steps in place of 8" in said
+    assert len(fake.native.calls) == made
+
+
+def test_solver_and_shift_can_be_chosen(fake, tmp_path, capsys):
+    run = ("compare", "--prompt", PROMPT, *SMALL, "--overwrite", "--out", tmp_path / "run")
+    assert ultragen(*run, "--solver", "unipc", "--shift", 8) == 0
+    for pipe in (fake.native, fake.base):
+        assert pipe.calls[-1]["sampling"] == ("unipc", 8.0)
+    metadata = tmp_path / "run" / "metadata.json"
+    again = ("generate", "--from", metadata, "--frames", 5, "--out", tmp_path / "again.mp4")
+    assert ultragen(*again) == 0
+    assert fake.native.calls[-1]["sampling"] == ("unipc", 8.0)
+    assert ultragen(*again, "--solver", "own", "--overwrite") == 0
+    assert fake.native.calls[-1]["sampling"] == ("own", 8.0)
+    capsys.readouterr()
+    assert ultragen(*run, "--solver", "unipc") == 2
+    assert "--solver unipc needs a fixed --shift" in one_line(capsys)
+
+
 def test_guidance_runs_on_a_second_device(fake, tmp_path, monkeypatch):
     monkeypatch.setattr(parallel_guidance, "check_second", lambda device, first: None)
     guided = (*SMALL, "--guidance-scale", 3)

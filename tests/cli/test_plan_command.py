@@ -73,7 +73,12 @@ def test_a_clip_without_weights_costs_what_the_models_say():
     from ultragen.runs.loading import load_models
 
     models = load_models("embedded")
-    for settings in ({}, {"resolution": "1080p", "windows": 6}, {"aspect": "9:16"}):
+    for settings in (
+        {},
+        {"resolution": "1080p", "windows": 6},
+        {"aspect": "9:16"},
+        {"cache": "taylor-2", "guidance_scale": 3.0},
+    ):
         request = Request(prompt="a lake", **settings).validate(models.preset)
         assert _job(request, _preset("embedded"), "released") == job_of(request, models)
 

@@ -217,6 +217,22 @@ def test_a_student_is_compared_with_its_teacher(fake, tmp_path, monkeypatch, cap
     capsys.readouterr()
 
 
+def test_fast_clips_are_compared_with_those_of_all_passes(fake, tmp_path, capsys):
+    out = tmp_path / "fast"
+    words = (*RUN, out, "--set", "fast", "--steps", 8)
+    assert ultragen(*words, "--guidance", 1) == 2
+    assert "--fast is for guided clips" in capsys.readouterr().err and not out.exists()
+    assert ultragen(*words, "--guidance", 3) == 0, capsys.readouterr().err
+    made = [(call["interval"], call["cache"] is None) for call in fake.native.calls]
+    assert made == [((0.0, 1.0), True), ((0.6, 1.0), False)] * 2
+    content = json.loads((out / "results.json").read_text())
+    assert [row["key"] for row in content["rows"]] == ["full", "fast", "real"]
+    own = {"guidance_interval": "0.6-1", "cache": "taylor-2"}
+    assert content["own_settings"] == {"fast": own}
+    assert "- Fast: guidance_interval 0.6-1, cache taylor-2\n" in (out / "table.md").read_text()
+    capsys.readouterr()
+
+
 def test_a_teacher_is_there_where_it_is_compared_with():
     with pytest.raises(ValueError, match="distillation needs the teacher: add --teacher FOLDER"):
         rows_of("distillation")

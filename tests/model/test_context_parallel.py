@@ -86,7 +86,7 @@ def test_fp8_works(found):
     check(found, "quantised", 0.05)
 
 
-@pytest.mark.parametrize("name", ["guided", "TaylorSeer", "pyramid", "stopped"])
+@pytest.mark.parametrize("name", ["guided", "TaylorSeer", "taylor-2", "pyramid", "stopped"])
 def test_whole_runs_are_those_of_one_process(found, name):
     """From the first one's noise, whatever the seeds of the others; and all stop with one."""
     check(found, name, 1e-4)

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from ultragen.presets import EMBEDDED, RESOLUTIONS, T3_4K, WAN
-from ultragen.runs.request import MAX_SEED, Request
+from ultragen.presets import EMBEDDED, FAST, RESOLUTIONS, T3_4K, WAN
+from ultragen.runs.request import MAX_SEED, Request, check_fast
 
 PROMPT = "a calm lake"
 
@@ -103,6 +103,20 @@ def test_defaults_are_the_models():
         ({"guidance_interval": [True, 1]}, ["True"]),
         ({"guidance_interval": None}, ["None"]),
         ({"guidance_interval": ""}, ["''"]),
+        ({"cache": "on"}, ["'on'", "off, taylor-2, taylor-3"]),
+        ({"cache": None}, ["None", "off, taylor-2, taylor-3"]),
+        (
+            {"cache": "taylor-2", "num_inference_steps": 5},
+            ["'taylor-2'", "nothing out of 5 steps", "choose off, or 6 steps"],
+        ),
+        ({"shift": 0}, ["shift", "from 0.01 to 100, not 0"]),
+        ({"shift": float("nan")}, ["not nan"]),
+        ({"shift": "5"}, ["not '5'"]),
+        ({"shift": True}, ["not True"]),
+        ({"shift": 10**5000}, ["more than 4,300 digits", "to 100"]),
+        ({"solver": "heun"}, ["'heun'", "own, euler, unipc"]),
+        ({"solver": None}, ["None", "own, euler, unipc"]),
+        ({"solver": "unipc"}, ["unipc needs a fixed shift", "add a shift, such as 5"]),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_the_way_out(settings, words):
@@ -141,6 +155,12 @@ def test_what_cannot_be_used_is_refused_with_the_way_out(settings, words):
         ({"guidance_interval": "0.25 to .75"}, "guidance_interval", "0.25-0.75"),
         ({"guidance_interval": "[0.6, 1.0]"}, "guidance_interval", "0.6-1"),
         ({"guidance_interval": [0.6, 1]}, "guidance_interval", "0.6-1"),
+        ({}, "cache", "off"),
+        ({"cache": " Taylor-2 ", "num_inference_steps": 6}, "cache", "taylor-2"),
+        ({}, "shift", None),
+        ({"shift": 8}, "shift", 8.0),
+        ({}, "solver", "own"),
+        ({"solver": "UniPC", "shift": 3}, "solver", "unipc"),
         ({"guidance_interval": [1e-5, 1]}, "guidance_interval", "0.00001-1"),
         ({"guidance_interval": "0.00001-1"}, "guidance_interval", "0.00001-1"),
     ],
@@ -165,6 +185,23 @@ def test_the_defaults_of_the_larger_model_are_its_own():
         Request(PROMPT, num_frames=125).validate(WAN)
 
 
+def test_a_model_with_a_fixed_shift_needs_no_other_for_unipc():
+    request = Request(PROMPT, solver="unipc").validate(WAN)
+    assert (request.solver, request.shift) == ("unipc", None)
+
+
+def test_fast_is_for_guided_clips_of_some_steps():
+    check_fast(check(guidance_scale=3.0))
+    check_fast(check(guidance_scale=3.0, num_inference_steps=6, **FAST))
+    for settings, says in (
+        ({"guidance_scale": 1, "num_inference_steps": 8}, "guidance 1,.*: 6 steps in place of 8"),
+        ({"guidance_scale": 0, "num_inference_steps": 2}, "guidance 0,.*a smaller size saves"),
+        ({"guidance_scale": 3, "num_inference_steps": 5}, "nothing out of 5 steps"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            check_fast(check(**settings))
+
+
 def test_metadata_gives_the_request_back():
     request = check(prompt="ein See 🏔️", windows=4, seed=5, guidance_scale=2.5)
     metadata = {"request": request.to_dict(), "other": 1}
@@ -177,6 +214,13 @@ def test_metadata_of_before_there_were_shapes_and_rates_give_the_request_back():
     settings = {k: v for k, v in request.to_dict().items() if k not in ("aspect", "fps")}
     assert Request.from_metadata({"request": settings, "fps": 12}) == request
     assert Request.from_metadata({"request": settings}).validate(EMBEDDED) == request
+
+
+@pytest.mark.parametrize("name", ["guidance_interval", "cache", "shift", "solver"])
+def test_metadata_of_before_there_was_a_setting_give_the_request_back(name):
+    settings = check(loras={}).to_dict()
+    without = {other: value for other, value in settings.items() if other != name}
+    assert Request.from_metadata({"request": without}) == check(loras={})
 
 
 def test_a_models_own_frame_rate_can_be_chosen():

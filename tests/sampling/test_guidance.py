@@ -72,7 +72,10 @@ def levels_of(pipe: UltraGenPipeline) -> list[float]:
 
 def test_the_estimate_counts_the_passes_that_a_run_takes(pipe, monkeypatch):
     monkeypatch.setattr(Request, "token_grid", lambda request, preset: (3, 4))
-    models, levels = SimpleNamespace(native=pipe, preset=EMBEDDED), levels_of(pipe)
+    models, levels = (
+        SimpleNamespace(native=pipe, preset=EMBEDDED, guidance_device=None),
+        levels_of(pipe),
+    )
     asked = Request("a lake", num_inference_steps=STEPS, guidance_scale=3.0)
     for low, high in ((levels[3], levels[1]), (levels[1], 1.0), (0.0, 1.0)):
         seen = passes_of(pipe, guidance_scale=3.0, guidance_interval=(low, high))

@@ -40,6 +40,14 @@ class FakeTransformer(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.zeros(7))
         self.layer_kinds = ["even", "odd"]
         self.rule = WindowRule()
+        self.cache: Any = None
+
+    def enable_cache(self, config: Any) -> None:
+        assert self.cache is None
+        self.cache = config
+
+    def disable_cache(self) -> None:
+        self.cache = None
 
     def resolve_windows(self, windows: int | str, height: int, width: int) -> int:
         return auto_windows(height, width, (8.5, 15.0)) if windows == "auto" else windows
@@ -57,6 +65,7 @@ class FakePipeline:
         self.guidance_device: str | None = None
         self.fp8 = False
         self.steps_done = 0
+        self.sampling: tuple[str, float | None] = ("own", None)
         self.loras: list[tuple[str, float]] = []  # files and strengths
 
     def load_lora_weights(self, file: str, adapter_name: str) -> None:
@@ -65,6 +74,10 @@ class FakePipeline:
     def set_adapters(self, names: list[str], strengths: list[float]) -> None:
         files = [file for file, _ in self.loras]
         self.loras = list(zip(files, strengths, strict=True))
+
+    def with_sampling(self, solver: str, shift: float | None) -> FakePipeline:
+        self.sampling = (solver, shift)
+        return self
 
     def unload_lora_weights(self) -> None:
         self.loras = []
@@ -97,7 +110,8 @@ class FakePipeline:
             {"prompt": prompt, "size": (height, width), "windows": windows,
              "seed": generator.initial_seed(), "steps": num_inference_steps,
              "guidance": guidance_scale, "loras": list(self.loras), "noise": noise,
-             "interval": guidance_interval}
+             "interval": guidance_interval, "cache": self.transformer.cache,
+             "sampling": self.sampling}
         )  # fmt: skip
         for step in range(num_inference_steps):
             time.sleep(self.delay)

@@ -40,6 +40,7 @@ from ultragen.model.transformer import UltraGenTransformer3DModel
 from ultragen.model.window_plan import WindowRule, plan_layout
 from ultragen.ops.exchange import Member, check_alike
 from ultragen.pipeline import UltraGenPipeline
+from ultragen.sampling.caches import cache_config
 from ultragen.sampling.decoding import decode_pieces
 from ultragen.training.build import TINY_SIZE, build_pipeline
 
@@ -158,6 +159,7 @@ def clips() -> dict[str, Tensor]:
         "TaylorSeer": TaylorSeerCacheConfig(
             cache_interval=2, disable_cache_before_step=1, taylor_factors_dtype=torch.float32
         ),
+        "taylor-2": cache_config("taylor-2"),
         "pyramid": PyramidAttentionBroadcastConfig(
             spatial_attention_block_skip_range=2,
             spatial_attention_timestep_skip_range=(-1, 2000),

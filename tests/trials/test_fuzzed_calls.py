@@ -49,6 +49,9 @@ LIKELY: dict[str, st.SearchStrategy] = {
     "aspect": st.sampled_from(["16:9", "9:16", " 1:1 ", "5:4", None, 1.78]),
     "fps": st.sampled_from([None, 12, 24, "15", 13, 0, 24.0]),
     "guidance_interval": st.sampled_from(["0-1", "0.6 - 1", [0.6, 1], "1-0.6", "", None, 0.5]),
+    "cache": st.sampled_from(["off", "taylor-2", " Taylor-3 ", "on", None, 2]),
+    "shift": st.floats(-1, 101) | st.sampled_from([None, 5, "5", True]),
+    "solver": st.sampled_from(["own", " Euler ", "unipc", "heun", None]),
 }
 assert list(LIKELY) == SETTINGS
 DRAWN = {name: st.one_of(values, values, JUNK) for name, values in LIKELY.items()}

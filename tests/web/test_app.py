@@ -42,6 +42,7 @@ from ultragen.web.settings import (
     describe_model,
     refresh,
     seconds_by_resolution,
+    take_fast,
     validated,
 )
 from ultragen.web.suggestions import name_unknown_words
@@ -99,6 +100,9 @@ def test_the_api_is_one_endpoint_with_defaults_for_all_but_the_prompt(client):
         "aspect": (True, "16:9"),
         "fps": (True, None),
         "guidance_interval": (True, "0-1"),
+        "cache": (True, "off"),
+        "shift": (True, None),
+        "solver": (True, "own"),
     }
     returned = [value["label"] for value in endpoint["returns"]]
     assert returned == ["native", "upscaled", "side_by_side", "metadata"]
@@ -220,6 +224,29 @@ def test_refresh_tells_the_cost_of_every_resolution(page):
     drawing = updates[page.ui.drawing]
     assert "2 × 2 windows in even layers" in drawing
     assert "3 × 3 windows in odd layers" in drawing
+
+
+def test_refresh_counts_the_steps_that_are_predicted(page):
+    all_steps, some = (
+        seconds_by_resolution(page.models, Request("-", cache=cache).validate(EMBEDDED))
+        for cache in ("off", "taylor-2")
+    )
+    assert 0.7 < some[-1] / all_steps[-1] < 0.9
+    told = [
+        refresh(page.ui, page.models, *settings(cache=cache))[page.ui.estimate]
+        for cache in ("off", "taylor-2")
+    ]
+    assert told[0] != told[1]
+
+
+def test_fast_sets_the_interval_and_the_cache_of_guided_clips(page):
+    assert take_fast(page.models, *settings(guidance_scale=3.0)) == ["0.6-1", "taylor-2"]
+    for values, says in (
+        (settings(guidance_scale=1.0), "is for guided clips"),
+        (settings(guidance_scale=3.0, num_inference_steps=2), "nothing out of 2 steps"),
+    ):
+        with pytest.raises(gr.Error, match=says):
+            take_fast(page.models, *values)
 
 
 def test_refresh_tells_sizes_and_seconds_of_the_shape(page):

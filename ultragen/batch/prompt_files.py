@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -17,10 +17,12 @@ from ..runs.request import Request
 
 PROMPT_COLUMNS = ("prompt", "prompt_en")
 """The latter is VBench's."""
-NUMBERS = ("seed", "num_frames", "num_inference_steps", "guidance_scale")
-SETTINGS = (
-    *NUMBERS, "resolution", "windows", "negative_prompt", "noise", "loras", "guidance_interval",
-)  # fmt: skip
+NUMBERS = ("seed", "num_frames", "fps", "num_inference_steps", "guidance_scale", "shift")
+SETTINGS = tuple(
+    field.name
+    for field in fields(Request)
+    if field.name not in ("prompt", "upscaler", "base_native")
+)
 """Columns, other than the prompt's, that are a request's settings; all others are carried on."""
 NO_NAME = re.compile(r'[\\/:*?"<>|\x00-\x1f]+')
 """What file names can't hold on one system or another."""

@@ -19,10 +19,9 @@ from ..model import wan_1_3b
 from ..model.autoencoder import CompactAutoencoder, denormalize
 from ..pictures import to_frames
 from ..pipeline import UltraGenPipeline
-from ..presets import EMBEDDED, EMBEDDED_MODEL, PROMPTS, WAN, ModelPreset
+from ..presets import EMBEDDED, EMBEDDED_MODEL, PROMPTS, WAN, WAN_SHIFT, ModelPreset
 from ..video import encode_video
 from ..weights.released import cast_weights
-from ..weights.wan import SHIFT
 from .bench import Bench
 from .cases import AUTO, OURS, PLAIN, TEXT_TOKENS, TILED, Case, Family, build
 from .forward import operations_of
@@ -182,7 +181,7 @@ def build_pipeline(family: Family, device: str, dtype: torch.dtype) -> UltraGenP
             tokenizer=AutoTokenizer.from_pretrained(EMBEDDED_MODEL / "tokenizer"),
             text_encoder=text_encoder.to(dtype).eval(),
             vae=build_decoder(family, device, dtype),
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=WAN_SHIFT),
             transformer=build(family, AUTO, device, dtype),
             max_sequence_length=TEXT_TOKENS[family],
         )

@@ -15,6 +15,8 @@ from ..presets import ASPECTS, EVERY_STEP
 from . import console
 from .options import (
     Aspect,
+    Cache,
+    Fast,
     Fp8,
     FrameRate,
     GuidanceInterval,
@@ -27,10 +29,14 @@ from .options import (
     NumInferenceSteps,
     Ray,
     ResolutionOption,
+    Shift,
+    Solver,
     Windows,
     Workers,
     app,
+    as_typed,
     check_fp8,
+    fast_settings,
 )
 
 if TYPE_CHECKING:  # torch is imported inside the command
@@ -42,6 +48,7 @@ if TYPE_CHECKING:  # torch is imported inside the command
 
 @app.command()
 def batch(
+    context: typer.Context,
     prompts: Annotated[
         Path,
         typer.Argument(
@@ -72,6 +79,10 @@ def batch(
     num_inference_steps: NumInferenceSteps = None,
     guidance_scale: GuidanceScale = None,
     guidance_interval: GuidanceInterval = EVERY_STEP,
+    cache: Cache = "off",
+    shift: Shift = None,
+    solver: Solver = "own",
+    fast: Fast = False,
     fp8: Fp8 = False,
     lora: Loras = None,
     negative_prompt: NegativePrompt = None,
@@ -109,13 +120,19 @@ def batch(
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale,
             "guidance_interval": guidance_interval,
+            "cache": cache,
+            "shift": shift,
+            "solver": solver,
             "negative_prompt": negative_prompt,
             "noise": noise,
             # Those that are named are used by all clips; None leaves it to the machine.
             "loras": {each.name: each.strength for each in preset.loras} if lora else None,
+            **fast_settings(context, fast),
         }
         name = name or ("{index:05d}" if num_seeds == 1 else "{index:05d}-{sample}")
         clips = read(prompts, defaults, preset, num_seeds, name, processes.first)
+        if fast:
+            check_fast(clips, prompts)
         settings = Settings(out.absolute(), prompts.name, model, lora or None, fp8)
         results = Results(settings.out)
         if processes.first:
@@ -155,6 +172,21 @@ def read(
             f"{prompts}."
         )
     return found.clips
+
+
+def check_fast(clips: Sequence[Clip], prompts: Path) -> None:
+    """Checks that --fast is of use for all clips.
+
+    Raises:
+        ValueError: It is not, with the first line that it is not for.
+    """
+    from ..runs.request import check_fast as check
+
+    for clip in clips:
+        try:
+            check(clip.request)
+        except ValueError as error:
+            raise ValueError(f"{prompts}, line {clip.line}: {as_typed(error)}") from error
 
 
 def start(

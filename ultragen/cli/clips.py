@@ -13,6 +13,8 @@ from ..presets import EVERY_STEP
 from . import console
 from .options import (
     Aspect,
+    Cache,
+    Fast,
     Fp8,
     FrameRate,
     From,
@@ -30,6 +32,8 @@ from .options import (
     Prompt,
     ResolutionOption,
     Seed,
+    Shift,
+    Solver,
     Width,
     Windows,
     app,
@@ -61,6 +65,10 @@ def generate(
     num_inference_steps: NumInferenceSteps = None,
     guidance_scale: GuidanceScale = None,
     guidance_interval: GuidanceInterval = EVERY_STEP,
+    cache: Cache = "off",
+    shift: Shift = None,
+    solver: Solver = "own",
+    fast: Fast = False,
     guidance_device: GuidanceDevice = None,
     fp8: Fp8 = False,
     lora: Loras = None,
@@ -93,6 +101,7 @@ def generate(
     settings = settings_of(
         context,
         recipe,
+        fast,
         prompt=prompt,
         **asked_size(resolution, aspect, width, height),
         windows=windows,
@@ -101,6 +110,9 @@ def generate(
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
         guidance_interval=guidance_interval,
+        cache=cache,
+        shift=shift,
+        solver=solver,
         negative_prompt=negative_prompt,
         noise=noise,
         fps=fps,
@@ -113,7 +125,7 @@ def generate(
             f"{processes()} share both passes of a step out."
         )
     with joined() as rank, console.silence_unless(rank == 0):
-        request = make_request(model, lora or None, **settings)
+        request = make_request(model, lora or None, fast, **settings)
         if rank == 0:
             console.check_free(out.parent, (out.name, sidecar.name), overwrite)
         began = perf_counter()
@@ -149,6 +161,10 @@ def compare(
     num_inference_steps: NumInferenceSteps = None,
     guidance_scale: GuidanceScale = None,
     guidance_interval: GuidanceInterval = EVERY_STEP,
+    cache: Cache = "off",
+    shift: Shift = None,
+    solver: Solver = "own",
+    fast: Fast = False,
     guidance_device: GuidanceDevice = None,
     fp8: Fp8 = False,
     lora: Loras = None,
@@ -175,6 +191,7 @@ def compare(
     settings = settings_of(
         context,
         recipe,
+        fast,
         prompt=prompt,
         **asked_size(resolution, aspect, width, height),
         windows=windows,
@@ -183,13 +200,16 @@ def compare(
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
         guidance_interval=guidance_interval,
+        cache=cache,
+        shift=shift,
+        solver=solver,
         negative_prompt=negative_prompt,
         noise=noise,
         fps=fps,
         upscaler=upscaler,
         base_native="on" if base_native else "off",
     )
-    request = make_request(model, lora or None, **settings)
+    request = make_request(model, lora or None, fast, **settings)
     console.check_free(out, RESULTS, overwrite)
     models = load_for(request, model, guidance_device, fp8, lora or None)
     say_what_differs(recipe, models)

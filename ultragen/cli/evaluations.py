@@ -42,7 +42,7 @@ OF_MODELS = (
 def evaluate(
     context: typer.Context,
     table: Annotated[
-        str, typer.Option("--set", help="The rows: table1, distillation or table4.")
+        str, typer.Option("--set", help="The rows: table1, distillation, fast or table4.")
     ] = "table1",
     clips: Annotated[
         str,
@@ -148,6 +148,7 @@ def evaluate(
         model = str(ablations / rows[0].key)
     request = make_request(
         model,
+        fast=table == "fast",
         prompt="any",
         resolution=resolution,
         num_frames=num_frames,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ..presets import ASPECTS, FRAME_RATES, RESOLUTIONS, find_size
+from ..presets import ASPECTS, CACHES, FAST, FRAME_RATES, RESOLUTIONS, SOLVERS, find_size
 from . import console
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ app = typer.Typer(
 
 FIELDS = re.compile(
     r"num_frames|num_inference_steps|guidance_scale|guidance_interval|negative_prompt|\bfps\b"
+    r"|\b(cache|shift|solver)\b|^fast\b"
 )
 """Settings that errors name, whose options are called like them."""
 OTHER_NAMES = {"resolution": ("width", "height"), "aspect": ("width", "height")}
@@ -98,6 +99,38 @@ GuidanceInterval = Annotated[
         metavar="LOW-HIGH",
         help="Noise levels, 0 to 1, between which guidance is computed; other steps take half the "
         "time. 0.6-1 drifts least for what it saves, see docs/benchmarks.md.",
+    ),
+]
+Cache = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(CACHES),
+        help="Predict every second step after the fifth, or two of three, from those before. Of 30 "
+        "steps taylor-2 leaves out 13 and taylor-3 17; the scene stays, its detail changes a "
+        "little, see docs/benchmarks.md.",
+    ),
+]
+Fast = Annotated[
+    bool,
+    typer.Option(
+        "--fast",
+        help=f"--cache {FAST['cache']} and --guidance-interval {FAST['guidance_interval']}, unless "
+        "others are given: of 30 guided steps half the time, see docs/benchmarks.md. Without "
+        "guidance it is refused.",
+    ),
+]
+Shift = Annotated[
+    float | None,
+    typer.Option(
+        help="Shift of the noise levels, above 1 towards more noise; without it the model's own, 5 "
+        "for the 1.3B model. Distillation LoRAs want 3 to 8.",
+    ),
+]
+Solver = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(SOLVERS),
+        help="What takes the steps: the model's own, Euler's, or UniPC, which learns from several.",
     ),
 ]
 GuidanceDevice = Annotated[
@@ -165,13 +198,17 @@ Workers = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier results.")]
 
 
-def make_request(model: str | None, lora: list[str] | None = None, **settings: Any) -> Any:
+def make_request(
+    model: str | None, lora: list[str] | None = None, fast: bool = False, **settings: Any
+) -> Any:
     """A request that is validated for a model; errors name the options as they are typed."""
     from ..runs.choice import choose
-    from ..runs.request import Request
+    from ..runs.request import Request, check_fast
 
     try:
         request = Request(**settings).validate(choose(model, lora).preset)
+        if fast:
+            check_fast(request)
         # The machine's own are settled once it is known which of them fit the model.
         own = lora is None and settings.get("loras") is None
         return replace(request, loras=None) if own else request
@@ -206,7 +243,20 @@ def asked_size(
     return {"resolution": name, "aspect": shape}
 
 
-def settings_of(context: typer.Context, recipe: Recipe | None, **options: Any) -> dict[str, Any]:
+def is_typed(context: typer.Context, name: str) -> bool:
+    """Whether a setting was given, by the option that is called like it or by another one."""
+    sources = map(context.get_parameter_source, (name, *OTHER_NAMES.get(name, ())))
+    return any(source is not None and source.name == "COMMANDLINE" for source in sources)
+
+
+def fast_settings(context: typer.Context, fast: bool) -> dict[str, str]:
+    """What --fast sets, where it was given, but for what was typed."""
+    return {name: value for name, value in FAST.items() if fast and not is_typed(context, name)}
+
+
+def settings_of(
+    context: typer.Context, recipe: Recipe | None, fast: bool, **options: Any
+) -> dict[str, Any]:
     """The settings of a command: its options, or those of a recipe where none was typed.
 
     Raises:
@@ -218,15 +268,13 @@ def settings_of(context: typer.Context, recipe: Recipe | None, **options: Any) -
                 "--prompt is missing: say what the clip shows, or give an earlier clip's settings "
                 "by --from FILE. See --help."
             )
-        return options
+        return options | fast_settings(context, fast)
     stored = recipe.request.to_dict()
 
-    def typed(name: str) -> bool:
-        sources = map(context.get_parameter_source, (name, *OTHER_NAMES.get(name, ())))
-        return any(source is not None and source.name == "COMMANDLINE" for source in sources)
-
-    settings = {name: value if typed(name) else stored[name] for name, value in options.items()}
-    return settings if typed("lora") else settings | {"loras": stored["loras"]}
+    settings = {
+        name: value if is_typed(context, name) else stored[name] for name, value in options.items()
+    } | fast_settings(context, fast)
+    return settings if is_typed(context, "lora") else settings | {"loras": stored["loras"]}
 
 
 def read_recipe(path: Path | None) -> Recipe | None:

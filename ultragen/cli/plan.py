@@ -178,6 +178,7 @@ def _job(request: Request, preset: ModelPreset, layout: str) -> Job:
     from ..estimates.cost import Job
     from ..model import wan_1_3b
     from ..model.windows import auto_windows
+    from ..sampling.caches import computed_passes
 
     full_share, t3_windows = 0.0, ()
     window_size = wan_1_3b.RELEASED["window_size"]
@@ -194,6 +195,8 @@ def _job(request: Request, preset: ModelPreset, layout: str) -> Job:
         grid = request.token_grid(preset)
         count = auto_windows(*grid, window_size) if asked == "auto" else int(asked)
     base_height, base_width = preset.base_size(request.aspect)
+    steps = request.num_inference_steps or preset.num_inference_steps
+    guided = (request.guidance_scale or 0) > 1
     return Job(
         height=request.size.height,
         width=request.size.width,
@@ -201,8 +204,8 @@ def _job(request: Request, preset: ModelPreset, layout: str) -> Job:
         base_width=base_width,
         num_frames=request.frames,
         windows=count,
-        steps=request.num_inference_steps or preset.num_inference_steps,
-        passes=2.0 if (request.guidance_scale or 0) > 1 else 1.0,
+        steps=steps,
+        passes=computed_passes(request.cache, steps) / steps * (2 if guided else 1),
         upscaler=request.upscaler,
         base_native=request.base_native,
         pixels_per_token=preset.pixels_per_token,

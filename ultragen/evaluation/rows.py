@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..pictures import crop_frames
-from ..presets import EVERY_STEP
+from ..presets import EVERY_STEP, FAST
 from ..runs.clip import encode_text, make_clips, resolve_windows
 from ..runs.loading import Models
 from ..runs.progress import RunState
@@ -38,6 +38,8 @@ class Row:
             folder.
         num_inference_steps: In place of the request's.
         guidance_scale: In place of the request's.
+        guidance_interval: In place of the request's.
+        cache: In place of the request's.
     """
 
     key: str
@@ -47,11 +49,13 @@ class Row:
     model: str | None = None
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
+    guidance_interval: str | None = None
+    cache: str | None = None
 
     @property
     def own(self) -> dict[str, Any]:
         """The settings that it has in place of the request's."""
-        names = ("num_inference_steps", "guidance_scale")
+        names = ("num_inference_steps", "guidance_scale", "guidance_interval", "cache")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
@@ -75,6 +79,17 @@ SETS: dict[str, tuple[Row, ...]] = {
             guidance_scale=3.0,
         ),
         Row("student", "Student", "ultragen"),
+        Row("real", "Real clips", "real"),
+    ),
+    "fast": (
+        Row("full", "All steps, guided throughout", "ultragen"),
+        Row(
+            "fast",
+            "Fast",
+            "ultragen",
+            guidance_interval=FAST["guidance_interval"],
+            cache=FAST["cache"],
+        ),
         Row("real", "Real clips", "real"),
     ),
     "table4": (
@@ -154,6 +169,10 @@ def _with_models(rows: Sequence[Row], known: set[str], models: Path) -> tuple[Ro
 
 Clip = tuple[np.ndarray, float | None]
 """Frames t rows w 3, uint8, and the seconds they took, None for a real clip."""
+
+
+LATER = {"guidance_interval": EVERY_STEP, "cache": "off", "shift": None, "solver": "own"}
+"""Settings that older evaluations don't name, which were made without them."""
 
 
 class Source(Protocol):
@@ -259,8 +278,9 @@ class Maker:
         """What must be the same for clips to stand in one table."""
         request = self.request.to_dict()
         noise = request.pop("noise")  # beside it, because older evaluations have a request without
-        if request["guidance_interval"] == EVERY_STEP:  # as in older ones
-            del request["guidance_interval"]
+        for name, off in LATER.items():
+            if request[name] == off:
+                del request[name]
         made = ("prompt", "upscaler", "base_native")  # each row and clip has its own
         names = {row.model for row in rows} | {None}
         found: dict[str, Any] = {

@@ -12,6 +12,7 @@ import numpy as np
 from ..estimates.cost import STAGES, Job
 from ..hardware import is_out_of_memory
 from ..pictures import is_black, to_frames
+from ..sampling.caches import cached, computed_passes
 from .loading import Models
 from .progress import RunState, wait_for_devices
 from .request import Request
@@ -33,7 +34,7 @@ def job(request: Request, models: Models) -> Job:
         num_frames=request.frames,
         windows=resolve_windows(request, models),
         steps=request.num_inference_steps or preset.num_inference_steps,
-        passes=1.0 if models.guidance_device else mean_passes(request, models),
+        passes=mean_passes(request, models),
         upscaler=request.upscaler,
         base_native=request.base_native,
         pixels_per_token=preset.pixels_per_token,
@@ -43,21 +44,29 @@ def job(request: Request, models: Models) -> Job:
 
 
 def mean_passes(request: Request, models: Models) -> float:
-    """Forward passes of a step, as a mean of a validated request's steps."""
-    guidance = request.guidance
+    """Forward passes of a step that one device computes after the other, as a mean of a validated
+    request's steps."""
+    steps = request.num_inference_steps or 1
+    # A second device takes the passes that guidance adds.
+    guided = 0 if models.guidance_device else guided_steps(request, models)
+    return sum(computed_passes(request.cache, passes) for passes in (steps, guided)) / steps
+
+
+def guided_steps(request: Request, models: Models) -> int:
+    """Steps of a validated request in which guidance is computed."""
+    guidance, steps = request.guidance, request.num_inference_steps or 1
     if guidance.scale <= 1 or guidance.interval == (0.0, 1.0):
-        return 2.0 if guidance.scale > 1 else 1.0
+        return steps if guidance.scale > 1 else 0
     rows, columns = request.token_grid(models.preset)
     import torch
 
-    from ..sampling.solvers import set_noise_levels
+    from ..sampling.solvers import chosen_scheduler, set_noise_levels
 
+    own = models.native.scheduler
     # A copy: a clip may be using the scheduler meanwhile.
-    scheduler = deepcopy(models.native.scheduler)
-    steps = request.num_inference_steps or 1
+    scheduler = deepcopy(chosen_scheduler(own, request.solver, request.shift))
     set_noise_levels(scheduler, steps, rows * columns, torch.device("cpu"))
-    levels = scheduler.sigmas[:-1].tolist()
-    return 1 + sum(guidance.scale_at(level) > 1 for level in levels) / len(levels)
+    return sum(guidance.scale_at(level) > 1 for level in scheduler.sigmas[:-1].tolist())
 
 
 def resolve_windows(request: Request, models: Models) -> int | None:
@@ -141,8 +150,8 @@ def make_clips(
     clip_name = STAGES[decode].split(":")[0]
     generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
     run.tick(denoise, 0, steps, "step")
-    with run.stage(denoise), _told_of(clip_name):
-        latents = pipe(
+    with run.stage(denoise), _told_of(clip_name), cached(pipe.transformer, request.cache):
+        latents = pipe.with_sampling(request.solver, request.shift)(
             prompt=None,
             height=size[0],
             width=size[1],

@@ -12,8 +12,12 @@ from typing import Any, get_args
 
 from ..model.windows import check_windows
 from ..presets import (
+    CACHES,
     EVERY_STEP,
+    FAST,
+    GROWING,
     RESOLUTIONS,
+    SOLVERS,
     ModelPreset,
     Noise,
     Resolution,
@@ -23,8 +27,10 @@ from ..presets import (
     check_guidance_scale,
     check_lora_strength,
     check_num_frames,
+    check_shift,
     shown,
 )
+from ..sampling.caches import FIRST_STEPS, computed_passes
 from ..sampling.guidance import Guidance
 
 MAX_PROMPT = 2000  # characters; the larger model reads 512 tokens, of about four each
@@ -34,11 +40,14 @@ MAX_DIGITS = 100  # of a number that is typed as text; Python itself reads some 
 UPSCALERS = ("network", "lanczos")
 SWITCH = ("off", "on")
 NOISES = get_args(Noise)
-BEFORE = {
+BEFORE: dict[str, Any] = {
     "loras": {},
     "noise": "independent",
     "aspect": "16:9",
     "guidance_interval": EVERY_STEP,
+    "cache": "off",
+    "shift": None,
+    "solver": "own",
 }
 """What clips were made with from before there was a choice, whose metadata does not name it; their
 frame rate stands beside their settings."""
@@ -70,6 +79,9 @@ class Request:
         fps: Frames a second of the files; None takes the model's. The frames are the same.
         guidance_interval: Noise levels between which guidance is computed, such as `0.6-1`, the
             lower one excluded; steps at others take one forward pass.
+        cache: `off`, or another one of `CACHES`, which predicts some steps from those before.
+        shift: Shift of the noise levels, above 1 towards more noise; None leaves it to the model.
+        solver: What takes the steps, one of `SOLVERS`.
     """
 
     prompt: str
@@ -87,6 +99,9 @@ class Request:
     aspect: str = "16:9"
     fps: int | None = None
     guidance_interval: str = EVERY_STEP
+    cache: str = "off"
+    shift: float | None = None
+    solver: str = "own"
 
     @property
     def size(self) -> Resolution:
@@ -155,7 +170,13 @@ class Request:
             aspect=check_aspect(self.aspect),
             fps=check_frame_rate(preset.fps if self.fps is None else self.fps, preset.fps),
             guidance_interval=interval_text(self.guidance_interval),
+            cache=check_choice("cache", self.cache, tuple(CACHES)),
+            shift=None if self.shift is None else check_shift(self.shift),
+            solver=check_choice("solver", self.solver, SOLVERS),
         )
+        check_cache_steps(checked)
+        if checked.solver == "unipc" and checked.shift is None and preset.shift is None:
+            raise ValueError(GROWING)
         return replace(checked, windows=check_window_choice(self.windows, checked, preset))
 
     @classmethod
@@ -295,6 +316,38 @@ def interval_text(levels: object) -> str:
     # Never 1e-05, whose hyphen would be taken for the one between both.
     return "-".join(
         f"{Decimal(repr(level)).normalize():f}" for level in check_guidance_interval(levels)
+    )
+
+
+def check_cache_steps(request: Request) -> None:
+    """Checks that a cache leaves something out of a request whose settings are checked.
+
+    Raises:
+        ValueError: if it computes all steps.
+    """
+    steps = request.num_inference_steps or 0
+    if request.cache != "off" and steps <= FIRST_STEPS:
+        raise ValueError(
+            f"cache {shown(request.cache)} leaves nothing out of {steps} steps, since it computes "
+            f"the first {FIRST_STEPS}: choose off, or {FIRST_STEPS + 1} steps or more."
+        )
+
+
+def check_fast(request: Request) -> None:
+    """Checks that `FAST` saves a validated request what it is for.
+
+    Raises:
+        ValueError: if it is not guided, with what saves as much, or has too few steps.
+    """
+    if (request.guidance_scale or 0) > 1:
+        check_cache_steps(replace(request, cache=FAST["cache"]))
+        return
+    steps = request.num_inference_steps or 1
+    fewer = computed_passes(FAST["cache"], steps)
+    instead = f"{fewer} steps in place of {steps} save" if fewer < steps else "a smaller size saves"
+    raise ValueError(
+        f"fast is for guided clips, and this one has guidance {request.guidance_scale:g}, as the "
+        f"models that were distilled to few steps have: {instead} as much without it."
     )
 
 

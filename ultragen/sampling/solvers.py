@@ -10,6 +10,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
+from ..presets import GROWING
 from .flow import second_order, shifted
 
 WAY_OUT = (
@@ -35,6 +36,39 @@ def check_scheduler(scheduler: Any) -> None:
         raise ValueError(f"The {name} is not set for flow matching: {WAY_OUT}")
     elif config.use_dynamic_shifting:
         raise ValueError(f"The {name} must have a fixed shift, use_dynamic_shifting=False.")
+
+
+def chosen_scheduler(
+    own: FlowMatchEulerDiscreteScheduler | UniPCMultistepScheduler, solver: str, shift: float | None
+) -> FlowMatchEulerDiscreteScheduler | UniPCMultistepScheduler:
+    """A scheduler for a run: a model's own, or a new one with another solver or a fixed shift.
+
+    Args:
+        own: The model's.
+        solver: One of `SOLVERS`.
+        shift: Shift of the noise levels; None leaves it as it is.
+
+    Raises:
+        ValueError: if UniPC is to have a shift that grows with the frame.
+    """
+    is_unipc = isinstance(own, UniPCMultistepScheduler)
+    if shift is None and solver in ("own", "unipc" if is_unipc else "euler"):
+        return own
+    if shift is None and (is_unipc or not own.config.use_dynamic_shifting):
+        shift = own.config.flow_shift if is_unipc else own.config.shift
+    if shift is None:
+        raise ValueError(GROWING)
+    if solver == "unipc" or (solver == "own" and is_unipc):
+        settings = {
+            "prediction_type": "flow_prediction",
+            "use_flow_sigmas": True,
+            "flow_shift": shift,
+        }
+        kept = own.config if is_unipc else {"num_train_timesteps": own.config.num_train_timesteps}
+        return UniPCMultistepScheduler.from_config(kept, **settings)
+    settings = {"shift": shift, "use_dynamic_shifting": False}
+    kept = {"num_train_timesteps": own.config.num_train_timesteps} if is_unipc else own.config
+    return FlowMatchEulerDiscreteScheduler.from_config(kept, **settings)
 
 
 def log_shift(scheduler: FlowMatchEulerDiscreteScheduler, tokens_per_frame: int) -> float:

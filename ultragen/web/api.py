@@ -42,6 +42,9 @@ def build_api(runs: Runs, gpu_part: GpuPart, **limits: Any) -> None:
         aspect: Literal["16:9", "9:16", "1:1", "4:3", "21:9"] = "16:9",
         fps: int | None = None,
         guidance_interval: str = EVERY_STEP,
+        cache: Literal["off", "taylor-2", "taylor-3"] = "off",
+        shift: float | None = None,
+        solver: Literal["own", "euler", "unipc"] = "own",
         progress: gr.Progress = gr.Progress(),
     ) -> Iterator[tuple[str | None, str | None, str | None, dict]]:
         """Generates a landscape clip natively at the full size, and the base model's clip of the
@@ -69,6 +72,11 @@ def build_api(runs: Runs, gpu_part: GpuPart, **limits: Any) -> None:
                 are the same, shown faster or slower.
             guidance_interval: Noise levels, from 0 to 1, between which guidance is computed, such
                 as "0.6-1"; other steps take half the time.
+            cache: "taylor-2" predicts every second step after the fifth from those before,
+                "taylor-3" two of three, which changes clips a little.
+            shift: Shift of the noise levels, 0.01 to 100, above 1 towards more noise; null takes
+                the model's.
+            solver: What takes the steps: "own" is the model's, "euler", or "unipc".
 
         Returns:
             The native clip, the upscaled clip, both side by side, and the metadata that

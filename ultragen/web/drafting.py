@@ -37,7 +37,7 @@ from .settings import SETTINGS, Updates, check_quota, problem, validated
 
 OF_THE_SCENE = (
     "prompt", "seed", "guidance_scale", "negative_prompt", "loras", "noise", "aspect",
-    "guidance_interval",
+    "guidance_interval", "cache", "shift", "solver",
 )  # fmt: skip
 """Settings that a large clip takes from its draft; the others are those of the page by then."""
 

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 
 from ..files import first_line
 from ..model.strict_loading import load_strictly
-from ..presets import ULTRAGEN_SOURCE, WAN, WAN_SOURCE
+from ..presets import ULTRAGEN_SOURCE, WAN, WAN_SHIFT, WAN_SOURCE
 from .folders import check_base, check_kind
 from .headers import check_pipeline
 from .hub import base_source, check_space, find_local, locate, preview, text_encoder_file
@@ -22,8 +22,6 @@ from .keys import WORD_EMBEDDINGS
 from .layouts import asked_layout, weights_source
 from .released import cast_weights, load_dense, load_ultragen
 from .umt5 import load_umt5
-
-SHIFT = 5.0  # of the released schedule: σ_i = 1 − i/30, then sσ / (1 + (s − 1)σ)
 
 
 def load_wan(
@@ -49,7 +47,7 @@ def load_wan(
         ),
         "vae": load_vae(folder / "vae", dtype),
         # Wan's own scheduler is another one, with other steps.
-        "scheduler": FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=WAN_SHIFT),
         "transformer": cast_weights(transformer, dtype),
         "base_transformer": cast_weights(dense, dtype),
     }

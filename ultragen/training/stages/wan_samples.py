@@ -18,9 +18,9 @@ from ...files import whole_file
 from ...model.transformer import UltraGenTransformer3DModel
 from ...pictures import picture_grid, to_image
 from ...pipeline import UltraGenPipeline
-from ...presets import WAN
+from ...presets import WAN, WAN_SHIFT
 from ...sampling.prompts import embed_prompts
-from ...weights.wan import SHIFT, load_text_encoder, load_tokenizer
+from ...weights.wan import load_text_encoder, load_tokenizer
 from .transformer_stage import mixed_precision
 
 SIDE = 32  # rows and columns of a sample are multiples of it
@@ -55,7 +55,7 @@ class WanSamples:
             tokenizer=None,
             text_encoder=None,
             vae=self.vae.to(device),
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=WAN_SHIFT),
             transformer=transformer,
         )
         pipe.set_progress_bar_config(disable=True)

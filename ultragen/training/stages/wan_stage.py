@@ -19,10 +19,9 @@ from ...dataset.shard_files import Size
 from ...dataset.shards import LatentDataset
 from ...files import whole_file, write_text
 from ...model.transformer import UltraGenTransformer3DModel
-from ...presets import FRAMES_PER_LATENT, WAN
+from ...presets import FRAMES_PER_LATENT, WAN, WAN_SHIFT
 from ...sampling.flow import noised, shifted
 from ...weights.lora_saving import save_lora
-from ...weights.wan import SHIFT
 from ..clip_order import ClipOrder, sample_generator
 from ..sharding import whole_weights
 from ..stage import Stage
@@ -119,7 +118,7 @@ class WanStage(Stage):
         caption = int(torch.randint(captions, (), generator=chance))
         dropped = torch.rand((), generator=chance) < UNCONDITIONAL
         text = self.dataset.empty_text() if dropped else self.dataset.text(clip, caption)
-        sigma = shifted(1 - torch.rand((), generator=chance), SHIFT)
+        sigma = shifted(1 - torch.rand((), generator=chance), WAN_SHIFT)
         # The autoencoder is causal: the beginning of a clip's latents is that of its frames.
         frames = (size[2] - 1) // FRAMES_PER_LATENT + 1
         clean = self.dataset.latents(clip)[:, :frames].float()
