@@ -188,8 +188,7 @@ def quantize(transformer: nn.Module, layers: str = LAYERS) -> list[str]:
     for layer in new.values():
         Float8Linear.take_over(layer)
     for module in transformer.modules():
-        in_float8 = any(isinstance(part, Float8Linear) for part in module.modules())
-        if in_float8 and type(module) in READERS:
+        if type(module) in READERS and is_in_float8(module):
             module.__class__ = READERS[type(module)]
     return list(found)
 
@@ -199,6 +198,11 @@ READERS: dict[type[nn.Module], type[nn.Module]] = {
     WanAttention: Float8Attention,
 }
 """Modules that hand what they are given to such layers, and what becomes of them."""
+
+
+def is_in_float8(transformer: nn.Module) -> bool:
+    """Whether layers of a transformer were put into FP8."""
+    return any(isinstance(module, Float8Linear) for module in transformer.modules())
 
 
 def check_layers(found: dict[str, nn.Linear], new: dict[str, nn.Linear]) -> None:
