@@ -12,6 +12,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import tiny
 import torch
 from diffusers import TaylorSeerCacheConfig, WanTransformer3DModel
 from fakes import fake_models
@@ -220,21 +221,21 @@ def test_layers_that_torchao_quantised_are_called_as_they_are(ending, model):
     assert 1e-4 < distance(output(model), expected) < 0.1
 
 
-def test_a_layers_output_at_the_ratios_of_the_true_widths():
-    """The error that a block's FP8 brings to its output, with hidden features six times as many as
-    features: what was measured, with room for another seed."""
-    sizes = {**SIZE, "num_attention_heads": 6, "attention_head_dim": 16, "ffn_dim": 560}
-    model = tiny_ultragen(full_attention_layers=(0,), **sizes)
-    given: dict[int, tuple[tuple, Tensor]] = {}
-    for i, block in enumerate(model.blocks):
-        block.register_forward_hook(lambda _, args, out, i=i: given.update({i: (args, out)}))
-    output(model)
-    for block in model.blocks:
-        block._forward_hooks.clear()
+@pytest.mark.parametrize("strength", [0, 0.5])
+def test_a_layers_output_at_the_ratios_of_the_true_widths(strength):
+    """Each layer beside the plain one, given the same: a full, an odd and an even one, with hidden
+    features six times as many as features, and weights as they are made or further away."""
+    torch.manual_seed(0)
+    sizes = {"num_attention_heads": 6, "attention_head_dim": 16, "ffn_dim": 560, "num_layers": 3}
+    config = {**tiny.WAN, **tiny.ULTRAGEN, **sizes, "full_attention_layers": (0,)}
+    plain = tiny.UltraGenTransformer3DModel(**config).eval()
+    tiny.randomise(plain, strength=strength)
+    model, errors = copy.deepcopy(plain), []
     quantize(model)
-    with torch.no_grad():
-        errors = [distance(model.blocks[i](*args), out) for i, (args, out) in given.items()]
-    assert all(1e-3 < error < 0.03 for error in errors), errors
+    for block, other in zip(plain.blocks, model.blocks, strict=True):
+        block.register_forward_hook(lambda _, x, y, o=other: errors.append(distance(o(*x), y)))
+    output(plain)
+    assert len(errors) == 3 and all(1e-3 < error < 0.03 for error in errors), errors
 
 
 def test_queries_keys_and_values_are_made_of_one_input_in_fp8(model):
