@@ -22,7 +22,6 @@ from diffusers.models.attention import FeedForward
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch import Tensor, nn
 
-from ..files import first_line
 from ..ops.dispatch import FLOAT8, why_not
 from ..ops.float8 import E4M3, Float8, Tokens, all_take_float8
 from ..ops.float8_linear import feed_forward, for_layers, product, quantise
@@ -153,9 +152,10 @@ def check_machine(device: torch.device) -> None:
         warnings.simplefilter("ignore")  # slower code does not run in its place: it is refused
         reasons = [reason for form in FLOAT8 if (reason := why_not(form, device))]
     if reasons:
+        line, *_ = reasons[0].splitlines()
         raise ValueError(
             f"FP8 with a scale for each row does not work on {name} with torch "
-            f"{torch.__version__}: {first_line(reasons[0]).rstrip('.')}. {others}"
+            f"{torch.__version__}: {line.rstrip('.')}. {others}"
         )
 
 

@@ -69,12 +69,12 @@ def product(x: Float8, weight: Float8, bias: Tensor, out: Tensor | None = None) 
         n m in the precision of `x`.
     """
     # The rows' factors go with results in bfloat16 alone.
-    if x.dtype == torch.bfloat16 and fused_runs("float8_product", x.device):
+    if x.dtype == bias.dtype == torch.bfloat16 and fused_runs("float8_product", x.device):
         from . import float8_product
 
         return float8_product.product(x, weight, bias, out)
-    precise = (rows.values.float() * rows.scale for rows in (x, weight))
-    found = F.linear(*precise, bias.float()).to(x.dtype)
+    rows, features = (each.values.float() * each.scale for each in (x, weight))
+    found = F.linear(rows, features, bias.float()).to(x.dtype)
     return found if out is None else out.copy_(found)
 
 

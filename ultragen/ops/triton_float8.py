@@ -102,12 +102,14 @@ def quantise(x: Tensor, dtype: torch.dtype, gelu: bool = False) -> Float8:
         dtype: The precision of what is computed of them.
         gelu: Whether it is wanted.
     """
-    return Float8(*_rows(x, gelu), dtype)
+    values, scale = _rows(x, gelu)
+    return Float8(values, scale, dtype)
 
 
 def modulated_norm(x: Tensor, factor: Tensor, offset: Tensor, eps: float) -> Float8:
     """`triton_modulation.modulated_norm` in FP8, without rounding in between."""
-    return Float8(*_sum_and_norm(x, None, None, factor, offset, eps)[1:], x.dtype)
+    _, values, scale = _sum_and_norm(x, None, None, factor, offset, eps)
+    return Float8(values, scale, x.dtype)
 
 
 def sum_and_norm(
@@ -119,8 +121,8 @@ def sum_and_norm(
     eps: float,
 ) -> tuple[Tensor, Float8]:
     """`triton_modulation.sum_and_norm` with the norm in FP8, without rounding in between."""
-    total, *normed = _sum_and_norm(x, update, gate, factor, offset, eps)
-    return total, Float8(*normed, x.dtype)
+    total, values, scale = _sum_and_norm(x, update, gate, factor, offset, eps)
+    return total, Float8(values, scale, x.dtype)
 
 
 def try_on(device: torch.device) -> None:
