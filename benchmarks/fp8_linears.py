@@ -57,6 +57,10 @@ class Reader(nn.Module):
     takes_float8 = True
 
 
+def failure(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
 def relative(found: Tensor, wanted: Tensor) -> float:
     return float((found.float() - wanted.float()).norm() / wanted.float().norm())
 
@@ -92,7 +96,7 @@ def measured(ways: Ways, repeats: int, device: str, **about: Any) -> Iterator[Ro
             call()
             running[name] = call
         except Exception as error:  # whatever it is, the others are measured
-            yield {**about, "way": name, "failed": f"{type(error).__name__}: {first_line(error)}"}
+            yield {**about, "way": name, "failed": failure(error)}
     took: dict[str, list[float]] = {name: [] for name in running}
     for _ in range(repeats):
         for name, call in running.items():
@@ -221,7 +225,7 @@ def passes(layout: str, repeats: int, device: str, tiny: bool) -> Iterator[Row]:
             change(model)
             models[name] = model
         except Exception as error:
-            yield {"layout": layout, "way": name, "failed": f"{type(error).__name__}: {error}"}
+            yield {"layout": layout, "way": name, "failed": failure(error)}
         weights[name] = allocated(device) - before
     torch.manual_seed(0)
     (variant,) = (v for v in VARIANTS[case.family] if v.name == layout)
@@ -358,7 +362,7 @@ def measure(options: argparse.Namespace, device: str) -> Iterator[Row]:
         try:
             yield from part()
         except Exception as error:
-            yield {"failed": f"{type(error).__name__}: {first_line(error)}"}
+            yield {"failed": failure(error)}
         free_memory()
 
 
@@ -376,7 +380,10 @@ def main() -> None:
     print(heading, flush=True)
     if device == "cuda":
         prepare(torch.device(device))
-        check_machine(torch.device(device))
+        try:
+            check_machine(torch.device(device))
+        except ValueError as error:  # what does run is measured all the same
+            print(error, flush=True)
     rows: list[Row] = []
     for row in measure(options, device):
         rows.append(row)

@@ -295,6 +295,12 @@ def test_processors_of_others_are_given_tokens_as_they_are(model):
         assert torch.equal(output(model), expected)
 
 
+def test_fused_projections_are_refused(model):
+    quantize(model)
+    with pytest.raises(ValueError, match="leave them unfused"):
+        model.fuse_qkv_projections()
+
+
 def test_a_feed_forward_network_in_pieces(model, monkeypatch):
     quantize(model)
     expected = output(model)

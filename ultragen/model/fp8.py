@@ -123,6 +123,14 @@ class Float8Attention(WanAttention):
         """The layers that are given its input."""
         return (self.to_q,) if self.is_cross_attention else (self.to_q, self.to_k, self.to_v)
 
+    def fuse_projections(self) -> None:
+        """Refused: it would take the bytes for the weights.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("Projections in FP8 share one input already: leave them unfused.")
+
     def forward(self, hidden_states: Tokens, *args: Any, **kwargs: Any) -> Tensor:
         """b n d → b n d."""
         if isinstance(hidden_states, Tensor) and self.takes_float8:

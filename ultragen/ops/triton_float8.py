@@ -126,11 +126,12 @@ def sum_and_norm(
 
 
 def try_on(device: torch.device) -> None:
-    """Runs the kernels on next to nothing; raises where they do not run."""
+    """Runs the kernels on next to nothing; raises where they do not run or give something else."""
     if torch.cuda.get_device_capability(device) < OLDEST:
         raise NotMeant("for compute capability 8.9 and newer alone")
-    x = torch.ones(1, 1, 24, device=device, dtype=torch.bfloat16)
-    quantise(x, x.dtype)
+    x = torch.arange(1, 25, device=device, dtype=torch.bfloat16).view(1, 1, 24)
+    if not torch.allclose(quantise(x, x.dtype).dequantise(), x, rtol=0.07):
+        raise RuntimeError("the numbers are wrong")
     quantise(x, x.dtype, gelu=True)
     modulated_norm(x, x, x, 1e-6)
     sum_and_norm(x, x, x, x, x, 1e-6)
