@@ -407,6 +407,29 @@ def test_a_lora_after_fp8_stays_beside_the_weights(pipe):
     assert torch.equal(latents_of(pipe), expected)
 
 
+def test_a_lora_is_given_the_precision_of_the_layer(model):
+    quantize(model.to(torch.bfloat16))
+    model.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
+    assert {p.dtype for n, p in model.named_parameters() if ".lora_A.default" in n} == {
+        torch.bfloat16
+    }
+
+
+def test_a_dora_after_fp8_is_refused(pipe):
+    quantize(pipe.transformer)
+    name, d = "transformer.blocks.0.attn1.to_q", pipe.transformer.blocks[0].attn1.to_q.in_features
+    dora = {
+        f"{name}.lora_A.weight": torch.ones(2, d),
+        f"{name}.lora_B.weight": torch.ones(d, 2),
+        f"{name}.lora_magnitude_vector": torch.ones(d),
+    }
+    with pytest.raises(ValueError, match="DoRA, which reads the weights, and they are in FP8"):
+        pipe.load_lora_weights(dora)
+    del dora[f"{name}.lora_magnitude_vector"]
+    pipe.load_lora_weights(dora)
+    assert latents_of(pipe).isfinite().all()
+
+
 def test_a_lora_before_fp8_is_merged_first(pipe):
     pipe.transformer.add_adapter(
         LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"], init_lora_weights=False)

@@ -84,8 +84,11 @@ class Float8Linear(nn.Linear):
         destination[f"{prefix}weight"] = self.dense_weight()
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
-        errors: list[str] = others[-1]
-        errors.append(f"{prefix}weight is in FP8: load weights first, then enable FP8.")
+        if f"{prefix}weight" in state_dict:
+            errors: list[str] = others[-1]
+            errors.append(f"{prefix}weight is in FP8: load weights first, then enable FP8.")
+        else:  # a LoRA's tensors, for example, for other layers
+            super()._load_from_state_dict(state_dict, prefix, *others)
 
 
 class Float8FeedForward(FeedForward):

@@ -3,6 +3,10 @@
 import triton
 import triton.language as tl
 
+from .float8 import LARGEST, SMALLEST
+
+TOP, BOTTOM = tl.constexpr(LARGEST), tl.constexpr(SMALLEST)
+
 
 @triton.jit
 def rounded(x):
@@ -23,5 +27,5 @@ def to_float8(x, INTERPRETED: tl.constexpr):
 def factor_of(largest):
     """What rows are multiplied by to get into FP8, and what to multiply them by afterwards; from
     their largest absolute value."""
-    largest = tl.maximum(largest, 1e-12)
-    return 448.0 / largest, largest / 448.0
+    largest = tl.maximum(largest, BOTTOM)
+    return TOP / largest, largest / TOP
