@@ -141,6 +141,13 @@ class Float8Attention(WanAttention):
         return super().forward(hidden_states, *args, **kwargs)
 
 
+READERS: dict[type[nn.Module], type[nn.Module]] = {
+    FeedForward: Float8FeedForward,
+    WanAttention: Float8Attention,
+}
+"""Modules that hand what they are given to such layers, and what becomes of them."""
+
+
 def check_machine(device: torch.device) -> None:
     """Checks that a device computes in FP8.
 
@@ -202,13 +209,6 @@ def quantize(transformer: nn.Module, layers: str = LAYERS) -> list[str]:
         if type(module) in READERS and is_in_float8(module):
             module.__class__ = READERS[type(module)]
     return list(found)
-
-
-READERS: dict[type[nn.Module], type[nn.Module]] = {
-    FeedForward: Float8FeedForward,
-    WanAttention: Float8Attention,
-}
-"""Modules that hand what they are given to such layers, and what becomes of them."""
 
 
 def is_in_float8(transformer: nn.Module) -> bool:
