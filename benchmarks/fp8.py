@@ -8,7 +8,7 @@
 Drift: the same prompts and noise with each of the layers' groups in FP8, beside the plain model, in
 float32 on a CPU and in bfloat16 on a GPU, and beside the other of these two types. Speed: forward
 passes with random weights in the true shapes, without and with FP8 in turn, after a warm-up that
-compiles. Memory is what a model takes without the other one's weights. `--tiny` runs toys.
+compiles kernels. Memory is what a model takes without the other one's weights. `--tiny` runs toys.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import json
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -297,7 +296,7 @@ def main() -> None:
     heading = (
         f"{options.height} × {options.width} × {options.frames} frames, {options.steps} steps, "
         f"guidance {EMBEDDED.guidance_scale:g}, {options.prompts} prompts; {card_name(device)}, "
-        f"torch {torch.__version__}, torchao {version('torchao')}"
+        f"torch {torch.__version__}"
     )
     print(heading, flush=True)
     drifts: list[Drift] = []

@@ -45,7 +45,7 @@ ONLY_IN = {
     "spaces": ("ultragen.web", "app"),
     "typer": ("ultragen.cli",),
     "huggingface_hub": ("ultragen.weights.hub",),
-    "torchao": ("ultragen.model.fp8", "ultragen.training.optimizers"),
+    "torchao": ("ultragen.training.optimizers",),
     "triton": ("ultragen.ops", "ultragen.world.triton_loops"),
 }
 MOST_ROOMS, MOST_FLOORS = 30, 9

@@ -187,12 +187,12 @@ class UltraGenPipeline(PipelineInputs, FlowSampler, PipelineLoading):
         """Computes the transformer's large linear layers in FP8, which takes less time and memory
         and changes the clips a little, see `fp8`.
 
-        There is no way back: load the pipeline again. Until then its transformer can't be trained
-        or saved. LoRA adapters are merged before (`fuse_lora`, `unload_lora_weights`), or loaded
-        after and then stay beside the weights. `base_pipeline` has a transformer of its own.
+        There is no way back: load the pipeline again. Until then its transformer can't be trained,
+        and is saved with the weights as FP8 rounds them. LoRA adapters are merged before
+        (`fuse_lora`, `unload_lora_weights`), or loaded after and then stay beside the weights; a
+        DoRA must come before. `base_pipeline` has a transformer of its own.
 
         Raises:
-            ImportError: if torchao can't be imported.
             ValueError: if the GPU can't compute in FP8 or there is none, if the transformer is not
                 in bfloat16, or if it is adapted, hooked or offloaded layer by layer.
         """

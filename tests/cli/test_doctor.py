@@ -62,7 +62,7 @@ def test_a_kernel_that_does_not_run_says_why(capsys, monkeypatch):
     monkeypatch.setattr(dispatch, "why_not", lambda name, device: reasons.get(name))
     facts = json.loads(examined(capsys, "--json"))
     kernels = facts["Fused operations"]
-    assert set(kernels) == set(dispatch.FUSED["cuda"])
+    assert set(kernels) == {*dispatch.FUSED["cuda"], *dispatch.FLOAT8}
     assert kernels.pop("triton_windows") == "does not run: no C compiler"
     assert set(kernels.values()) == {"runs"}
     assert facts["Device"]["device"] == "cuda: A card"

@@ -82,7 +82,6 @@ def test_loras_work(found):
 
 def test_fp8_works(found):
     """A value that rounds the other way in FP8 is off by a sixteenth."""
-    pytest.importorskip("torchao")
     check(found, "quantised", 0.05)
 
 

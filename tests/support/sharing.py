@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -282,9 +281,7 @@ def command(out: Path, *words: object) -> int:
 
 def everything() -> dict[str, Any]:
     """What all processes find."""
-    once = {"adapted": adapted(), "decoded": decoded()}
-    if find_spec("torchao"):
-        once["quantised"] = quantised()
+    once = {"adapted": adapted(), "quantised": quantised(), "decoded": decoded()}
     return {**outputs(), **windowed(), **once, **clips()}
 
 

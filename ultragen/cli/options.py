@@ -141,8 +141,8 @@ Fp8 = Annotated[
     bool,
     typer.Option(
         "--fp8",
-        help="Compute the 1.3B model's large layers in 8 bits; needs torchao and an Ada, Hopper or "
-        "Blackwell GPU.",
+        help="Compute the 1.3B model's large layers in 8 bits; needs an Ada, Hopper or Blackwell "
+        "GPU.",
     ),
 ]
 Loras = Annotated[
@@ -306,10 +306,7 @@ def check_fp8(model: str | None) -> None:
     from ..runs import loading
 
     console.quiet_libraries()
-    try:
-        loading.check_fp8(model)
-    except ImportError as error:  # what a machine lacks is no error of ours
-        raise RuntimeError(str(error)) from error
+    loading.check_fp8(model)
 
 
 def load_for(

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from math import log
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -23,6 +23,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..ops.decompress import decompress_and_fuse
+from ..ops.float8_linear import for_layers
 from ..ops.interpolation import resize
 from ..ops.linear import updated_linear
 from ..ops.rotary_norm import rotary_norm
@@ -32,8 +33,8 @@ from ..ops.window_order import merge_windows, split_windows
 from .compression import Compression, Decompression
 from .window_plan import GLOBAL_FACTOR, HIERARCHICAL_FACTOR, AttentionLayout, WindowLayout
 
-Projection = Callable[[Tensor], Tensor]
-"""Tokens … d → queries, keys or values of all heads, … d."""
+Projection = Callable[[Any], Tensor]
+"""Tokens … d, which may be in FP8 → queries, keys or values of all heads, … d."""
 
 
 class RotaryNorm(nn.RMSNorm):
@@ -74,13 +75,17 @@ class LowRankUpdate(nn.Module):
         """x·(W + A·B), with the shared projection W: … d → … d."""
         return updated_linear(x, linear, self.lora_A, self.lora_B)
 
+    def projection(self, linear: nn.Linear) -> Projection:
+        """`project` with this shared projection."""
+        return partial(self.project, linear=linear)
+
 
 class NoUpdate(nn.Module):
     """Rank 0: the compressed branch uses the shared projection as it is (the paper's ablation)."""
 
-    def project(self, x: Tensor, linear: nn.Linear) -> Tensor:
+    def projection(self, linear: nn.Linear) -> Projection:
         """x·W: … d → … d."""
-        return linear(x)
+        return linear
 
 
 class TimeGate(nn.Module):
@@ -322,10 +327,11 @@ class UltraGenAttention(nn.Module, AttentionModuleMixin):
     def projections(self, branch: CompressedBranch) -> tuple[Projection, Projection, Projection]:
         """To queries, keys and values of a compressed branch, with its updates (eq. 4)."""
         to_key = {"key": self.to_k, "query": self.to_q}[branch.keys_from]
-        query = partial(branch.lora_q.project, linear=self.to_q)
-        key = partial(branch.lora_k.project, linear=to_key)
-        value = partial(branch.lora_v.project, linear=self.to_v)
-        return query, key, value
+        return (
+            branch.lora_q.projection(self.to_q),
+            branch.lora_k.projection(to_key),
+            branch.lora_v.projection(self.to_v),
+        )
 
     def fuse(
         self, branch: CompressedBranch, layout: AttentionLayout, fine: Tensor, coarse: Tensor
@@ -338,11 +344,12 @@ class UltraGenAttention(nn.Module, AttentionModuleMixin):
     ) -> Tensor:
         """Attention within windows: b t h w d → b t h w d."""
         norms, rectangles = (self.norm_q, self.norm_k), at.partition.rectangles
+        tokens = for_layers(x, to_q, to_k, to_v)  # b t h w d
         if keeps_little(self.processor, WindowAttnProcessor, x, self.heads, norms, RotaryNorm):
-            given = to_q(x), to_k(x), to_v(x)  # b t h w d each
+            given = to_q(tokens), to_k(tokens), to_v(tokens)  # b t h w d each
             return window_attention(*given, norms, at.rotary, self.heads, rectangles)
         tile = self.tile(x, at)
-        query = self.norm_q(to_q(x), at, self.heads, tile)  # (b windows) t h w d each
-        key = self.norm_k(to_k(x), at, self.heads, tile)
-        value = split_windows(to_v(x), rectangles, tile)
+        query = self.norm_q(to_q(tokens), at, self.heads, tile)  # (b windows) t h w d each
+        key = self.norm_k(to_k(tokens), at, self.heads, tile)
+        value = split_windows(to_v(tokens), rectangles, tile)
         return self.processor(self, query, key, value, at)

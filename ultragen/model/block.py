@@ -17,6 +17,7 @@ from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor, nn
 
 from ..ops.feed_forward import feed_forward, runs_in_pieces
+from ..ops.float8 import Tokens
 from ..ops.gradients import compiled_in_training
 from ..ops.linear import linear_gelu, patch_embedding
 from ..ops.modulation import gated_sum, modulated_norm, sum_and_modulated_norm, sum_and_norm
@@ -26,10 +27,10 @@ Modulation = tuple[Tensor, ...]
 """Gate of the self-attention; shift, scale and gate of the feed-forward network: b 1 d each."""
 
 
-def enter(block: UltraGenBlock, x: Tensor, temb: Tensor) -> tuple[Tensor, Modulation]:
+def enter(block: UltraGenBlock, x: Tensor, temb: Tensor) -> tuple[Tokens, Modulation]:
     """What comes before the self-attention: its input, and the modulation of what follows."""
     shift, scale, *others = (block.scale_shift_table + temb.float()).chunk(6, dim=1)  # b 1 d each
-    return modulated_norm(block.norm1, x, scale, shift), tuple(others)  # b n d
+    return modulated_norm(block.norm1, x, scale, shift, block.attn1), tuple(others)  # b n d
 
 
 def leave(
@@ -41,12 +42,12 @@ def leave(
     still held it would hold 2 GiB of a 4K clip beside the network's hidden features.
     """
     gate, ffn_shift, ffn_scale, ffn_gate = modulation
-    x, normed = sum_and_norm(block.norm2, x, handed.pop(), gate)  # b n d, b n d
+    x, normed = sum_and_norm(block.norm2, x, handed.pop(), gate, block.attn2)  # b n d each
     update = block.attn2(normed, text, None, None)  # b n d
     if runs_in_pieces(block.norm3, x, update, block.ffn):
         return feed_forward(block.norm3, x, update, ffn_scale, ffn_shift, block.ffn, ffn_gate)
     # Not a function of its own: while it ran, x and normed would still be held here.
-    x, normed = sum_and_modulated_norm(block.norm3, x, update, ffn_scale, ffn_shift)
+    x, normed = sum_and_modulated_norm(block.norm3, x, update, ffn_scale, ffn_shift, block.ffn)
     return gated_sum(x, block.ffn(normed), ffn_gate)  # b n d
 
 
@@ -57,7 +58,7 @@ ATTENTION = r"blocks\.\d+\.attn[12]"
 class UltraGenBlock(WanTransformerBlock):
     """Self-attention, attention to the text, feed-forward network."""
 
-    enter: Callable[..., tuple[Tensor, Modulation]] = staticmethod(enter)
+    enter: Callable[..., tuple[Tokens, Modulation]] = staticmethod(enter)
     leave: Callable[..., Tensor] = staticmethod(leave)
 
     @classmethod

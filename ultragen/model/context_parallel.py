@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..ops.decompress import decompress_part_and_fuse
 from ..ops.exchange import Member, check_alike
+from ..ops.float8_linear import for_layers
 from ..ops.rotary_norm import rotary_norm
 from .attention import CompressedBranch, Projection, UltraGenAttention, WindowAttnProcessor
 from .compression import Decompression
@@ -63,9 +64,10 @@ class SharedAttention(UltraGenAttention):
     ) -> Tensor:
         if isinstance(at, SharedWindows):
             return at.attend(x, lambda batch, window: self.attend(batch, to_q, to_k, to_v, window))
-        (query,) = self.norm_q(to_q(x), at.at, self.heads)  # b t h w d each
-        (key,) = self.norm_k(to_k(x), at.at, self.heads)
-        return at.attend(self.processor, query, key, to_v(x))
+        tokens = for_layers(x, to_q, to_k, to_v)
+        (query,) = self.norm_q(to_q(tokens), at.at, self.heads)  # b t h w d each
+        (key,) = self.norm_k(to_k(tokens), at.at, self.heads)
+        return at.attend(self.processor, query, key, to_v(tokens))
 
 
 class SharedFullAttnProcessor(FullAttnProcessor):
@@ -85,13 +87,19 @@ class SharedFullAttnProcessor(FullAttnProcessor):
         at = rotary_emb.at
         h, w = at.size
         grid = rearrange(hidden_states, "b (t h w) d -> b t h w d", h=h, w=w)
+        tokens = for_layers(grid, attn.to_q, attn.to_k, attn.to_v)
         (query,), (key,) = (
             rotary_norm(
-                linear(grid), norm.weight, norm.eps, at.rotary, attn.heads, at.partition.rectangles
+                linear(tokens),
+                norm.weight,
+                norm.eps,
+                at.rotary,
+                attn.heads,
+                at.partition.rectangles,
             )
             for linear, norm in ((attn.to_q, attn.norm_q), (attn.to_k, attn.norm_k))
         )
-        out = rotary_emb.attend(self, query, key, attn.to_v(grid))
+        out = rotary_emb.attend(self, query, key, attn.to_v(tokens))
         out = rearrange(out, "b t h w d -> b (t h w) d")
         return attn.to_out[1](attn.to_out[0](out))
 

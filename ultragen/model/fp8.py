@@ -1,8 +1,8 @@
 """The large linear layers in FP8 (Micikevicius et al., 2022, arXiv 2209.05433; e4m3).
 
 Weights are in FP8 with a scale for each output feature. A layer's input goes into FP8 with a scale
-for each token, taken from its largest value. Tensors and arithmetic are torchao's, which is only
-imported here, and only when it is asked for.
+for each token, taken from its largest value, by the pass that computes it where that is ours: the
+norms before the layers, and GELU. Queries, keys and values share one such input.
 
 In FP8 are what every token of the full grid passes through: the projections of the self-attention,
 the query and output projections of the attention to the text, and the feed-forward network. The
@@ -14,18 +14,20 @@ low-rank updates go into the weights first, see `ops.linear.updated_linear`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from functools import cache
+import warnings
 from typing import Any
 
 import torch
 from diffusers.models.attention import FeedForward
+from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..files import first_line
-from ..ops.dispatch import fused_runs
+from ..ops.dispatch import FLOAT8, why_not
+from ..ops.float8 import E4M3, Float8, Tokens, all_take_float8
+from ..ops.float8_linear import feed_forward, for_layers, product, quantise
+from ..ops.float8_product import MULTIPLE, OLDEST
 from ..ops.layer_checks import is_bare, is_unhooked
+from .full_attention import FullAttnProcessor
 
 LAYERS = (
     r"blocks\.\d+\."
@@ -33,76 +35,123 @@ LAYERS = (
 )
 """Names of the layers that are put into FP8."""
 
-OLDEST = (8, 9)  # compute capability: Ada
-MULTIPLE = 16  # of the features of a layer, which the product in FP8 needs
-# torchao divides by the largest value of a row, and a row of zeros becomes NaN
-# (github.com/pytorch/ao/issues/4713).
-SMALLEST = 1e-12
-
 
 class Float8Linear(nn.Linear):
-    """A linear layer with its weight in FP8."""
+    """A linear layer with its weight in FP8; without gradients.
 
-    def forward(self, input: Tensor) -> Tensor:
-        """… n d → … n out."""
-        rows = input.flatten(0, -2)  # of one rank, which is compiled once
-        out = in_few_passes(linear, input.device)(rows, self.weight, self.bias)
-        return out.unflatten(0, input.shape[:-1])
+    The weight and its scales are kept as bytes, which a cast of the model leaves as they are. It is
+    saved as the plain layer that it stands for.
+
+    Attributes:
+        weight: e4m3, out d, as uint8.
+        scale: What to multiply each output feature by, out 1 in float32, as uint8.
+    """
+
+    scale: Tensor
+    takes_float8 = True
+
+    @classmethod
+    def take_over(cls, layer: nn.Linear) -> None:
+        """Puts a layer's weight into FP8."""
+        found = quantise(layer.weight.detach())
+        layer.weight = nn.Parameter(found.values.view(torch.uint8), requires_grad=False)
+        layer.register_buffer("scale", found.scale.view(torch.uint8), persistent=False)
+        layer.__class__ = cls
+
+    @property
+    def quantised(self) -> Float8:
+        """The weight, out d."""
+        return Float8(self.weight.view(E4M3), self.scale.view(torch.float32), self.compute_dtype)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The precision of what it gives. peft asks for it, to give it to a LoRA."""
+        return self.bias.dtype
 
     def dense_weight(self) -> Tensor:
         """The weight out of FP8, out d."""
-        return self.weight.dequantize()
+        return self.quantised.dequantise()
+
+    def forward(self, input: Tokens) -> Tensor:
+        """… d → … out."""
+        tokens = quantise(input) if isinstance(input, Tensor) else input
+        return product(tokens.rows(), self.quantised, self.bias).unflatten(0, tokens.shape[:-1])
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight"] = self.dense_weight()
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        if f"{prefix}weight" in state_dict:
+            errors: list[str] = others[-1]
+            errors.append(f"{prefix}weight is in FP8: load weights first, then enable FP8.")
+        else:  # a LoRA's tensors, for example, for other layers
+            super()._load_from_state_dict(state_dict, prefix, *others)
 
 
 class Float8FeedForward(FeedForward):
     """Wan's feed-forward network with both layers in FP8: the pass that computes the activation
     puts it into FP8."""
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """b n d → b n d."""
+    @property
+    def takes_float8(self) -> bool:
+        """Whether both layers are in FP8 and nothing else is done to the network's parts."""
         first, _, second = self.net
-        parts = (first, first.proj, second)
-        quantised = isinstance(first.proj, Float8Linear) and isinstance(second, Float8Linear)
-        if not quantised or not all(map(is_unhooked, parts)):
+        return is_unhooked(first) and all_take_float8((first.proj, second))
+
+    def forward(self, hidden_states: Tokens, *args: Any, **kwargs: Any) -> Tensor:
+        """b n d → b n d."""
+        if not self.takes_float8:
             return super().forward(hidden_states, *args, **kwargs)
-        out = in_few_passes(feed_forward, hidden_states.device)(
-            hidden_states.flatten(0, -2),
-            first.proj.weight,
-            first.proj.bias,
-            second.weight,
-            second.bias,
+        first, second = self.net[0].proj, self.net[2]
+        return feed_forward(
+            hidden_states, first.quantised, first.bias, second.quantised, second.bias
         )
-        return out.unflatten(0, hidden_states.shape[:-1])
 
 
-def linear(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Rows n d, weight out d → n out; torchao's weights put the rows into FP8."""
-    return F.linear(rows, weight, bias)
+class Float8Attention(WanAttention):
+    """Wan's attention whose queries are made in FP8: in self-attention of one input with keys and
+    values."""
+
+    @property
+    def takes_float8(self) -> bool:
+        """Whether its processor does nothing with its input but give it to layers in FP8."""
+        known = type(self.processor) in (WanAttnProcessor, FullAttnProcessor)
+        return known and not self.fused_projections and all_take_float8(self.readers)
+
+    @property
+    def readers(self) -> tuple[nn.Module, ...]:
+        """The layers that are given its input."""
+        return (self.to_q,) if self.is_cross_attention else (self.to_q, self.to_k, self.to_v)
+
+    def fuse_projections(self) -> None:
+        """Refused: it would take the bytes for the weights.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("Projections in FP8 share one input already: leave them unfused.")
+
+    def forward(self, hidden_states: Tokens, *args: Any, **kwargs: Any) -> Tensor:
+        """b n d → b n d."""
+        if isinstance(hidden_states, Tensor) and self.takes_float8:
+            hidden_states = for_layers(hidden_states, *self.readers)
+        return super().forward(hidden_states, *args, **kwargs)
 
 
-def feed_forward(
-    rows: Tensor, weight: Tensor, bias: Tensor, weight_out: Tensor, bias_out: Tensor
-) -> Tensor:
-    """Two layers with GELU (tanh) between them, n d → n d."""
-    return linear(F.gelu(linear(rows, weight, bias), approximate="tanh"), weight_out, bias_out)
-
-
-def in_few_passes(function: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
-    """The function, compiled where kernels run. Otherwise putting a tensor into FP8 moves it
-    through memory about ten times, in part as float32, which may take longer than FP8 saves."""
-    return compiled(function) if fused_runs("triton_modulation", device) else function
-
-
-@cache
-def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return torch.compile(function)
+READERS: dict[type[nn.Module], type[nn.Module]] = {
+    FeedForward: Float8FeedForward,
+    WanAttention: Float8Attention,
+}
+"""Modules that hand what they are given to such layers, and what becomes of them."""
 
 
 def check_machine(device: torch.device) -> None:
     """Checks that a device computes in FP8.
 
     Raises:
-        ImportError: if torchao can't be imported.
         ValueError: if the device can't, with what can.
     """
     others = "Take an Ada, Hopper or Blackwell GPU, or leave FP8 off."
@@ -117,29 +166,20 @@ def check_machine(device: torch.device) -> None:
             f"FP8 needs compute capability {dotted(OLDEST)}, and {name} has {dotted(capability)}. "
             f"{others}"
         )
-    if reason := why_not(device):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # slower code does not run in its place: it is refused
+        reasons = [reason for form in FLOAT8 if (reason := why_not(form, device))]
+    if reasons:
+        line, *_ = reasons[0].splitlines()
         raise ValueError(
             f"FP8 with a scale for each row does not work on {name} with torch "
-            f"{torch.__version__}: {reason}. {others}"
+            f"{torch.__version__}: {line.rstrip('.')}. {others}"
         )
 
 
-def why_not(device: torch.device) -> str:
-    """Why a device does not compute in FP8; empty if it does. Tried, because not every release of
-    torch has the product with row-wise scales for every card."""
-    sizes = torch.arange(1, MULTIPLE + 1, dtype=torch.bfloat16, device=device)
-    rows, weight = sizes.diag(), to_float8(sizes.diag())
-    try:
-        found = linear(rows, weight, sizes)
-    except (RuntimeError, AssertionError) as error:
-        return first_line(error).rstrip(".")
-    right = torch.allclose(found, (sizes**2).diag() + sizes, rtol=0.05)
-    return "" if right else "the numbers are wrong"
-
-
 def quantize(transformer: nn.Module, layers: str = LAYERS) -> list[str]:
-    """Puts large linear layers of a transformer into FP8, in place; they can't be trained, saved or
-    put back after that.
+    """Puts large linear layers of a transformer into FP8, in place; they can't be trained or put
+    back after that, and are saved as what is left of them.
 
     Args:
         transformer: UltraGen's or Wan's, without LoRA adapters.
@@ -149,7 +189,6 @@ def quantize(transformer: nn.Module, layers: str = LAYERS) -> list[str]:
         The layers that are in FP8 now.
 
     Raises:
-        ImportError: if torchao can't be imported.
         ValueError: if there are no such layers, or one can't be put into FP8; nothing is changed.
     """
     if getattr(transformer, "peft_config", None):
@@ -165,13 +204,16 @@ def quantize(transformer: nn.Module, layers: str = LAYERS) -> list[str]:
     new = {name: layer for name, layer in found.items() if not isinstance(layer, Float8Linear)}
     check_layers(found, new)
     for layer in new.values():
-        weight = to_float8(layer.weight.detach())
-        layer.weight = nn.Parameter(weight, requires_grad=False)
-        layer.__class__ = Float8Linear
-    for network in [module for module in transformer.modules() if type(module) is FeedForward]:
-        if any(isinstance(part, Float8Linear) for part in network.modules()):
-            network.__class__ = Float8FeedForward
+        Float8Linear.take_over(layer)
+    for module in transformer.modules():
+        if type(module) in READERS and is_in_float8(module):
+            module.__class__ = READERS[type(module)]
     return list(found)
+
+
+def is_in_float8(transformer: nn.Module) -> bool:
+    """Whether layers of a transformer were put into FP8."""
+    return any(isinstance(module, Float8Linear) for module in transformer.modules())
 
 
 def check_layers(found: dict[str, nn.Linear], new: dict[str, nn.Linear]) -> None:
@@ -189,35 +231,6 @@ def check_layers(found: dict[str, nn.Linear], new: dict[str, nn.Linear]) -> None
             f"FP8 needs layers with multiples of {MULTIPLE} features, and {next(iter(odd))} has "
             f"{next(iter(odd.values()))}: leave FP8 off."
         )
-
-
-def to_float8(weight: Tensor) -> Tensor:
-    """A weight in FP8 whose inputs go into FP8 too: torchao's
-    `Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())`.
-
-    `quantize_` would do that, but makes NaN of rows of zeros in a weight, and refuses a CPU, which
-    can do the arithmetic.
-    """
-    try:
-        from torchao.quantization import Float8MMConfig, Float8Tensor, PerRow
-        from torchao.quantization.quantize_.common import KernelPreference
-        from torchao.quantization.quantize_.workflows import QuantizeTensorToFloat8Kwargs
-    except (ImportError, AttributeError) as error:  # torchao of another torch: either
-        raise ImportError(
-            f"FP8 needs torchao, and it can't be imported ({error}): pip install 'torchao>=0.18', "
-            "with torch 2.11 or newer, or leave FP8 off."
-        ) from error
-    shared = {
-        "granularity": PerRow(),
-        "hp_value_lb": SMALLEST,
-        "kernel_preference": KernelPreference.TORCH,
-    }
-    return Float8Tensor.from_hp(
-        weight,
-        mm_config=Float8MMConfig(use_fast_accum=True),
-        act_quant_kwargs=QuantizeTensorToFloat8Kwargs(**shared),
-        **shared,
-    )
 
 
 def dotted(capability: tuple[int, int]) -> str:

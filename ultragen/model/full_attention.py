@@ -6,6 +6,7 @@ from __future__ import annotations
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch import Tensor
 
+from ..ops.float8 import Tokens
 from ..ops.whole_attention import full_attention
 
 
@@ -15,7 +16,7 @@ class FullAttnProcessor(WanAttnProcessor):
     def __call__(  # type: ignore[override]
         self,
         attn: WanAttention,
-        hidden_states: Tensor,
+        hidden_states: Tokens,
         encoder_hidden_states: None = None,
         attention_mask: None = None,
         rotary_emb: tuple[Tensor, Tensor] | None = None,

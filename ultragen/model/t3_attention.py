@@ -16,6 +16,7 @@ from diffusers.models.transformers.transformer_wan import WanAttention
 from einops import rearrange
 from torch import Tensor
 
+from ..ops.float8_linear import for_layers
 from ..ops.strided_windows import Counts, merge_close, merge_remote, split_close, split_remote
 from .attention import RotaryNorm, WindowAttnProcessor
 from .window_plan import Rotary, WindowLayout
@@ -112,8 +113,9 @@ class T3Attention(WanAttention):
         layout = rotary_emb
         t, h, w = layout.grid
         grid = rearrange(hidden_states, "b (t h w) d -> b t h w d", t=t, h=h, w=w)
-        (query,) = self.norm_q(self.to_q(grid), layout.whole, self.heads)  # b t h w d each
-        (key,) = self.norm_k(self.to_k(grid), layout.whole, self.heads)
-        out = self.processor(self, query, key, self.to_v(grid), layout)
+        tokens = for_layers(grid, self.to_q, self.to_k, self.to_v)
+        (query,) = self.norm_q(self.to_q(tokens), layout.whole, self.heads)  # b t h w d each
+        (key,) = self.norm_k(self.to_k(tokens), layout.whole, self.heads)
+        out = self.processor(self, query, key, self.to_v(tokens), layout)
         out = rearrange(out.type_as(hidden_states), "b t h w d -> b (t h w) d")
         return self.to_out[1](self.to_out[0](out))

@@ -35,6 +35,8 @@ FUSED = {
     "cpu": ("cpu_modulation",),
 }
 """Modules of this package that hold fused forms, by the kind of device that they run on."""
+FLOAT8 = ("triton_float8", "float8_product")
+"""Those for GPUs that FP8 takes besides, which are tried when it is asked for."""
 
 Implementation = Literal["plain", "triton"]
 _forced: Implementation | None = None
@@ -91,7 +93,8 @@ def prepare(device: torch.device) -> None:
 
 def report(device: torch.device) -> dict[str, str | None]:
     """Every fused form of a kind of device, and why it does not run there: None where it does."""
-    return {name: why_not(name, device) for name in FUSED.get(device.type, ())}
+    names = (*FUSED.get(device.type, ()), *(FLOAT8 if device.type == "cuda" else ()))
+    return {name: why_not(name, device) for name in names}
 
 
 class NotMeant(Exception):

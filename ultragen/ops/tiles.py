@@ -11,6 +11,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 from torch import Tensor
 
 from .dispatch import fused_runs
+from .float8 import Tokens
 from .key_parts import LONG, TILE, is_measured, runs_in_8_bits
 from .window_order import Rectangle
 
@@ -30,7 +31,7 @@ def suits(device: torch.device) -> bool:
     return enabled and all(fused_runs(name, device) for name in names)
 
 
-def tile_of(processor: Any, x: Tensor, heads: int, windows: Sequence[int]) -> int:
+def tile_of(processor: Any, x: Tokens, heads: int, windows: Sequence[int]) -> int:
     """The number that a window's tokens are to become a multiple of where no gradients are wanted:
     1 leaves them, and their attention, as they are.
 
@@ -55,7 +56,7 @@ def tile_for(windows: Sequence[int]) -> int:
     return TILE if ragged and small else 1
 
 
-def is_cudnns(processor: Any, x: Tensor, heads: int) -> bool:
+def is_cudnns(processor: Any, x: Tokens, heads: int) -> bool:
     """Whether a processor's attention, of what queries are made of and so many heads, is cuDNN's if
     torch chooses it."""
     if not x.is_cuda or x.shape[-1] != heads * HEAD_DIM:

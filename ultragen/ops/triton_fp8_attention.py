@@ -19,18 +19,12 @@ from triton.knobs import runtime
 
 from .dispatch import NotMeant
 from .key_parts import is_measured
+from .triton_rounding import rounded
 
 QUERIES, KEYS = 128, 64  # of a block, each with a scale
 SHIFT = 8  # weights are up to 2 ** SHIFT in FP8, whose smallest numbers are not fine enough
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 EIGHT_BITS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
-
-
-@triton.jit
-def _rounded(x):
-    """Numbers with the four significant bits of FP8, to the nearest even (Veltkamp)."""
-    large = x * 1048577.0  # 2 ** 20 + 1
-    return large - (large - x)
 
 
 @triton.jit
@@ -67,7 +61,7 @@ def _attend(
         sums = sums * fade + tl.sum(weights, 1)
         if FP8_VALUES:
             if INTERPRETED:  # Triton 3.9's interpreter loses the carry: 1.99 becomes 1, not 2
-                weights = _rounded(weights)
+                weights = rounded(weights)
             in_values = (head * D + features)[:, None] * m + columns[None, :]
             value = tl.load(value_ptr + in_values, mask=there[None, :], other=0.0)
             found = tl.dot(weights.to(tl.float8e4nv), tl.trans(value))
@@ -103,7 +97,7 @@ def _quantize(
     if INTEGERS:
         x = tl.floor(x + 0.5)
     elif INTERPRETED:
-        x = _rounded(x)
+        x = rounded(x)
     into = out_ptr + (head * n + rows)[:, None] * D + features[None, :]
     tl.store(into, x.to(out_ptr.dtype.element_ty), mask=there)
     tl.store(scale_ptr + head * tl.cdiv(n, BLOCK) + tl.program_id(0), scale)

@@ -11,17 +11,21 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.knobs import runtime
+
+from .triton_rounding import factor_of, to_float8
 
 PROGRAMS = 1056  # of the gradients' sums over tokens: eight for each multiprocessor of an H200
 
 
 @triton.jit
 def _sum_and_norm(
-    x_ptr, update_ptr, gate_ptr, factor_ptr, offset_ptr, sum_ptr, out_ptr, tokens, d, eps,
-    gate_stride, factor_stride, offset_stride,
-    UPDATED: tl.constexpr, GATED: tl.constexpr, NORMED: tl.constexpr, BLOCK: tl.constexpr,
+    x_ptr, update_ptr, gate_ptr, factor_ptr, offset_ptr, sum_ptr, out_ptr, scale_ptr, tokens, d,
+    eps, gate_stride, factor_stride, offset_stride,
+    UPDATED: tl.constexpr, GATED: tl.constexpr, NORMED: tl.constexpr, FLOAT8: tl.constexpr,
+    BLOCK: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """One program: one token."""
+    """One program: one token. FLOAT8: the norm is put into FP8."""
     row = tl.program_id(0).to(tl.int64)
     sample = row // tokens
     features = tl.arange(0, BLOCK)
@@ -42,6 +46,10 @@ def _sum_and_norm(
         factor = tl.load(factor_ptr + sample * factor_stride + features, mask=inside, other=0.0)
         offset = tl.load(offset_ptr + sample * offset_stride + features, mask=inside, other=0.0)
         y = unit * factor.to(tl.float32) + offset.to(tl.float32)
+        if FLOAT8:
+            into, scale = factor_of(tl.max(tl.abs(y), axis=0))
+            tl.store(scale_ptr + row, scale)
+            y = to_float8(y * into, INTERPRETED)
         tl.store(out_ptr + row * d + features, y, mask=inside)
 
 
@@ -88,6 +96,37 @@ def _gradients(
     tl.store(partial_ptr + at + 2 * d, of_offset, mask=inside)
 
 
+def compute(
+    x: Tensor,
+    update: Tensor | None,
+    gate: Tensor | None,
+    factor: Tensor | None,
+    offset: Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum, empty without an update, and its norm, empty without a factor, in a type of its own;
+    in FP8 also what to multiply each token by, b n 1, which is empty otherwise."""
+    x, (b, n, d) = x.contiguous(), x.shape
+    float8 = factor is not None and dtype == torch.float8_e4m3fn
+    total = x.new_empty(0) if update is None else torch.empty_like(x)
+    out = x.new_empty(0) if factor is None else torch.empty_like(x, dtype=dtype)
+    scale = x.new_empty((b, n, 1) if float8 else 0, dtype=torch.float32)
+    update = x if update is None else update.contiguous()
+    # What all samples share has a stride of 0.
+    gate_, factor_, offset_ = (
+        x if value is None else value.expand(b, 1, d) for value in (gate, factor, offset)
+    )
+    with torch.cuda.device_of(x):  # Triton takes the current device, wherever the tensors are
+        _sum_and_norm[(b * n,)](
+            x, update, gate_, factor_, offset_, total, out, scale, n, d, eps,
+            gate_.stride(0), factor_.stride(0), offset_.stride(0),
+            bool(total.numel()), gate is not None, factor is not None, float8,
+            triton.next_power_of_2(d), runtime.interpret,
+        )  # fmt: skip
+    return total, out, scale
+
+
 @torch.library.custom_op("ultragen::sum_and_norm", mutates_args=())
 def _operator(
     x: Tensor,
@@ -98,21 +137,7 @@ def _operator(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     """The sum, empty without an update, and its norm, empty without a factor."""
-    x, (b, n, d) = x.contiguous(), x.shape
-    total = x.new_empty(0) if update is None else torch.empty_like(x)
-    out = x.new_empty(0) if factor is None else torch.empty_like(x)
-    update = x if update is None else update.contiguous()
-    # What all samples share has a stride of 0.
-    gate_, factor_, offset_ = (
-        x if value is None else value.expand(b, 1, d) for value in (gate, factor, offset)
-    )
-    with torch.cuda.device_of(x):  # Triton takes the current device, wherever the tensors are
-        _sum_and_norm[(b * n,)](
-            x, update, gate_, factor_, offset_, total, out, n, d, eps,
-            gate_.stride(0), factor_.stride(0), offset_.stride(0),
-            bool(total.numel()), gate is not None, factor is not None, triton.next_power_of_2(d),
-        )  # fmt: skip
-    return total, out
+    return compute(x, update, gate, factor, offset, eps, x.dtype)[:2]
 
 
 @_operator.register_fake

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .dispatch import fused_runs
+from .float8 import Tokens
 from .layer_checks import is_untouched
 from .rotary_norm import Rotary
 from .tiles import attend_to_tiles, tile_of
@@ -19,14 +20,14 @@ from .window_order import split_windows
 
 
 def full_attention(
-    processor: WanAttnProcessor, attn: WanAttention, x: Tensor, rotary_emb: tuple[Tensor, Tensor]
+    processor: WanAttnProcessor, attn: WanAttention, x: Tokens, rotary_emb: tuple[Tensor, Tensor]
 ) -> Tensor:
     """Self-attention of one of Wan's layers; on a GPU with norm and positions in one pass.
 
     Args:
         processor: Whose back end attends.
         attn: The layer.
-        x: b n d.
+        x: b n d; in FP8 where `attn` takes that.
         rotary_emb: Wan's cos and sin, 1 n 1 and the head size each.
 
     Returns:

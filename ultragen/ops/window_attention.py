@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .dispatch import left_to_the_compiler
+from .float8 import Tokens
 from .gradients import keep_result, kept_result
 from .layer_checks import is_untouched
 from .rotary_norm import Rotary
@@ -27,7 +28,7 @@ from .window_order import Rectangle
 def keeps_little(
     processor: Any,
     kind: type,
-    x: Tensor,
+    x: Tokens,
     heads: int,
     norms: Sequence[nn.RMSNorm],
     norm_kind: type[nn.RMSNorm],

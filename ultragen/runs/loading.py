@@ -115,7 +115,6 @@ class Models:
         """Lets both models compute their large linear layers in FP8.
 
         Raises:
-            ImportError: if torchao can't be imported.
             ValueError: if the GPU can't compute in FP8, or there is none.
         """
         for pipe in (self.native, self.base):
@@ -218,7 +217,6 @@ def check_fp8(name: str | Path | None = None) -> None:
         name: As in `load_models`.
 
     Raises:
-        ImportError: if torchao can't be imported.
         ValueError: if the GPU can't, or the model is the embedded one.
     """
     if choose(name).preset.name == "embedded":

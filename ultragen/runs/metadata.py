@@ -85,7 +85,7 @@ def dict_of_numbers(module: Any) -> dict[str, int]:
 
 def _versions() -> dict[str, str]:
     found = {}
-    for name in (*LIBRARIES, "torchao"):
+    for name in LIBRARIES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -13,6 +13,7 @@ from diffusers.loaders import WanLoraLoaderMixin
 from torch import Tensor, nn
 
 from ..model.adapters import only_tensors_of
+from ..model.fp8 import is_in_float8
 from ..presets import check_lora_strength
 from .lora_differences import ParameterDifferences
 from .lora_files import LoraFile, read_lora
@@ -123,9 +124,15 @@ class LoraLoading(DiffusionPipeline, WanLoraLoaderMixin):
         """Merges adapters into the weights, as in diffusers.
 
         Raises:
-            ValueError: if the strength is no number, or outside `LORA_STRENGTHS`.
+            ValueError: if the strength is no number, or outside `LORA_STRENGTHS`, or if the weights
+                are in FP8.
         """
         _check_strengths(lora_scale)
+        if is_in_float8(self.transformer):
+            raise ValueError(
+                "The weights are in FP8, into which nothing is merged: merge LoRAs before "
+                "enable_fp8, or leave them beside the weights."
+            )
         super().fuse_lora(components, lora_scale, **options)
 
     def unload_lora_weights(self) -> None:
@@ -166,6 +173,11 @@ def _check_can_carry(transformer: nn.Module, lora: Lora) -> None:
         raise ValueError(
             f"The transformer's {cast} is kept in float8 (enable_layerwise_casting), and a LoRA "
             "that is loaded now would be too: load the LoRA first, then cast."
+        )
+    if is_in_float8(transformer) and any(x.magnitude is not None for x in lora.updates.values()):
+        raise ValueError(
+            "This LoRA is a DoRA, which reads the weights, and they are in FP8: load and merge it "
+            "before enable_fp8."
         )
     if lora.differences and any(p.is_meta for p in parameters.values()):
         raise ValueError(
