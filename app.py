@@ -53,7 +53,7 @@ from ultragen.web.drafting import Drafts, busy, draft_frames, ready, with_scene
 from ultragen.web.gate import Gate
 from ultragen.web.kept import GRACE, KeptRun, KeptRuns
 from ultragen.web.links import RUN
-from ultragen.web.places import Places
+from ultragen.web.places import Place, Places
 from ultragen.web.results import (
     KEPT_FOR,
     kept_until,
@@ -359,7 +359,7 @@ class Page:
             card = views.notice("bad", "No place in the queue", refusal.message)
             yield {self.ui.status: card, **ready(self.ui)}
             return
-        yield from self.follow(run, history, visitor)
+        yield from self.follow(run, history, visitor, request)
 
     def enqueue(self, run: KeptRun, request: gr.Request) -> None:
         """Gives a run its place in the queue."""
@@ -375,11 +375,13 @@ class Page:
             return
         self.kept.show(request.session_hash, run)
         yield busy(self.ui)
-        yield from self.follow(run, history, visitor)
+        yield from self.follow(run, history, visitor, request)
 
-    def follow(self, run: KeptRun, history: list[Result], visitor: object) -> Iterator[Updates]:
+    def follow(
+        self, run: KeptRun, history: list[Result], visitor: object, request: gr.Request
+    ) -> Iterator[Updates]:
         """The page as a run waits, goes on and ends."""
-        progress = Progress("text", 0, 1, 0.0, "Starting")
+        progress, told = Progress("text", 0, 1, 0.0, "Starting"), None
         try:
             for item in run.follow():
                 if isinstance(item, Finished):
@@ -390,8 +392,14 @@ class Page:
                     if item.file.exists():  # else the run has ended, and its own file comes next
                         yield {self.ui.comparison: native_alone(item)}
                 else:
-                    progress = item or progress
-                    yield {self.ui.status: self.standing(run, progress)}
+                    progress, place = item or progress, self.places.place(run)
+                    # Gradio 6.31 makes every output anew, also those of which nothing is said: 20
+                    # pages that wait would cost a third of a processor if told at each look.
+                    if place is None or place.is_news(told):
+                        yield {self.ui.status: self.standing(run, progress, place)}
+                        told = place
+                    elif not self.places.is_followed(request.session_hash):
+                        return  # Gradio itself would notice only at the next item
         except gr.Error as error:  # ZeroGPU's own: no quota is left, or the run took too long
             yield self.failed(Failed(unescape(str(error.message))), run, progress)
             raise
@@ -400,9 +408,8 @@ class Page:
             yield self.failed(Failed(message), run, progress)
             raise problem(message) from error
 
-    def standing(self, run: KeptRun, progress: Progress) -> str:
+    def standing(self, run: KeptRun, progress: Progress, place: Place | None) -> str:
         """How a run stands that has not ended."""
-        place = self.places.place(run)
         if place is not None:
             return views.waiting(place.ahead, place.seconds)
         title = "Stopping after this step" if run.stop.is_set() else progress.message

@@ -15,7 +15,6 @@ compute meanwhile tells more than seconds do where other programs run too.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
