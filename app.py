@@ -85,6 +85,8 @@ EXAMPLES = ROOT / "docs" / "examples"
 WATCHING: dict[str, Any] = {"concurrency_id": "watch", "concurrency_limit": 30}
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": MAKES_CLIPS, "concurrency_limit": 1}
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+# Seconds between two looks for what waits. Gradio 6.31 looks each millisecond, on Windows each 50.
+LOOK = 0.01
 WAITING = views.notice("idle", "Waiting", "The run starts when it is its turn.")
 STOPPING = views.notice("stopped", "Stopping", "The step that runs now is the last one.")
 SCRIPTED: dict[str, Any] = {"queue": False, "api_visibility": "private"}
@@ -140,7 +142,9 @@ class Page:
             build_api(self.runs, self.gpu_part, **ONE_AT_A_TIME)
         blocks.check = checker(self.models)  # for the gate
         blocks.find_run = self.visits.find  # for link previews
-        return blocks.queue(max_size=3 * PLACES, default_concurrency_limit=1, api_open=False)
+        blocks.queue(max_size=3 * PLACES, default_concurrency_limit=1, api_open=False)
+        blocks._queue.sleep_when_free = LOOK
+        return blocks
 
     # Wiring
 

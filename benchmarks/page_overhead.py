@@ -130,6 +130,7 @@ def main() -> None:
         if clicks:
             print(f"from click to the model: {1000 * median(clicks):.0f} ms", flush=True)
         settings["num_inference_steps"] = arguments.steps
+        form = page_form(site, settings)
         kinds: dict[str, Callable | None] = {
             "alone": None,
             f"with {WAITING} calls waiting": wait_as_call,

@@ -26,7 +26,7 @@ from .runs import CANCELLED, Runs
 
 EVERY = 0.25  # seconds between two looks at a run
 # By how much an expected wait may be off before a page is told: seconds, and a part of the wait.
-OFF_BY, OFF_BY_PART = 2.0, 0.05
+OFF_BY, OFF_BY_PART = 5.0, 0.2
 
 
 @dataclass(frozen=True)
