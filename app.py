@@ -53,7 +53,7 @@ from ultragen.web.drafting import Drafts, busy, draft_frames, ready, with_scene
 from ultragen.web.gate import Gate
 from ultragen.web.kept import GRACE, KeptRun, KeptRuns
 from ultragen.web.links import RUN
-from ultragen.web.places import Places
+from ultragen.web.places import Place, Places
 from ultragen.web.results import (
     KEPT_FOR,
     kept_until,
@@ -86,6 +86,8 @@ EXAMPLES = ROOT / "docs" / "examples"
 WATCHING: dict[str, Any] = {"concurrency_id": "watch", "concurrency_limit": 30}
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": MAKES_CLIPS, "concurrency_limit": 1}
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+# Seconds between two looks for what waits. Gradio 6.31 looks each millisecond, on Windows each 50.
+LOOK = 0.01
 WAITING = views.notice("idle", "Waiting", "The run starts when it is its turn.")
 STOPPING = views.notice("stopped", "Stopping", "The step that runs now is the last one.")
 SCRIPTED: dict[str, Any] = {"queue": False, "api_visibility": "private"}
@@ -141,7 +143,9 @@ class Page:
             build_api(self.runs, self.gpu_part, **ONE_AT_A_TIME)
         blocks.check = checker(self.models)  # for the gate
         blocks.find_run = self.visits.find  # for link previews
-        return blocks.queue(max_size=3 * PLACES, default_concurrency_limit=1, api_open=False)
+        blocks.queue(max_size=3 * PLACES, default_concurrency_limit=1, api_open=False)
+        blocks._queue.sleep_when_free = LOOK
+        return blocks
 
     # Wiring
 
@@ -361,7 +365,7 @@ class Page:
             card = views.notice("bad", "No place in the queue", refusal.message)
             yield {self.ui.status: card, **ready(self.ui)}
             return
-        yield from self.follow(run, history, visitor)
+        yield from self.follow(run, history, visitor, request)
 
     def enqueue(self, run: KeptRun, request: gr.Request) -> None:
         """Gives a run its place in the queue."""
@@ -377,11 +381,13 @@ class Page:
             return
         self.kept.show(request.session_hash, run)
         yield busy(self.ui)
-        yield from self.follow(run, history, visitor)
+        yield from self.follow(run, history, visitor, request)
 
-    def follow(self, run: KeptRun, history: list[Result], visitor: object) -> Iterator[Updates]:
+    def follow(
+        self, run: KeptRun, history: list[Result], visitor: object, request: gr.Request
+    ) -> Iterator[Updates]:
         """The page as a run waits, goes on and ends."""
-        progress = Progress("text", 0, 1, 0.0, "Starting")
+        progress, told = Progress("text", 0, 1, 0.0, "Starting"), None
         try:
             for item in run.follow():
                 if isinstance(item, Finished):
@@ -392,8 +398,14 @@ class Page:
                     if item.file.exists():  # else the run has ended, and its own file comes next
                         yield {self.ui.comparison: native_alone(item)}
                 else:
-                    progress = item or progress
-                    yield {self.ui.status: self.standing(run, progress)}
+                    progress, place = item or progress, self.places.place(run)
+                    # Gradio 6.31 makes every output anew, also those of which nothing is said: 20
+                    # pages that wait would cost a third of a processor if told at each look.
+                    if place is None or place.is_news(told):
+                        yield {self.ui.status: self.standing(run, progress, place)}
+                        told = place
+                    elif not self.places.is_followed(request.session_hash):
+                        return  # Gradio itself would notice only at the next item
         except gr.Error as error:  # ZeroGPU's own: no quota is left, or the run took too long
             yield self.failed(Failed(unescape(str(error.message))), run, progress)
             raise
@@ -402,9 +414,8 @@ class Page:
             yield self.failed(Failed(message), run, progress)
             raise problem(message) from error
 
-    def standing(self, run: KeptRun, progress: Progress) -> str:
+    def standing(self, run: KeptRun, progress: Progress, place: Place | None) -> str:
         """How a run stands that has not ended."""
-        place = self.places.place(run)
         if place is not None:
             return views.waiting(place.ahead, place.seconds)
         title = "Stopping after this step" if run.stop.is_set() else progress.message

@@ -36,6 +36,7 @@ from ultragen.video import probe_video
 from ultragen.web import views
 from ultragen.web.browser import token
 from ultragen.web.kept import KeptRun
+from ultragen.web.places import Place
 from ultragen.web.runs import CANCELLED, Runs
 from ultragen.web.settings import (
     SETTINGS,
@@ -527,6 +528,18 @@ def test_a_run_is_abandoned_only_when_no_page_shows_it():
     pages[0].close()
     assert not run.abandoned(-1)
     pages[1].close()
+    assert run.abandoned(-1)
+
+
+def test_a_page_that_waits_is_told_its_place_once_and_let_go_when_it_is_gone(slow):
+    run = slow.kept.announce("me")
+    run.begin(OWNER["token"], {"text": 1.0}, lambda: iter(()))
+    followed = iter([True, False])
+    slow.places = SimpleNamespace(
+        place=lambda run: Place(2, 30.0, 0.0), is_followed=lambda session: next(followed)
+    )
+    [told] = slow.follow(run, [], OWNER, visitor("me"))
+    assert "place 3" in told[slow.ui.status] and "0:30" in told[slow.ui.status]
     assert run.abandoned(-1)
 
 

@@ -14,8 +14,10 @@ from fakes import fake_models, served, until
 from gradio_client import Client
 
 from ultragen.presets import EMBEDDED
+from ultragen.runs.progress import Progress
 from ultragen.runs.request import Request
 from ultragen.runs.worker import Finished
+from ultragen.web.places import Place
 from ultragen.web.runs import CANCELLED, Runs
 
 LONG = {"prompt": "a calm lake", "num_frames": 1, "num_inference_steps": 60}
@@ -155,3 +157,40 @@ def test_a_finished_run_gives_the_device_back(runs):
     asked = Request("a calm lake", num_frames=1, num_inference_steps=1).validate(EMBEDDED)
     assert isinstance(list(runs.items(asked, runs.frames))[-1], Finished)
     assert runs.device.acquire(timeout=5)
+
+
+# What pages that wait are told
+
+
+@pytest.mark.parametrize(
+    ("ahead", "seconds", "at", "is_news"),
+    [
+        (2, 100.0, 0.0, False),
+        (2, 70.0, 30.0, False),  # as the page counts down
+        (1, 70.0, 30.0, True),
+        (2, 100.0, 30.0, True),  # it takes longer
+        (2, 40.0, 30.0, True),
+        (2, 1.0, 103.0, False),
+        (2, 4.0, 103.0, True),
+    ],
+)
+def test_a_page_is_told_what_it_does_not_count_down_itself(ahead, seconds, at, is_news):
+    assert Place(ahead, seconds, at).is_news(Place(2, 100.0, 0.0)) == is_news
+    assert Place(ahead, seconds, at).is_news(None)
+
+
+def test_an_expected_wait_goes_down_between_two_steps(runs, asked):
+    def part(request: Request) -> Iterator[Progress]:
+        yield Progress("denoise", 1, 4, 0.25, "")
+        while True:
+            yield None
+
+    going = runs.items(asked, part)
+    assert runs.seconds_left() is None
+    while not isinstance(next(going), Progress):
+        pass
+    before, began = runs.seconds_left(), time.monotonic()
+    time.sleep(0.05)
+    gone = before - runs.seconds_left()
+    going.close()
+    assert 0.05 <= gone <= time.monotonic() - began

@@ -22,6 +22,7 @@ from ultragen.runs.compare import compare
 from ultragen.runs.request import Request
 from ultragen.web import call_places
 from ultragen.web.kept import KeptRuns
+from ultragen.web.views import waiting
 
 pytestmark = pytest.mark.browser
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -279,6 +280,12 @@ def test_a_place_is_shown_kept_over_a_reload_and_can_be_left(slow, visit):
         status(pages[1], "Waiting: place 2")
     status(pages[1], "Done", 60)
     assert [call["seed"] for call in slow.models.native.calls] == [0, 2]
+
+
+def test_an_expected_wait_is_counted_down_by_the_page(quick, visit):
+    page = visit(quick.url)
+    page.evaluate("card => document.body.insertAdjacentHTML('beforeend', card)", waiting(2, 3725.0))
+    expect(page.locator(".ug-left")).to_have_text(re.compile("^1:0(1:5.|2:0[0-4])$"))
 
 
 def test_a_late_answer_to_cancel_does_not_hide_how_the_run_ended(slow, visit, monkeypatch):

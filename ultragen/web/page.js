@@ -15,6 +15,19 @@ window.ultragenShow = (selector, block) => {
   };
 }
 
+// Counts an expected wait down. The server says it again only where it turns out otherwise.
+setInterval(() => document.querySelectorAll(".ug-left").forEach((left) => {
+  if (left.told !== left.dataset.told) {
+    left.told = left.dataset.told;
+    left.ends = performance.now() + 1000 * left.dataset.seconds;
+  }
+  const seconds = Math.max(1, Math.round((left.ends - performance.now()) / 1000));
+  const [hours, minutes] = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60];
+  const two = (number) => String(number).padStart(2, "0");
+  const shown = `${hours ? `${hours}:${two(minutes)}` : minutes}:${two(seconds % 60)}`;
+  left.firstChild.data = shown; // not textContent: the observer below would look at all the page
+}), 500);
+
 // What Gradio's components leave unsaid to those who don't see the page. They are drawn anew as
 // they change, so this looks again after every change, and writes only what is missing.
 (() => {

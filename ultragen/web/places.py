@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import gradio as gr
 from anyio.from_thread import run as run_in_loop
@@ -23,6 +25,8 @@ from .kept import KeptRun, KeptRuns
 from .runs import CANCELLED, Runs
 
 EVERY = 0.25  # seconds between two looks at a run
+# By how much an expected wait may be off before a page is told: seconds, and a part of the wait.
+OFF_BY, OFF_BY_PART = 5.0, 0.2
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,19 @@ class Place:
     Attributes:
         ahead: Runs that come before it, with the one that computes.
         seconds: For which it is expected to wait.
+        at: When that was, by `time.monotonic`.
     """
 
     ahead: int
     seconds: float
+    at: float
+
+    def is_news(self, told: Place | None) -> bool:
+        """Whether a page has to be told, which counts down from what it was told before."""
+        if told is None or told.ahead != self.ahead:
+            return True
+        off = self.seconds - (told.seconds - (self.at - told.at))
+        return abs(off) > max(OFF_BY, OFF_BY_PART * self.seconds)
 
 
 class Places:
@@ -51,6 +64,7 @@ class Places:
     def __init__(self, blocks: gr.Blocks, kept: KeptRuns, runs: Runs, grace: float) -> None:
         self.blocks, self.kept, self.runs, self.grace = blocks, kept, runs, grace
         self._events: dict[str, Event] = {}
+        self._estimates: WeakKeyDictionary[Event, float] = WeakKeyDictionary()
         self._tending: set[asyncio.Task] = set()  # the loop itself keeps no hold of them
 
     def wire(self, **limits: Any) -> None:
@@ -122,10 +136,21 @@ class Places:
         before = waiting[: waiting.index(event)]
         left = self.runs.seconds_left()
         seconds = (left or 0.0) + sum(self._seconds(each) for each in before)
-        return Place(len(before) + (left is not None), seconds)
+        return Place(len(before) + (left is not None), seconds, monotonic())
+
+    def is_followed(self, session: str | None) -> bool:
+        """Whether a page still reads what is said to this session."""
+        going = (event for events in self.blocks._queue.active_jobs for event in events or ())
+        return any(event.alive for event in going if event.session_hash == session)
 
     def _seconds(self, event: Event) -> float:
-        """Estimated seconds of a run that waits, of the page or of the API."""
+        """Estimated seconds of a run that waits: each page asks for all that are before its own."""
+        if event not in self._estimates:
+            self._estimates[event] = self._estimated(event)
+        return self._estimates[event]
+
+    def _estimated(self, event: Event) -> float:
+        """Estimated seconds of a run of the page or of the API."""
         data = event.data.data if event.data is not None else []
         run = self.kept.by_id(data[0]) if len(data) == 1 else None
         if run is not None:

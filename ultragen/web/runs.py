@@ -37,11 +37,17 @@ class _Now:
     """How far the run is that has the device."""
 
     def __init__(self, total: float) -> None:
-        self.total, self.fraction, self._began = total, 0.0, monotonic()
+        self._total, self._began = total, monotonic()
+        self._ends = self._began + total
 
-    @property
-    def elapsed(self) -> float:
-        return monotonic() - self._began
+    def got_to(self, fraction: float) -> None:
+        """Expects the end anew. Between two steps it stays where it is, and so do the waits that
+        pages show."""
+        now = monotonic()
+        self._ends = now + seconds_left(self._total, fraction, now - self._began)
+
+    def seconds_left(self) -> float:
+        return max(0.0, self._ends - monotonic())
 
 
 class Runs:
@@ -75,7 +81,7 @@ class Runs:
     def seconds_left(self) -> float | None:
         """Expected seconds until the device is free; None if no run has it."""
         now = self._now
-        return None if now is None else seconds_left(now.total, now.fraction, now.elapsed)
+        return None if now is None else now.seconds_left()
 
     def items(self, request: Request, gpu_part: GpuPart, stop: Event | None = None) -> Items:
         """Runs a validated request: progress, the native clip when it can be seen, then one
@@ -113,7 +119,7 @@ class Runs:
         try:
             for item in work:  # not `yield from`, which would close it here, too
                 if isinstance(item, Progress):
-                    now.fraction = item.fraction
+                    now.got_to(item.fraction)
                 yield item
         finally:
             # Gradio closes generators on its event loop, which must not wait for a step.

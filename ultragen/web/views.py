@@ -9,6 +9,7 @@ from html import escape
 from itertools import accumulate
 from pathlib import Path
 from statistics import fmean
+from time import monotonic
 
 from ..estimates.cost import STAGES, fitting_tiers, full_pairs, gpu_duration, native_pairs
 from ..model.windows import attention_pairs, even_partition, fitting_counts
@@ -208,16 +209,20 @@ def notice(kind: str, title: str, text: str, more: str = "") -> str:
 
 
 def waiting(ahead: int, seconds: float) -> str:
-    """Where a run waits, and how it can be left."""
+    """Where a run waits, and how it can be left; `page.js` counts the seconds down."""
     if not ahead:
         text = "It is the next one, and starts in a moment."
     else:
         runs = "1 run comes" if ahead == 1 else f"{ahead} runs come"
-        text = (
-            f"{runs} before yours, for about {duration(seconds)}. Your place is kept if you "
-            "reload; Cancel gives it up."
+        left = (
+            f'<span class="ug-left" role="timer" data-seconds="{seconds:.1f}" '
+            f'data-told="{monotonic():.3f}">{duration(seconds)}</span>'
         )
-    return notice("idle", f"Waiting: place {ahead + 1}", text)
+        text = (
+            f"{runs} before yours, for about {left}. Your place is kept if you reload; Cancel "
+            "gives it up."
+        )
+    return notice("idle", f"Waiting: place {ahead + 1}", "", text)
 
 
 def kept_until(moment: float) -> str:
