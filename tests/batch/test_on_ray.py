@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from commands import one_line, ultragen
+from disks import fill, small_disk
 from killed_actors import kill_one_at_work
 from ray_clusters import two_machines
 
@@ -73,6 +74,21 @@ def test_an_actor_is_killed_and_nothing_is_lost_or_made_twice(folder, cluster, m
     assert clips[0]["00000.mp4"] != clips[0]["00001.mp4"]  # the same prompt, but another seed
     tables = [Path(out, "metadata.jsonl").read_text() for out in ("one", "two")]
     assert tables[0] == tables[1]
+
+
+def test_a_disk_that_fills_up_stops_the_run_which_goes_on_later(folder, cluster, capsys):
+    with small_disk(folder / "clips", "20m") as disk:
+        filler = fill(disk)
+        run = ("batch", "p.txt", *FAST, "--steps", 1, "--out", disk, "--ray", cluster)
+        assert ultragen(*run) == 1
+        told = capsys.readouterr().err
+        assert "disk is full" in told and "the same command goes on" in told
+        assert not list(disk.glob("*.mp4")) and not (disk / "failed.jsonl").exists()
+        filler.unlink()
+        assert ultragen(*run) == 0
+        assert len(list(disk.glob("*.mp4"))) == COUNT
+        assert not any(path.name.startswith(UNFINISHED) for path in disk.iterdir())
+    capsys.readouterr()
 
 
 def test_clusters_that_do_not_fit(folder, cluster, monkeypatch, capsys):

@@ -6,6 +6,7 @@ import pytest
 
 from ultragen import __version__
 from ultragen.cluster import ray_actors
+from ultragen.cluster.ray_actors import Room, _room
 
 ray = pytest.importorskip("ray")
 
@@ -32,9 +33,33 @@ def test_a_machine_that_lacks_something(tmp_path):
 
 
 def test_gpus_have_an_actor_each():
-    assert ray_actors._room({"GPU": 2.0, "CPU": 32.0}, None) == (2, {"num_gpus": 1})
-    assert ray_actors._room({"GPU": 2.0, "CPU": 32.0}, 1) == (1, {"num_gpus": 1})
-    assert ray_actors._room({"CPU": 8.0}, None) == (1, {"num_cpus": 8})
-    assert ray_actors._room({"CPU": 8.0}, 3) == (3, {"num_cpus": 2})
-    with pytest.raises(ValueError, match="it has 2 GPUs"):
-        ray_actors._room({"GPU": 2.0}, 3)
+    nodes = [{"GPU": 1.0, "CPU": 16.0}, {"GPU": 1.0, "CPU": 16.0}, {"CPU": 4.0}]
+    assert _room(nodes, None) == Room(2, "GPU", {"num_gpus": 1})
+    assert _room(nodes, 1) == Room(1, "GPU", {"num_gpus": 1})
+    with pytest.raises(ValueError, match=r"--workers 3 .* it has 2 GPUs"):
+        _room(nodes, 3)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "workers", "size", "each"),
+    [
+        ((8,), None, 1, 8),
+        ((8,), 3, 3, 2),
+        # An actor has to find its CPUs on one machine.
+        ((1, 1), None, 2, 1),
+        ((8, 2), None, 2, 4),
+        ((4, 4), 1, 1, 4),
+        ((3, 3), 4, 4, 1),
+        ((6, 2), 3, 3, 2),
+    ],
+)
+def test_actors_without_gpus_share_what_all_can_have(cpus, workers, size, each):
+    nodes = [{"CPU": float(count)} for count in cpus] + [{"memory": 1.0}]
+    assert _room(nodes, workers) == Room(size, "CPU", {"num_cpus": each})
+
+
+def test_there_is_no_room():
+    with pytest.raises(ValueError, match=r"--workers 3 .* it has 2 CPUs"):
+        _room([{"CPU": 1.0}, {"CPU": 1.0}], 3)
+    with pytest.raises(ValueError, match="it has 0 CPUs"):
+        _room([{"memory": 1.0}], None)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from disks import fill, small_disk
 from fakes import until
 from trials import (
     PATIENCE,
@@ -198,17 +198,10 @@ def test_a_page_that_is_ended_leaves_nothing_half(tmp_path, trial, minutes, numb
 
 
 @pytest.fixture
-def small_disk(tmp_path) -> Iterator[Path]:
-    """A disk of its own, where this user may mount one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(folder)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("this user may mount no disk")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+def disk(tmp_path) -> Iterator[Path]:
+    """A disk of its own."""
+    with small_disk(tmp_path / "disk", "20m") as folder:
+        yield folder
 
 
 def ends_in_one_message(tally: Tally, served: Page, client: httpx.Client) -> None:
@@ -223,16 +216,13 @@ def ends_in_one_message(tally: Tally, served: Page, client: httpx.Client) -> Non
     until(lambda: served.results() == before, PATIENCE)
 
 
-def test_a_full_disk_is_one_message(small_disk, tmp_path, trial):
+def test_a_full_disk_is_one_message(disk, tmp_path, trial):
     tally = trial("full disk")
-    filler = small_disk / "filler"
-    with page(tmp_path, files=small_disk) as served, served.client() as client:
+    with page(tmp_path, files=disk) as served, served.client() as client:
         for _ in range(2):
             if not is_served(tally, client):
                 tally.lost.append("a run with room")
-            with filler.open("wb", buffering=0) as file, pytest.raises(OSError):
-                while True:
-                    file.write(bytes(2**12))
+            filler = fill(disk)
             ends_in_one_message(tally, served, client)
             filler.unlink()
         if not is_served(tally, client):

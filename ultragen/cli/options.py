@@ -193,7 +193,9 @@ Ray = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(min=1, help="Ray's actors; without it one for each GPU, or one on CPUs."),
+    typer.Option(
+        min=1, help="Ray's actors; without it one for each GPU, or for each machine without any."
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier results.")]
 

@@ -7,8 +7,9 @@ import os
 import pickle
 import secrets
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def work_on_ray(
         out: Folder of the results, which lies where all machines see it.
         address: `auto` for the cluster of this machine, which starts if there is none;
             `ray://HOST:PORT` or `HOST:PORT` for another one.
-        workers: Actors; without it one for each GPU, or a single one where there is none.
+        workers: Actors; without it one for each GPU, or for each machine where there is none.
         say: Takes a line on where they run.
 
     Yields:
@@ -74,11 +75,14 @@ def work_on_ray(
             see the folder or lacks this package.
     """
     with _cluster(address, workers) as ray:
-        size, resources = _room(ray.cluster_resources(), workers)
-        kind = "GPU" if "num_gpus" in resources else "CPU"
-        nodes = _check_nodes(ray, out, kind)
-        say(f"Ray {ray.__version__}: {size} actors on {kind}s, {nodes} machines in the cluster")
-        run = (items, (os.getcwd(), worker, arguments), size, resources)
+        there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        room = _room(there, workers)
+        nodes = _check_nodes(ray, out, room.kind)
+        say(
+            f"Ray {ray.__version__}: {room.size} actors on {room.kind}s, {nodes} machines in the "
+            "cluster"
+        )
+        run = (items, (os.getcwd(), worker, arguments), room)
         if not address.startswith("ray://"):
             yield from _results(*run)
             return
@@ -86,6 +90,21 @@ def work_on_ray(
         inside = ray.remote(num_cpus=0)(Run).remote(*run)
         while results := ray.get(inside.next.remote()):
             yield from results
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a cluster has room for.
+
+    Attributes:
+        size: How many actors.
+        kind: What they run on, `GPU` or `CPU`.
+        resources: What each one takes.
+    """
+
+    size: int
+    kind: str
+    resources: dict[str, Any]
 
 
 class Run:
@@ -99,10 +118,8 @@ class Run:
         return list(islice(self.results, 1))
 
 
-def _results(
-    items: Sequence[Any], actor: tuple, size: int, resources: dict[str, Any]
-) -> Iterator[Any]:
-    """What becomes of items, with `size` actors of which each takes the resources."""
+def _results(items: Sequence[Any], actor: tuple, room: Room) -> Iterator[Any]:
+    """What becomes of items, in actors that are made with some arguments."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
@@ -113,9 +130,9 @@ def _results(
     made = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         Actor,
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
+        compute=ray.data.ActorPoolStrategy(size=room.size, max_tasks_in_flight_per_actor=2),
         fn_constructor_args=actor,
-        **resources,
+        **room.resources,
     )
     for row in made.iter_rows():
         yield pickle.loads(row["result"])
@@ -187,21 +204,27 @@ def _init(ray: Any, address: str, options: dict[str, Any]) -> None:
         ) from error
 
 
-def _room(resources: dict[str, float], workers: int | None) -> tuple[int, dict[str, Any]]:
-    """How many actors there are, and what each one takes of a cluster.
+def _room(nodes: Sequence[Mapping[str, float]], workers: int | None) -> Room:
+    """What actors there are on machines with such resources.
+
+    An actor is on one machine: with more CPUs than any of them has, it would wait for ever.
 
     Raises:
-        ValueError: It has no room for so many.
+        ValueError: They have no room for so many.
     """
-    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
-    most, kind = (gpus, "GPU") if gpus else (cpus, "CPU")
-    size = workers or (gpus or 1)
-    if size > most:
+    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    cpus = [count for node in nodes if (count := int(node.get("CPU", 0)))]
+    most, kind = (gpus, "GPU") if gpus else (sum(cpus), "CPU")
+    size = workers or gpus or len(cpus)
+    if size > most or not most:
         raise ValueError(
             f"--workers {size} is more than the cluster has room for: it has {most} {kind}s."
         )
-    # On CPUs they share all there are.
-    return size, {"num_gpus": 1} if gpus else {"num_cpus": cpus // size}
+    if gpus:
+        return Room(size, kind, {"num_gpus": 1})
+    # As many as all of them can have.
+    each = next(n for n in range(max(cpus), 0, -1) if sum(count // n for count in cpus) >= size)
+    return Room(size, kind, {"num_cpus": each})
 
 
 def _check_nodes(ray: Any, out: Path, kind: str) -> int:
