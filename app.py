@@ -69,6 +69,7 @@ from ultragen.web.server import NoPort, serve
 from ultragen.web.settings import (
     SETTINGS,
     Updates,
+    as_settings,
     describe_model,
     in_page_words,
     on_zero_gpu,
@@ -314,7 +315,7 @@ class Page:
     def prepare(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """Checks the settings at once, before the run waits for its turn."""
         try:
-            validated(self.models, dict(zip(SETTINGS, values, strict=True)))
+            validated(self.models, as_settings(values))
         except gr.Error as error:
             yield {self.ui.status: self.refusal(unescape(error.message), *values)}
             # It is said once, and nothing else is to happen.
@@ -352,7 +353,7 @@ class Page:
     def run(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """Makes both clips, and tells how far it is. They are made also if the page goes."""
         *settings, history, visitor = values
-        asked = validated(self.models, dict(zip(SETTINGS, settings, strict=True)))
+        asked = validated(self.models, as_settings(settings))
         run = self.kept.announced(request.session_hash)
         run.begin(
             token(visitor) or str(request.session_hash),

@@ -263,6 +263,7 @@ def parse() -> argparse.Namespace:
     for name, value in (("height", 544), ("width", 960), ("frames", 5), ("prompts", 2)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--steps", type=int, default=EMBEDDED.num_inference_steps)
+    parser.add_argument("--guidance", type=float, default=EMBEDDED.guidance_scale)
     parser.add_argument("--only", choices=("drift", "speed"))
     parser.add_argument("--case", choices=SIZES, action="append", help="May be repeated.")
     parser.add_argument("--variant", choices=LAYOUTS, action="append", help="May be repeated.")

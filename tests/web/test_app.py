@@ -36,10 +36,12 @@ from ultragen.video import probe_video
 from ultragen.web import views
 from ultragen.web.browser import token
 from ultragen.web.kept import KeptRun
+from ultragen.web.links import usable
 from ultragen.web.places import Place
 from ultragen.web.runs import CANCELLED, Runs
 from ultragen.web.settings import (
     SETTINGS,
+    as_settings,
     describe_model,
     refresh,
     seconds_by_resolution,
@@ -830,3 +832,26 @@ def test_what_crosses_to_a_gpu_worker_can_be_pickled(page):
     items = [pickle.loads(pickle.dumps(item)) for item in page.gpu_part(request)]
     assert isinstance(items[0], Progress)
     assert items[-1].value.native.shape == (1, 544, 960, 3)
+
+
+@pytest.mark.parametrize(
+    ("typed", "number"),
+    [
+        ("", None), ("  ", None), (None, None), ("3.5", 3.5), (" 8 ", 8.0), (3.5, 3.5),
+        ("3,5", "3,5"), ("much", "much"),
+    ],
+)  # fmt: skip
+def test_a_shift_is_typed_or_left_out(typed, number):
+    values = [*settings()]
+    values[SETTINGS.index("shift")] = typed
+    assert as_settings(values)["shift"] == number
+
+
+def test_a_shift_that_is_none_is_told(page):
+    given = dict(zip(SETTINGS, settings(), strict=True))
+    with pytest.raises(gr.Error, match=r"shift must be a number from 0\.01 to 100, not 'much'"):
+        validated(page.models, given | {"shift": "much"})
+    kept, problems = usable(given | {"shift": "3.5"}, page.models)
+    assert kept["shift"] == 3.5 and problems == []
+    kept, problems = usable(given | {"shift": ""}, page.models)
+    assert kept["shift"] is None and problems == []

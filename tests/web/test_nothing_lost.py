@@ -122,6 +122,8 @@ def test_settings_are_there_again_after_a_reload(quick, visit):
     page.click("#windows label:has-text('4 × 4')")
     page.click("button:has-text('Advanced settings')")
     page.click("#noise label:has-text('another one')")
+    expect(page.locator("#shift textarea")).to_have_value("")  # and not 0, which is none
+    page.locator("#shift textarea").fill("3.5")
     expect(page.locator("#drawing")).to_contain_text("4 × 4 windows in even layers")
     for _ in range(2):
         reload(page)

@@ -255,10 +255,11 @@ class Layout:
             elem_id="cache",
         )
         own = f"{preset.shift:g}" if preset.shift else "grows with the frame"
-        self.shift = gr.Number(
-            None,
+        # In an accordion that is opened, a number shows 0 for none (Gradio 6.31).
+        self.shift = gr.Textbox(
             label="Shift of the noise levels",
             info="Above 1 towards more noise; distillation LoRAs want 3 to 8.",
+            lines=1,
             placeholder=f"the model's own: {own}",
             elem_id="shift",
         )

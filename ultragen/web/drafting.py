@@ -33,7 +33,7 @@ from . import views
 from .components import Layout
 from .kept import KeptRuns
 from .runs import CANCELLED, NOT_WRITTEN, Runs, until_stopped
-from .settings import SETTINGS, Updates, check_quota, problem, validated
+from .settings import SETTINGS, Updates, as_settings, check_quota, problem, validated
 
 OF_THE_SCENE = (
     "prompt", "seed", "guidance_scale", "negative_prompt", "loras", "noise", "aspect",
@@ -72,7 +72,7 @@ class Drafts:
         """The same, until it is stopped."""
         ui, models = self.ui, self.runs.models
         *settings, count = values
-        asked = validated(models, dict(zip(SETTINGS, settings, strict=True)))
+        asked = validated(models, as_settings(settings))
         count = self.checked(count, asked)
         stages = estimate_drafts(asked, count, models)
         began, progress = monotonic(), Progress("text", 0, 1, 0.0, "Starting")

@@ -14,7 +14,7 @@ import gradio as gr
 from ..presets import PROMPTS, shown
 from ..runs.loading import Models
 from ..runs.request import Request
-from .settings import SETTINGS, validated
+from .settings import SETTINGS, typed_number, validated
 
 RUN = "run"  # the parameter that names a clip; the others are called like the settings
 ALIKE = 0.75  # how near a name must come to a setting's to be taken for a misspelt one
@@ -75,7 +75,7 @@ def usable(given: Mapping[str, Any], models: Models) -> tuple[dict[str, Any], li
     """The settings that come nearest to those given, by name: each one that can't be used is left
     at what the page starts with, and said."""
     settings, problems = usual(models), []
-    values = {name: _plain(given[name]) for name in SETTINGS if name in given}
+    values = {name: _plain(name, given[name]) for name in SETTINGS if name in given}
     try:  # some can be used together alone
         return _checked(settings | values, models), []
     except (gr.Error, TypeError):
@@ -97,7 +97,10 @@ def _checked(settings: dict[str, Any], models: Models) -> dict[str, Any]:
     return checked | ({"seed": None} if settings["seed"] is None else {})
 
 
-def _plain(value: Any) -> Any:
-    """A value as the API takes it; a table as the browser keeps it has more around it."""
+def _plain(name: str, value: Any) -> Any:
+    """A value as the API takes it; a browser keeps numbers that may be left out as text, and a
+    table with more around it."""
+    if name == "shift":
+        return typed_number(value)
     table = isinstance(value, Mapping) and isinstance(value.get("data"), list)
     return value["data"] if table else value

@@ -151,6 +151,7 @@ def fill(ui: Layout, models: Models, settings: Mapping[str, Any]) -> Updates:
     shown = {
         "windows": str(settings["windows"]),
         "loras": lora_rows(models, settings["loras"] or {}),
+        "shift": None if settings["shift"] is None else f"{settings['shift']:g}",
     }
     values = {**settings, **shown}
     return dict(zip(ui.settings, (values[name] for name in SETTINGS), strict=True))

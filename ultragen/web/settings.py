@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import fields
 from html import escape
 from textwrap import shorten
@@ -114,6 +115,22 @@ def check_quota(seconds: int) -> None:
         )
 
 
+def as_settings(values: Sequence[Any]) -> dict[str, Any]:
+    """The settings by name, of the page's components in their order."""
+    settings = dict(zip(SETTINGS, values, strict=True))
+    return settings | {"shift": typed_number(settings["shift"])}
+
+
+def typed_number(text: object) -> Any:
+    """A number as it was typed, or None; what is neither stays as it is, and its error tells it."""
+    if not isinstance(text, str):
+        return text
+    try:
+        return float(text) if text.strip() else None
+    except ValueError:
+        return text
+
+
 def as_request(settings: dict[str, Any]) -> Request:
     """A request of settings as the page has them, whose LoRAs are rows of a table, or the API. An
     empty seed becomes a random one.
@@ -148,7 +165,7 @@ def lora_rows(models: Models, strengths: dict[str, float]) -> list[list[Any]]:
 
 def refresh(ui: Layout, models: Models, *values: Any) -> Updates:
     """What the settings cost, and their windows on the frame."""
-    settings = dict(zip(SETTINGS, values, strict=True)) | {"prompt": "-"}
+    settings = as_settings(values) | {"prompt": "-"}
     try:
         request = as_request(settings).validate(models.preset)
         models.check_memory(request)
@@ -204,7 +221,7 @@ def take_fast(models: Models, *values: Any) -> list[str]:
     Raises:
         gr.Error: if it is not guided.
     """
-    settings = dict(zip(SETTINGS, values, strict=True)) | {"prompt": "-"}
+    settings = as_settings(values) | {"prompt": "-"}
     try:
         check_fast(as_request(settings | FAST).validate(models.preset))
     except ValueError as error:

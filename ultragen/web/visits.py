@@ -17,7 +17,7 @@ from .browser import remembered
 from .components import Layout
 from .links import RUN, from_link, link, usable
 from .results import fill, find_result, kept_until, name_of, show
-from .settings import SETTINGS, Updates, in_page_words, validated
+from .settings import Updates, as_settings, in_page_words, validated
 from .uploads import take
 
 MOST_RUNS = 12  # that the page lists
@@ -93,7 +93,7 @@ class Visits:
     def share(self, history: list[Result], visitor: object, *values: Any) -> Updates:
         """A link to the settings as they are, with the clip that was made with them. Where the
         seed is empty, it is that clip's."""
-        given = dict(zip(SETTINGS, values, strict=True))
+        given = as_settings(values)
         try:
             asked = validated(self.models, given)
         except gr.Error as error:
