@@ -79,12 +79,12 @@ def test_clips_that_have_changed_are_no_longer_the_same(folders, tmp_path, capsy
     run = ("evaluate", "--clips", mine, "--out", out)
     assert ultragen(*run) == 0
     assert "Not measured, for want of" in capsys.readouterr().out
-    write(mine / "b.mp4", 2)
+    write(mine / "b.mp4", 2, size=(128, 256))
     assert ultragen(*run) == 2
     assert "start again with --overwrite" in one_line(capsys)
     assert ultragen(*run, "--overwrite") == 0
-    assert len(results(out)["clips"]) == 2
-    capsys.readouterr()
+    assert [clip["height"] for clip in results(out)["clips"]] == [240, 128]
+    assert "2 clips of mine: 1 of 256×240, 1 of 256×128." in capsys.readouterr().out
 
 
 def test_captions_are_read_where_they_are_needed(folders, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image, ImageOps
 
 from .. import __version__
 from ..files import write_json, write_text
@@ -210,9 +211,15 @@ def write_results(
     write_text(out / "table.md", page(scores, lines, maker.against(references), store.settings))
     shown = range(min(SHEET_CLIPS, len(cases)))
     of_cases = [row for row in scores if row.key != REFERENCE.key]
-    pictures = [store.picture(row.key, i) for row in of_cases for i in shown]
+    pictures = alike([store.picture(row.key, i) for row in of_cases for i in shown])
     labels = [f"{row.title}: {cases[i].caption}" for row in of_cases for i in shown]
     contact_sheet(pictures, len(shown), labels).save(out / "contact_sheet.jpg", quality=85)
+
+
+def alike(pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    """Pictures of one size: smaller ones with borders, since clips that are there may differ."""
+    size = tuple(max(sides) for sides in zip(*(x.size for x in pictures), strict=True))
+    return [x if x.size == size else ImageOps.pad(x, size) for x in pictures]
 
 
 def page(
