@@ -29,7 +29,7 @@ CALL = "/gradio_api/call/v2/generate"
 SHORT = {"prompt": "a calm lake", "num_frames": 1, "num_inference_steps": 1}
 WAY_OUT = re.compile(
     r"choose|must |have \d|from \d|up to|try|again|send|leave|write|there is|of these|in this order"
-    r"|such as|such a|for example|free some|read its|remove|shorten|leave out",
+    r"|such as|such a|for example|nearest|free some|read its|remove|shorten|leave out",
     re.IGNORECASE,
 )
 COLUMNS = {

@@ -297,7 +297,11 @@ def check_loras(value: object, preset: ModelPreset) -> dict[str, float]:
     if not isinstance(asked, Mapping):
         raise ValueError(f"loras must hold a strength by name, not {shown(value)}.")
     if unknown := next((name for name in asked if name not in own), None):
-        there = f"choose from {', '.join(own)}" if own else "it has none for this model, so leave it out"
+        there = (
+            f"choose from {', '.join(own)}"
+            if own
+            else "it has none for this model, so leave it out"
+        )
         raise ValueError(f"This machine has no LoRA {shown(unknown)}: {there}.")
     strengths = {
         name: check_lora_strength(f"The strength of {name}", asked[name])
