@@ -26,7 +26,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:  # torch is imported inside the command
-    from ..evaluation.cases import Case
+    from ..evaluation.case import Case
     from ..evaluation.evaluation_setup import Networks, Setup
     from ..evaluation.rows import Row
     from ..evaluation.shard import Shard
