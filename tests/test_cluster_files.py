@@ -24,8 +24,11 @@ FOLDER = ROOT / "examples" / "cluster"
 STAND_INS = {
     # Says what it was called with.
     "accelerate": 'printf "%s\\n" "$@" > "$TASK.txt"',
-    # The hosts that Slurm would name.
-    "scontrol": '[ "$*" = "show hostnames node[7-8]" ] && printf "node7\\nnode8\\n"',
+    # The hosts that Slurm would name, one after the other: who reads the first alone ends it.
+    "scontrol": """
+        [ "$*" = "show hostnames node[7-8]" ] || exit 2
+        echo node7; sleep 0.2; echo node8
+    """,
     # Each task after the other.
     "srun": """
         [ "$1" = --kill-on-bad-exit=1 ] && shift
