@@ -1,12 +1,18 @@
 """Which shape of the embedded autoencoder, and which loss, keeps most of the picture after the same
-minutes: variants trained from nothing on the same scenes, one after the other.
+minutes: variants trained on the same scenes, one after the other, from nothing or grown from one.
 
     python benchmarks/autoencoder_shapes.py --minutes 2 --out shapes --variant shipped \\
         --variant "wide encoder_channels=96,192,384 encoder_blocks=2,3,4" \\
         --variant "more z_dim=96" --variant "plain stage.adversarial=0"
 
+    python benchmarks/autoencoder_shapes.py --start ultragen/embedded --edition 2 --out shapes \\
+        --variant "longer stage.anchor=0.01" \\
+        --variant "more z_dim=64 decoder_blocks=4,4,4 stage.anchor=0.01 stage.adversarial=1.0"
+
 A variant is a name and settings: those of `CompactAutoencoder` by their names, and with `stage.`
-before them those of `AutoencoderStage`. For each, on held-out scenes of two sizes: the part of the
+before them those of `AutoencoderStage`. With `--start FOLDER` variants are grown from a folder's
+autoencoder, of which `z_dim` and the numbers of blocks can be larger. `--trained NAME=FOLDER` adds
+a row of a folder's autoencoder as it is. For each, on held-out scenes of two sizes: the part of the
 real clips' detail that copies keep above and below the middle (see `limits.py`), the PSNR, the
 operations of decoding a pixel, and copies at 1:1. `--minutes 0.05 --crop 64 --batch 2` shows on a
 CPU that it runs.
@@ -23,13 +29,14 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from limits import HALVES, Measurement, detail
+from limits import HALVES, Measurement, Model, detail
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ultragen.cli import console
 from ultragen.model.autoencoder import CompactAutoencoder
 from ultragen.pictures import picture_grid
+from ultragen.training.growth import grown_autoencoder
 from ultragen.training.loop import Trainer
 from ultragen.training.stage import TrainingConfig
 from ultragen.training.stages.autoencoder_stage import AutoencoderStage
@@ -76,19 +83,32 @@ class Variant:
 def train(variant: Variant, options: argparse.Namespace) -> CompactAutoencoder:
     """A variant after its minutes, with averaged weights."""
     torch.manual_seed(0)
-    vae = CompactAutoencoder(**variant.model)
     settings = {
         "batch_size": options.batch, "crop": options.crop, "pool": options.pool,
         "edition": options.edition,
     }  # fmt: skip
+    if options.start:
+        settings["origin"] = start = trained(options.start / "vae")
+        vae = grown_autoencoder(start, **variant.model)
+    else:
+        vae = CompactAutoencoder(**variant.model)
     stage = AutoencoderStage(vae, **{**settings, **variant.stage, "statistics_clips": 1})
     out = options.out / variant.name
     never = 1e6
     config = TrainingConfig(
-        out, options.minutes, checkpoint_minutes=never, sample_minutes=never, trackers=()
+        out,
+        options.minutes,
+        learning_rate=options.learning_rate,
+        checkpoint_minutes=never,
+        sample_minutes=never,
+        trackers=(),
     )
     Trainer(stage, config).train()
-    return CompactAutoencoder.from_pretrained(out / "export" / "vae").float()
+    return trained(out / "export" / "vae")
+
+
+def trained(folder: Path) -> CompactAutoencoder:
+    return CompactAutoencoder.from_pretrained(folder).float()
 
 
 @torch.no_grad()
@@ -146,7 +166,10 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--variant", type=Variant.read, action="append", required=True)
+    parser.add_argument("--trained", type=Model.read, action="append", default=[])
+    parser.add_argument("--variant", type=Variant.read, action="append", default=[])
+    parser.add_argument("--start", type=Path, help="Pipeline folder, variants grow from its `vae`.")
+    parser.add_argument("--learning-rate", type=float, default=5e-4, help="Peak.")
     parser.add_argument("--minutes", type=float, default=2.0, help="Of each variant.")
     parser.add_argument("--clips", type=int, default=10, help="Held-out scenes.")
     parser.add_argument("--batch", type=int, default=48, help="Crops a step.")
@@ -157,9 +180,11 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     cases, rows = held_out_clips(options.clips, edition=options.edition), {}
-    for variant in options.variant:
-        vae = train(variant, options)
-        rows[variant.name] = measure(vae, cases, device, options.out / variant.name)
+    for row in (*options.trained, *options.variant):
+        vae = trained(row.folder / "vae") if isinstance(row, Model) else train(row, options)
+        out = options.out / row.name
+        out.mkdir(parents=True, exist_ok=True)
+        rows[row.name] = measure(vae, cases, device, out)
         found = {"command": "python benchmarks/autoencoder_shapes.py " + " ".join(arguments)}
         found |= {"device": device, "rows": rows}
         path = options.out / "shapes.json"

@@ -144,6 +144,27 @@ def train(
         print(f"Written: {weights}")
 
 
+def on_crops(
+    options: Any,
+    adversarial: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="How strongly the adversary pulls at the picture, as a part of the other losses; "
+            "the more, the more detail is drawn that looks right but is not the clip's own.",
+        ),
+    ] = 0.5,
+    ground_share: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=1.0, help="Part of the crops that come from below the frame's middle."
+        ),
+    ] = 0.5,
+) -> Any:
+    own = (("adversarial", adversarial), ("ground_share", ground_share))
+    return replace(options, autoencoder=(*options.autoencoder, *own))
+
+
 def autoencoder(
     options: Any,
     anchor: Annotated[
@@ -322,8 +343,8 @@ def parameters_of(function: Callable[..., Any]) -> list[Parameter]:
     return [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in parameters]
 
 
-add_stage("autoencoder", "The autoencoder, which all others build on.", autoencoder)
-add_stage("decoder", "The decoder alone: all latents stay as they are.")
+add_stage("autoencoder", "The autoencoder, which all others build on.", on_crops, autoencoder)
+add_stage("decoder", "The decoder alone: all latents stay as they are.", on_crops)
 add_stage("base", "The dense base model and the text encoder.", on_clips, base)
 add_stage("ultragen", "UltraGen, which starts from the base model's weights.", on_clips, ultragen)
 add_stage("base-distill", "Few steps and no guidance for the base model.", distillation)

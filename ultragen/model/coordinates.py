@@ -45,11 +45,21 @@ def add_coordinates(transformer: WanTransformer3DModel) -> None:
     """Gives a transformer the input channels for coordinates; its output stays the same until they
     are trained. One that has them stays as it is."""
     config = transformer.config
-    if config.in_channels != config.out_channels:
-        return
+    if config.in_channels == config.out_channels:
+        insert_channels(transformer, config.in_channels, CHANNELS)
+
+
+def insert_channels(transformer: WanTransformer3DModel, at: int, number: int) -> None:
+    """Gives a transformer more input channels; its output stays the same until they are trained.
+
+    Args:
+        transformer: Changed in place.
+        at: The first of the new ones; channels from there on come after them.
+        number: How many.
+    """
     old = transformer.patch_embedding
     new = type(old)(
-        old.in_channels + CHANNELS,
+        old.in_channels + number,
         old.out_channels,
         old.kernel_size,
         old.stride,
@@ -58,7 +68,8 @@ def add_coordinates(transformer: WanTransformer3DModel) -> None:
     )
     with torch.no_grad():
         new.weight.zero_()
-        new.weight[:, : old.in_channels] = old.weight
+        new.weight[:, :at] = old.weight[:, :at]
+        new.weight[:, at + number :] = old.weight[:, at:]
         new.bias.copy_(old.bias)  # type: ignore[union-attr, arg-type]
     transformer.patch_embedding = new
     transformer.register_to_config(in_channels=new.in_channels)

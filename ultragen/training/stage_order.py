@@ -31,6 +31,7 @@ from ..world.captions import vocabulary
 from .assemble import put_together
 from .build import ModelSize, build_autoencoder, build_base_transformer, build_classifier, convert
 from .clip_sizes import ClipSize
+from .growth import BLOCKS, grow_channels, grown_autoencoder
 from .loop import Trainer
 from .processes import check_processes, together
 from .stage import Stage, TrainingConfig
@@ -105,20 +106,31 @@ class Sources:
 
 
 def autoencoder_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
-    vae = sources.initial("vae", CompactAutoencoder.from_pretrained)
-    if vae is None and dict(options.autoencoder).get("anchor"):
+    start = sources.initial("vae", CompactAutoencoder.from_pretrained)
+    if start is None and dict(options.autoencoder).get("anchor"):
         raise ValueError(
             "An anchor holds the latents of an autoencoder that is there: name its pipeline folder "
             "to start from, also for a training that is resumed."
         )
-    vae = vae.float() if vae is not None else build_autoencoder(options.size)
-    return AutoencoderStage(vae, seed=seed, edition=options.edition, **dict(options.autoencoder))
+    settings = {"seed": seed, "edition": options.edition, **dict(options.autoencoder)}
+    if start is None:
+        return AutoencoderStage(build_autoencoder(options.size), **settings)
+    vae = grown_autoencoder(start.float(), options.size.z_dim, **blocks(options.size))
+    return AutoencoderStage(vae, origin=start, **settings)
+
+
+def blocks(size: ModelSize) -> dict[str, tuple[int, int, int] | None]:
+    """Residual blocks of an autoencoder, of which older ones have fewer."""
+    shape = dict(size.autoencoder)
+    return {name: shape.get(name) for name in BLOCKS}
 
 
 def decoder_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
     """Trains the decoder on, with the encoder and so all latents unchanged."""
     settings = {"seed": seed, "edition": options.edition, **dict(options.autoencoder)}
-    return AutoencoderStage(sources.vae(), part="decoder", **settings)
+    more = blocks(options.size)["decoder_blocks"]
+    vae = grown_autoencoder(sources.vae(), decoder_blocks=more)
+    return AutoencoderStage(vae, part="decoder", **settings)
 
 
 def base_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
@@ -145,12 +157,14 @@ def base_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
     if options.clauses or transformer is None:
         read_by_clauses(text_encoder, tokenizer)
     transformer = transformer if transformer is not None else build_base_transformer(size)
+    vae = sources.vae()
     add_coordinates(transformer)  # older weights have none
+    grow_channels(transformer, vae.config.z_dim)  # or fewer than the autoencoder now
     pipeline = put_together(
         size,
         tokenizer=tokenizer,
         text_encoder=text_encoder,
-        vae=sources.vae(),
+        vae=vae,
         transformer=transformer,
     )
     return FlowMatchingStage(
@@ -169,13 +183,16 @@ def base_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
 def with_trained_parts(
     sources: Sources, size: ModelSize, transformer: Any, solver_order: int | None = None
 ) -> UltraGenPipeline:
-    """A transformer with the parts that earlier stages have trained."""
+    """A transformer with the parts that earlier stages have trained; it takes as many channels as
+    their autoencoder has."""
+    vae = sources.vae()
+    grow_channels(transformer, vae.config.z_dim)
     return put_together(
         size,
         solver_order,
         tokenizer=sources.tokenizer(),
         text_encoder=sources.text_encoder(),
-        vae=sources.vae(),
+        vae=vae,
         transformer=transformer,
     )
 

@@ -57,10 +57,13 @@ class AutoencoderStage(Stage):
         seed: What scenes and their order follow; another one for each resumption.
         edition: Of the world that scenes belong to, see `world.scene`.
         frame_sizes: Sizes that scenes are rendered at.
+        ground_share: Part of the crops whose middle is below the frame's, where most of the fine
+            detail is.
         adversarial: How strongly the adversary pulls at the picture, as a part of the pull of
             the other losses; 0 for none.
-        anchor: Weight of the squared distance of the latents from those of the autoencoder that
-            the stage starts from; 0 for none.
+        anchor: Weight of the squared distance of the latents from those of `origin`; 0 for none.
+        origin: The autoencoder that the stage starts from, with as many latent channels or fewer:
+            others are held to nothing. What is trained, as it is now, if it is not given.
         statistics_clips: Held-out clips of each size from which the latents' mean and deviation
             are computed whenever the weights are exported.
 
@@ -78,8 +81,10 @@ class AutoencoderStage(Stage):
         part: Literal["all", "decoder"] = "all",
         seed: int = 0,
         frame_sizes: tuple[tuple[int, int], ...] = FRAME_SIZES,
+        ground_share: float = 0.5,
         adversarial: float = 0.5,
         anchor: float = 0.0,
+        origin: CompactAutoencoder | None = None,
         statistics_clips: int = 24,
         edition: int = 1,
     ) -> None:
@@ -95,12 +100,12 @@ class AutoencoderStage(Stage):
             vae.encoder.requires_grad_(False)
         self.batch_size, self.crop, self.num_frames = batch_size, crop, num_frames
         self.capacity, self.seed, self.frame_sizes = pool, seed, frame_sizes
-        self.adversarial, self.anchor = adversarial, anchor
+        self.ground_share, self.adversarial, self.anchor = ground_share, adversarial, anchor
         self.statistics_clips, self.edition = statistics_clips, edition
         self.adversary = Adversary() if adversarial else None
         self.companions = (self.adversary,) if self.adversary else ()
         # Now, because a training that is resumed loads a moved encoder before `setup`.
-        self.origin = copy.deepcopy(vae).eval().requires_grad_(False) if anchor else None
+        self.origin = copy.deepcopy(origin or vae).eval().requires_grad_(False) if anchor else None
 
     def setup(self, device: torch.device, rank: int, world: int) -> None:
         for network in (self.vae, self.origin):
@@ -116,7 +121,7 @@ class AutoencoderStage(Stage):
                 self.frame_sizes, FRAME_WEIGHTS[: len(self.frame_sizes)]
             )
             region = (
-                rng.randint(0, height - self.crop),
+                self.top(height, rng),
                 rng.randint(0, width - self.crop),
                 self.crop,
                 self.crop,
@@ -127,6 +132,13 @@ class AutoencoderStage(Stage):
 
         first = min(self.capacity, 8 * self.batch_size)
         self.pool = Pool(make, self.capacity, share=0.35, first=first)
+
+    def top(self, height: int, rng: random.Random) -> int:
+        """The first row of a crop."""
+        last = height - self.crop
+        if rng.random() < self.ground_share:
+            return rng.randint((last + 1) // 2, last)
+        return rng.randint(0, last // 2)
 
     def batch(self, step: int) -> Tensor:
         self.pool.refresh()
@@ -145,7 +157,7 @@ class AutoencoderStage(Stage):
         if self.origin is not None:
             with torch.no_grad():
                 before = self.origin.encode(batch).latent_dist.mode()
-            terms["moved"] = (latents - before.float()).square().mean()
+            terms["moved"] = (latents[:, : before.shape[1]] - before.float()).square().mean()
             loss = loss + self.anchor * terms["moved"]
         if self.adversary is not None:
             pull, terms["critic_right"] = self.adversarial_loss(l1 + edges, batch, decoded)
@@ -201,7 +213,8 @@ class AutoencoderStage(Stage):
 
         A few channels carry the picture's large shapes and vary most; with a deviation of its own
         each, those that carry fine texture would weigh as much, and a transformer would learn
-        texture first.
+        texture first. Where an anchor holds channels, theirs is the deviation: what transformers
+        know of them keeps its scale.
         """
         latents = [
             self.vae.encode(video).latent_dist.mode()
@@ -210,5 +223,6 @@ class AutoencoderStage(Stage):
         ]
         flat = torch.cat([z.transpose(0, 1).flatten(1).float() for z in latents], dim=1)
         mean = flat.mean(1, keepdim=True)
-        deviation = (flat - mean).square().mean().sqrt().item()
+        held = self.origin.config.z_dim if self.origin is not None else len(flat)
+        deviation = (flat - mean)[:held].square().mean().sqrt().item()
         return mean[:, 0].tolist(), [deviation] * len(mean)
