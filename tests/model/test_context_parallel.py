@@ -187,6 +187,7 @@ def test_the_command_writes_one_clip(folder, monkeypatch):
     ended = launch(2, folder, "command")
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert ended.stdout.count("Written") == 1
+    assert ended.stdout.count("Expected of 2 processes") == 1
     assert json.loads((folder / "2.json").read_text())["machine"]["processes"] == 2
     monkeypatch.setenv("ULTRAGEN_DTYPE", "float32")
     assert sharing.command(folder) == 0
