@@ -202,8 +202,12 @@ def read_frames(path: Path) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_ends_all_with_its_reason(folder):
-    ended = launch(2, folder, "dying", "--overwrite")
+@pytest.mark.parametrize(
+    "how, reason",
+    [("dying", "ultragen: There is not enough memory for this size"), ("killed", "SIGKILL")],
+)
+def test_a_process_that_dies_ends_all_with_its_reason(folder, how, reason):
+    ended = launch(2, folder, how, "--overwrite")
     assert ended.returncode != 0
     assert time.time() - float((folder / "died").read_text()) < 60
-    assert "ultragen: There is not enough memory for this size" in ended.stderr, ended.stderr
+    assert reason in ended.stderr, ended.stderr

@@ -7,6 +7,7 @@ functions, with `processes=1`.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -322,12 +323,14 @@ def said(call: Callable[[], Any]) -> str:
 
 
 @contextmanager
-def of_a_dying_process(out: Path) -> Iterator[None]:
-    """The last process's memory runs out in the first step; OUT/died says when."""
+def of_a_dying_process(out: Path, how: str) -> Iterator[None]:
+    """The last process's memory runs out in the first step, or it is killed; OUT/died says when."""
     failing = os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1)
 
     def velocity(*arguments: Any, **options: Any) -> Tensor:
         (out / "died").write_text(str(time.time()))
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     with mock.patch.object(UltraGenPipeline, "velocity", velocity) if failing else mock.MagicMock():
@@ -351,8 +354,8 @@ def everything() -> dict[str, Any]:
 
 def main() -> int:
     out, what = Path(sys.argv[1]), sys.argv[2]
-    if what == "dying":
-        with of_a_dying_process(out):
+    if what in ("dying", "killed"):
+        with of_a_dying_process(out, what):
             return command(out, *sys.argv[3:])
     if what == "command":
         return command(out)

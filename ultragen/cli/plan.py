@@ -33,6 +33,7 @@ MODELS = ("wan", "t3-4k", "embedded")
 LAYOUTS = ("released", "paper")
 CARDS = ("here", "h100")
 TRAINED_WINDOWS = "4"
+MOST_PER_CLIP = 12  # attention heads of the 1.3B model, see `context_parallel.check_fitting`
 MOST = 10**9  # prompts, clips, GPUs: beyond that it is a slip of the finger
 
 
@@ -56,7 +57,8 @@ def plan(
         int | None, typer.Option(min=1, max=MOST, help="Without it a table of 1 to 64.")
     ] = None,
     gpus_per_clip: Annotated[
-        int, typer.Option(min=1, max=64, help="That make each clip together, as torchrun does.")
+        int,
+        typer.Option(min=1, max=MOST_PER_CLIP, help="That make each clip together, by torchrun."),
     ] = 1,
     model: Annotated[str, typer.Option(help=f"One of {', '.join(MODELS)}.")] = MODELS[0],
     layout: Annotated[
@@ -110,15 +112,8 @@ def plan(
     }
     requests = _requests(prompts, num_seeds, preset, defaults)
     coefficients, device, watts = _card(model, card)
-    jobs = {
-        replace(
-            job,
-            processes=gpus_per_clip,
-            decoding_processes=1 if model == "embedded" else gpus_per_clip,
-        ): count
-        for job, count in _jobs(requests, preset, layout).items()
-        if count
-    }
+    counted = _jobs(requests, preset, layout, gpus_per_clip)
+    jobs = {job: count for job, count in counted.items() if count}
     groups = tuple(gpus_per_clip * count for count in COUNTS)
     counts = tuple(n for n in groups if n <= COUNTS[-1]) if gpus is None else (gpus,)
     if train_clips is None:
@@ -183,17 +178,19 @@ def _requests(
     return [(clip.request, 1) for clip in read.clips]
 
 
-def _jobs(requests: list[tuple[Request, int]], preset: ModelPreset, layout: str) -> dict[Job, int]:
+def _jobs(
+    requests: list[tuple[Request, int]], preset: ModelPreset, layout: str, together: int
+) -> dict[Job, int]:
     """How often each kind of clip is made."""
     found: dict[Job, int] = {}
     for request, count in requests:
-        job = _job(request, preset, layout)
+        job = _job(request, preset, layout, together)
         found[job] = found.get(job, 0) + count
     return found
 
 
-def _job(request: Request, preset: ModelPreset, layout: str) -> Job:
-    """Of a validated request, without the weights."""
+def _job(request: Request, preset: ModelPreset, layout: str, together: int = 1) -> Job:
+    """Of a validated request, without the weights, by so many GPUs together."""
     from ..estimates.cost import Job
     from ..model import wan_1_3b
     from ..model.windows import auto_windows
@@ -230,6 +227,8 @@ def _job(request: Request, preset: ModelPreset, layout: str) -> Job:
         pixels_per_token=preset.pixels_per_token,
         full_share=full_share,
         t3_windows=t3_windows,
+        processes=together,
+        decoding_processes=1 if preset.name == "embedded" else together,
     )
 
 
