@@ -2,8 +2,8 @@
 
 Planned for a forward pass from the layouts of one process, see `window_plan`, and shared by all
 layers of one kind. A window is attended to by the process that gets it as a whole; the global
-branch and full layers by all processes, each with some of the heads (DeepSpeed-Ulysses, arXiv
-2309.14509).
+branch, full layers and T3-Video's by all processes, each with some of the heads (DeepSpeed-Ulysses,
+arXiv 2309.14509).
 """
 
 from __future__ import annotations
