@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from commands import ultragen
+from commands import one_line, ultragen
 from paths import ROOT
 
 from ultragen.cli import plan as plan_command
@@ -38,6 +38,7 @@ def test_clips_are_shared_out_and_each_gpu_starts_once():
     assert clips_on(3, {10.0: 8}, 30).seconds == 30 + 30  # a GPU has three of them
     assert clips_on(64, {10.0: 8}, 30).seconds == 30 + 10
     assert clips_on(2, {10.0: 2, 20.0: 2}, 0).seconds == 30
+    assert clips_on(4, {10.0: 8}, 30, 2).seconds == 30 + 40
     assert clips_on(4, {10.0: 8}, 30).gpu_hours == pytest.approx(4 * 50 / 3600)
     assert clips_on(4, {10.0: 8}, 30).energy(700) == pytest.approx(4 * 50 / 3600 * 0.7)
 
@@ -84,6 +85,24 @@ def test_a_clip_without_weights_costs_what_the_models_say():
 
 
 # The command
+
+
+def test_several_gpus_make_each_clip(capsys):
+    """Twice as fast for nearly twice the GPUs: text, some of the decoding and writing stay."""
+    words = ("--prompts", 8, "--card", "h100", "--gpus-per-clip")
+    one, two = (planned(capsys, *words, count) for count in (1, 2))
+    assert [row["gpus"] for row in two["plan"]] == [2, 4, 8, 16, 32, 64]
+    seconds = [float(found["clips"].split(", ")[1].split()[0]) for found in (one, two)]
+    assert 1.8 < seconds[0] / seconds[1] < 2
+    hours = [found["plan"][row]["hours"] for found, row in ((one, 1), (two, 0))]  # two GPUs
+    assert 1 < hours[1] / hours[0] < 1.1
+
+
+def test_groups_of_gpus_that_do_not_come_out_even(capsys):
+    assert ultragen("plan", "--prompts", 8, "--gpus", 3, "--gpus-per-clip", 2) == 2
+    assert "--gpus 3 are no groups of 2" in one_line(capsys)
+    assert ultragen("plan", "--train-clips", 8, "--gpus-per-clip", 2) == 2
+    assert "leave --gpus-per-clip out" in one_line(capsys)
 
 
 def test_a_table_of_many_gpus(capsys):

@@ -55,6 +55,16 @@ def test_every_stage_that_runs_costs_something():
     assert "base_native_denoise" not in cost.estimate(JOB, coefficients.CPU)
 
 
+def test_several_processes_share_out_the_native_clip():
+    one, four = (
+        cost.estimate(replace(JOB, processes=n, decoding_processes=n), coefficients.WAN_CUDA)
+        for n in (1, 4)
+    )
+    assert four["denoise"] == pytest.approx(one["denoise"] / 4)
+    assert four["decode"] == pytest.approx(one["decode"] * (0.04 + 0.96 / 4))
+    assert {**four, "denoise": 0, "decode": 0} == {**one, "denoise": 0, "decode": 0}
+
+
 @pytest.mark.parametrize(
     "change",
     [

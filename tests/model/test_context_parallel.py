@@ -19,7 +19,20 @@ import torch
 from paths import ROOT, SUPPORT
 from tiny import tiny_ultragen
 
-COUNTS = [2, pytest.param(3, marks=pytest.mark.slow)]
+RUNS = [
+    "guided",
+    "unguided",
+    "interval",
+    "narrow",
+    "stopped",
+    "LoRA",
+    "TaylorSeer",
+    "taylor-2",
+    "taylor-2, interval",
+    "taylor-2, ended",
+    "pyramid",
+]
+COUNTS = [2, *(pytest.param(count, marks=pytest.mark.slow) for count in (3, 4))]
 
 
 def launch(processes: int, *words: object) -> subprocess.CompletedProcess[str]:
@@ -60,6 +73,12 @@ def test_a_forward_pass_is_that_of_one_process(found, name):
         check(found, f"{name}, {number}", 1e-5)
 
 
+@pytest.mark.parametrize("name", [*sharing.MODELS])
+def test_a_process_computes_a_pass_for_itself_for_a_while(found, name):
+    """As the one does; and after that with the others again."""
+    check(found, f"{name}, alone", 1e-30)
+
+
 def check(found: list[dict[str, Any]], name: str, precision: float) -> None:
     """All processes have what one has."""
     expected = alone()[name]
@@ -78,6 +97,7 @@ def test_tokens_come_back_from_windows_bit_by_bit(found):
 def test_loras_work(found):
     check(found, "adapted", 1e-5)
     assert not torch.allclose(alone()["adapted"], alone()["released, 0"], rtol=0.01)
+    assert not torch.allclose(alone()["LoRA"], alone()["interval"], rtol=0.01)
 
 
 def test_fp8_works(found):
@@ -85,14 +105,39 @@ def test_fp8_works(found):
     check(found, "quantised", 0.05)
 
 
-@pytest.mark.parametrize("name", ["guided", "TaylorSeer", "taylor-2", "pyramid", "stopped"])
+@pytest.mark.parametrize("name", RUNS)
 def test_whole_runs_are_those_of_one_process(found, name):
     """From the first one's noise, whatever the seeds of the others; and all stop with one."""
     check(found, name, 1e-4)
 
 
+def test_halves_of_an_even_number_compute_one_pass_each(found):
+    """Passes of a step that is not guided are shared out among all, unless a cache forbids it."""
+    count = len(found)
+    half = count // 2
+    for process in found:
+        shared = process["shared"]
+        assert shared["unguided"] == [count] * len(alone()["shared"]["unguided"])
+        if count % 2:
+            assert {each for run in shared.values() for each in run} == {count}
+            continue
+        assert shared["guided"] == [half] * (len(alone()["shared"]["guided"]) // 2)
+        assert sorted(set(shared["interval"])) == [half, count]
+        assert sorted(set(shared["narrow"])) == ([half, count] if count <= 3 else [half])
+        assert set(shared["taylor-2"]) == set(shared["taylor-2, ended"]) == {half}
+        assert set(shared["taylor-2, interval"]) == set(shared["pyramid"]) == {count}
+
+
 def test_the_autoencoder_decodes_in_strips(found):
     check(found, "decoded", 1e-12)
+
+
+def too_many_guided(count: int) -> str:
+    """What is said of a guided clip of one block of tokens, which gives work to two."""
+    if count == 2:
+        return "nothing"
+    most = f"{1 + (count % 2 == 0)}"
+    return f"{count} processes are too many for a grid of 4 × 4 tokens, which gives work to {most}"
 
 
 def test_what_can_not_be_shared_out_is_said_in_all_processes(found):
@@ -100,10 +145,11 @@ def test_what_can_not_be_shared_out_is_said_in_all_processes(found):
     expected = {
         "cache": "TaylorSeerCacheConfig",
         "cache before": "TaylorSeerCacheConfig",
+        "cache by spectrum": "SeaCache decides by values",
         "twice": "called once",
         "grid": f"{count} processes are too many for a grid of 4 × 4 tokens, which gives work to 1",
+        "guided grid": too_many_guided(count),
         "heads": f"{count} processes are too many for 1 attention heads: start up to 1",
-        "t3": "T3-Video's windows",
         "gradients": "torch.no_grad()",
         "degree": f"for {count + 1} processes, and there are {count}",
         "plan": "own plan",
@@ -144,6 +190,7 @@ def test_the_command_writes_one_clip(folder, monkeypatch):
     ended = launch(2, folder, "command")
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert ended.stdout.count("Written") == 1
+    assert ended.stdout.count("Expected of 2 processes") == 1
     assert json.loads((folder / "2.json").read_text())["machine"]["processes"] == 2
     monkeypatch.setenv("ULTRAGEN_DTYPE", "float32")
     assert sharing.command(folder) == 0
@@ -158,8 +205,12 @@ def read_frames(path: Path) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_ends_all_with_its_reason(folder):
-    ended = launch(2, folder, "dying", "--overwrite")
+@pytest.mark.parametrize(
+    "how, reason",
+    [("dying", "ultragen: There is not enough memory for this size"), ("killed", "SIGKILL")],
+)
+def test_a_process_that_dies_ends_all_with_its_reason(folder, how, reason):
+    ended = launch(2, folder, how, "--overwrite")
     assert ended.returncode != 0
     assert time.time() - float((folder / "died").read_text()) < 60
-    assert "ultragen: There is not enough memory for this size" in ended.stderr, ended.stderr
+    assert reason in ended.stderr, ended.stderr

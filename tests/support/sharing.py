@@ -7,12 +7,12 @@ functions, with `processes=1`.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,6 +24,7 @@ from diffusers import (
     ContextParallelConfig,
     FirstBlockCacheConfig,
     PyramidAttentionBroadcastConfig,
+    SeaCacheConfig,
     TaylorSeerCacheConfig,
 )
 from einops import rearrange
@@ -32,6 +33,7 @@ from pipelines import latents_of, seed
 from tiny import WORDS, inputs, randomise, tiny_ultragen
 from torch import Tensor
 
+from ultragen.model.context_parallel import among
 from ultragen.model.fp8 import quantize
 from ultragen.model.shared_layouts import Shares
 from ultragen.model.token_shares import Area
@@ -57,7 +59,16 @@ MODELS: dict[str, dict[str, Any]] = {
     "released": RELEASED,
     "shifted": {**HEADS, "crossing": "shift"},
     "global alone": {**HEADS, "branches": ("global",)},
+    "T3": {**HEADS, "t3_windows": ((1, 2, 3), (2, 3, 1))},
+    "T3 and full": {
+        **HEADS,
+        "num_layers": 3,
+        "full_attention_layers": (1,),
+        "t3_windows": ((1, 2, 2),),
+    },
 }
+PART = (0.3, 0.9)
+"""Noise levels of which both those above and those below belong to steps of four."""
 INPUTS: list[dict[str, Any]] = [
     {"grid": (2, 12, 20), "windows": 4},
     {"grid": (3, 11, 17), "windows": 2, "batch": 2},
@@ -76,11 +87,18 @@ def parallel(model: UltraGenTransformer3DModel) -> UltraGenTransformer3DModel:
 
 @torch.no_grad()
 def outputs() -> dict[str, Tensor]:
-    """Forward passes of all models for all inputs."""
+    """Forward passes of all models for all inputs, and one by each process for itself."""
     found = {}
+    own = None
+    if dist.is_initialized():
+        own, _ = dist.new_subgroups(1)
     for name, config in MODELS.items():
         model = parallel(tiny_ultragen(**config))
+        with among(model, own) if own else nullcontext():
+            found[f"{name}, alone"] = model(**inputs(INPUTS[0]["grid"])).sample
         for number, given in enumerate(INPUTS):
+            if "t3_windows" in config:  # these have their own windows, and they stay
+                given = {name: given[name] for name in given.keys() & {"grid", "batch"}}
             found[f"{name}, {number}"] = forward(model, **given)
     return found
 
@@ -128,33 +146,57 @@ def quantised() -> Tensor:
 def adapted() -> Tensor:
     """With a LoRA, which comes after the model was shared out."""
     model = parallel(tiny_ultragen(**RELEASED))
+    adapt(model)
+    return forward(model, **INPUTS[0])
+
+
+@torch.no_grad()
+def adapt(model: UltraGenTransformer3DModel) -> None:
     layers = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj"]
     model.add_adapter(LoraConfig(r=2, target_modules=layers, init_lora_weights=False))
     for name, parameter in model.named_parameters():
         if ".default." in name:
             generator = torch.Generator().manual_seed(len(name))
             parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return forward(model, **INPUTS[0])
 
 
 def pipeline() -> UltraGenPipeline:
     torch.manual_seed(0)
-    pipe = build_pipeline(replace(TINY_SIZE, heads=3), WORDS)
+    pipe = build_pipeline(replace(TINY_SIZE, heads=4), WORDS)
     randomise(pipe.transformer, strength=0.3)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def clips() -> dict[str, Tensor]:
-    """Whole runs: from the first process's noise, with caches, and stopped by one process."""
+def end_guidance(pipe: Any, step: int, timestep: Tensor, tensors: dict) -> dict:
+    if step == 2:
+        pipe._guidance_scale = 1.0
+    return {}
+
+
+def clips() -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+    """Whole runs: from the first process's noise, with caches, and stopped by one process; and how
+    many processes shared out each pass that this one took part in."""
     pipe = pipeline()
+    shared: dict[str, list[int]] = {}
+
+    def note(transformer: UltraGenTransformer3DModel, *given: Any) -> None:
+        group = transformer.parallel_group
+        shared[name].append(dist.get_world_size(group) if group else 1)
+
     several = dist.is_initialized()
     rank = dist.get_rank() if several else 0
     if several:
         pipe.enable_context_parallel()
-    run = partial(latents_of, pipe, height=288, width=384)
-    found = {"guided": run(generator=seed(rank))}
-    caches = {
+    pipe.transformer.register_forward_pre_hook(note)
+    runs: dict[str, dict[str, Any]] = {
+        "guided": {"generator": seed(rank)},
+        "unguided": {"guidance_scale": 1.0},
+        "interval": {"guidance_interval": PART, "num_inference_steps": 4},
+        # Work for three processes, or for six in halves.
+        "narrow": {"guidance_interval": PART, "num_inference_steps": 4, "width": 384},
+    }
+    caches: dict[str, Any] = {
         "TaylorSeer": TaylorSeerCacheConfig(
             cache_interval=2, disable_cache_before_step=1, taylor_factors_dtype=torch.float32
         ),
@@ -165,18 +207,31 @@ def clips() -> dict[str, Tensor]:
             current_timestep_callback=lambda: pipe.current_timestep,
         ),
     }
-    for name, config in caches.items():
-        pipe.transformer.enable_cache(config)
-        found[name] = run(num_inference_steps=4)
-        pipe.transformer.disable_cache()
     last = dist.get_world_size() - 1 if several else 0
 
     def stop(pipe: Any, step: int, timestep: Tensor, tensors: dict) -> dict:
         pipe.interrupt = rank == last and step == 0
         return {}
 
-    found["stopped"] = run(callback_on_step_end=stop)
-    return found
+    for cache in caches:
+        runs[cache] = {"num_inference_steps": 4}
+    # Known before the run that some steps are not guided, and found out within it.
+    runs["taylor-2, interval"] = {"num_inference_steps": 8, "guidance_interval": PART}
+    runs["taylor-2, ended"] = {"num_inference_steps": 8, "callback_on_step_end": end_guidance}
+    runs["stopped"] = {"callback_on_step_end": stop}
+    runs["LoRA"] = {"num_inference_steps": 4, "guidance_interval": PART}
+    found = {}
+    for name, how in runs.items():
+        shared[name] = []
+        cache = caches.get(name.split(",")[0])
+        if cache is not None:
+            pipe.transformer.enable_cache(cache)
+        if name == "LoRA":  # the last one
+            adapt(pipe.transformer)
+        found[name] = latents_of(pipe, **{"height": 288, "width": 512, **how})
+        if cache is not None:
+            pipe.transformer.disable_cache()
+    return found, shared
 
 
 @torch.no_grad()
@@ -203,12 +258,20 @@ def refusals() -> dict[str, str]:
         model.enable_cache(FirstBlockCacheConfig(threshold=0.1))
         parallel(model)
 
+    def cached_by_spectrum() -> None:
+        parallel(tiny_ultragen(**HEADS)).enable_cache(SeaCacheConfig())
+
     def twice() -> None:
         parallel(parallel(tiny_ultragen(**HEADS)))
 
     def small() -> None:
         with torch.no_grad():
             parallel(tiny_ultragen(**HEADS))(**inputs((1, 4, 4)), windows=2)
+
+    def small_guided() -> None:
+        pipe = pipeline()
+        pipe.enable_context_parallel()
+        latents_of(pipe, height=128, width=128)
 
     def guided_elsewhere() -> None:
         pipe = pipeline()
@@ -225,18 +288,19 @@ def refusals() -> dict[str, str]:
             parallel(tiny_ultragen(**HEADS))
 
     def other_gpu() -> None:
-        name = ("H100", "A100", "A100")[dist.get_rank()]
+        name = "A100" if dist.get_rank() else "H100"
         with mock.patch.object(torch.cuda, "get_device_name", lambda device: name):
             check_alike(torch.device("cuda"))
 
     calls: dict[str, Callable[[], Any]] = {
         "cache": cached,
         "cache before": cached_before,
+        "cache by spectrum": cached_by_spectrum,
         "twice": twice,
         "grid": small,
+        "guided grid": small_guided,
         "heads": lambda: parallel(tiny_ultragen(num_attention_heads=1)),
-        "t3": lambda: parallel(tiny_ultragen(**HEADS, t3_windows=((1, 2, 2),))),
-        "gradients": lambda: parallel(tiny_ultragen(**HEADS))(**inputs((1, 12, 12)), windows=2),
+        "gradients": lambda: parallel(tiny_ultragen(**HEADS))(**inputs((1, 12, 16)), windows=2),
         "degree": lambda: tiny_ultragen(**HEADS).enable_parallelism(
             config=ContextParallelConfig(ulysses_degree=count + 1)
         ),
@@ -259,12 +323,14 @@ def said(call: Callable[[], Any]) -> str:
 
 
 @contextmanager
-def of_a_dying_process(out: Path) -> Iterator[None]:
-    """The last process's memory runs out in the first step; OUT/died says when."""
+def of_a_dying_process(out: Path, how: str) -> Iterator[None]:
+    """The last process's memory runs out in the first step, or it is killed; OUT/died says when."""
     failing = os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1)
 
     def velocity(*arguments: Any, **options: Any) -> Tensor:
         (out / "died").write_text(str(time.time()))
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     with mock.patch.object(UltraGenPipeline, "velocity", velocity) if failing else mock.MagicMock():
@@ -282,13 +348,14 @@ def command(out: Path, *words: object) -> int:
 def everything() -> dict[str, Any]:
     """What all processes find."""
     once = {"adapted": adapted(), "quantised": quantised(), "decoded": decoded()}
-    return {**outputs(), **windowed(), **once, **clips()}
+    runs, shared = clips()
+    return {**outputs(), **windowed(), **once, **runs, "shared": shared}
 
 
 def main() -> int:
     out, what = Path(sys.argv[1]), sys.argv[2]
-    if what == "dying":
-        with of_a_dying_process(out):
+    if what in ("dying", "killed"):
+        with of_a_dying_process(out, what):
             return command(out, *sys.argv[3:])
     if what == "command":
         return command(out)

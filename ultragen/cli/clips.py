@@ -134,12 +134,15 @@ def generate(
         if processes() > 1:
             models.enable_context_parallel(processes())
         loading = perf_counter() - began
-        from ..runs.native import generate_native
+        from ..runs.native import estimate_native, generate_native
         from ..runs.write import write_native
 
         if rank > 0:  # it computes its share, and that is all
             generate_native(request, models)
             return
+        if processes() > 1:
+            expected = sum(estimate_native(request, models).values())
+            print(f"{f'Expected of {processes()} processes':<40}{expected:8.1f} s", flush=True)
         with console.whole_results(out.parent) as folder:
             with console.progress_bar() as show:
                 clip = generate_native(request, models, lambda p: show(p.fraction, p.message))

@@ -33,6 +33,7 @@ MODELS = ("wan", "t3-4k", "embedded")
 LAYOUTS = ("released", "paper")
 CARDS = ("here", "h100")
 TRAINED_WINDOWS = "4"
+MOST_PER_CLIP = 12  # attention heads of the 1.3B model, see `context_parallel.check_fitting`
 MOST = 10**9  # prompts, clips, GPUs: beyond that it is a slip of the finger
 
 
@@ -55,6 +56,10 @@ def plan(
     gpus: Annotated[
         int | None, typer.Option(min=1, max=MOST, help="Without it a table of 1 to 64.")
     ] = None,
+    gpus_per_clip: Annotated[
+        int,
+        typer.Option(min=1, max=MOST_PER_CLIP, help="That make each clip together, by torchrun."),
+    ] = 1,
     model: Annotated[str, typer.Option(help=f"One of {', '.join(MODELS)}.")] = MODELS[0],
     layout: Annotated[
         str | None,
@@ -79,6 +84,13 @@ def plan(
         raise ValueError("Give --prompts, a number or a file, or else --train-clips.")
     if train_clips is not None and (num_inference_steps or guidance_scale) is not None:
         raise ValueError("A training has neither --steps nor --guidance: leave them out.")
+    if train_clips is not None and gpus_per_clip > 1:
+        raise ValueError("A training has one GPU for each clip: leave --gpus-per-clip out.")
+    if gpus is not None and gpus % gpus_per_clip:
+        raise ValueError(
+            f"--gpus {gpus} are no groups of {gpus_per_clip} GPUs: choose a multiple of "
+            "--gpus-per-clip."
+        )
     if train_clips is not None and model == "embedded":
         raise ValueError(
             "--train-clips counts trainings of wan: what embedded was trained with stands in "
@@ -100,10 +112,12 @@ def plan(
     }
     requests = _requests(prompts, num_seeds, preset, defaults)
     coefficients, device, watts = _card(model, card)
-    jobs = {job: count for job, count in _jobs(requests, preset, layout).items() if count}
-    counts = COUNTS if gpus is None else (gpus,)
+    counted = _jobs(requests, preset, layout, gpus_per_clip)
+    jobs = {job: count for job, count in counted.items() if count}
+    groups = tuple(gpus_per_clip * count for count in COUNTS)
+    counts = tuple(n for n in groups if n <= COUNTS[-1]) if gpus is None else (gpus,)
     if train_clips is None:
-        rows, facts = _clips(counts, jobs, coefficients, model)
+        rows, facts = _clips(counts, jobs, coefficients, model, gpus_per_clip)
     else:
         [job] = jobs
         rows, facts = _training(counts, job, train_clips, epochs, coefficients)
@@ -164,17 +178,19 @@ def _requests(
     return [(clip.request, 1) for clip in read.clips]
 
 
-def _jobs(requests: list[tuple[Request, int]], preset: ModelPreset, layout: str) -> dict[Job, int]:
+def _jobs(
+    requests: list[tuple[Request, int]], preset: ModelPreset, layout: str, together: int
+) -> dict[Job, int]:
     """How often each kind of clip is made."""
     found: dict[Job, int] = {}
     for request, count in requests:
-        job = _job(request, preset, layout)
+        job = _job(request, preset, layout, together)
         found[job] = found.get(job, 0) + count
     return found
 
 
-def _job(request: Request, preset: ModelPreset, layout: str) -> Job:
-    """Of a validated request, without the weights."""
+def _job(request: Request, preset: ModelPreset, layout: str, together: int = 1) -> Job:
+    """Of a validated request, without the weights, by so many GPUs together."""
     from ..estimates.cost import Job
     from ..model import wan_1_3b
     from ..model.windows import auto_windows
@@ -211,6 +227,8 @@ def _job(request: Request, preset: ModelPreset, layout: str) -> Job:
         pixels_per_token=preset.pixels_per_token,
         full_share=full_share,
         t3_windows=t3_windows,
+        processes=together,
+        decoding_processes=1 if preset.name == "embedded" else together,
     )
 
 
@@ -248,7 +266,11 @@ def _watts(device: str) -> float | None:
 
 
 def _clips(
-    counts: tuple[int, ...], jobs: dict[Job, int], coefficients: Coefficients, model: str
+    counts: tuple[int, ...],
+    jobs: dict[Job, int],
+    coefficients: Coefficients,
+    model: str,
+    together: int,
 ) -> tuple[list[Plan], dict[str, str]]:
     """Plans of many clips, and what they have in common."""
     from ..estimates.fleet import CLIP_BYTES, START, clip_seconds, clips_on
@@ -265,7 +287,7 @@ def _clips(
         "clips": f"{number:,}, {mean:,.1f} s each",
         "disk": f"about {_bytes(size)} of MP4",
     }
-    return [clips_on(count, seconds, start) for count in counts], facts
+    return [clips_on(count, seconds, start, together) for count in counts], facts
 
 
 def _training(

@@ -29,6 +29,9 @@ STAGES = {
 }
 """Stages of a run in order, with what they are called for people."""
 
+DECODED_BY_ALL = 0.04
+"""Share of the operations of Wan's decoder that comes before its first upsampling, which each of
+several processes computes for itself (counted)."""
 ZEROGPU_TIERS = (("anonymous visitors", 80), ("free accounts", 200), ("PRO accounts", 1600))
 """Longest request in GPU seconds that an untouched daily quota starts, for a `large` GPU."""
 
@@ -52,6 +55,9 @@ class Job:
         pixels_per_token: Rows, and columns, of pixels that a token covers.
         full_share: Share of the native model's layers that keep attention over all tokens.
         t3_windows: Numbers of windows of each layer that attends as T3-Video's do.
+        processes: How many denoise the native clip together, in equal shares; what they exchange,
+            and that shares are not quite equal, is not counted, see docs/parallel.md.
+        decoding_processes: How many decode it together.
     """
 
     height: int
@@ -67,6 +73,8 @@ class Job:
     pixels_per_token: int
     full_share: float = 0.0
     t3_windows: tuple[Counts, ...] = ()
+    processes: int = 1
+    decoding_processes: int = 1
 
     def grid(self, height: int, width: int) -> tuple[int, int, int]:
         """Tokens of a clip of this size: t h w."""
@@ -126,13 +134,15 @@ def work(job: Job) -> dict[str, dict[str, float]]:
         tokens = grid[0] * grid[1] * grid[2]
         return {f"{prefix}token": forwards * tokens, f"{prefix}pair": forwards * pairs}
 
+    native = denoise(grid, mean_pairs(job), "")
+    decoded = DECODED_BY_ALL + (1 - DECODED_BY_ALL) / job.decoding_processes
     upscale: dict[str, float] = {"lanczos": job.pixels}
     if job.upscaler != "lanczos":  # the network comes first, Lanczos brings its result to size
         upscale["network"] = job.base_pixels
     stages: dict[str, dict[str, float]] = {
         "text": {"text": 1},
-        "denoise": denoise(grid, mean_pairs(job), ""),
-        "decode": {"decode": job.pixels},
+        "denoise": {name: units / job.processes for name, units in native.items()},
+        "decode": {"decode": job.pixels * decoded},
         "base_denoise": denoise(base_grid, full_pairs(base_grid), "base_"),
         "base_decode": {"decode": job.base_pixels},
         "upscale": upscale,

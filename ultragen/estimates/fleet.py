@@ -72,18 +72,19 @@ def clip_seconds(job: Job, coefficients: Coefficients) -> float:
     return stages["text"] + stages["denoise"] + stages["decode"] + writing
 
 
-def clips_on(gpus: int, clips: Mapping[float, int], start: float) -> Plan:
+def clips_on(gpus: int, clips: Mapping[float, int], start: float, together: int = 1) -> Plan:
     """What clips take of GPUs that share them out.
 
     Args:
         gpus: How many there are.
         clips: How many take so many seconds each.
         start: Seconds until a GPU begins its first clip.
+        together: How many of them make each clip together.
     """
-    number, together = sum(clips.values()), sum(each * count for each, count in clips.items())
+    number, seconds = sum(clips.values()), sum(each * count for each, count in clips.items())
     # The last clips are made while GPUs without any wait: as many rounds as the fullest GPU has.
-    rounds = ceil(number / gpus)
-    return Plan(gpus, start + rounds * together / number)
+    rounds = ceil(number / (gpus // together))
+    return Plan(gpus, start + rounds * seconds / number)
 
 
 def training_step(job: Job, coefficients: Coefficients, gpus: int) -> float:

@@ -6,10 +6,13 @@ attended to, see `shared_layouts`; all else is done where the process has it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch.distributed as dist
-from diffusers import FirstBlockCacheConfig
+from diffusers import FirstBlockCacheConfig, SeaCacheConfig
 from diffusers.models._modeling_parallel import ContextParallelConfig, ParallelConfig
 from diffusers.models.transformers.transformer_wan import WanAttention
 from einops import rearrange
@@ -19,19 +22,20 @@ from ..ops.decompress import decompress_part_and_fuse
 from ..ops.exchange import Member, check_alike
 from ..ops.float8_linear import for_layers
 from ..ops.rotary_norm import rotary_norm
+from ..ops.whole_attention import attend_whole
 from .attention import CompressedBranch, Projection, UltraGenAttention, WindowAttnProcessor
 from .compression import Decompression
 from .full_attention import FullAttnProcessor
-from .shared_layouts import SharedHeads, SharedLayout, SharedWindows, Shares
+from .shared_layouts import HeadsAttend, SharedHeads, SharedLayout, SharedWindows, Shares
+from .t3_attention import T3Attention, T3AttnProcessor, T3Layout
+from .window_plan import AttentionLayout
+
+PROCESSORS = (WindowAttnProcessor, FullAttnProcessor, T3AttnProcessor)
+"""Whose attention is shared out."""
 
 
 class SharedAttention(UltraGenAttention):
     """UltraGen's self-attention on the tokens of one process; a layout is a `SharedLayout`."""
-
-    @classmethod
-    def take_over(cls, layer: UltraGenAttention) -> None:
-        """Makes a layer one of these: it keeps its parameters, which are the same."""
-        layer.__class__ = cls
 
     def local(self, grid: Tensor, at: SharedWindows) -> Tensor:  # type: ignore[override]
         """The process's own tokens, b t h w d → b t h w d."""
@@ -67,7 +71,7 @@ class SharedAttention(UltraGenAttention):
         tokens = for_layers(x, to_q, to_k, to_v)
         (query,) = self.norm_q(to_q(tokens), at.at, self.heads)  # b t h w d each
         (key,) = self.norm_k(to_k(tokens), at.at, self.heads)
-        return at.attend(self.processor, query, key, to_v(tokens))
+        return at.attend(attention_of(self.processor), query, key, to_v(tokens))
 
 
 class SharedFullAttnProcessor(FullAttnProcessor):
@@ -99,12 +103,54 @@ class SharedFullAttnProcessor(FullAttnProcessor):
             )
             for linear, norm in ((attn.to_q, attn.norm_q), (attn.to_k, attn.norm_k))
         )
-        out = rotary_emb.attend(self, query, key, attn.to_v(tokens))
+        out = rotary_emb.attend(attention_of(self), query, key, attn.to_v(tokens))
         out = rearrange(out, "b t h w d -> b (t h w) d")
         return attn.to_out[1](attn.to_out[0](out))
 
 
-def join(transformer: Any, config: Any) -> dist.ProcessGroup:
+@dataclass(eq=False)
+class SharedT3Layout(T3Layout):
+    """What `T3Layout` says, for the tokens of one process.
+
+    Attributes:
+        clip: The layout of all tokens.
+        heads: Those of each process.
+    """
+
+    clip: T3Layout
+    heads: SharedHeads
+
+
+class SharedT3AttnProcessor(T3AttnProcessor):
+    """Attention within close and remote windows, by each process with some of the heads.
+
+    A remote window has tokens of the whole clip: processes that had windows would exchange as
+    much for the remote ones alone as heads do for both kinds.
+    """
+
+    def __call__(  # type: ignore[override]
+        self, attn: T3Attention, query: Tensor, key: Tensor, value: Tensor, at: SharedT3Layout
+    ) -> Tensor:
+        """The process's own tokens, b t h w d each → b t h w d."""
+
+        def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+            return T3AttnProcessor.__call__(self, attn, query, key, value, at.clip)
+
+        return at.heads.attend(attend, query, key, value)
+
+
+def attention_of(processor: Any) -> HeadsAttend:
+    """Attention of all tokens of a grid to all, through a processor's back end."""
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+        shape = query.shape
+        query, key, value = (x.flatten(1, 3) for x in (query, key, value))
+        return attend_whole(processor, query, key, value, heads).view(shape)
+
+    return attend
+
+
+def join(transformer: Any, config: Any) -> None:
     """Has a transformer compute each clip together with those of other processes, without
     gradients. There is no way back.
 
@@ -113,23 +159,39 @@ def join(transformer: Any, config: Any) -> dist.ProcessGroup:
         config: How many processes, as diffusers has it: the product of both degrees. What each
             of them does is said here, whichever of the two it is.
 
-    Returns:
-        The processes.
-
     Raises:
         ValueError: if this transformer or these processes can't, with what can.
     """
     group = group_of(config)
     check_fitting(transformer, dist.get_world_size(group))
     check_alike(transformer.device, group)
+    _compute_with(transformer, group)
+
+
+@contextmanager
+def among(transformer: Any, group: dist.ProcessGroup) -> Iterator[None]:
+    """Has a transformer that others compute with do so with some of them for a while; with none,
+    where the group is this process alone."""
+    everyone = transformer.parallel_group
+    _compute_with(transformer, group)
+    try:
+        yield
+    finally:
+        _compute_with(transformer, everyone)
+
+
+def _compute_with(transformer: Any, group: dist.ProcessGroup) -> None:
+    """The layers keep their parameters, which are the same."""
+    shared = dist.get_world_size(group) > 1
+    transformer.parallel_group = group if shared else None
     for block in transformer.blocks:
-        if isinstance(block.attn1, UltraGenAttention):
-            SharedAttention.take_over(block.attn1)
+        layer = block.attn1
+        if isinstance(layer, UltraGenAttention):
+            layer.__class__ = SharedAttention if shared else UltraGenAttention
+        elif isinstance(layer, T3Attention):
+            layer.processor.__class__ = SharedT3AttnProcessor if shared else T3AttnProcessor
         else:
-            processor = SharedFullAttnProcessor()
-            processor._attention_backend = block.attn1.processor._attention_backend
-            block.attn1.set_processor(processor)
-    return group
+            layer.processor.__class__ = SharedFullAttnProcessor if shared else FullAttnProcessor
 
 
 def group_of(config: Any) -> dist.ProcessGroup:
@@ -168,11 +230,6 @@ def check_fitting(transformer: Any, processes: int) -> None:
         ValueError: if it can't, with what can.
     """
     heads = transformer.config.num_attention_heads
-    if transformer.config.t3_windows:
-        raise ValueError(
-            "T3-Video's windows can't be shared out among processes: start one, or let a second "
-            "GPU run guidance, pipe.enable_parallel_guidance('cuda:1')."
-        )
     if processes > heads:
         raise ValueError(
             f"{processes} processes are too many for {heads} attention heads: start up to {heads}."
@@ -180,7 +237,7 @@ def check_fitting(transformer: Any, processes: int) -> None:
     check_cache(transformer._cache_config)
     for block in transformer.blocks:
         layer = block.attn1
-        if type(layer.processor) not in (WindowAttnProcessor, FullAttnProcessor):
+        if type(layer.processor) not in PROCESSORS:
             raise ValueError(
                 f"The self-attention is computed by {type(layer.processor).__name__}, which can't "
                 "be shared out among processes: leave UltraGen's own processors, once."
@@ -198,9 +255,10 @@ def check_cache(config: Any) -> None:
     Raises:
         ValueError: if it decides by values, which differ between their tokens.
     """
-    if isinstance(config, FirstBlockCacheConfig):
+    if isinstance(config, FirstBlockCacheConfig | SeaCacheConfig):
+        name = type(config).__name__.removesuffix("Config")
         raise ValueError(
-            "FirstBlockCache decides by values, and each process has others: take a cache that "
+            f"{name} decides by values, and each process has others: take a cache that "
             "decides by steps, such as TaylorSeerCacheConfig or PyramidAttentionBroadcastConfig."
         )
 
@@ -224,7 +282,14 @@ def share_out(
     shares = Shares.of(Member.of(transformer.parallel_group), grid)
     heads = transformer.config.num_attention_heads
     dim = heads * transformer.config.attention_head_dim
-    return shares, {
-        kind: shares.full(layout, heads) if kind == "full" else shares.windows(layout, dim, heads)
-        for kind, layout in layouts.items()
-    }
+
+    def shared(layout: Any) -> SharedLayout | SharedT3Layout | SharedHeads:
+        if isinstance(layout, AttentionLayout):
+            return shares.windows(layout, dim, heads)
+        if isinstance(layout, T3Layout):
+            by_heads = shares.by_heads(layout.whole, heads)
+            own = (grid[0], *shares.home.size)
+            return SharedT3Layout(own, by_heads.at, layout.counts, layout, by_heads)
+        return shares.full(layout, heads)
+
+    return shares, {kind: shared(layout) for kind, layout in layouts.items()}

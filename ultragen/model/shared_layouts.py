@@ -2,8 +2,8 @@
 
 Planned for a forward pass from the layouts of one process, see `window_plan`, and shared by all
 layers of one kind. A window is attended to by the process that gets it as a whole; the global
-branch and full layers by all processes, each with some of the heads (DeepSpeed-Ulysses, arXiv
-2309.14509).
+branch, full layers and T3-Video's by all processes, each with some of the heads (DeepSpeed-Ulysses,
+arXiv 2309.14509).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +19,6 @@ from ..ops.decompress import Upsampled, upsampled
 from ..ops.exchange import Member, exchange, gather
 from ..ops.interpolation import resize_part
 from ..ops.rotary_norm import Rotary
-from ..ops.whole_attention import attend_whole
 from .token_shares import Area, cut_axis, cut_strips, made_of, spread_heads, spread_windows
 from .window_plan import (
     GLOBAL_FACTOR,
@@ -35,6 +33,9 @@ Areas = tuple[tuple[Area, ...], ...]
 """Areas of a grid, for each process."""
 Attend = Callable[[Tensor, WindowLayout], Tensor]
 """Attention within a window of each of a batch, b t h w d → b t h w d."""
+HeadsAttend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+"""Attention of queries, keys and values of all tokens, b t h w d each, with so many heads →
+b t h w d."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ class SharedHeads:
     heads: list[range]
     at: WindowLayout
 
-    def attend(self, processor: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def attend(self, within: HeadsAttend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """The process's own queries and keys, with norm and positions, and values, b t h w d →
         results of the tokens that it needs."""
         rank, features = self.member.rank, value.shape[-1] // self.heads[-1].stop
@@ -216,8 +217,8 @@ class SharedHeads:
             value,
             self.member,
         )
-        query, key, value = (room.flatten(1, 3) for room in rooms)
-        found = attend_whole(processor, query, key, value, count).view(rooms[0].shape)
+        query, key, value = rooms
+        found = within(query, key, value, count)
         out = value.new_empty((b, t, *self.wanted[rank].size, features * self.heads[-1].stop))
         exchange(
             [[found[:, :, *area.inside(whole)]] for area in self.wanted],
@@ -293,6 +294,10 @@ class Shares:
         """Full layers: cos and sin of the clip, (t h w) × half the head size."""
         cos, sin = (table.unflatten(0, self.grid) for table in rotary)
         at = WindowLayout(self.grid[1:], even_partition(*self.grid[1:], 1), (cos, sin))
+        return self.by_heads(at, heads)
+
+    def by_heads(self, at: WindowLayout, heads: int) -> SharedHeads:
+        """Attention over the whole grid, which is one window."""
         return self._by_heads(self.grid[1:], self.homes, self.homes, at, heads)
 
     def windows(self, layout: AttentionLayout, dim: int, heads: int) -> SharedLayout:

@@ -278,7 +278,7 @@ class UltraGenTransformer3DModel(StrictLoading, WanTransformer3DModel):
         """
         if self.parallel_group is not None or cp_plan is not None:
             raise ValueError("enable_parallelism is called once, and makes its own plan.")
-        self.parallel_group = join(self, config)
+        join(self, config)
 
     def enable_cache(self, config: Any) -> None:
         """Reuses what changes little from step to step, see diffusers' `CacheMixin`."""

@@ -40,12 +40,9 @@ def generate_native(
     cancelled: Event | None = None,
 ) -> NativeClip:
     """Makes UltraGen's clip; arguments and errors as in `compare.generate`."""
-    # Whatever the request says of the upscaled clip, nothing is loaded for it.
-    request = replace(request, upscaler="lanczos", base_native="off").validate(models.preset)
+    request = _native_alone(request, models)
     models.check_memory(request)
-    stages = models.estimator.estimate(job(request, models))
-    estimated = {name: stages[name] for name in ("text", "denoise", "decode")}
-    run = RunState(report, cancelled or Event(), estimated)
+    run = RunState(report, cancelled or Event(), estimate_native(request, models))
     windows = resolve_windows(request, models)
     size = (request.size.height, request.size.width)
     with enough_memory(request, models):
@@ -55,3 +52,14 @@ def generate_native(
     metadata = describe(request, models, run, windows)
     metadata["labels"] = {"native": metadata["labels"]["native"]}
     return NativeClip(crop_frames(frames, *request.size.kept), request.frame_rate, metadata)
+
+
+def estimate_native(request: Request, models: Models) -> dict[str, float]:
+    """Seconds that the stages of `generate_native` will take here, by all processes together."""
+    stages = models.estimator.estimate(job(_native_alone(request, models), models))
+    return {name: stages[name] for name in ("text", "denoise", "decode")}
+
+
+def _native_alone(request: Request, models: Models) -> Request:
+    """Whatever a request says of the upscaled clip, nothing is loaded for it."""
+    return replace(request, upscaler="lanczos", base_native="off").validate(models.preset)

@@ -16,6 +16,7 @@ from ..ops.exchange import in_any, of_the_first
 from .flow import to_velocity
 from .guidance import Guidance
 from .parallel_guidance import TransformerCopy, check_device, check_unhooked, without_cache
+from .process_halves import ProcessHalves
 from .solvers import FlowSolver, SchedulerSolver, Solver, log_shift, set_noise_levels
 from .window_motion import move_windows
 
@@ -35,6 +36,7 @@ class FlowSampler(DiffusionPipeline):
     """
 
     guidance_device: torch.device | None = None
+    _halves: ProcessHalves | None = None
     # Named as in `WanPipeline`, because callbacks set them.
     _guidance_scale = 1.0
     _attention_kwargs: dict[str, Any] | None = None
@@ -110,6 +112,8 @@ class FlowSampler(DiffusionPipeline):
         """Computes each clip together with the other processes of `torch.distributed`, which all
         call the pipeline with the same arguments and get the same clip.
 
+        Where their number is even, one half computes the conditional pass of a guided step, the
+        other half the unconditional one, see `ProcessHalves`; all else they share out among all.
         Noise and embeddings are the first process's. Callbacks run in all of them; what they
         change, they change in all, but `interrupt` in one ends the run of all. Without gradients,
         until the process ends. `base_pipeline` has a transformer of its own, which is not shared.
@@ -135,6 +139,7 @@ class FlowSampler(DiffusionPipeline):
                 "torchrun --nproc_per_node 2, and call torch.distributed.init_process_group."
             )
         self.transformer.enable_parallelism(config=ContextParallelConfig(ulysses_degree=processes))
+        self._halves = ProcessHalves.of_all()
 
     def log_shift(self, tokens_per_frame: int) -> float:
         """log s of the dynamic shift: s grows with the square root of the tokens in a frame."""
@@ -189,9 +194,13 @@ class FlowSampler(DiffusionPipeline):
             embeds = dict(zip(embeds, texts, strict=True))
         solver, steps = self.solver(timesteps, levels), len(timesteps)
         scales = [guidance.scale_at(level) for level in levels[:-1]]
-        second = None
+        second: TransformerCopy | ProcessHalves | None = None
         if self.guidance_device is not None and max(scales) > 1:
             second = TransformerCopy(self.transformer, self.guidance_device)
+        elif self._halves is not None:
+            _, *size = self.transformer.token_grid(*latents.shape[2:])
+            cache = self.transformer._cache_config
+            second = self._halves.planned(scales, cache, (size[0], size[1]))
         self._guidance_scale, self._num_timesteps = guidance.scale, steps
         with self.progress_bar(total=steps) as progress_bar:
             for step, timestep in enumerate(timesteps):
@@ -220,7 +229,7 @@ class FlowSampler(DiffusionPipeline):
         embeds: dict[str, Tensor],
         scale: float,
         extra: dict[str, Any],
-        second: TransformerCopy | None,
+        second: TransformerCopy | ProcessHalves | None,
         where: dict[str, Any],
     ) -> Tensor:
         """The guided velocity, b c t h w in float32: v_neg + scale · (v_pos − v_neg).
@@ -232,7 +241,8 @@ class FlowSampler(DiffusionPipeline):
             embeds: As in `denoise`.
             scale: How far guidance leads; 1 runs the model once.
             extra: Other inputs of the transformer.
-            second: Runs the pass that guidance adds, at the same time; None to run it before.
+            second: Runs the pass that guidance adds, at the same time: a copy of the model, or a
+                half of the processes; None to run it before.
             where: The step, for diffusers' caches.
         """
         x = with_coordinates(latents, self.transformer.config.in_channels)
@@ -246,16 +256,26 @@ class FlowSampler(DiffusionPipeline):
         def velocity_of(output: Tensor) -> Tensor:
             return to_velocity(output, latents, sigma, self.config.prediction, self.config.data_std)
 
-        prompt = embeds["prompt_embeds"]
+        def predict_cond() -> Tensor:
+            return predict(embeds["prompt_embeds"], "cond")
+
+        def predict_uncond() -> Tensor:
+            return predict(embeds["negative_prompt_embeds"], "uncond")
+
         if scale <= 1:
-            return velocity_of(predict(prompt, "cond"))
-        negative_prompt = embeds["negative_prompt_embeds"]
+            if isinstance(second, ProcessHalves):
+                return velocity_of(second.unguided(self.transformer, predict_cond))
+            return velocity_of(predict_cond())
         if second is None:
-            negative = velocity_of(predict(negative_prompt, "uncond"))
-            positive = velocity_of(predict(prompt, "cond"))
+            negative = velocity_of(predict_uncond())
+            positive = velocity_of(predict_cond())
+        elif isinstance(second, ProcessHalves):
+            outputs = second.guided(self.transformer, predict_cond, predict_uncond)
+            positive, negative = map(velocity_of, outputs)
         else:
-            output = second.start("uncond", where, encoder_hidden_states=negative_prompt, **inputs)
-            positive = velocity_of(predict(prompt, "cond"))
+            text = embeds["negative_prompt_embeds"]
+            output = second.start("uncond", where, encoder_hidden_states=text, **inputs)
+            positive = velocity_of(predict_cond())
             negative = velocity_of(output.result().to(latents.device, non_blocking=True))
         return negative + scale * (positive - negative)
 
