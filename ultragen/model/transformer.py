@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
-from diffusers import WanTransformer3DModel
+from diffusers import PyramidAttentionBroadcastConfig, WanTransformer3DModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
@@ -25,6 +25,7 @@ from ..ops.strided_windows import Counts
 from .adapters import check_unadapted, only_tensors_of
 from .attention import UltraGenAttention
 from .block import PatchEmbedding, UltraGenBlock, cache_config
+from .broadcast_by_pass import tell_passes_apart
 from .context_parallel import check_cache, join, share_out
 from .strict_loading import StrictLoading
 from .t3_attention import T3Attention, T3Layout, plan_t3
@@ -286,6 +287,8 @@ class UltraGenTransformer3DModel(StrictLoading, WanTransformer3DModel):
             check_cache(config)
         UltraGenBlock.register()
         super().enable_cache(cache_config(config))
+        if isinstance(config, PyramidAttentionBroadcastConfig):
+            tell_passes_apart(self)
 
     def token_grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Tokens on each axis of latents of frames × height × width.
