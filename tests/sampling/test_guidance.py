@@ -7,11 +7,11 @@ import json
 import os
 import subprocess
 import sys
-from typing import Any
 from dataclasses import replace
 from itertools import pairwise
 from threading import Barrier, current_thread, main_thread
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch

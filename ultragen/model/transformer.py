@@ -22,7 +22,7 @@ from ..ops.dispatch import prepare
 from ..ops.gradients import call_layer
 from ..ops.modulation import modulated_norm
 from ..ops.strided_windows import Counts
-from .adapters import check_unadapted, only_tensors_of
+from .adapters import check_unadapted, keeps_adapter_strengths, only_tensors_of
 from .attention import UltraGenAttention
 from .block import PatchEmbedding, UltraGenBlock, cache_config
 from .broadcast_by_pass import tell_passes_apart
@@ -359,6 +359,7 @@ class UltraGenTransformer3DModel(StrictLoading, WanTransformer3DModel):
             layouts["full"] = self._rotary(*grid) if shared else self.rope(latents)
         return layouts
 
+    @keeps_adapter_strengths
     @apply_lora_scale("attention_kwargs")
     def forward(
         self,
