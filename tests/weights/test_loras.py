@@ -288,6 +288,28 @@ def test_a_scale_of_one_pass_is_gone_after_it(scale, pipe):
     assert torch.equal(output(pipe.transformer), expected)
 
 
+def test_fused_projections_and_a_lora_refuse_each_other(pipe):
+    """diffusers 0.42.1 computes without the LoRA, in either order (`WanAttention.fuse_projections`
+    in `transformer_wan.py`; pull request 14047 is to refuse it)."""
+    factors = draw_factors(pipe.transformer, ("blocks.0.cross_attn.k",))
+    weights = LAYOUTS["ComfyUI"](factors, None)
+    plain = output(pipe.transformer)
+    pipe.transformer.fuse_qkv_projections()
+    torch.testing.assert_close(output(pipe.transformer), plain)
+    with pytest.raises(ValueError, match=r"unfuse_qkv_projections\(\) first"):
+        pipe.load_lora_weights(weights)
+    pipe.transformer.unfuse_qkv_projections()
+    pipe.load_lora_weights(weights)
+    expected = output(pipe.transformer)
+    assert (expected - plain).abs().max() > 1e-2
+    with pytest.raises(ValueError, match=r"fuse_lora\(\) and pipe.unload_lora_weights\(\)"):
+        pipe.transformer.fuse_qkv_projections()
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    pipe.transformer.fuse_qkv_projections()
+    torch.testing.assert_close(output(pipe.transformer), expected)
+
+
 def test_differences_of_a_swapped_adapter_go(pipe):
     first, _ = norm_lora(pipe.transformer, 1)
     second, changes = norm_lora(pipe.transformer, 2)

@@ -31,6 +31,19 @@ def check_unadapted(model: nn.Module, what: str) -> None:
         )
 
 
+def check_no_adapter_is_lost(model: nn.Module) -> None:
+    """Checks that projections can be fused: they are copied without what adapters add to them.
+
+    Raises:
+        ValueError: if there are adapters, with the way out.
+    """
+    if is_adapted(model):
+        raise ValueError(
+            "Fused projections would leave out what LoRA adapters add to them: merge these first, "
+            "with pipe.fuse_lora() and pipe.unload_lora_weights()."
+        )
+
+
 @contextmanager
 def only_tensors_of(model: Any, adapter_name: str) -> Iterator[None]:
     """While it lasts, a model's `state_dict` has the tensors of one adapter and no others.

@@ -22,7 +22,12 @@ from ..ops.dispatch import prepare
 from ..ops.gradients import call_layer
 from ..ops.modulation import modulated_norm
 from ..ops.strided_windows import Counts
-from .adapters import check_unadapted, keeps_adapter_strengths, only_tensors_of
+from .adapters import (
+    check_no_adapter_is_lost,
+    check_unadapted,
+    keeps_adapter_strengths,
+    only_tensors_of,
+)
 from .attention import UltraGenAttention
 from .block import PatchEmbedding, UltraGenBlock, cache_config
 from .broadcast_by_pass import tell_passes_apart
@@ -265,6 +270,16 @@ class UltraGenTransformer3DModel(StrictLoading, WanTransformer3DModel):
         """
         check_unadapted(self, "The transformer")
         super().save_pretrained(save_directory, *arguments, **options)
+
+    def fuse_qkv_projections(self) -> None:
+        """Computes what reads the same features as one matrix product, where the attention is
+        Wan's, see diffusers' `AttentionMixin`.
+
+        Raises:
+            ValueError: if LoRA adapters are loaded.
+        """
+        check_no_adapter_is_lost(self)
+        super().fuse_qkv_projections()
 
     def enable_parallelism(self, *, config: Any, cp_plan: None = None) -> None:
         """Computes each clip together with the transformers of other processes, see

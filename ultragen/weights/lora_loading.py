@@ -195,6 +195,11 @@ def _check_can_carry(transformer: nn.Module, lora: Lora) -> None:
             "This LoRA changes norms or tables alone, or nothing, and no layer that could carry "
             "its strength: merge it with the tool that made it."
         )
+    if any(getattr(module, "fused_projections", False) for module in transformer.modules()):
+        raise ValueError(
+            "The transformer's projections are fused, and a LoRA of the single ones would do "
+            "nothing: call transformer.unfuse_qkv_projections() first."
+        )
     parameters = dict(transformer.named_parameters())
     # peft gives a LoRA the type of its layer, and nothing multiplies in float8.
     if cast := next((name for name, p in parameters.items() if p.dtype in _CAST), None):
