@@ -7,7 +7,9 @@ import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import av
 import imageio_ffmpeg
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from patterns import waves
 from PIL import Image, ImageOps
 from video_traps import CORNERS, corners, counted, number_of
 
+from ultragen.dataset.colours import FrameToPicture
 from ultragen.dataset.frames import (
     DamagedVideo,
     UnreadableVideo,
@@ -109,6 +112,50 @@ def test_hdr_is_shown_as_on_a_common_display(tmp_path: Path, transfer: str) -> N
     path = video_traps.hdr(tmp_path / "clip.mp4", light, transfer=transfer)
     expected = np.minimum(CORNERS, 180)
     assert np.abs(corners_of(first(path)) - expected).max() <= 3
+
+
+def grey_frame(layout: str, bits: int, values: tuple[int, ...], transfer: int, full: bool) -> Any:
+    """A frame in BT.2020 whose planes have these values."""
+    frame = av.VideoFrame(64, 48, layout)
+    kind = np.dtype("u1" if bits == 8 else "<u2")
+    for plane, value in zip(frame.planes, values, strict=True):
+        plane.update(np.full(plane.buffer_size // kind.itemsize, value, kind).tobytes())
+    frame.color_range = 2 if full else 1
+    frame.colorspace, frame.color_primaries, frame.color_trc = 9, 9, transfer
+    return frame
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["limited", "full"])
+@pytest.mark.parametrize(
+    ("layout", "bits"),
+    [
+        *(("yuv420p", 8), ("yuv444p10le", 10), ("p010le", 10), ("yuv420p12le", 12)),
+        *(("yuv444p16le", 16), ("gbrp", 8), ("gbrp10le", 10), ("gbrp16le", 16)),
+    ],
+)
+def test_light_is_exact_in_every_depth_and_range(layout: str, bits: int, full: bool) -> None:
+    """In RGB of 16 bits, libswscale 9.5.102 (PyAV 18.1.0) has white at 65283 where it comes from a
+    limited range, and at 65472 from a full range of 10 bits. As 65535 it was 2 % of PQ's light too
+    dark, and white without HDR was 254."""
+    lights = np.geomspace(1e-3, 10000, 100_000)
+    rgb = layout.startswith("gbr")
+    black, span = (0, 2**bits - 1) if full or rgb else (16 << (bits - 8), 219 << (bits - 8))
+
+    def shown(code: float, transfer: int) -> tuple[int, float]:
+        """What becomes of a grey, and which code it is when rounded."""
+        luma = round(black + span * code)
+        chroma = luma if rgb else 128 << (bits - 8)
+        values = (luma, chroma) if layout == "p010le" else (luma, chroma, chroma)
+        shift = 6 if layout == "p010le" else 0
+        values = tuple(value << shift for value in values)
+        frame = grey_frame(layout, bits, values, transfer, full or rgb)
+        return int(FrameToPicture(frame, None)(frame)[24, 32, 1]), (luma - black) / span
+
+    assert shown(1.0, 14) == (255, 1)  # BT.2020 without HDR
+    for light in (2.0, 10.0, 50.0, 80.0):
+        found, code = shown(float(video_traps.pq(np.array(light))), 16)
+        expected = 255 * (np.interp(code, video_traps.pq(lights), lights) / 203) ** (1 / 2.4)
+        assert abs(found - expected) < 0.75
 
 
 def test_highlights_of_hdr_keep_their_order_below_white(tmp_path: Path) -> None:

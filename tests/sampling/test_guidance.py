@@ -11,10 +11,11 @@ from dataclasses import replace
 from itertools import pairwise
 from threading import Barrier, current_thread, main_thread
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from diffusers import FirstBlockCacheConfig
+from diffusers import FirstBlockCacheConfig, PyramidAttentionBroadcastConfig
 from paths import ROOT
 from peft import LoraConfig
 from tiny import tiny_pipeline
@@ -243,8 +244,17 @@ def test_every_run_copies_the_transformer_as_it_is(parallel, pipe):
         parallel.enable_parallel_guidance("cpu")
 
 
-def test_a_cache_works_on_both_devices(pipe):
-    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.3))
+@pytest.mark.parametrize("kind", ["first block", "pyramid"])
+def test_a_cache_works_on_both_devices(kind, pipe):
+    """Where each pass has a transformer of its own, none can meet what another one has left."""
+    config: Any = FirstBlockCacheConfig(threshold=0.3)
+    if kind == "pyramid":
+        config = PyramidAttentionBroadcastConfig(
+            spatial_attention_block_skip_range=2,
+            cross_attention_block_skip_range=3,
+            current_timestep_callback=lambda: 500,  # of those at which it broadcasts
+        )
+    pipe.transformer.enable_cache(config)
     expected = latents_of(pipe)
     pipe.enable_parallel_guidance("cpu")
     assert pipe.transformer.is_cache_enabled

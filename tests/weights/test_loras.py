@@ -260,6 +260,56 @@ def test_differences_stay_when_they_are_merged(pipe):
     check_merged(pipe, {name: 0.5 * value for name, value in changes.items()})
 
 
+def test_taken_out_of_the_weights_an_adapter_acts_as_before(pipe):
+    """diffusers 0.42.1 leaves it at the `lora_scale` at which it was merged, here 0.5, and merges
+    it with 0.25 the next time (`_fuse_lora_apply` in `loaders/peft.py`)."""
+    pipe.load_lora_weights(norm_lora(pipe.transformer)[0], "one")
+    pipe.set_adapters("one", 0.8)
+    beside, merged_once = output(pipe.transformer), []
+    for _ in range(2):
+        pipe.fuse_lora(lora_scale=0.5)
+        merged_once.append(output(pipe.transformer))
+        pipe.unfuse_lora()
+        torch.testing.assert_close(output(pipe.transformer), beside)
+    torch.testing.assert_close(*merged_once)
+    half = output(pipe.transformer, attention_kwargs={"scale": 0.5})
+    torch.testing.assert_close(half, merged_once[0])
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 2.0])
+def test_a_scale_of_one_pass_is_gone_after_it(scale, pipe):
+    """After a scale of 0, diffusers 0.42.1 gives all adapters the strength 1
+    (`unscale_lora_layers` in `utils/peft_utils.py`)."""
+    for number, name in enumerate(("one", "other")):
+        pipe.load_lora_weights(norm_lora(pipe.transformer, number)[0], name)
+    pipe.set_adapters(["one", "other"], [0.3, 0.8])
+    expected = output(pipe.transformer)
+    assert not torch.equal(output(pipe.transformer, attention_kwargs={"scale": scale}), expected)
+    assert torch.equal(output(pipe.transformer), expected)
+
+
+def test_fused_projections_and_a_lora_refuse_each_other(pipe):
+    """diffusers 0.42.1 computes without the LoRA, in either order (`WanAttention.fuse_projections`
+    in `transformer_wan.py`; pull request 14047 is to refuse it)."""
+    factors = draw_factors(pipe.transformer, ("blocks.0.cross_attn.k",))
+    weights = LAYOUTS["ComfyUI"](factors, None)
+    plain = output(pipe.transformer)
+    pipe.transformer.fuse_qkv_projections()
+    torch.testing.assert_close(output(pipe.transformer), plain)
+    with pytest.raises(ValueError, match=r"unfuse_qkv_projections\(\) first"):
+        pipe.load_lora_weights(weights)
+    pipe.transformer.unfuse_qkv_projections()
+    pipe.load_lora_weights(weights)
+    expected = output(pipe.transformer)
+    assert (expected - plain).abs().max() > 1e-2
+    with pytest.raises(ValueError, match=r"fuse_lora\(\) and pipe.unload_lora_weights\(\)"):
+        pipe.transformer.fuse_qkv_projections()
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    pipe.transformer.fuse_qkv_projections()
+    torch.testing.assert_close(output(pipe.transformer), expected)
+
+
 def test_differences_of_a_swapped_adapter_go(pipe):
     first, _ = norm_lora(pipe.transformer, 1)
     second, changes = norm_lora(pipe.transformer, 2)

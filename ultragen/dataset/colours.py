@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .tone_mapping import PEAK, ToneMapping, Transfer
+from .tone_mapping import CODES, PEAK, ToneMapping, Transfer
 from .unreadable import UnreadableVideo
 from .video_frames import import_av
 
@@ -25,6 +25,7 @@ BT601, BT709, BT2020 = 5, 1, 9
 NO_MATRIX = {8: "YCgCo", 10: "BT.2020 of constant luminance", 14: "ICtCp", 15: "IPT"}
 HD_ROWS = 720  # from which on browsers take untagged clips for BT.709
 LIMITED, FULL = 1, 2
+LIMITED_WHITE = 65283  # in swscale's RGB of 16 bits: (255 << 8) + 3
 
 
 class FrameToPicture:
@@ -128,8 +129,19 @@ def _tone_mapping(frame: VideoFrame) -> ToneMapping | None:
     transfer = TRANSFERS.get(int(frame.color_trc), "gamma")
     primaries = PRIMARIES.get(int(frame.color_primaries))
     if transfer != "gamma":
-        return ToneMapping(transfer, primaries or "bt2020", _peak(frame))
-    return ToneMapping(transfer, primaries) if primaries not in (None, "bt709") else None
+        return ToneMapping(transfer, primaries or "bt2020", _peak(frame), _full_code(frame))
+    if primaries in (None, "bt709"):
+        return None
+    return ToneMapping(transfer, primaries, full_code=_full_code(frame))
+
+
+def _full_code(frame: VideoFrame) -> int:
+    """What swscale (9.5, FFmpeg 8) makes of white in 16 bits: not 65535, because it takes 8 bits'
+    255, or the largest value of a full range, with zeros after it."""
+    bits = frame.format.components[0].bits
+    if frame.format.is_rgb:
+        return LIMITED_WHITE if bits <= 8 else CODES - 1
+    return LIMITED_WHITE if _range(frame) == LIMITED else ((1 << bits) - 1) << (16 - bits)
 
 
 def _peak(frame: VideoFrame) -> float:

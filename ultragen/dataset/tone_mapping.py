@@ -44,21 +44,23 @@ class ToneMapping:
         transfer: What its codes mean: PQ, HLG, or a gamma of 2.4 without HDR.
         primaries: A key of `PRIMARIES`.
         peak: The brightest that a PQ clip holds, in cd/m².
+        full_code: Which of the codes of 16 bits stands for 1; there may be larger ones.
     """
 
     transfer: Transfer
     primaries: str
     peak: float = PEAK
+    full_code: int = CODES - 1
 
     def __call__(self, codes: np.ndarray) -> np.ndarray:
-        """uint16, full range, h w 3 → uint8."""
+        """uint16, black at 0, h w 3 → uint8."""
         pictures = np.empty(codes.shape, np.uint8)
         for top in range(0, len(codes), BAND):
             pictures[top : top + BAND] = self._band(codes[top : top + BAND])
         return pictures
 
     def _band(self, codes: np.ndarray) -> np.ndarray:
-        light = _light(self.transfer)[codes]
+        light = _light(self.transfer, self.full_code)[codes]
         if self.transfer == "hlg":
             # The display's light from the scene's: ITU-R BT.2100-2, table 5.
             light *= (light @ LUMINANCE_2020)[..., None] ** np.float32(HLG_GAMMA - 1) * (
@@ -148,10 +150,10 @@ def conversion(source: str, target: str) -> np.ndarray:
 LUMINANCE_2020 = to_xyz("bt2020")[1].astype(np.float32)
 
 
-@lru_cache(maxsize=3)
-def _light(transfer: Transfer) -> np.ndarray:
+@lru_cache(maxsize=8)
+def _light(transfer: Transfer, full_code: int) -> np.ndarray:
     """Linear light for every code of 16 bits, 1 at white; of HLG the scene's."""
-    codes = np.linspace(0, 1, CODES)
+    codes = np.minimum(np.arange(CODES) / full_code, 1)
     tables = {
         "pq": lambda: pq_light(codes) / WHITE,
         "hlg": lambda: hlg_scene(codes),

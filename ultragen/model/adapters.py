@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 from torch import nn
@@ -27,6 +28,19 @@ def check_unadapted(model: nn.Module, what: str) -> None:
             "off with pipe.unload_lora_weights(), after pipe.fuse_lora() if the weights shall keep "
             "what they do. The adapter alone is saved by transformer.save_lora_adapter(folder, "
             "adapter_name=...)."
+        )
+
+
+def check_no_adapter_is_lost(model: nn.Module) -> None:
+    """Checks that projections can be fused: they are copied without what adapters add to them.
+
+    Raises:
+        ValueError: if there are adapters, with the way out.
+    """
+    if is_adapted(model):
+        raise ValueError(
+            "Fused projections would leave out what LoRA adapters add to them: merge these first, "
+            "with pipe.fuse_lora() and pipe.unload_lora_weights()."
         )
 
 
@@ -56,3 +70,49 @@ def only_tensors_of(model: Any, adapter_name: str) -> Iterator[None]:
         del model.state_dict
         if outer is not None:
             model.state_dict = outer
+
+
+Strengths = dict[tuple[str, str], float]
+"""What each adapter's product is multiplied by, by the layer's name and the adapter's."""
+
+
+def adapter_strengths(model: nn.Module) -> Strengths:
+    """The strengths of all adapters in all layers of a model."""
+    layers: list[tuple[str, Any]] = [(n, m) for n, m in model.named_modules() if is_layer(m)]
+    return {
+        (name, adapter): strength
+        for name, layer in layers
+        for adapter, strength in layer.scaling.items()
+    }
+
+
+def set_adapter_strengths(model: nn.Module, strengths: Mapping[tuple[str, str], float]) -> None:
+    """Gives adapters the strengths that they had."""
+    for (name, adapter), strength in strengths.items():
+        layer: Any = model.get_submodule(name)
+        layer.scaling[adapter] = strength
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module is a layer that adapters of peft are put beside."""
+    return hasattr(module, "base_layer") and hasattr(module, "scaling")
+
+
+def keeps_adapter_strengths(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward pass whose `attention_kwargs` weigh adapters for itself alone.
+
+    After a scale of 0, diffusers (0.42.1, `unscale_lora_layers`) gives every adapter the strength
+    1, whatever it had.
+    """
+
+    @wraps(forward)
+    def kept(self: nn.Module, *arguments: Any, **options: Any) -> Any:
+        if not options.get("attention_kwargs"):
+            return forward(self, *arguments, **options)
+        strengths = adapter_strengths(self)
+        try:
+            return forward(self, *arguments, **options)
+        finally:
+            set_adapter_strengths(self, strengths)
+
+    return kept

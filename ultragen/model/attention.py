@@ -229,6 +229,7 @@ class UltraGenAttention(nn.Module, AttentionModuleMixin):
     processor: WindowAttnProcessor
     _default_processor_cls = WindowAttnProcessor
     _available_processors = [WindowAttnProcessor]  # noqa: RUF012
+    _supports_qkv_fusion = False  # each branch takes its own of the projections
 
     def __init__(
         self,

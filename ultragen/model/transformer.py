@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
-from diffusers import WanTransformer3DModel
+from diffusers import PyramidAttentionBroadcastConfig, WanTransformer3DModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
@@ -22,9 +22,15 @@ from ..ops.dispatch import prepare
 from ..ops.gradients import call_layer
 from ..ops.modulation import modulated_norm
 from ..ops.strided_windows import Counts
-from .adapters import check_unadapted, only_tensors_of
+from .adapters import (
+    check_no_adapter_is_lost,
+    check_unadapted,
+    keeps_adapter_strengths,
+    only_tensors_of,
+)
 from .attention import UltraGenAttention
 from .block import PatchEmbedding, UltraGenBlock, cache_config
+from .broadcast_by_pass import tell_passes_apart
 from .context_parallel import check_cache, join, share_out
 from .strict_loading import StrictLoading
 from .t3_attention import T3Attention, T3Layout, plan_t3
@@ -265,6 +271,16 @@ class UltraGenTransformer3DModel(StrictLoading, WanTransformer3DModel):
         check_unadapted(self, "The transformer")
         super().save_pretrained(save_directory, *arguments, **options)
 
+    def fuse_qkv_projections(self) -> None:
+        """Computes what reads the same features as one matrix product, where the attention is
+        Wan's, see diffusers' `AttentionMixin`.
+
+        Raises:
+            ValueError: if LoRA adapters are loaded.
+        """
+        check_no_adapter_is_lost(self)
+        super().fuse_qkv_projections()
+
     def enable_parallelism(self, *, config: Any, cp_plan: None = None) -> None:
         """Computes each clip together with the transformers of other processes, see
         `context_parallel`.
@@ -286,6 +302,8 @@ class UltraGenTransformer3DModel(StrictLoading, WanTransformer3DModel):
             check_cache(config)
         UltraGenBlock.register()
         super().enable_cache(cache_config(config))
+        if isinstance(config, PyramidAttentionBroadcastConfig):
+            tell_passes_apart(self)
 
     def token_grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Tokens on each axis of latents of frames × height × width.
@@ -356,6 +374,7 @@ class UltraGenTransformer3DModel(StrictLoading, WanTransformer3DModel):
             layouts["full"] = self._rotary(*grid) if shared else self.rope(latents)
         return layouts
 
+    @keeps_adapter_strengths
     @apply_lora_scale("attention_kwargs")
     def forward(
         self,

@@ -12,7 +12,12 @@ from diffusers import DiffusionPipeline
 from diffusers.loaders import WanLoraLoaderMixin
 from torch import Tensor, nn
 
-from ..model.adapters import only_tensors_of
+from ..model.adapters import (
+    Strengths,
+    adapter_strengths,
+    only_tensors_of,
+    set_adapter_strengths,
+)
 from ..model.fp8 import is_in_float8
 from ..presets import check_lora_strength
 from .lora_differences import ParameterDifferences
@@ -59,6 +64,9 @@ def check_fits(path: Path, transformer: Any) -> None:
 
 class LoraLoading(DiffusionPipeline, WanLoraLoaderMixin):
     """What diffusers offers for LoRAs, with all namings and methods that can be read exactly."""
+
+    _unfused: Strengths | None = None
+    """The strengths that adapters had before they were merged; None while none is."""
 
     def load_lora_weights(
         self,
@@ -133,12 +141,32 @@ class LoraLoading(DiffusionPipeline, WanLoraLoaderMixin):
                 "The weights are in FP8, into which nothing is merged: merge LoRAs before "
                 "enable_fp8, or leave them beside the weights."
             )
+        strengths = adapter_strengths(self.transformer)
         super().fuse_lora(components, lora_scale, **options)
+        if self._unfused is None:
+            self._unfused = strengths
+
+    def unfuse_lora(
+        self,
+        components: list[str] = ["transformer"],  # noqa: B006 - diffusers' own default
+        **options: Any,
+    ) -> None:
+        """Takes merged adapters out of the weights again, to act beside them with the strengths
+        that they had before.
+
+        diffusers (0.42.1, `_fuse_lora_apply`) leaves them with the strength at which they were
+        merged, and multiplies it by the next `lora_scale`.
+        """
+        super().unfuse_lora(components, **options)
+        before, now = self._unfused or {}, adapter_strengths(self.transformer)
+        set_adapter_strengths(self.transformer, {key: before.get(key, now[key]) for key in now})
+        self._unfused = None
 
     def unload_lora_weights(self) -> None:
         """Takes all adapters off; what is merged into the weights stays in them."""
         ParameterDifferences.remove(self.transformer, keep_merged=True)
         super().unload_lora_weights()
+        self._unfused = None
 
     def delete_adapters(self, adapter_names: list[str] | str) -> None:
         """Takes these adapters off, as in diffusers."""
@@ -166,6 +194,11 @@ def _check_can_carry(transformer: nn.Module, lora: Lora) -> None:
         raise ValueError(
             "This LoRA changes norms or tables alone, or nothing, and no layer that could carry "
             "its strength: merge it with the tool that made it."
+        )
+    if any(getattr(module, "fused_projections", False) for module in transformer.modules()):
+        raise ValueError(
+            "The transformer's projections are fused, and a LoRA of the single ones would do "
+            "nothing: call transformer.unfuse_qkv_projections() first."
         )
     parameters = dict(transformer.named_parameters())
     # peft gives a LoRA the type of its layer, and nothing multiplies in float8.
