@@ -78,5 +78,10 @@ class PromptTexts:
         return read_tensor(self.folder / self.shards[key], key)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the prompts: another one once any is changed, added or removed."""
-        return hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()
+        """As `prompts_fingerprint` gives it."""
+        return prompts_fingerprint(self.prompts)
+
+
+def prompts_fingerprint(prompts: Sequence[str]) -> str:
+    """SHA-256 of prompts: another one once any is changed, moved, added or removed."""
+    return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()

@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..model import wan_1_3b
-from ..presets import PROMPTS, SUGGESTED, WAN, WAN_SHIFT
+from ..presets import (
+    PROMPTS,
+    RESOLUTIONS,
+    SUGGESTED,
+    WAN,
+    WAN_SHIFT,
+    check_aspect,
+    check_guidance_scale,
+    check_num_frames,
+    check_shift,
+)
 
 Trained = Literal["all", "new", "lora"]
 Recomputed = Literal["all", "half", "none"]
@@ -148,6 +158,21 @@ class WanDistillOptions(WanTraining):
     resolution: str | None = None
     aspect: str = "16:9"
     num_frames: int | None = None
+
+    def check(self) -> None:
+        super().check()
+        check_shift(self.shift)
+        check_aspect(self.aspect)
+        if check_guidance_scale(self.guidance_scale) < 1:
+            raise ValueError(
+                f"A teacher's guidance is 1, for none, or more, not {self.guidance_scale:g}."
+            )
+        if self.resolution is not None and self.resolution not in RESOLUTIONS:
+            raise ValueError(
+                f"resolution must be one of {', '.join(RESOLUTIONS)}: {self.resolution!r}."
+            )
+        if self.num_frames is not None:
+            check_num_frames(self.num_frames)
 
 
 @dataclass(frozen=True)
