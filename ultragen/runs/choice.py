@@ -93,8 +93,14 @@ def with_own_settings(choice: Choice) -> Choice:
         return choice
     steps, preset = distilled.steps, choice.preset
     ladder = dict.fromkeys((size, frames, steps) for size, frames, _ in preset.ladder)
-    own = {"num_inference_steps": steps, "guidance_scale": 1.0, "ladder": tuple(ladder)}
-    return replace(choice, preset=replace(preset, shift=distilled.shift or preset.shift, **own))
+    preset = replace(
+        preset,
+        num_inference_steps=steps,
+        guidance_scale=1.0,
+        ladder=tuple(ladder),
+        shift=distilled.shift or preset.shift,
+    )
+    return replace(choice, preset=preset)
 
 
 def _choose(asked: str) -> Choice:
