@@ -18,7 +18,7 @@ from paths import ROOT
 from safetensors.torch import load_file
 from wan_distillations import distill, distill_words
 from wan_files import make_t3
-from wan_trainings import distance
+from wan_trainings import distance, train
 
 from ultragen.estimates import training_memory
 from ultragen.pipeline import UltraGenPipeline
@@ -87,6 +87,11 @@ def test_what_was_distilled_is_told_by_every_form_of_the_weights(whole, files, t
     for place in (whole / "export", one_file, tmp_path / "pipeline"):
         assert read_distilled(place) == Distilled(2, 5.0)
     assert read_distilled(files.ultragen) is None
+
+
+def test_weights_that_are_trained_on_are_distilled_no_longer(whole, files, data, tmp_path):
+    assert train(files, data, tmp_path, "--start", whole, steps=1) == 0
+    assert read_distilled(tmp_path / "export") is None
 
 
 def test_a_lora_loads_with_the_student_s_output(files, tmp_path, monkeypatch, capsys):

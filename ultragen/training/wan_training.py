@@ -177,6 +177,8 @@ def load_model(
         model = convert(dense, options, max(sources.clips, key=area))
     else:
         model = load_ultragen(sources.start)
+        # Weights that are trained on need guidance and all steps again.
+        model.register_to_config(distilled_steps=None, distilled_shift=None)
     prepare(model, options, config)
     return model
 
