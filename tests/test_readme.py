@@ -33,7 +33,7 @@ from ultragen.estimates.memory import GROWING_VALUES_PER_TOKEN, WAN_PARAMETERS, 
 from ultragen.hardware import GIB, Hardware
 from ultragen.presets import RESOLUTIONS, ULTRAGEN_SOURCE, WAN, WAN_SOURCE, Resolution
 from ultragen.runs import choice, loading, request
-from ultragen.training import wan_sources
+from ultragen.training import wan_distillation, wan_options, wan_sources
 from ultragen.training.build import TINY_SIZE, build_classifier
 from ultragen.training.stages.transformer_stage import TransformerStage
 from ultragen.video import encode_video, probe_video
@@ -169,18 +169,29 @@ def test_the_training_of_the_larger_model_in_its_order(files, monkeypatch, capsy
     monkeypatch.setenv(WAN_SOURCE.variable, str(files.base))
     sizes = {name: Resolution(name, 64, 96, 64) for name in RESOLUTIONS}
     monkeypatch.setattr(dataset, "RESOLUTIONS", sizes)
-    monkeypatch.setattr(wan_sources, "RESOLUTIONS", sizes)
+    for module in (wan_sources, wan_options, wan_distillation):
+        monkeypatch.setattr(module, "RESOLUTIONS", sizes)
     Path("clips").mkdir()
     encode_video(moving(82, 128, 192), Path("clips/a.mp4"), WAN.fps)
     Path("clips/a.txt").write_text("colours in waves")
-    short = ("--max-steps", "1", "--accumulation", "1", "--sample-steps", "1")
-    fast = {"train": (*short, "--sample-prompt", "a lake"), "dataset": (), "convert": ()}
-    every = [words for words in commands(DOCS["training-wan.md"]) if words[0] in fast]
-    assert len(every) == 7
+    short = ("--max-steps", "1", "--accumulation", "1", "--sample-prompt", "a lake")
+    fast = {
+        "train wan": (*short, "--sample-steps", "1"),
+        "train wan-distill": (*short, "--frames", "5", "--steps", "1"),
+    }
+    every = [
+        words
+        for words in commands(DOCS["training-wan.md"])
+        if words[0] in ("train", "dataset", "convert")
+    ]
+    assert len(every) == 9
     for words in every:
-        assert run([*words, *fast[words[0]]]) == 0, capsys.readouterr().err
+        more = fast.get(" ".join(words[:2]), ())
+        assert run([*words, *more]) == 0, capsys.readouterr().err
     assert load_ultragen("models/ultragen-own").layer_kinds == ["even", "odd", "even"]
-    assert Path("runs/wan-lora/export/comfyui_lora.safetensors").is_file()
+    for run_of in ("wan-lora", "wan-fast-lora"):
+        assert Path(f"runs/{run_of}/export/comfyui_lora.safetensors").is_file()
+    assert load_ultragen("runs/wan-fast/export").config.distilled_steps == 1
 
 
 def test_the_hours_of_a_training_follow_from_its_seconds():

@@ -76,8 +76,8 @@ class UltraGenPipeline(PipelineInputs, FlowSampler, PipelineLoading):
         data_std: Standard deviation of the data in the preconditioning, see there.
         solver_order: 1 for Euler's steps, as the released weights are sampled; 2 extrapolates from
             the step before, see `second_order`.
-        distilled_steps: Steps that both transformers were distilled to, without guidance; None
-            where they were not.
+        distilled_steps: Steps that the transformers, or UltraGen's alone, were distilled to,
+            without guidance; None where they were not.
         window_motion: `none` leaves UltraGen's windows where they are in all steps, as the paper
             does; with `alternate` they stand between their usual places in every second one, so
             that no border is seen in the picture.

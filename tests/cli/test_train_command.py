@@ -63,7 +63,7 @@ def test_the_teachers_guidance(trained, tmp_path, given, learnt):
 def test_the_stages_are_those_of_the_recipe(capsys):
     assert ultragen("train", "--help") == 0
     listed = capsys.readouterr().out.split("Commands:")[1]
-    assert re.findall(r"^  ([\w-]+) ", listed, re.MULTILINE) == [*STAGES, "wan"]
+    assert re.findall(r"^  ([\w-]+) ", listed, re.MULTILINE) == [*STAGES, "wan", "wan-distill"]
 
 
 @pytest.mark.parametrize("stage", STAGES)

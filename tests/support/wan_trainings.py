@@ -9,14 +9,14 @@ from commands import ultragen
 from safetensors.torch import load_file
 from wan_files import WanFiles
 
-FAST = ("--log-steps", 1, "--warmup-steps", 1, "--sample-steps", 1)
-FAST += ("--sample-prompt", "a lake", "--precision", "float32")
+QUICK = ("--log-steps", 1, "--warmup-steps", 1, "--sample-prompt", "a lake")
+QUICK += ("--precision", "float32")
 
 
 def words(files: WanFiles, data: Path, out: Path, *more: object, steps: int = 2) -> list[str]:
     """Of the command."""
     given = ("--data", data, "--base", files.base, "--out", out, "--max-steps", steps)
-    return list(map(str, ("train", "wan", *given, *FAST, *more)))
+    return list(map(str, ("train", "wan", *given, *QUICK, "--sample-steps", 1, *more)))
 
 
 def train(files: WanFiles, data: Path, out: Path, *more: object, steps: int = 2) -> int:

@@ -17,6 +17,7 @@ from . import (  # noqa: F401  (they add their commands)
     scenes,
     train,
     train_wan,
+    train_wan_distill,
 )
 from .options import app
 

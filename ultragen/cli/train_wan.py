@@ -160,30 +160,17 @@ def train_wan(
     ] = None,
 ) -> None:
     """Trains; the first parameter is what `train` has too, all others are options."""
-    if find_spec("tensorboard") is None:
-        raise OSError(
-            "Training needs one more package: pip install -e '.[train]' in the clone's folder."
-        )
-    console.quiet_libraries()
+    check_can_train()
     from ..training.loop import check_processes
-    from ..training.stage import TrainingConfig
     from ..training.wan_options import LORA_TARGETS, PRESETS, LoraOptions, WanOptions
     from ..training.wan_training import train_wan as train_model
 
-    for name in tracker or ():
-        if name not in TRACKERS:
-            raise ValueError(f"Unknown --tracker {name!r}: choose from {', '.join(TRACKERS)}.")
     paper = PRESETS[preset] if preset else None
     if paper:
         resolution, num_frames = resolution or paper.resolution, num_frames or paper.num_frames
         epochs = epochs or paper.epochs
         processes = check_processes().num_processes
         accumulation = accumulation or -(-paper.batch // (batch * processes))
-    if epochs is None and minutes == inf and shared["max_steps"] is None:
-        raise ValueError(
-            "Nothing says when the training ends: give --epochs, --max-steps, --minutes or "
-            "--preset."
-        )
     options = WanOptions(
         data=data,
         base=base,
@@ -200,24 +187,82 @@ def train_wan(
         sample_prompts=tuple(sample_prompt or PROMPTS[:SUGGESTED]),
         sample_steps=sample_steps,
     )
-    config = TrainingConfig(
-        **{**shared, "learning_rate": shared["learning_rate"] or LEARNING_RATE},
+    config = wan_config(
+        shared,
+        LEARNING_RATE,
+        "" if epochs else "--epochs, --max-steps, --minutes or --preset",
         minutes=minutes,
         decay=decay,
         optimizer=optimizer,
-        betas=(0.9, 0.999),
-        accumulation=accumulation or 1,
+        accumulation=accumulation,
         precision=precision,
         average=average,
         checkpoint_minutes=checkpoint_minutes,
+        checkpoint_every=checkpoint_every,
+        sample_every=sample_every,
+        log_steps=log_steps,
+        tracker=tracker,
+    )
+    say_written(train_model(options, config, epochs))
+
+
+def check_can_train() -> None:
+    """Checks that what training needs is installed, and quiets libraries before they are
+    imported."""
+    if find_spec("tensorboard") is None:
+        raise OSError(
+            "Training needs one more package: pip install -e '.[train]' in the clone's folder."
+        )
+    console.quiet_libraries()
+
+
+def wan_config(
+    shared: dict[str, Any],
+    learning_rate: float,
+    ends: str,
+    *,
+    minutes: float,
+    accumulation: int | None,
+    checkpoint_every: int | None,
+    sample_every: int | None,
+    tracker: list[str] | None,
+    **own: Any,
+) -> Any:
+    """The `TrainingConfig` of a training of the 1.3B model.
+
+    Args:
+        shared: Options that other stages have too.
+        learning_rate: If none of them says another.
+        ends: Options that say when it ends, one of which has to; empty if another one does.
+        minutes: After which it ends, and other options as they are typed.
+        own: Options that are called as the config calls them.
+
+    Raises:
+        ValueError: if nothing says when it ends, or a tracker is unknown.
+    """
+    from ..training.stage import TrainingConfig
+
+    for name in tracker or ():
+        if name not in TRACKERS:
+            raise ValueError(f"Unknown --tracker {name!r}: choose from {', '.join(TRACKERS)}.")
+    if ends and minutes == inf and shared["max_steps"] is None:
+        raise ValueError(f"Nothing says when the training ends: give {ends}.")
+    return TrainingConfig(
+        **{**shared, "learning_rate": shared["learning_rate"] or learning_rate},
+        minutes=minutes,
+        betas=(0.9, 0.999),
+        accumulation=accumulation or 1,
         checkpoint_steps=checkpoint_every,
         sample_steps=sample_every,
-        log_steps=log_steps,
         trackers=cast(Any, tuple(tracker or TRACKERS[:1])),
+        **own,
     )
-    result = train_model(options, config, epochs)
+
+
+def say_written(result: Path, more: str = "") -> None:
+    """Says where the result is, once for all processes."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"Written: {result}")
+        print(f"Written: {result}{more}")
 
 
 def command(**given: Any) -> None:

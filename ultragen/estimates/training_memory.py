@@ -47,6 +47,7 @@ class TrainingMemory:
         average: Whether averaged weights are kept.
         processes: GPUs that share weights, gradients and states.
         bytes_per_value: Of the type that is computed in.
+        teacher: Weights of a frozen copy beside the model, which teaches it; 0 for none.
     """
 
     tokens: int
@@ -63,13 +64,14 @@ class TrainingMemory:
     average: bool = False
     processes: int = 1
     bytes_per_value: int = 2
+    teacher: int = 0
 
     @property
     def states(self) -> int:
         """Bytes of weights, gradients and the optimiser's states on each GPU."""
         # Weights, gradients and averaged weights are in float32.
         each = 4 + 4 + 4 * self.average + STATE_BYTES[self.optimizer]
-        frozen = self.parameters - self.trained
+        frozen = self.parameters - self.trained + self.teacher
         shared = each * self.trained + self.bytes_per_value * frozen
         gathered = GATHERED_BLOCKS * self.bytes_per_value * self.parameters // self.layers
         return shared // self.processes + gathered
@@ -112,16 +114,18 @@ class TrainingMemory:
 
     def smaller(self) -> list[tuple[str, TrainingMemory]]:
         """What takes less, the mildest first."""
+        # Without its adapter the model is its own teacher.
+        adapter = {"trained": self.parameters // 50, "teacher": 0}
         milder: list[tuple[str, dict[str, Any]]] = [
             ("--recompute all", {"recomputed": "all"}),
             ("--keep-on-host", {"recomputed": "all", "on_host": True}),
             ("--optimizer adamw8bit", {"optimizer": "adamw8bit"}),
-            ("--train new", {"trained": self.branches}),
-            ("--train lora", {"trained": self.parameters // 50}),
+            *([("--train new", {"trained": self.branches})] if self.branches else []),
+            ("--train lora", adapter),
             ("half as many frames", {"tokens": self.tokens // 2}),
             ("a quarter of the frames", {"tokens": self.tokens // 4}),
         ]
-        together = {"recomputed": "all", "on_host": True, "trained": self.parameters // 50}
+        together = {"recomputed": "all", "on_host": True, **adapter}
         milder += [
             ("--train lora --keep-on-host", together),
             (

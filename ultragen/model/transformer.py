@@ -99,6 +99,9 @@ class UltraGenTransformer3DModel(StrictLoading, WanTransformer3DModel):
         t3_windows: Numbers of windows in time, of rows and of columns that layers have in turn,
             which then attend as T3-Video's do, see `T3Attention`; empty for UltraGen's. Axes that
             a number does not divide take the nearest that does.
+        distilled_steps: Steps that the weights were distilled to, which take no guidance; None
+            where they were not. It and the next tell what suits the weights, and change no output.
+        distilled_shift: Shift of these steps' noise levels.
 
     Attributes:
         parallel_group: The processes that compute each clip together; None for this one alone.
@@ -141,6 +144,8 @@ class UltraGenTransformer3DModel(StrictLoading, WanTransformer3DModel):
         window_size: tuple[float, float] = (17.0, 30.0),
         timestep_dtype: TimestepDtype = "float32",
         t3_windows: tuple[tuple[int, int, int], ...] = (),
+        distilled_steps: int | None = None,
+        distilled_shift: float | None = None,
     ) -> None:
         # The undecorated constructor: the decorated one would put Wan's image settings, which this
         # class does not take, into the saved configuration.

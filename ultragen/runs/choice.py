@@ -25,6 +25,7 @@ from ..presets import (
     WAN_SOURCE,
     ModelPreset,
 )
+from ..weights.distilled import read_distilled
 from ..weights.folders import first_weights, read_index, weight_bytes
 from ..weights.hub import base_source, find_local, named, text_encoder_file
 from ..weights.layouts import asked_layout, layout_of, weights_source
@@ -80,17 +81,26 @@ def choose(name: str | Path | None = None, loras: Sequence[str] | None = None) -
     there = on_this_machine() if loras is None else asked_for(loras)
     if there:
         choice = replace(choice, preset=replace(choice.preset, loras=there))
-    return choice if choice.name == "wan" else _with_own_settings(choice)
+    return with_own_settings(choice)
 
 
-def _with_own_settings(choice: Choice) -> Choice:
-    """A distilled pipeline brings its steps, and has the guidance in its weights."""
-    steps = read_index(choice.folder).get("distilled_steps")
-    if not steps:
+def with_own_settings(choice: Choice) -> Choice:
+    """The choice with the settings that its weights bring, as far as they are on this machine:
+    distilled ones have their steps, and guidance in them."""
+    weights = _local()[1] if choice.name == "wan" else choice.folder
+    distilled = read_distilled(weights) if weights else None
+    if distilled is None:
         return choice
-    ladder = tuple((size, frames, steps) for size, frames, _ in choice.preset.ladder)
-    own = {"num_inference_steps": steps, "guidance_scale": 1.0, "ladder": ladder}
-    return replace(choice, preset=replace(choice.preset, **own))
+    steps, preset = distilled.steps, choice.preset
+    ladder = dict.fromkeys((size, frames, steps) for size, frames, _ in preset.ladder)
+    preset = replace(
+        preset,
+        num_inference_steps=steps,
+        guidance_scale=1.0,
+        ladder=tuple(ladder),
+        shift=distilled.shift or preset.shift,
+    )
+    return replace(choice, preset=preset)
 
 
 def _choose(asked: str) -> Choice:

@@ -14,7 +14,7 @@ from ..hardware import Hardware, find_hardware, has_amx, is_out_of_memory
 from ..presets import EMBEDDED, EMBEDDED_MODEL, ModelPreset
 from ..weights.fingerprint import fingerprint
 from ..weights.hub import origin, text_encoder_file
-from .choice import Choice, choose
+from .choice import Choice, choose, with_own_settings
 from .loras import find_files, find_fitting
 from .request import Request
 
@@ -166,6 +166,7 @@ def load_models(name: str | Path | None = None, loras: Sequence[str] | None = No
     there, missing = find_files(choice.preset.loras, loras is not None)  # before minutes of loading
     hardware = find_hardware()
     native, sources = _load(choice, hardware)
+    choice = with_own_settings(choice)  # of weights that were downloaded by now
     fitting, unfit = find_fitting(there, native.transformer, loras is not None)
     if fitting != choice.preset.loras:
         choice = replace(choice, preset=replace(choice.preset, loras=fitting))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..model.transformer import UltraGenTransformer3DModel
@@ -78,3 +82,20 @@ def adapter_config(model: UltraGenTransformer3DModel, lora: LoraOptions) -> Lora
     names = sorted({name for names in found.values() for name in names})
     alpha = lora.rank if lora.alpha is None else lora.alpha
     return LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=names)
+
+
+@contextmanager
+def without_adapter(model: nn.Module) -> Iterator[None]:
+    """While it lasts, a model's layers compute as they did before they got an adapter.
+
+    peft's own switch also says of the adapter's weights that they are not trained, which FSDP2
+    takes for good if it gathers them first then.
+    """
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,13 +60,7 @@ def check_sources(options: WanOptions, out: Path) -> Sources:
         ValueError: if something does not fit.
         OSError: if a file is missing, incomplete or damaged.
     """
-    if options.layout is not None and options.layout not in LAYOUTS:
-        raise ValueError(f"Unknown layout {options.layout!r}: choose from {', '.join(LAYOUTS)}.")
-    if options.on_host and options.recomputed == "none":
-        raise ValueError(
-            "Only what is computed again can be kept in the host's memory: leave out "
-            "--keep-on-host, or recompute all or half of the blocks."
-        )
+    options.check()
     dataset = LatentDataset(options.data)
     check_data(out / CHECKPOINT, dataset.fingerprint())
     clips = choose_clips(dataset, options.resolution, options.num_frames)
@@ -78,7 +73,12 @@ def check_sources(options: WanOptions, out: Path) -> Sources:
     if start is None:
         model = convert(dense, options, max(clips, key=area))
     else:
-        model = check_start(start, dense, options)
+        if options.layout is not None:
+            raise ValueError(
+                f"The weights of {start} have their own layout: leave out --layout "
+                f"{options.layout}, or --start to convert the base model."
+            )
+        model = check_start(start, dense)
     check_latents(dataset, clips, model)
     settings = {
         "layout": options.layout or ("its own" if start else "paper"),
@@ -163,20 +163,13 @@ def locate_start(start: str) -> Path:
     return exported if exported.is_dir() else locate(start, ULTRAGEN_SOURCE)
 
 
-def check_start(
-    start: Path, dense: WanTransformer3DModel, options: WanOptions
-) -> UltraGenTransformer3DModel:
+def check_start(start: Path, dense: WanTransformer3DModel) -> UltraGenTransformer3DModel:
     """UltraGen's weights on the meta device.
 
     Raises:
-        ValueError: if they have another layout than is asked for, or the base model other sizes.
+        ValueError: if the base model has other sizes.
         OSError: if a file is missing, incomplete or damaged.
     """
-    if options.layout is not None:
-        raise ValueError(
-            f"The weights of {start} have their own layout: leave out --layout {options.layout}, "
-            "or --start to convert the base model."
-        )
     model = load_ultragen(start, device="meta")
     names = ("num_layers", "num_attention_heads", "ffn_dim", "text_dim", "in_channels")
     theirs = {name: model.config[name] for name in names}
@@ -226,8 +219,17 @@ def check_latents(
                 f"{dataset.folder} has {found} {name}, and the model {needed}: encode the clips "
                 "with the base model that is trained."
             )
+    check_sizes(model, clips, "Encode them in another bucket.")
+
+
+def check_sizes(model: UltraGenTransformer3DModel, sizes: Iterable[Size], way_out: str) -> None:
+    """Checks that a model can be trained on clips of sizes.
+
+    Raises:
+        ValueError: if windows don't fit one, with the way out.
+    """
     token = WAN.pixels_per_token
-    for size in clips:
+    for size in sizes:
         try:
             if size[0] % token or size[1] % token:
                 raise ValueError(f"rows and columns must be multiples of {token}.")
@@ -237,6 +239,5 @@ def check_latents(
                 check_windows(windows, rows, columns)
         except ValueError as error:
             raise ValueError(
-                f"Clips of {size_text(size)} can't be trained on: {error} Encode them in another "
-                "bucket."
+                f"Clips of {size_text(size)} can't be trained on: {error} {way_out}"
             ) from error

@@ -47,6 +47,8 @@ HEADER_SETTINGS = {
     "window_size",
     "eps",
     "rope_max_seq_len",
+    "distilled_steps",
+    "distilled_shift",
 }
 """What that entry may tell: no name or shape depends on it."""
 
@@ -249,11 +251,20 @@ def _original(weights: StateDict, where: str) -> tuple[StateDict, str]:
 
 
 def _settings(source: Source) -> dict[str, Any]:
-    """Settings that `save_released` wrote beside the weights; none in the authors' own files."""
-    text = None if isinstance(source, Mapping) else read_header(source).get(SETTINGS)
+    """What `header_settings` gives; nothing for a state dictionary."""
+    return {} if isinstance(source, Mapping) else header_settings(source)
+
+
+def header_settings(source: str | Path) -> dict[str, Any]:
+    """Settings that `save_released` wrote beside the weights; none in the authors' own files.
+
+    Raises:
+        OSError: if they are damaged.
+    """
+    text = read_header(source).get(SETTINGS)
     if text is None:
         return {}
-    where = Path(source)  # type: ignore[arg-type]
+    where = Path(source)
     try:
         settings = json.loads(text)
         unknown = settings.keys() - HEADER_SETTINGS

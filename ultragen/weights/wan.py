@@ -47,12 +47,19 @@ def load_wan(
         ),
         "vae": load_vae(folder / "vae", dtype),
         # Wan's own scheduler is another one, with other steps.
-        "scheduler": FlowMatchEulerDiscreteScheduler(shift=WAN_SHIFT),
+        "scheduler": FlowMatchEulerDiscreteScheduler(
+            shift=transformer.config.distilled_shift or WAN_SHIFT
+        ),
         "transformer": cast_weights(transformer, dtype),
         "base_transformer": cast_weights(dense, dtype),
     }
     check_fit(parts)
-    return {**parts, "max_sequence_length": WAN.max_sequence_length}
+    distilled = transformer.config.distilled_steps
+    return {
+        **parts,
+        "max_sequence_length": WAN.max_sequence_length,
+        "distilled_steps": distilled,
+    }
 
 
 def locate_wan(

@@ -1,12 +1,7 @@
-"""Few-step distillation: guidance and several steps of the model become one step of its student.
+"""Few-step distillation of the embedded model's transformers.
 
-The teacher samples with guidance, two steps for one of the student's. The student starts as its
-copy and learns, at every state that the teacher passes, the mean velocity over the whole step
-(progressive distillation, Salimans and Ho, 2022, with the guidance taken in, Meng et al., 2023).
-States come from sampling rather than from noised data, so nothing has to be rendered: half of the
-clips are led by the teacher, half by the student as it is by then, because those are the states
-that it will meet, with its own errors in them (Ross et al., "A Reduction of Imitation Learning",
-2011).
+The teacher samples with guidance, two steps for one of the student's, and the student learns what
+`trajectories` says. Nothing has to be rendered for it.
 """
 
 from __future__ import annotations
@@ -24,105 +19,10 @@ from ...pipeline import UltraGenPipeline
 from ..clip_sizes import ClipSize
 from ..data import SceneStream, caption_variants, tokenize
 from ..graphs import Recorded
+from .trajectories import Trajectories
 from .transformer_stage import TransformerStage, compile_blocks, mixed_precision
 
 DISTILLED = "distilled"
-# The velocity at latents b c t h w, noise levels b and token ids b n.
-Guided = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-class Trajectories:
-    """A batch of clips on their way from noise to data, neighbours at different steps, so that a
-    batch holds many noise levels.
-
-    Args:
-        sigmas: Noise levels from 1 to 0 of the student's steps, and one between each two for the
-            teacher; a floating-point tensor of an odd number of them.
-        start: Gives noise b c t h w and token ids b n for some new clips.
-        guided: The teacher.
-        number: Clips.
-        student: Leads every second clip from its start on; None leaves all to the teacher.
-    """
-
-    def __init__(
-        self,
-        sigmas: Tensor,
-        start: Callable[[int], tuple[Tensor, Tensor]],
-        guided: Guided,
-        number: int,
-        student: Guided | None = None,
-    ) -> None:
-        self.sigmas, self.start, self.guided = sigmas, start, guided
-        self.student, self.begun = student, number
-        self.changes = changes(sigmas)
-        self.steps = (len(sigmas) - 1) // 2
-        self.latents, self.ids = start(number)
-        self.clean = torch.zeros_like(self.latents)  # as the teacher saw it half a step ago
-        self.step = [0] * number
-        self.own = [False] * number  # these are half-way already, led by the teacher
-        wanted = [clip % self.steps for clip in range(number)]
-        reached, seen = self.latents.clone(), self.clean.clone()
-        for step in range(1, self.steps):
-            self.latents, _ = self.walk()
-            self.step = [step] * number
-            there = [clip for clip in range(number) if wanted[clip] == step]
-            reached[there], seen[there] = self.latents[there], self.clean[there]
-        self.latents, self.clean, self.step = reached, seen, wanted
-
-    def levels(self, ahead: int) -> Tensor:
-        """Each clip's noise level so many half steps ahead, b."""
-        at = [2 * step + ahead for step in self.step]
-        return self.sigmas[torch.tensor(at, device=self.sigmas.device)]
-
-    def walk(self) -> tuple[Tensor, Tensor]:
-        """One step of the student, taken by the teacher: where it leads, and its mean velocity.
-
-        The teacher takes two steps as its own sampler does, DPM-Solver++(2M), which looks back at
-        the clean latents of the half step before (see `flow.second_order`)."""
-        x, start = self.latents, self.levels(0)
-        for half in range(2):
-            now, after = self.levels(half), self.levels(half + 1)
-            velocity = self.guided(x, now, self.ids)
-            clean = x - _wide(now) * velocity
-            carried = self.changes[[2 * step + half for step in self.step]]
-            velocity = velocity - _wide(carried / now) * (clean - self.clean)
-            x, self.clean = x + _wide(after - now) * velocity, clean
-        return x, (x - self.latents) / _wide(self.levels(2) - start)
-
-    def advance(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Latents, their noise levels, token ids, and the velocity to learn; clips that have
-        arrived start anew."""
-        latents, ids, sigma = self.latents, self.ids, self.levels(0)
-        self.latents, velocity = self.walk()
-        if self.student is not None and any(self.own):
-            learnt = self.student(latents, sigma, ids)
-            led = latents + _wide(self.levels(2) - sigma) * learnt
-            own = torch.tensor(self.own, device=led.device)
-            self.latents = torch.where(_wide(own), led, self.latents)
-        arrived = [clip for clip, step in enumerate(self.step) if step + 1 == self.steps]
-        self.step = [(step + 1) % self.steps for step in self.step]
-        if arrived:
-            where = torch.tensor(arrived, device=self.latents.device)
-            noise, fresh = self.start(len(arrived))
-            self.latents = self.latents.index_copy(0, where, noise)
-            self.ids = self.ids.index_copy(0, where, fresh)
-            for clip in arrived:
-                self.own[clip] = self.begun % 2 == 1
-                self.begun += 1
-        return latents, sigma, ids, velocity
-
-
-def changes(sigmas: Tensor) -> Tensor:
-    """For each step between noise levels, how much of the last change of the clean latents a step
-    of DPM-Solver++(2M) carries on: none after pure noise and none on the way to no noise."""
-    ratio = (1 - sigmas).log() - sigmas.log()  # log of the signal-to-noise ratio
-    carried = torch.zeros_like(sigmas[:-1])
-    carried[1:] = (ratio[2:] - ratio[1:-1]) / (2 * (ratio[1:-1] - ratio[:-2]))
-    return torch.where(carried.isfinite(), carried, 0)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.view(-1, 1, 1, 1, 1)
 
 
 class DistillStage(TransformerStage):

@@ -36,6 +36,8 @@ class WanSamples:
         negative: Embedding 1 m d of what guidance leads away from.
         size: Rows, columns and frames.
         num_inference_steps: Denoising steps.
+        guidance_scale: Guidance; 1 for none.
+        shift: Of the noise levels.
     """
 
     def __init__(
@@ -45,9 +47,12 @@ class WanSamples:
         negative: Tensor,
         size: Size,
         num_inference_steps: int,
+        guidance_scale: float = WAN.guidance_scale,
+        shift: float = WAN_SHIFT,
     ) -> None:
         self.vae, self.prompts, self.negative = vae.requires_grad_(False), prompts, negative
         self.size, self.num_inference_steps = size, num_inference_steps
+        self.guidance_scale, self.shift = guidance_scale, shift
 
     def sheet(self, transformer: UltraGenTransformer3DModel, device: torch.device) -> Image.Image:
         """First, middle and last frame of each prompt's clip."""
@@ -55,7 +60,7 @@ class WanSamples:
             tokenizer=None,
             text_encoder=None,
             vae=self.vae.to(device),
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=WAN_SHIFT),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=self.shift),
             transformer=transformer,
         )
         pipe.set_progress_bar_config(disable=True)
@@ -75,7 +80,7 @@ class WanSamples:
             width=width,
             num_frames=num_frames,
             num_inference_steps=self.num_inference_steps,
-            guidance_scale=WAN.guidance_scale,
+            guidance_scale=self.guidance_scale,
             generator=torch.Generator().manual_seed(0),
             output_type="pt",
         ).frames[0]
