@@ -207,7 +207,7 @@ class Form:
     values: list[Any]
 
     def send(self, client: httpx.Client, name: str, session: str) -> None:
-        data = self.values if name == "prepare" else [*self.values, None, None]
+        data = self.values if name == "prepare" else [*self.values, None]
         body = {"data": data, "fn_index": self.events[name], "session_hash": session}
         client.post("gradio_api/queue/join", json=body).raise_for_status()
 

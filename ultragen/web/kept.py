@@ -101,11 +101,8 @@ class KeptRun:
             self._news.notify_all()
 
     def follow(self) -> Iterator[Any]:
-        """The latest of each kind of item so far, then what is new; None while there is nothing.
-
-        Raises:
-            Exception: that the work raised.
-        """
+        """The latest of each kind of item so far, then what is new, also an exception that the work
+        raised; None while there is nothing."""
         with self._news:
             self._pages += 1
         told = 0
@@ -120,9 +117,6 @@ class KeptRun:
                     ended = self.ended
                 for number, item in new:
                     told = number
-                    if isinstance(item, Exception):
-                        self.seen = True
-                        raise item
                     yield item
                 if ended:
                     self.seen = True
@@ -175,6 +169,14 @@ class KeptRuns:
         """A session shows this run, and can cancel it."""
         with self._lock:
             self._shown[session or ""] = run
+
+    def shown(self, session: str | None) -> KeptRun:
+        """The run that a session shows; where there is none, one with nothing to tell."""
+        run = self._shown.get(session or "")
+        if run is None:
+            run = KeptRun()
+            run.end()
+        return run
 
     def cancel(self, session: str | None) -> bool:
         """Stops the run that a session shows, within a step or before its turn; tells whether
