@@ -83,6 +83,7 @@ ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": MAKES_CLIPS, "concurrency_lim
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 # Seconds between two looks for what waits. Gradio 6.31 looks each millisecond, on Windows each 50.
 LOOK = 0.01
+PROGRESS_LOOK = 0.1  # and for progress of calls, for which it looks each 10, at all that are active
 STOPPING = views.notice("stopped", "Stopping", "The step that runs now is the last one.")
 SCRIPTED: dict[str, Any] = {"queue": False, "api_visibility": "private"}
 SCROLL_TO_STATUS = "() => { if (innerWidth < 900) ultragenShow('#status', 'start'); }"
@@ -142,6 +143,7 @@ class Page:
         blocks.find_run = self.visits.find  # for link previews
         blocks.queue(max_size=3 * PLACES, default_concurrency_limit=1, api_open=False)
         blocks._queue.sleep_when_free = LOOK
+        blocks._queue.progress_update_sleep_when_free = PROGRESS_LOOK
         return blocks
 
     # Wiring

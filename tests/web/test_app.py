@@ -35,6 +35,7 @@ from ultragen.runs.worker import Failed, Finished
 from ultragen.video import probe_video
 from ultragen.web import views
 from ultragen.web.browser import token
+from ultragen.web.following import WAITING
 from ultragen.web.kept import KeptRun
 from ultragen.web.links import usable
 from ultragen.web.places import Place
@@ -448,6 +449,44 @@ def test_a_run_cancelled_while_it_waits_never_starts(slow):
     updates = list(run_on(slow, visitor("me"), *values, [], OWNER))
     assert "Cancelled" in updates[-1][slow.ui.status]
     assert slow.models.native.steps_done <= 1
+
+
+def test_keys_start_no_second_run_while_one_is_under_way(slow):
+    values = settings(**LONG)
+    run = run_on(slow, visitor("me"), *values, [], OWNER)
+    next(run)
+    with pytest.raises(gr.Error, match="under way"):
+        list(slow.prepare(visitor("me"), *values))
+    assert slow.cancel(visitor("me")) == gr.skip()
+    assert "Cancelled" in list(run)[-1][slow.ui.status]  # the run that the page shows
+    assert list(slow.prepare(visitor("me"), *values))
+
+
+def test_a_page_that_failed_can_start_another_run(slow):
+    values = settings(**LONG)
+    run = run_on(slow, visitor("me"), *values, [], OWNER)
+    next(run)
+    assert slow.following.not_taken(visitor("me"), "a card")[slow.ui.status] == "a card"
+    assert list(slow.prepare(visitor("me"), *values))
+    assert "The queue is full" in slow.following.not_taken(visitor("me"), WAITING)[slow.ui.status]
+
+
+def test_each_event_of_a_run_says_only_what_its_outputs_take(slow):
+    """Gradio makes all outputs of an event anew, so a page that waits must have one alone."""
+    wired = {each.name: set(each.outputs) for each in slow.places.blocks.fns.values()}
+    status, player = slow.ui.status, slow.ui.comparison
+    assert wired["run"] == wired["run_large"] == wired["wait"] == {status}
+    assert wired["compute"] == {status, player}
+    short = settings(num_frames=1, num_inference_steps=2)
+    for event in (
+        slow.following.run(visitor("me"), *short, OWNER),
+        slow.following.compute(visitor("me")),
+    ):
+        updates = [update for update in event if update != gr.skip()]
+        assert all(isinstance(each, str) or set(each) <= {status, player} for each in updates)
+    assert player in updates[0]
+    [last] = slow.following.end(visitor("me"), [], OWNER)
+    assert set(last) <= wired["end"] and slow.ui.history in last
 
 
 def test_a_run_goes_on_without_its_page_and_is_found_by_the_same_browser(slow):

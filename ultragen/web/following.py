@@ -33,9 +33,10 @@ from .visits import MOST_RUNS, Visits
 WAITING = views.notice("idle", "Waiting", "The run starts when it is its turn.")
 STARTING = Progress("text", 0, 1, 0.0, "Starting")
 HIDDEN: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-# Pages whose runs compute must not stand in line behind those that wait to be told their places.
+# Pages whose run computes must not stand in line behind those that wait to be told their places.
+# Each page has one of Gradio's 40 threads.
 WATCHING: dict[str, Any] = {"concurrency_id": "watch", "concurrency_limit": 30, **HIDDEN}
-SHOWING: dict[str, Any] = {"concurrency_id": "show", "concurrency_limit": 30, **HIDDEN}
+SHOWING: dict[str, Any] = {"concurrency_id": "show", "concurrency_limit": 6, **HIDDEN}
 
 
 class Following:

@@ -17,7 +17,9 @@ from .runs import Items
 GRACE = 60.0  # seconds for which a run waits or goes on with no page that shows it
 KEPT = 100  # runs that are remembered after their end, for pages that have not seen it
 FORGOTTEN = 3600.0  # seconds after which a run goes that was announced and never begun
-LOOK = 0.5  # seconds after which a page is told that there is nothing new
+# Seconds after which a page is told that there is nothing new, of a run that computes or waits:
+# twenty that wait and look as often as one that computes would cost half a percent of a processor.
+LOOK, LOOK_WAITING = 0.5, 1.0
 
 
 class KeptRun:
@@ -109,7 +111,8 @@ class KeptRun:
         try:
             while True:
                 with self._news:
-                    self._news.wait_for(partial(self._has_news, told), LOOK)
+                    look = LOOK if self._work is None else LOOK_WAITING
+                    self._news.wait_for(partial(self._has_news, told), look)
                     new = sorted(
                         (each for each in self._latest.values() if each[0] > told),
                         key=itemgetter(0),
