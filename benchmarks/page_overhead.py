@@ -239,7 +239,8 @@ def click(site: Site, form: Form) -> float:
             raise TimeoutError(f"The model was not called in {STARTS} s.")
         took = perf_counter() - began
         read_session(client, session)
-    return took
+    with site.device:  # the run ends after what this event tells of it
+        return took
 
 
 def read_session(client: httpx.Client, session: str) -> None:
