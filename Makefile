@@ -9,7 +9,7 @@ TRIAL_MINUTES ?= 55
 
 help:
 	@echo "make demo    set up and start the web page"
-	@echo "make test    set up and run every check: lint, format, types, all tests"
+	@echo "make test    set up and run every check: lint, format, types, all tests, short trials"
 	@echo "make quick   set up and run the unit tests, about a minute"
 	@echo "make trials  set up and try faults, load and cancelling for an hour"
 	@echo "make format  sort imports and format the code"
@@ -21,9 +21,11 @@ demo: setup
 # share is made once where they stay together.
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/python -m pytest -n 2 --dist worksteal
 
-# Trials want a machine of their own: `make trials`.
+# Trials want a machine of their own: a short part of them runs once all else has ended, one after
+# the other, and the whole by `make trials`.
 test: check
 	@$(PYTEST) -m "not trials" $(PYTEST_ARGS)
+	@$(PYTEST) -n 0 tests/trials --trial-minutes 1 --timeout 1800
 
 quick: setup-test
 	@$(PYTEST) -m "not slow and not browser" $(PYTEST_ARGS)

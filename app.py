@@ -25,18 +25,14 @@ from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 
 from ultragen.estimates.cost import ZEROGPU_TIERS
-from ultragen.runs.clip import job
 from ultragen.runs.drafts import drafts_seconds_asked
-from ultragen.runs.early import NativeReady
 from ultragen.runs.loading import Models, load_models
-from ultragen.runs.progress import Progress
 from ultragen.runs.request import MAX_SEED, Request, check_prompt
-from ultragen.runs.worker import Failed, Finished
 from ultragen.runs.write import Result, remove_old
 from ultragen.runs.zerogpu import seconds_asked
 from ultragen.web import about, suggestions, views
 from ultragen.web.api import build_api
-from ultragen.web.browser import remembered, script, token
+from ultragen.web.browser import remembered, script
 from ultragen.web.cache import (
     LARGEST_UPLOAD,
     RUNS_FOLDER,
@@ -45,26 +41,26 @@ from ultragen.web.cache import (
     remove_old_copies,
 )
 from ultragen.web.call_places import MAKES_CLIPS, PLACES
-from ultragen.web.calls import Refused, checker
+from ultragen.web.calls import checker
 from ultragen.web.cards import Cards
 from ultragen.web.components import Layout, negative_info, theme
 from ultragen.web.downloads import make_file
-from ultragen.web.drafting import Drafts, busy, draft_frames, ready, with_scene
+from ultragen.web.drafting import Drafts, busy, draft_frames, with_scene
+from ultragen.web.following import HIDDEN, WAITING, WATCHING, Following
 from ultragen.web.gate import Gate
-from ultragen.web.kept import GRACE, KeptRun, KeptRuns
+from ultragen.web.kept import GRACE, KeptRuns
 from ultragen.web.links import RUN
-from ultragen.web.places import Place, Places
+from ultragen.web.places import Places
 from ultragen.web.results import (
     KEPT_FOR,
     kept_until,
     load_examples,
     load_opening,
     name_of,
-    native_alone,
     show,
     show_example,
 )
-from ultragen.web.runs import CANCELLED, Runs
+from ultragen.web.runs import Runs
 from ultragen.web.server import NoPort, serve
 from ultragen.web.settings import (
     SETTINGS,
@@ -73,23 +69,21 @@ from ultragen.web.settings import (
     describe_model,
     in_page_words,
     on_zero_gpu,
-    problem,
     refresh,
     take_fast,
     take_offer,
     validated,
 )
 from ultragen.web.tools import serve_tools
-from ultragen.web.visits import GONE, MOST_RUNS, Visits
+from ultragen.web.visits import GONE, Visits
 
 ROOT = Path(__file__).parent
 EXAMPLES = ROOT / "docs" / "examples"
-WATCHING: dict[str, Any] = {"concurrency_id": "watch", "concurrency_limit": 30}
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": MAKES_CLIPS, "concurrency_limit": 1}
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 # Seconds between two looks for what waits. Gradio 6.31 looks each millisecond, on Windows each 50.
 LOOK = 0.01
-WAITING = views.notice("idle", "Waiting", "The run starts when it is its turn.")
+PROGRESS_LOOK = 0.1  # and for progress of calls, for which it looks each 10, at all that are active
 STOPPING = views.notice("stopped", "Stopping", "The step that runs now is the last one.")
 SCRIPTED: dict[str, Any] = {"queue": False, "api_visibility": "private"}
 SCROLL_TO_STATUS = "() => { if (innerWidth < 900) ultragenShow('#status', 'start'); }"
@@ -140,12 +134,16 @@ class Page:
             self.ui = Layout(self.models.preset, described, self.examples, visitors, player)
             self.places = Places(blocks, self.kept, self.runs, self.grace)
             self.visits = Visits(self.ui, self.models, self.runs.output_dir)
+            self.following = Following(
+                self.ui, self.runs, self.kept, self.places, self.visits, self.gpu_part
+            )
             self.wire(blocks)
             build_api(self.runs, self.gpu_part, **ONE_AT_A_TIME)
         blocks.check = checker(self.models)  # for the gate
         blocks.find_run = self.visits.find  # for link previews
         blocks.queue(max_size=3 * PLACES, default_concurrency_limit=1, api_open=False)
         blocks._queue.sleep_when_free = LOOK
+        blocks._queue.progress_update_sleep_when_free = PROGRESS_LOOK
         return blocks
 
     # Wiring
@@ -187,29 +185,20 @@ class Page:
         ui.dice.click(lambda: random.randint(0, MAX_SEED), None, ui.seed, **QUIET)
 
         buttons = [ui.start, ui.stop, ui.draft, ui.large]
-        shown = [*ui.result, *buttons, ui.history, ui.recent, ui.visitor]
         checked = gr.on(
             [ui.start.click, ui.prompt.submit],
             self.prepare,
             ui.settings,
             [ui.status, *buttons],
             trigger_mode="once",
-            show_progress="hidden",
-            api_visibility="private",
             concurrency_limit=None,
+            **HIDDEN,
         )
         checked.then(None, js=SCROLL_TO_STATUS, api_visibility="private")
-        run = checked.success(
-            self.run,
-            [*ui.settings, ui.history, ui.visitor],
-            shown,
-            show_progress="hidden",
-            api_visibility="private",
-            **WATCHING,
-        )
-        run.then(partial(refresh, ui, models), ui.settings, looks, **QUIET)
-        self.wire_failure(run, buttons)
-        self.wire_drafts(buttons, shown, looks)
+        run = checked.success(self.following.run, [*ui.settings, ui.visitor], ui.status, **WATCHING)
+        ended = self.following.wire(run, buttons)
+        ended.then(partial(refresh, ui, models), ui.settings, looks, **QUIET)
+        self.wire_drafts(buttons, looks)
         ui.status.change(None, ui.status, js="(status) => ultragenRest(status)", **SCRIPTED)
         # The page says it itself: the server's word could come after that of the run's end.
         stopping = ui.stop.click(
@@ -232,9 +221,9 @@ class Page:
         )
         chosen = ui.examples.select(self.show_example, None, [*ui.result, *ui.settings], **QUIET)
         chosen.then(None, js=SCROLL_TO_PLAYER, **SCRIPTED)
-        self.wire_memory(blocks, shown)
+        self.wire_memory(blocks, buttons)
 
-    def wire_memory(self, blocks: gr.Blocks, shown: list[Any]) -> None:
+    def wire_memory(self, blocks: gr.Blocks, buttons: list[Any]) -> None:
         """What the browser keeps, what comes back on a reload, links and files with settings."""
         ui = self.ui
         names = json.dumps(SETTINGS)
@@ -258,14 +247,12 @@ class Page:
             [*ui.draft_result, ui.large],
             **QUIET,
         )
-        back.then(None, js=script(f"() => restored({json.dumps([*SETTINGS, RUN])})"), **QUIET).then(
-            self.rejoin,
-            [ui.history, ui.visitor],
-            shown,
-            show_progress="hidden",
-            api_visibility="private",
-            **WATCHING,
+        restored = back.then(
+            None, js=script(f"() => restored({json.dumps([*SETTINGS, RUN])})"), **QUIET
         )
+        again = restored.then(self.following.rejoin, ui.visitor, buttons, **WATCHING)
+        again = again.success(self.following.wait, None, ui.status, **WATCHING)
+        self.following.wire(again, buttons)
         ui.share.click(
             self.visits.share,
             [ui.history, ui.visitor, *ui.settings],
@@ -276,44 +263,37 @@ class Page:
         )
         ui.drop.upload(self.visits.take_file, ui.drop, [ui.status, ui.drop, *ui.settings], **QUIET)
 
-    def wire_drafts(self, buttons: list[Any], shown: list[Any], looks: list[Any]) -> None:
+    def wire_drafts(self, buttons: list[Any], looks: list[Any]) -> None:
         """Connects what makes drafts, and what makes one of them large."""
         ui = self.ui
         drafts = self.drafts = Drafts(ui, self.runs, self.kept, self.draft_part)
-        private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        at_once: dict[str, Any] = {"trigger_mode": "once", "concurrency_limit": None, **private}
+        at_once: dict[str, Any] = {"trigger_mode": "once", "concurrency_limit": None, **HIDDEN}
         checked = ui.draft.click(self.prepare, ui.settings, [ui.status, *buttons], **at_once)
         checked.then(None, js=SCROLL_TO_STATUS, api_visibility="private")
         run = checked.success(
             drafts.run,
             [*ui.settings, ui.count],
             [ui.status, *ui.draft_result, *buttons],
-            **private,
+            **HIDDEN,
             **ONE_AT_A_TIME,
         )
-        self.wire_failure(run, buttons)
+        self.following.wire_failure(run, buttons)
         ui.drafts.select(drafts.choose, ui.drafted, [ui.comparison, ui.scene, ui.large], **QUIET)
         settings = [*ui.settings, ui.scene]
-        checked = ui.large.click(self.prepare_large, settings, [ui.status, *buttons], **at_once)
+        changed = [ui.status, *buttons, ui.seed]
+        checked = ui.large.click(self.prepare_large, settings, changed, **at_once)
         checked.then(None, js=SCROLL_TO_STATUS, api_visibility="private")
-        run = checked.success(
-            self.run_large,
-            [*settings, ui.history, ui.visitor],
-            [*shown, ui.seed],
-            **private,
-            **WATCHING,
-        )
-        run.then(partial(refresh, ui, self.models), ui.settings, looks, **QUIET)
-        self.wire_failure(run, buttons)
-
-    def wire_failure(self, run: Any, buttons: list[Any]) -> None:
-        """Has the page be usable again after a run that the queue did not take."""
-        run.failure(self.not_taken, self.ui.status, [self.ui.status, *buttons], **QUIET)
+        run = checked.success(self.run_large, [*settings, ui.visitor], ui.status, **WATCHING)
+        ended = self.following.wire(run, buttons)
+        ended.then(partial(refresh, ui, self.models), ui.settings, looks, **QUIET)
 
     # Before a run
 
     def prepare(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """Checks the settings at once, before the run waits for its turn."""
+        shown = self.kept.shown(request.session_hash)
+        if shown.under_way and not shown.seen:  # such as by keys, which no button's state stops
+            raise gr.Error("A run is under way.", visible=False, print_exception=False)
         try:
             validated(self.models, as_settings(values))
         except gr.Error as error:
@@ -339,115 +319,16 @@ class Page:
         """Checks a draft's settings at the size that the page has by now."""
         *settings, scene = values
         yield from self.prepare(request, *with_scene(settings, scene))
-
-    # A run
-
-    def run_large(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
-        """Makes both clips of the draft that was chosen."""
-        *settings, scene, history, visitor = values
         # A seed that was typed becomes the draft's: links are made of what the fields say.
         if scene and settings[SETTINGS.index("seed")] is not None:
             yield {self.ui.seed: scene["seed"]}
-        yield from self.run(request, *with_scene(settings, scene), history, visitor)
 
-    def run(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
-        """Makes both clips, and tells how far it is. They are made also if the page goes."""
-        *settings, history, visitor = values
-        asked = validated(self.models, as_settings(settings))
-        run = self.kept.announced(request.session_hash)
-        run.begin(
-            token(visitor) or str(request.session_hash),
-            self.models.estimator.estimate(job(asked, self.models)),
-            lambda: self.runs.items(asked, self.gpu_part, run.stop),
-        )
-        try:
-            self.enqueue(run, request)
-        except Refused as refusal:
-            card = views.notice("bad", "No place in the queue", refusal.message)
-            yield {self.ui.status: card, **ready(self.ui)}
-            return
-        yield from self.follow(run, history, visitor, request)
+    # A run
 
-    def enqueue(self, run: KeptRun, request: gr.Request) -> None:
-        """Gives a run its place in the queue."""
-        self.places.take(run, request)
-
-    def rejoin(
-        self, request: gr.Request, history: list[Result], visitor: object
-    ) -> Iterator[Updates]:
-        """Shows the run again that this browser started before the page was loaded anew."""
-        run = self.kept.found(token(visitor))
-        if run is None:  # Gradio empties what a generator has nothing to say of
-            yield ready(self.ui)
-            return
-        self.kept.show(request.session_hash, run)
-        yield busy(self.ui)
-        yield from self.follow(run, history, visitor, request)
-
-    def follow(
-        self, run: KeptRun, history: list[Result], visitor: object, request: gr.Request
-    ) -> Iterator[Updates]:
-        """The page as a run waits, goes on and ends."""
-        progress, told = Progress("text", 0, 1, 0.0, "Starting"), None
-        try:
-            for item in run.follow():
-                if isinstance(item, Finished):
-                    yield self.succeeded(item.value, history, visitor)
-                elif isinstance(item, Failed):
-                    yield self.failed(item, run, progress)
-                elif isinstance(item, NativeReady):
-                    if item.file.exists():  # else the run has ended, and its own file comes next
-                        yield {self.ui.comparison: native_alone(item)}
-                else:
-                    progress, place = item or progress, self.places.place(run)
-                    # Gradio 6.31 makes every output anew, also those of which nothing is said: 20
-                    # pages that wait would cost a third of a processor if told at each look.
-                    if place is None or place.is_news(told):
-                        yield {self.ui.status: self.standing(run, progress, place)}
-                        told = place
-                    elif not self.places.is_followed(request.session_hash):
-                        return  # Gradio itself would notice only at the next item
-        except gr.Error as error:  # ZeroGPU's own: no quota is left, or the run took too long
-            yield self.failed(Failed(unescape(str(error.message))), run, progress)
-            raise
-        except Exception as error:  # of what lends GPUs, too
-            message = str(error) or type(error).__name__
-            yield self.failed(Failed(message), run, progress)
-            raise problem(message) from error
-
-    def standing(self, run: KeptRun, progress: Progress, place: Place | None) -> str:
-        """How a run stands that has not ended."""
-        if place is not None:
-            return views.waiting(place.ahead, place.seconds)
-        title = "Stopping after this step" if run.stop.is_set() else progress.message
-        return views.running(progress, run.stages, run.elapsed, title)
-
-    def succeeded(self, result: Result, history: list[Result], visitor: object) -> Updates:
-        """The page after a run: its result, and one more in the history."""
-        return {
-            **show(self.ui, result, kept_until(result)),
-            **ready(self.ui),
-            **self.visits.past([result, *history][:MOST_RUNS], visitor, result),
-        }
-
-    def failed(self, failure: Failed, run: KeptRun, progress: Progress | None = None) -> Updates:
-        """The page after a run that was cancelled or went wrong."""
-        if failure == CANCELLED:
-            at = f" at: {progress.message}" if progress and progress.step else ""
-            text = f"Stopped after {views.duration(run.elapsed)}{at}."
-            card = views.notice("stopped", "Cancelled", f"{text} Nothing was kept.")
-        else:
-            card = views.notice("bad", "This run failed", failure.message)
-        return {self.ui.status: card, **ready(self.ui)}
-
-    def not_taken(self, status: str) -> Updates:
-        """The page after a run that got no place while others came in between."""
-        card = (
-            views.notice("bad", "The queue is full", "Try again in a minute.")
-            if status == WAITING
-            else status
-        )
-        return {self.ui.status: card, **ready(self.ui)}
+    def run_large(self, request: gr.Request, *values: Any) -> Iterator[Any]:
+        """Makes both clips of the draft that was chosen."""
+        *settings, scene, visitor = values
+        yield from self.following.run(request, *with_scene(settings, scene), visitor)
 
     def cancel(self, request: gr.Request) -> Any:
         """Stops this visitor's run, which tells itself how it ends."""

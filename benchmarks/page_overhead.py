@@ -207,7 +207,7 @@ class Form:
     values: list[Any]
 
     def send(self, client: httpx.Client, name: str, session: str) -> None:
-        data = self.values if name == "prepare" else [*self.values, None, None]
+        data = self.values if name == "prepare" else [*self.values, None]
         body = {"data": data, "fn_index": self.events[name], "session_hash": session}
         client.post("gradio_api/queue/join", json=body).raise_for_status()
 
@@ -239,7 +239,8 @@ def click(site: Site, form: Form) -> float:
             raise TimeoutError(f"The model was not called in {STARTS} s.")
         took = perf_counter() - began
         read_session(client, session)
-    return took
+    with site.device:  # the run ends after what this event tells of it
+        return took
 
 
 def read_session(client: httpx.Client, session: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
+import gradio as gr
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -196,8 +197,35 @@ def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
 def without_a_server(page: Any) -> Any:
     """The page, built, whose runs begin at once in place of waiting in Gradio's queue."""
     page.build()
-    page.enqueue = lambda run, request: Thread(target=run.compute, daemon=True).start()
+    page.following.enqueue = lambda run, request: Thread(target=run.compute, daemon=True).start()
     return page
+
+
+def run_on(page: Any, request: Any, *values: Any) -> Iterator[dict]:
+    """What a run changes on the page, of its settings, history and visitor."""
+    *settings, history, visitor = values
+    return follow_on(
+        page, request, page.following.run(request, *settings, visitor), history, visitor
+    )
+
+
+def rejoin_on(page: Any, request: Any, history: list, visitor: object) -> Iterator[dict]:
+    """What a page that is loaded anew shows of the run that its browser started."""
+    yield page.following.rejoin(request, visitor)
+    yield from follow_on(page, request, page.following.wait(request), history, visitor)
+
+
+def follow_on(
+    page: Any, request: Any, begun: Iterator, history: list, visitor: object
+) -> Iterator[dict]:
+    """What all events of a run change, once the first one has begun."""
+    for status in begun:
+        if status != gr.skip():
+            yield {page.ui.status: status}
+    for update in page.following.compute(request):
+        if update != gr.skip():
+            yield update
+    yield from page.following.end(request, history, visitor)
 
 
 @contextmanager

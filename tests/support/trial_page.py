@@ -10,6 +10,7 @@ import os
 import resource
 import time
 from pathlib import Path
+from threading import current_thread
 from typing import Any
 
 from fakes import FakePipeline, fake_models
@@ -17,6 +18,7 @@ from starlette.middleware import Middleware
 
 import app
 from ultragen.runs.loading import Models
+from ultragen.runs.worker import _running
 from ultragen.web.cards import Cards
 from ultragen.web.gate import Gate
 
@@ -25,8 +27,8 @@ HOLD = Path(SETTINGS["hold"])
 
 
 class Logged(FakePipeline):
-    """Writes down when a run begins, as step -1, and when each of its steps has ended, which none
-    does while it is held."""
+    """Writes down when a run begins, as step -1, when each of its steps has ended, which none does
+    while it is held, and that it is cancelled meanwhile, as step -2."""
 
     def __call__(self, **options: Any) -> Any:
         callback, seed = options["callback_on_step_end"], options["generator"].initial_seed()
@@ -35,7 +37,11 @@ class Logged(FakePipeline):
             log.write(f"{time.monotonic()} {seed} {step}\n")
 
         def stepped(pipe, step: int, timestep: int, tensors: dict) -> Any:
+            cancelled, told = _running[current_thread()], False
             while HOLD.exists():
+                if cancelled.is_set() and not told:
+                    told = True
+                    note(-2)
                 time.sleep(0.01)
             note(step)
             return callback(pipe, step, timestep, tensors)

@@ -13,7 +13,7 @@ import pytest
 from fakes import fake_models
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from trials import CALL, SHORT, Page, Tally, is_served, page, read_call
+from trials import CALL, LONG, SHORT, Page, Tally, is_served, page, read_call
 
 from ultragen.runs.request import Request
 from ultragen.web.calls import DEFAULTS, Refused, by_name, checker, parsed
@@ -68,7 +68,7 @@ def drawn(number: int, minutes: float) -> settings:
         max_examples=number,
         deadline=None,
         database=None,
-        derandomize=minutes < 10,
+        derandomize=minutes < LONG,
         suppress_health_check=list(HealthCheck),
     )
 

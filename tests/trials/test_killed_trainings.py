@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from training_stages import SMALL, Line, flow_stage, run, settings, steps, weights
+from trials import LONG
 
 from ultragen.model.transformer import UltraGenTransformer3DModel
 
@@ -81,7 +82,7 @@ def test_a_training_survives_kills_while_it_saves(tmp_path, trial, minutes, trai
     tally = trial(f"kills of a training ({train.__name__.removeprefix('train_')})")
     out, said = tmp_path / "out", tmp_path / "said.txt"
     chance, seen = random.Random(0), Counter()
-    for _ in range(FEW if minutes < 10 else MANY):
+    for _ in range(FEW if minutes < LONG else MANY):
         seen[killed(train, out, said, chance)] += 1
     last = int(re.findall(r"saved at step (\d+)", said.read_text())[-1])
     whole = PROCESSES.Process(target=child, args=(train, out, last + 2, False, said))

@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl
 import gradio as gr
 import httpx
 import pytest
-from fakes import fake_models, served, until, without_a_server
+from fakes import fake_models, rejoin_on, run_on, served, until, without_a_server
 from gradio_client import Client
 from gradio_client.exceptions import AppError, ValidationError
 from paths import ROOT, SUPPORT
@@ -35,6 +35,7 @@ from ultragen.runs.worker import Failed, Finished
 from ultragen.video import probe_video
 from ultragen.web import views
 from ultragen.web.browser import token
+from ultragen.web.following import WAITING
 from ultragen.web.kept import KeptRun
 from ultragen.web.links import usable
 from ultragen.web.places import Place
@@ -311,13 +312,13 @@ def test_a_run_that_zero_gpu_stops_can_be_started_again_and_asks_for_more(tmp_pa
         yield Progress("denoise", 5, 10, 0.5, "step 5 of 10")
         raise gr.Error("GPU task aborted")
 
-    made.gpu_part = gpu_part
+    made.following.gpu_part = gpu_part
     estimator = made.models.estimator
     request = Request("a calm lake").validate(EMBEDDED)
     estimator.expect(0.5 / sum(estimator.estimate(job(request, made.models)).values()))
     updates: list = []
     with pytest.raises(gr.Error, match="GPU task aborted"):
-        for update in made.run(SimpleNamespace(session_hash="me"), *settings(), [], OWNER):
+        for update in run_on(made, visitor("me"), *settings(), [], OWNER):
             updates.append(update)
     assert "GPU task aborted" in updates[-1][made.ui.status]
     assert updates[-1][made.ui.start]["interactive"]
@@ -334,10 +335,10 @@ def test_the_page_shows_previews_then_the_native_clip_then_both(tmp_path):
             pictured = isinstance(item, Progress) and item.stage == "denoise"
             yield replace(item, preview=b"a picture") if pictured else item
 
-    made.gpu_part = gpu_part
+    made.following.gpu_part = gpu_part
     ui, shown = made.ui, []
     asked = settings(num_frames=5, num_inference_steps=5)
-    for update in made.run(visitor("me"), *asked, [], OWNER):
+    for update in run_on(made, visitor("me"), *asked, [], OWNER):
         if "ug-preview" in str(update.get(ui.status)) and "preview" not in shown:
             shown.append("preview")
         if ui.comparison in update:
@@ -369,11 +370,11 @@ def test_whatever_goes_wrong_with_a_lent_gpu_is_said_and_leaves_the_page_usable(
         yield None
         raise error
 
-    made.gpu_part = gpu_part
+    made.following.gpu_part = gpu_part
     before = made.models.estimator.coefficients
     updates: list = []
     with pytest.raises(gr.Error):
-        for update in made.run(SimpleNamespace(session_hash="me"), *settings(), [], OWNER):
+        for update in run_on(made, visitor("me"), *settings(), [], OWNER):
             updates.append(update)
     assert shown in updates[-1][made.ui.status] and "&lt;" not in updates[-1][made.ui.status]
     assert updates[-1][made.ui.start]["interactive"]
@@ -430,7 +431,7 @@ def slow(tmp_path):
 
 
 def test_cancelling_stops_only_the_visitors_own_run(slow, tmp_path):
-    run = slow.run(visitor("me"), *settings(**LONG), [], OWNER)
+    run = run_on(slow, visitor("me"), *settings(**LONG), [], OWNER)
     next(run)
     assert "Nothing to cancel" in slow.cancel(visitor("someone else"))
     assert slow.cancel(visitor("me")) == gr.skip()
@@ -445,34 +446,73 @@ def test_a_run_cancelled_while_it_waits_never_starts(slow):
     values = settings(**LONG)
     list(slow.prepare(visitor("me"), *values))
     slow.cancel(visitor("me"))
-    updates = list(slow.run(visitor("me"), *values, [], OWNER))
+    updates = list(run_on(slow, visitor("me"), *values, [], OWNER))
     assert "Cancelled" in updates[-1][slow.ui.status]
     assert slow.models.native.steps_done <= 1
 
 
+def test_keys_start_no_second_run_while_one_is_under_way(slow):
+    values = settings(**LONG)
+    run = run_on(slow, visitor("me"), *values, [], OWNER)
+    next(run)
+    with pytest.raises(gr.Error, match="under way"):
+        list(slow.prepare(visitor("me"), *values))
+    assert slow.cancel(visitor("me")) == gr.skip()
+    assert "Cancelled" in list(run)[-1][slow.ui.status]  # the run that the page shows
+    assert list(slow.prepare(visitor("me"), *values))
+
+
+def test_a_page_that_failed_can_start_another_run(slow):
+    values = settings(**LONG)
+    run = run_on(slow, visitor("me"), *values, [], OWNER)
+    next(run)
+    assert slow.following.not_taken(visitor("me"), "a card")[slow.ui.status] == "a card"
+    assert list(slow.prepare(visitor("me"), *values))
+    assert "The queue is full" in slow.following.not_taken(visitor("me"), WAITING)[slow.ui.status]
+
+
+def test_each_event_of_a_run_says_only_what_its_outputs_take(slow):
+    """Gradio makes all outputs of an event anew, so a page that waits must have one alone."""
+    events = reversed(slow.places.blocks.fns.values())  # drafts have later ones of these names
+    wired = {each.name: set(each.outputs) for each in events}
+    status, player = slow.ui.status, slow.ui.comparison
+    assert wired["run"] == wired["run_large"] == wired["wait"] == {status}
+    assert wired["compute"] == {status, player}
+    short = settings(num_frames=1, num_inference_steps=2)
+    for event in (
+        slow.following.run(visitor("me"), *short, OWNER),
+        slow.following.compute(visitor("me")),
+    ):
+        updates = [update for update in event if update != gr.skip()]
+        assert all(isinstance(each, str) or set(each) <= {status, player} for each in updates)
+    [last] = slow.following.end(visitor("me"), [], OWNER)
+    assert set(last) <= wired["end"] and slow.ui.history in last
+
+
 def test_a_run_goes_on_without_its_page_and_is_found_by_the_same_browser(slow):
-    run = slow.run(visitor("first"), *settings(**LONG), [], OWNER)
+    run = run_on(slow, visitor("first"), *settings(**LONG), [], OWNER)
     next(run)
     run.close()
     slow.leave(visitor("first"))
     for stranger in ({"token": "1" * 32}, {}):
-        [idle] = slow.rejoin(visitor("other"), [], stranger)
-        assert set(idle) == {slow.ui.start, slow.ui.stop, slow.ui.draft, slow.ui.large}
-    again = slow.rejoin(visitor("second"), [], OWNER)
+        with pytest.raises(gr.Error, match="No run is under way"):  # so no event comes after it
+            list(rejoin_on(slow, visitor("other"), [], stranger))
+    again = rejoin_on(slow, visitor("second"), [], OWNER)
     assert next(again)[slow.ui.stop]["visible"]
     last = list(again)[-1]
     assert "Done" in last[slow.ui.status]
     assert [each.metadata["request"]["prompt"] for each in last[slow.ui.history]] == ["a calm lake"]
     assert slow.models.native.steps_done == 40
-    assert len(list(slow.rejoin(visitor("third"), [], OWNER))) == 1  # it was shown
+    with pytest.raises(gr.Error, match="No run is under way"):
+        list(rejoin_on(slow, visitor("third"), [], OWNER))  # it was shown
 
 
 def test_a_run_that_is_found_again_can_be_cancelled(slow):
-    run = slow.run(visitor("first"), *settings(**LONG), [], OWNER)
+    run = run_on(slow, visitor("first"), *settings(**LONG), [], OWNER)
     next(run)
     run.close()
     slow.leave(visitor("first"))
-    again = slow.rejoin(visitor("second"), [], OWNER)
+    again = rejoin_on(slow, visitor("second"), [], OWNER)
     next(again)
     assert "Nothing to cancel" in slow.cancel(visitor("first"))
     assert slow.cancel(visitor("second")) == gr.skip()
@@ -482,11 +522,11 @@ def test_a_run_that_is_found_again_can_be_cancelled(slow):
 
 def test_a_run_that_ended_with_no_page_open_is_shown_to_the_next_one(slow):
     short = settings(num_frames=1, num_inference_steps=1)
-    run = slow.run(visitor("first"), *short, [], OWNER)
+    run = run_on(slow, visitor("first"), *short, [], OWNER)
     next(run)
     run.close()
     until(lambda: slow.kept.found(OWNER["token"]).ended)
-    last = list(slow.rejoin(visitor("second"), [], OWNER))[-1]
+    last = list(rejoin_on(slow, visitor("second"), [], OWNER))[-1]
     assert "Done" in last[slow.ui.status] and "Files are kept until" in last[slow.ui.status]
     assert last[slow.ui.visitor]["runs"] == [last[slow.ui.visitor]["shown"]]
 
@@ -516,7 +556,7 @@ def test_a_native_clip_that_is_gone_is_not_shown_to_who_comes_late(slow, tmp_pat
     run.begin(OWNER["token"], {"text": 1.0}, lambda: iter(()))
     run.put(NativeReady(tmp_path / "gone.mp4", {}))
     run.end(CANCELLED)
-    _, last = slow.rejoin(visitor("second"), [], OWNER)
+    _, last = rejoin_on(slow, visitor("second"), [], OWNER)
     assert "Cancelled" in last[slow.ui.status]
 
 
@@ -537,11 +577,11 @@ def test_a_page_that_waits_is_told_its_place_once_and_let_go_when_it_is_gone(slo
     run = slow.kept.announce("me")
     run.begin(OWNER["token"], {"text": 1.0}, lambda: iter(()))
     followed = iter([True, False])
-    slow.places = SimpleNamespace(
+    slow.following.places = SimpleNamespace(
         place=lambda run: Place(2, 30.0, 0.0), is_followed=lambda session: next(followed)
     )
-    [told] = slow.follow(run, [], OWNER, visitor("me"))
-    assert "place 3" in told[slow.ui.status] and "0:30" in told[slow.ui.status]
+    [told] = slow.following.wait(visitor("me"))
+    assert "place 3" in told and "0:30" in told
     assert run.abandoned(-1)
 
 
@@ -564,7 +604,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     page = without_a_server(app.Page(fake_models(), folder))
     asked = settings(num_frames=1, num_inference_steps=1, seed=7, negative_prompt="a & b = c")
-    *_, last = page.run(visitor("me"), *asked, [], OWNER)
+    *_, last = run_on(page, visitor("me"), *asked, [], OWNER)
     return SimpleNamespace(
         page=page,
         values=asked,

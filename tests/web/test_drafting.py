@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import gradio as gr
 import pytest
-from fakes import fake_models, without_a_server
+from fakes import fake_models, follow_on, without_a_server
 
 import app
 from ultragen.presets import EMBEDDED
@@ -34,6 +34,11 @@ def drafts(page, count: int = 2, **changes) -> list[dict]:
     return list(page.drafts.run(ME, *settings(**changes), count))
 
 
+def make_large(page, values: list, scene: dict) -> list[dict]:
+    checked = list(page.prepare_large(ME, *values, scene))
+    return checked + list(follow_on(page, ME, page.run_large(ME, *values, scene, {}), [], {}))
+
+
 def last(updates: list[dict], component) -> object:
     return [update[component] for update in updates if component in update][-1]
 
@@ -57,7 +62,7 @@ def test_the_draft_that_was_chosen_is_made_large_at_the_size_of_then(page):
     made = last(updates, ui.drafted)
     scene = page.drafts.choose(made, SimpleNamespace(index=1))[ui.scene]
     now = settings(prompt="something else", resolution="720p", num_frames=9, seed=None)
-    updates = list(page.run_large(ME, *now, scene, [], {}))
+    updates = make_large(page, now, scene)
     call = page.models.native.calls[-1]
     assert call["prompt"] == "a calm lake"
     assert call["seed"] == made[1].request.seed
@@ -72,7 +77,7 @@ def test_the_draft_that_was_chosen_is_made_large_at_the_size_of_then(page):
 def test_a_seed_that_was_typed_becomes_the_drafts(page):
     made = last(drafts(page, seed=5), page.ui.drafted)
     scene = page.drafts.choose(made, SimpleNamespace(index=1))[page.ui.scene]
-    updates = list(page.run_large(ME, *settings(seed=5), scene, [], {}))
+    updates = make_large(page, settings(seed=5), scene)
     assert last(updates, page.ui.seed) == 6
     given = settings(seed=6)
     query = page.visits.share(

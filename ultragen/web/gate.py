@@ -18,7 +18,7 @@ from gradio.queueing import Event, Queue
 from ..presets import shown
 from .asgi import read_body, refuse, replayed, send_json, with_headers
 from .cache import Uploads
-from .call_places import CALLER, MAKES_CLIPS, check_places, drop, end_loop
+from .call_places import CALLER, MAKES_CLIPS, check_places, drop, end_loop, next_look
 from .calls import ENDPOINT, Refused, by_name, by_order, parsed, with_all_values
 from .mcp_calls import MCP, STREAM, Tools
 
@@ -179,7 +179,7 @@ class Gate:
         clock = asyncio.get_running_loop().time
         heard = clock()
         while event._id in queue.event_ids_to_events:
-            await asyncio.sleep(min(1.0, self.grace / 4))
+            await next_look(min(1.0, self.grace / 4))
             if self.listeners[event._id] or self.listeners[event.session_hash]:
                 heard = clock()
             elif clock() - heard >= self.grace:

@@ -17,7 +17,9 @@ from .runs import Items
 GRACE = 60.0  # seconds for which a run waits or goes on with no page that shows it
 KEPT = 100  # runs that are remembered after their end, for pages that have not seen it
 FORGOTTEN = 3600.0  # seconds after which a run goes that was announced and never begun
-LOOK = 0.5  # seconds after which a page is told that there is nothing new
+# Seconds after which a page is told that there is nothing new, of a run that computes or waits:
+# twenty that wait and look as often as one that computes would cost half a percent of a processor.
+LOOK, LOOK_WAITING = 0.5, 1.0
 
 
 class KeptRun:
@@ -101,18 +103,16 @@ class KeptRun:
             self._news.notify_all()
 
     def follow(self) -> Iterator[Any]:
-        """The latest of each kind of item so far, then what is new; None while there is nothing.
-
-        Raises:
-            Exception: that the work raised.
-        """
+        """The latest of each kind of item so far, then what is new, also an exception that the work
+        raised; None while there is nothing."""
         with self._news:
             self._pages += 1
         told = 0
         try:
             while True:
                 with self._news:
-                    self._news.wait_for(partial(self._has_news, told), LOOK)
+                    look = LOOK if self._work is None else LOOK_WAITING
+                    self._news.wait_for(partial(self._has_news, told), look)
                     new = sorted(
                         (each for each in self._latest.values() if each[0] > told),
                         key=itemgetter(0),
@@ -120,9 +120,6 @@ class KeptRun:
                     ended = self.ended
                 for number, item in new:
                     told = number
-                    if isinstance(item, Exception):
-                        self.seen = True
-                        raise item
                     yield item
                 if ended:
                     self.seen = True
@@ -175,6 +172,14 @@ class KeptRuns:
         """A session shows this run, and can cancel it."""
         with self._lock:
             self._shown[session or ""] = run
+
+    def shown(self, session: str | None) -> KeptRun:
+        """The run that a session shows; where there is none, one with nothing to tell."""
+        run = self._shown.get(session or "")
+        if run is None:
+            run = KeptRun()
+            run.end()
+        return run
 
     def cancel(self, session: str | None) -> bool:
         """Stops the run that a session shows, within a step or before its turn; tells whether

@@ -19,7 +19,7 @@ from gradio.data_classes import PredictBodyInternal
 from gradio.queueing import Event, Queue
 
 from ..runs.clip import job
-from .call_places import CALLER, check_places, waiting_runs
+from .call_places import CALLER, check_places, next_look, waiting_runs
 from .calls import Refused, by_order
 from .kept import KeptRun, KeptRuns
 from .runs import CANCELLED, Runs
@@ -118,7 +118,7 @@ class Places:
                 if run.stop.is_set() and event in waiting_runs(queue):
                     await queue.clean_events(event_id=event._id)
                     run.end(CANCELLED)
-                await asyncio.sleep(EVERY)
+                await next_look(EVERY)
         finally:
             del self._events[run.id]
             # Nobody reads what Gradio says to this session.

@@ -1,0 +1,235 @@
+"""What a page is told of its run, by three events one after the other.
+
+Gradio 6.31 makes every output of an event anew whenever the event says anything: a tenth of a
+millisecond for a text alone, 13 for all that shows a result. So each event has the outputs that its
+part of a run needs, and ends where the next one begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html import unescape
+from typing import Any
+
+import gradio as gr
+
+from ..runs.clip import job
+from ..runs.early import NativeReady
+from ..runs.progress import Progress
+from ..runs.worker import Failed, Finished
+from ..runs.write import Result
+from . import views
+from .browser import token
+from .calls import Refused
+from .components import Layout
+from .drafting import busy, ready
+from .kept import KeptRun, KeptRuns
+from .places import Place, Places
+from .results import kept_until, native_alone, show
+from .runs import CANCELLED, GpuPart, Runs
+from .settings import Updates, as_settings, problem, validated
+from .visits import MOST_RUNS, Visits
+
+WAITING = views.notice("idle", "Waiting", "The run starts when it is its turn.")
+STARTING = Progress("text", 0, 1, 0.0, "Starting")
+HIDDEN: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+# Pages whose run computes must not stand in line behind those that wait to be told their places.
+# Each page has one of Gradio's 40 threads.
+WATCHING: dict[str, Any] = {"concurrency_id": "watch", "concurrency_limit": 30, **HIDDEN}
+SHOWING: dict[str, Any] = {"concurrency_id": "show", "concurrency_limit": 6, **HIDDEN}
+
+
+class Following:
+    """Starts the page's runs, and shows how they stand and end.
+
+    Args:
+        ui: The page's components.
+        runs: What starts runs.
+        kept: Those of the page.
+        places: Their places in the queue.
+        visits: What the browser keeps of them.
+        gpu_part: `Runs.frames`, or what wraps it.
+    """
+
+    def __init__(
+        self,
+        ui: Layout,
+        runs: Runs,
+        kept: KeptRuns,
+        places: Places,
+        visits: Visits,
+        gpu_part: GpuPart,
+    ) -> None:
+        self.ui, self.runs, self.kept, self.places = ui, runs, kept, places
+        self.visits, self.gpu_part = visits, gpu_part
+
+    def wire(self, begun: Any, buttons: list[Any]) -> Any:
+        """Adds the events after `run` or `wait`, and returns the last one.
+
+        Args:
+            begun: The event that calls one of these.
+            buttons: What `busy` and `ready` change.
+        """
+        ui = self.ui
+        computing = begun.success(self.compute, None, [ui.status, ui.comparison], **SHOWING)
+        shown = [*ui.result, *buttons, ui.history, ui.recent, ui.visitor]
+        ended = computing.success(self.end, [ui.history, ui.visitor], shown, **SHOWING)
+        for event in (begun, computing, ended):
+            self.wire_failure(event, buttons)
+        return ended
+
+    def wire_failure(self, event: Any, buttons: list[Any]) -> None:
+        """Has the page be usable again after an event that failed, or that got no place."""
+        ui = self.ui
+        event.failure(self.not_taken, ui.status, [ui.status, *buttons], queue=False, **HIDDEN)
+
+    # How it begins
+
+    def run(self, request: gr.Request, *values: Any) -> Iterator[Any]:
+        """Starts a run, which is made also if the page goes, and tells how it stands."""
+        *settings, visitor = values
+        models = self.runs.models
+        asked = validated(models, as_settings(settings))
+        run = self.kept.announced(request.session_hash)
+        run.begin(
+            token(visitor) or str(request.session_hash),
+            models.estimator.estimate(job(asked, models)),
+            lambda: self.runs.items(asked, self.gpu_part, run.stop),
+        )
+        try:
+            self.enqueue(run, request)
+        except Refused as refusal:
+            yield views.notice("bad", "No place in the queue", refusal.message)
+            # It is said once, and nothing else is to happen.
+            raise gr.Error(refusal.message, visible=False, print_exception=False) from refusal
+        yield from self.wait(request)
+
+    def enqueue(self, run: KeptRun, request: gr.Request) -> None:
+        """Gives a run its place in the queue."""
+        self.places.take(run, request)
+
+    def rejoin(self, request: gr.Request, visitor: object) -> Updates:
+        """The page of a browser that started a run before it was loaded anew.
+
+        Raises:
+            gr.Error: There is no such run, so no event is to come after this one.
+        """
+        run = self.kept.found(token(visitor))
+        if run is None:
+            raise gr.Error("No run is under way.", visible=False, print_exception=False)
+        self.kept.show(request.session_hash, run)
+        return busy(self.ui)
+
+    # How it goes on
+
+    def wait(self, request: gr.Request) -> Iterator[Any]:
+        """How the run stands that a page shows, until its native clip can be seen."""
+        told = False
+        for news in self._news(request.session_hash):
+            if isinstance(news, NativeReady):
+                break
+            told = True
+            yield news
+        if not told:  # Gradio empties what a generator has nothing to say of
+            yield gr.skip()
+
+    def compute(self, request: gr.Request) -> Iterator[Any]:
+        """How it stands from then on, with the native clip."""
+        told = False
+        for news in self._news(request.session_hash):
+            if not isinstance(news, NativeReady):
+                yield {self.ui.status: news}
+            elif news.file.exists():  # else the run has ended, and its own file comes next
+                yield {self.ui.comparison: native_alone(news)}
+            else:
+                continue
+            told = True
+        if not told:
+            yield gr.skip()
+
+    def _news(self, session: str | None) -> Iterator[str | NativeReady]:
+        """How the run stands that a session shows, as HTML, and its native clip, until it ends."""
+        run = self.kept.shown(session)
+        progress, told = STARTING, None
+        for item in run.follow():
+            if isinstance(item, NativeReady):
+                yield item
+            elif isinstance(item, Progress | None):
+                progress, place = item or progress, self.places.place(run)
+                if place is None or place.is_news(told):
+                    yield self.standing(run, progress, place)
+                    told = place
+                elif not self.places.is_followed(session):
+                    return  # Gradio itself would notice only at the next item
+            else:
+                return  # how it ends is for the last event
+
+    def standing(self, run: KeptRun, progress: Progress, place: Place | None) -> str:
+        """How a run stands that has not ended."""
+        if place is not None:
+            return views.waiting(place.ahead, place.seconds)
+        title = "Stopping after this step" if run.stop.is_set() else progress.message
+        return views.running(progress, run.stages, run.elapsed, title)
+
+    # How it ends
+
+    def end(self, request: gr.Request, history: list[Result], visitor: object) -> Iterator[Updates]:
+        """The page after its run.
+
+        Raises:
+            gr.Error: What lends GPUs went wrong.
+        """
+        run = self.kept.shown(request.session_hash)
+        progress, error, told = STARTING, None, False
+        for item in run.follow():
+            if isinstance(item, Finished):
+                updates = self.succeeded(item.value, history, visitor)
+            elif isinstance(item, Failed):
+                updates = self.failed(item, run, progress)
+            elif isinstance(item, Exception):
+                error = item if isinstance(item, gr.Error) else problem(said(item))
+                updates = self.failed(Failed(said(item)), run, progress)
+            else:
+                progress = item if isinstance(item, Progress) else progress
+                continue
+            told = True
+            yield updates
+        if not told:
+            yield ready(self.ui)
+        if error is not None:
+            raise error
+
+    def succeeded(self, result: Result, history: list[Result], visitor: object) -> Updates:
+        """The page after a run: its result, and one more in the history."""
+        return {
+            **show(self.ui, result, kept_until(result)),
+            **ready(self.ui),
+            **self.visits.past([result, *history][:MOST_RUNS], visitor, result),
+        }
+
+    def failed(self, failure: Failed, run: KeptRun, progress: Progress) -> Updates:
+        """The page after a run that was cancelled or went wrong."""
+        if failure == CANCELLED:
+            at = f" at: {progress.message}" if progress.step else ""
+            text = f"Stopped after {views.duration(run.elapsed)}{at}."
+            card = views.notice("stopped", "Cancelled", f"{text} Nothing was kept.")
+        else:
+            card = views.notice("bad", "This run failed", failure.message)
+        return {self.ui.status: card, **ready(self.ui)}
+
+    def not_taken(self, request: gr.Request, status: str) -> Updates:
+        """The page after a run that got no place while others came in between."""
+        self.kept.leave(request.session_hash)
+        card = (
+            views.notice("bad", "The queue is full", "Try again in a minute.")
+            if status == WAITING
+            else status
+        )
+        return {self.ui.status: card, **ready(self.ui)}
+
+
+def said(error: Exception) -> str:
+    """What an exception says, as text; those of ZeroGPU say it as HTML."""
+    if isinstance(error, gr.Error):
+        return unescape(str(error.message))
+    return str(error) or type(error).__name__
