@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from functools import partial
 
 import pytest
@@ -22,13 +23,22 @@ def test_the_autoencoder_learns_a_small_pool():
     batch = stage.pool.sample(2)[0].float() / 127.5 - 1
     optimizer = torch.optim.Adam(stage.model.parameters(), lr=3e-3)
     losses = []
-    for _ in range(120):
-        loss = stage.loss(stage.model, batch)["loss"]
-        loss.backward()
+    for _ in range(240):
+        terms = stage.loss(stage.model, batch)
+        terms["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
+        losses.append((terms["l1"] + terms["edges"]).item())
     assert losses[-1] < 0.6 * losses[0]
+
+
+def test_crops_come_from_below_the_middle_as_often_as_asked():
+    stage = small_autoencoder_stage(ground_share=0.75)
+    rng = random.Random(0)
+    tops = [stage.top(64, rng) for _ in range(4000)]
+    assert (min(tops), max(tops)) == (0, 32)
+    assert 0.72 < sum(top >= 16 for top in tops) / len(tops) < 0.79  # 16 belongs to both
+    assert stage.top(32, rng) == 0
 
 
 def small_autoencoder_stage(**settings) -> AutoencoderStage:
