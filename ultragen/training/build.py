@@ -43,7 +43,7 @@ class ModelSize:
     """
 
     z_dim: int = 48
-    autoencoder: tuple[tuple[str, tuple[int, int, int]], ...] = (("decoder_blocks", (4, 4, 4)),)
+    autoencoder: tuple[tuple[str, tuple[int, int, int]], ...] = (("decoder_blocks", (4, 3, 4)),)
     classifier: tuple[tuple[str, Any], ...] = ()
     heads: int = 5
     layers: int = 10
