@@ -75,8 +75,8 @@ def test_a_forward_pass_is_that_of_one_process(found, name):
 
 @pytest.mark.parametrize("name", [*sharing.MODELS])
 def test_a_process_computes_a_pass_for_itself_for_a_while(found, name):
-    """As the one does; and after that with the others again."""
-    check(found, f"{name}, alone", 1e-30)
+    """As the one does, but for sums of fewer threads; and after that with the others again."""
+    check(found, f"{name}, alone", 1e-5)
 
 
 def check(found: list[dict[str, Any]], name: str, precision: float) -> None:
