@@ -37,7 +37,7 @@ def check(found: Float8, plain: Float8, apart: float = 1e-3) -> None:
     torch.testing.assert_close(found.scale, plain.scale, rtol=1e-6, atol=0)
     distance = (found.values.float() - plain.values.float()).abs()
     assert (distance <= torch.maximum(step(found.values), step(plain.values))).all()
-    assert (distance > 0).float().mean() <= apart
+    assert (distance > 0).sum() <= max(4, apart * distance.numel())
     assert found.values.float().abs().amax(-1).max() == 448
 
 
