@@ -292,7 +292,7 @@ class Page:
     def prepare(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """Checks the settings at once, before the run waits for its turn."""
         shown = self.kept.shown(request.session_hash)
-        if shown.under_way and not shown.seen:  # such as by keys, which no button's state stops
+        if shown.busy:  # such as by keys, which no button's state stops
             raise gr.Error("A run is under way.", visible=False, print_exception=False)
         try:
             validated(self.models, as_settings(values))

@@ -140,6 +140,18 @@ def test_what_exceeds_every_quota_is_refused(page, monkeypatch):
     assert validated(page.models, dict(zip(SETTINGS, costly, strict=True)))
 
 
+def test_keys_start_no_run_while_drafts_wait_or_are_made(page):
+    list(page.prepare(ME, *settings()))
+    with pytest.raises(gr.Error, match="under way"):
+        next(page.prepare(ME, *settings()))
+    making = page.drafts.run(ME, *settings(), 1)
+    next(making)
+    with pytest.raises(gr.Error, match="under way"):
+        next(page.prepare(ME, *settings()))
+    list(making)
+    assert list(page.prepare(ME, *settings()))
+
+
 def test_cancelled_drafts_leave_nothing(page, tmp_path):
     for update in page.drafts.run(ME, *settings(), 3):
         if page.ui.drafted in update:

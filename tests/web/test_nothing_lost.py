@@ -259,6 +259,17 @@ def test_a_page_that_does_not_come_back_stops_its_run_after_the_grace_time(slow,
 
 # The queue
 
+KEEP_TITLES = """() => {
+    const status = document.querySelector("#status");
+    const title = () => status.querySelector(".big")?.textContent;
+    window.titles = [];
+    let last = title();
+    new MutationObserver(() => {
+        if (title() && title() !== last) titles.push(last = title());
+    }).observe(status, { childList: true, subtree: true, characterData: true });
+}"""
+"""Keeps the titles that the card of a run has from now on."""
+
 
 def test_a_place_is_shown_kept_over_a_reload_and_can_be_left(slow, visit):
     call = f"{slow.url}/gradio_api/call/v2/generate"
@@ -277,8 +288,10 @@ def test_a_place_is_shown_kept_over_a_reload_and_can_be_left(slow, visit):
         reload(pages[0])
         status(pages[0], "Waiting: place 2")
         status(pages[1], "2 runs come before yours")
+        pages[0].evaluate(KEEP_TITLES)
         pages[0].click("#cancel")
         status(pages[0], "Cancelled", 60)
+        assert pages[0].evaluate("titles") == ["Stopping", "Cancelled"]
         status(pages[1], "Waiting: place 2")
     status(pages[1], "Done", 60)
     assert [call["seed"] for call in slow.models.native.calls] == [0, 2]

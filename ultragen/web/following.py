@@ -124,28 +124,20 @@ class Following:
 
     def wait(self, request: gr.Request) -> Iterator[Any]:
         """How the run stands that a page shows, until its native clip can be seen."""
-        told = False
         for news in self._news(request.session_hash):
             if isinstance(news, NativeReady):
                 break
-            told = True
             yield news
-        if not told:  # Gradio empties what a generator has nothing to say of
-            yield gr.skip()
+        yield gr.skip()  # Gradio says the last thing again, over what the page says by then
 
     def compute(self, request: gr.Request) -> Iterator[Any]:
         """How it stands from then on, with the native clip."""
-        told = False
         for news in self._news(request.session_hash):
             if not isinstance(news, NativeReady):
                 yield {self.ui.status: news}
             elif news.file.exists():  # else the run has ended, and its own file comes next
                 yield {self.ui.comparison: native_alone(news)}
-            else:
-                continue
-            told = True
-        if not told:
-            yield gr.skip()
+        yield gr.skip()
 
     def _news(self, session: str | None) -> Iterator[str | NativeReady]:
         """How the run stands that a session shows, as HTML, and its native clip, until it ends."""
@@ -156,7 +148,7 @@ class Following:
                 yield item
             elif isinstance(item, Progress | None):
                 progress, place = item or progress, self.places.place(run)
-                if place is None or place.is_news(told):
+                if place is None or (place.is_news(told) and not run.stop.is_set()):
                     yield self.standing(run, progress, place)
                     told = place
                 elif not self.places.is_followed(session):

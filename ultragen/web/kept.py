@@ -54,6 +54,12 @@ class KeptRun:
         self.under_way = True
 
     @property
+    def busy(self) -> bool:
+        """Whether it keeps its page from starting another one: from when it was announced, as
+        drafts are, too, until the page has shown how it ended."""
+        return not self.seen and (self.under_way or not self.ended)
+
+    @property
     def elapsed(self) -> float:
         """Seconds since it began to compute."""
         return monotonic() - self._began
