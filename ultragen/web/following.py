@@ -33,10 +33,12 @@ from .visits import MOST_RUNS, Visits
 WAITING = views.notice("idle", "Waiting", "The run starts when it is its turn.")
 STARTING = Progress("text", 0, 1, 0.0, "Starting")
 HIDDEN: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-# Pages whose run computes must not stand in line behind those that wait to be told their places.
-# Each page has one of Gradio's 40 threads.
-WATCHING: dict[str, Any] = {"concurrency_id": "watch", "concurrency_limit": 30, **HIDDEN}
+# Pages whose run computes must not stand in line behind those that wait to be told their places,
+# nor how a run has ended behind one that computes. Each of these pages has one of Gradio's 40
+# threads.
+WATCHING: dict[str, Any] = {"concurrency_id": "watch", "concurrency_limit": 28, **HIDDEN}
 SHOWING: dict[str, Any] = {"concurrency_id": "show", "concurrency_limit": 6, **HIDDEN}
+ENDING: dict[str, Any] = {"concurrency_id": "ending", "concurrency_limit": 2, **HIDDEN}
 
 
 class Following:
@@ -73,7 +75,7 @@ class Following:
         ui = self.ui
         computing = begun.success(self.compute, None, [ui.status, ui.comparison], **SHOWING)
         shown = [*ui.result, *buttons, ui.history, ui.recent, ui.visitor]
-        ended = computing.success(self.end, [ui.history, ui.visitor], shown, **SHOWING)
+        ended = computing.success(self.end, [ui.history, ui.visitor], shown, **ENDING)
         for event in (begun, computing, ended):
             self.wire_failure(event, buttons)
         return ended
