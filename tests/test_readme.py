@@ -15,19 +15,23 @@ import urllib.request
 from collections import Counter
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import typer
 import yaml
+from accelerate.commands.launch import launch_command_parser
 from clip_folders import moving
 from commands import ultragen
 from fakes import fake_models, served
 from paths import ROOT
 from released_reference import Sizes, released_weights
+from torch.distributed.run import get_args_parser
 from wan_files import make_wan
 
 import app
-from ultragen.cli import dataset
+from ultragen.cli import dataset, entry
 from ultragen.dataset.shards import LatentDataset
 from ultragen.estimates.memory import GROWING_VALUES_PER_TOKEN, WAN_PARAMETERS, Memory
 from ultragen.hardware import GIB, Hardware
@@ -104,6 +108,36 @@ def _elsewhere(tmp_path, monkeypatch):
 def test_every_command_is_shown():
     shown = {words[0] for text in TEXTS.values() for words in commands(text)}
     assert shown == set(FAST)
+
+
+def launched() -> list[tuple[str, list[str], list[str]]]:
+    """The launcher, its own words and the command's name of every line that starts processes."""
+    lines = re.findall(
+        r"\b(torchrun|accelerate launch) ([^`\n]*?-m (?:-- )?ultragen) ((?:train )?[a-z-]+)",
+        "\n".join(TEXTS.values()),
+    )
+    return [(name, own.split(), command.split()) for name, own, command in lines]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "own", "command"),
+    [pytest.param(*line, id=" ".join((line[0], *line[1], *line[2]))) for line in launched()],
+)
+def test_launchers_pass_every_option_on(launcher, own, command):
+    """argparse takes options behind the module's name too for short forms of a launcher's own."""
+    found: Any = typer.main.get_command(entry.app)
+    for name in command:
+        found = found.commands[name]
+    options = [name for parameter in found.params for name in parameter.opts if name[0] == "-"]
+    parser = get_args_parser() if launcher == "torchrun" else launch_command_parser()
+    parsed = parser.parse_args([*own, *command, *options])
+    assert (parsed.module, parsed.training_script) == (True, "ultragen")
+    assert parsed.training_script_args == [*command, *options] and options
+
+
+def test_launched_commands_are_found():
+    found = Counter((launcher, *command) for launcher, _, command in launched())
+    assert found["torchrun", "train", "wan"] and found["accelerate launch", "batch"]
 
 
 def test_no_block_is_left_out():

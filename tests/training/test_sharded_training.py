@@ -95,6 +95,33 @@ def test_resumed_training_is_uninterrupted_training(tmp_path, whole):
     assert distance(train(tmp_path, 6), whole) < 1e-6
 
 
+@pytest.mark.parametrize("in_parts", [True, False])
+def test_a_checkpoint_before_the_first_step_changes_nothing(tmp_path, whole, in_parts):
+    """As of a run that is asked to end while it starts."""
+    for minutes in (0.0, None):
+        stage = Numbered(BATCH, whole=not in_parts)
+        run(stage, numbered_settings(tmp_path, 6, run_minutes=minutes))
+        assert len(stage.asked) == (6 * BATCH if minutes is None else 0)
+    assert distance(exported(tmp_path), whole) < 1e-6
+
+
+@pytest.mark.parametrize(("optimizer", "width"), [("adamw", 5), ("adamw8bit", 256)])
+def test_states_seen_before_the_first_step_stay_as_they_are(tmp_path, optimizer, width):
+    if optimizer == "adamw8bit":
+        pytest.importorskip("torchao")
+    ends = []
+    for seen in (False, True):
+        stage = Numbered(BATCH, width)
+        config = numbered_settings(tmp_path / str(seen), 3, optimizer=optimizer)
+        trainer = Trainer(stage, config)
+        if seen:
+            trainer.states()["trained"].state_dict()
+        with torch.compiler.set_stance("force_eager"):
+            trainer.train()
+        ends.append(whole_weights(stage.model))
+    assert distance(*ends) == 0
+
+
 def test_a_weight_without_gradient_is_no_hindrance(tmp_path):
     """Such as a branch's that no clip of the first steps needs."""
 
@@ -106,6 +133,26 @@ def test_a_weight_without_gradient_is_no_hindrance(tmp_path):
     run(stage(), numbered_settings(tmp_path, 2))
     assert run(stage(), numbered_settings(tmp_path, 4)).asked == list(range(12, 24))
     assert exported(tmp_path)["1.unused"].tolist() == [1, 1, 1]
+
+
+def test_a_weight_whose_first_gradient_comes_after_a_resume_learns_as_without(tmp_path):
+    """It has no states in the checkpoint."""
+
+    def stage() -> Numbered:
+        stage = Numbered(BATCH)
+        block = stage.model[1]
+        block.register_parameter("late", nn.Parameter(torch.ones(5)))
+        block.register_forward_hook(
+            lambda block, given, out: out * block.late if stage.asked[-1] >= 4 * BATCH else out
+        )
+        return stage
+
+    for out, ends in ((tmp_path / "uninterrupted", [6]), (tmp_path / "resumed", [2, 6])):
+        for steps in ends:
+            run(stage(), numbered_settings(out, steps))
+    resumed = exported(tmp_path / "resumed")
+    assert distance(resumed, exported(tmp_path / "uninterrupted")) < 1e-6
+    assert (resumed["1.late"] != 1).all()
 
 
 def test_samples_and_checkpoints_change_nothing(tmp_path, whole):
