@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import inputs, tiny_ultragen
+from training_stages import steps
 
+from ultragen.model.autoencoder import CompactAutoencoder
 from ultragen.model.coordinates import CHANNELS, add_coordinates
-from ultragen.training.build import TINY_SIZE, build_autoencoder, build_base_transformer
+from ultragen.training.build import (
+    TINY_SIZE,
+    build_autoencoder,
+    build_base_transformer,
+    build_pipeline,
+)
 from ultragen.training.growth import grow_channels, grown_autoencoder
+from ultragen.training.stage_order import STAGES, Sources, train
+from ultragen.training.tiny import TINY
 
 
 def test_an_autoencoder_copies_as_before():
@@ -80,3 +91,31 @@ def test_a_transformer_gives_what_it_gave_and_zeros(coordinates):
 def test_a_transformer_of_more_channels_is_refused():
     with pytest.raises(ValueError, match="8 latent channels and the autoencoder 6"):
         grow_channels(build_base_transformer(TINY_SIZE), 6)
+
+
+def test_other_than_three_numbers_of_blocks_are_refused():
+    with pytest.raises(ValueError, match="decoder_blocks has three numbers"):
+        grown_autoencoder(build_autoencoder(TINY_SIZE), decoder_blocks=(4, 4))
+
+
+def test_a_training_that_was_begun_smaller_goes_on_so(tmp_path):
+    train("autoencoder", steps(tmp_path, 2), TINY)
+    shape = (*TINY.size.autoencoder, ("decoder_blocks", (2, 1, 1)))
+    larger = replace(TINY, size=replace(TINY.size, z_dim=12, autoencoder=shape))
+    out = train("autoencoder", steps(tmp_path, 3), larger)
+    config = CompactAutoencoder.load_config(out / "vae")
+    assert config["z_dim"] == 8 and tuple(config["decoder_blocks"]) == (1, 1, 1)
+
+
+def test_transformers_grow_where_they_are_trained_and_not_as_teachers(tmp_path):
+    start, model = tmp_path / "start", tmp_path / "model"
+    pipe = build_pipeline(TINY_SIZE, ["a", "lake"])
+    pipe.save_pretrained(start)
+    grown_autoencoder(pipe.vae, 12).save_pretrained(model / "vae")
+    sources = Sources(model, start)
+    for name in ("base", "ultragen"):
+        trained = STAGES[name](sources, TINY, 0).pipeline
+        assert trained.transformer.config.out_channels == 12
+    for name in ("base-distill", "distill"):
+        with pytest.raises(ValueError, match="8 latent channels and the autoencoder 12"):
+            STAGES[name](sources, TINY, 0)

@@ -34,13 +34,17 @@ def grown_autoencoder(
         z_dim: Latent channels; fewer than there are, or None, leave them.
         encoder_blocks: Residual blocks by size, as `CompactAutoencoder` has them; likewise.
         decoder_blocks: Likewise.
+
+    Raises:
+        ValueError: if there are other than three numbers of blocks.
     """
-    config = dict(vae.config)
-    config = {name: value for name, value in config.items() if not name.startswith("_")}
+    config = {name: value for name, value in vae.config.items() if not name.startswith("_")}
     channels = max(vae.config.z_dim, z_dim or 0)
     added = channels - vae.config.z_dim
     config["z_dim"] = channels
     for name, wanted in zip(BLOCKS, (encoder_blocks, decoder_blocks), strict=True):
+        if wanted and len(wanted) != len(config[name]):
+            raise ValueError(f"{name} has three numbers, one for each size, not {wanted}.")
         config[name] = tuple(map(max, config[name], wanted or config[name]))
     if vae.config.latents_mean is not None:
         config["latents_mean"] = [*vae.config.latents_mean, *[0.0] * added]

@@ -6,6 +6,7 @@ All stages of one training share a folder: `OUT/<stage>` holds checkpoints, logs
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -183,16 +184,13 @@ def base_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
 def with_trained_parts(
     sources: Sources, size: ModelSize, transformer: Any, solver_order: int | None = None
 ) -> UltraGenPipeline:
-    """A transformer with the parts that earlier stages have trained; it takes as many channels as
-    their autoencoder has."""
-    vae = sources.vae()
-    grow_channels(transformer, vae.config.z_dim)
+    """A transformer with the parts that earlier stages have trained."""
     return put_together(
         size,
         solver_order,
         tokenizer=sources.tokenizer(),
         text_encoder=sources.text_encoder(),
-        vae=vae,
+        vae=sources.vae(),
         transformer=transformer,
     )
 
@@ -210,6 +208,7 @@ def ultragen_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
             "attention's settings out."
         )
     add_coordinates(transformer)
+    grow_channels(transformer, sources.vae().config.z_dim)
     pipeline = with_trained_parts(sources, size, transformer)
     stage = FlowMatchingStage(
         pipeline,
@@ -243,8 +242,18 @@ def distillation(
     sizes: tuple[ClipSize, ...],
     seed: int,
 ) -> Stage:
-    """A student learns the mean velocity of a whole step, which is exact for Euler's steps only."""
+    """A student learns the mean velocity of a whole step, which is exact for Euler's steps only.
+
+    Raises:
+        ValueError: if the teacher was trained with another autoencoder's channels.
+    """
     pipeline = with_trained_parts(sources, options.size, transformer, solver_order=1)
+    own, needed = transformer.config.out_channels, pipeline.vae.config.z_dim
+    if own != needed:
+        raise ValueError(
+            f"The teacher has {own} latent channels and the autoencoder {needed}: train base and "
+            "ultragen with this autoencoder first."
+        )
     return DistillStage(
         pipeline, sizes, seed=seed, edition=options.edition, **dict(options.distill)
     )
@@ -325,6 +334,7 @@ def train(
         out=config.out / name,
         learning_rate=config.learning_rate or dict(options.learning_rates)[name],
     )
+    options = as_begun(config.out, options)
     sources = Sources(config.out.parent / "model", start)
     with together(config.out):
         if check_processes().is_main_process:
@@ -338,6 +348,23 @@ def train(
         trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()  # the processes part: none can wait for another after it
     return sources.model
+
+
+def as_begun(folder: Path, options: StageOptions) -> StageOptions:
+    """The options with which a training of an autoencoder goes on: those of another shape than
+    today's were begun by an older version.
+
+    Args:
+        folder: Of the stage.
+        options: Of a new training.
+    """
+    path = folder / "export" / "vae" / "config.json"
+    if not ((folder / "checkpoint").exists() and path.is_file()):
+        return options
+    config = json.loads(path.read_text(encoding="utf-8"))
+    names = ("encoder_channels", "decoder_channels", *BLOCKS)
+    shape = tuple((name, tuple(config[name])) for name in names)
+    return replace(options, size=replace(options.size, z_dim=config["z_dim"], autoencoder=shape))
 
 
 def collect(export: Path, model: Path) -> None:
