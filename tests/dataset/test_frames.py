@@ -158,6 +158,14 @@ def test_light_is_exact_in_every_depth_and_range(layout: str, bits: int, full: b
         assert abs(found - expected) < 0.75
 
 
+def test_white_in_floating_point_is_white():
+    frame = av.VideoFrame(64, 48, "grayf32le")
+    [plane] = frame.planes
+    plane.update(np.ones(plane.buffer_size // 4, "<f4").tobytes())
+    frame.colorspace, frame.color_primaries, frame.color_trc = 9, 9, 14  # BT.2020 without HDR
+    assert FrameToPicture(frame, None)(frame)[24, 32].tolist() == [255, 255, 255]
+
+
 def test_highlights_of_hdr_keep_their_order_below_white(tmp_path: Path) -> None:
     levels = np.array([100, 203, 400, 600, 1000.0])
     light = np.broadcast_to(levels.repeat(16)[None, None, :, None], (1, 64, 80, 3))

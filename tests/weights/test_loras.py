@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from tiny import inputs, tiny_ultragen, tiny_wan
 from torch import Tensor, nn
 
+from ultragen.model.adapters import adapter_strengths
 from ultragen.pipeline import UltraGenPipeline
 from ultragen.weights.lora_loading import LoraLoading
 
@@ -274,6 +275,18 @@ def test_taken_out_of_the_weights_an_adapter_acts_as_before(pipe):
     torch.testing.assert_close(*merged_once)
     half = output(pipe.transformer, attention_kwargs={"scale": 0.5})
     torch.testing.assert_close(half, merged_once[0])
+
+
+def test_adapters_that_are_merged_one_after_the_other_act_as_before(pipe):
+    pipe.load_lora_weights(norm_lora(pipe.transformer)[0], "one")
+    alone = output(pipe.transformer)
+    pipe.fuse_lora(lora_scale=0.5, adapter_names=["one"])
+    pipe.load_lora_weights(norm_lora(pipe.transformer, 2)[0], "other")
+    pipe.fuse_lora(lora_scale=0.25, adapter_names=["other"])
+    pipe.unfuse_lora()
+    assert set(adapter_strengths(pipe.transformer).values()) == {1.0}
+    pipe.set_adapters("one")
+    torch.testing.assert_close(output(pipe.transformer), alone)
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 2.0])

@@ -191,7 +191,7 @@ def _jobs(
 
 def _job(request: Request, preset: ModelPreset, layout: str, together: int = 1) -> Job:
     """Of a validated request, without the weights, by so many GPUs together."""
-    from ..estimates.cost import Job
+    from ..estimates.cost import Job, decoding_processes
     from ..model import wan_1_3b
     from ..model.windows import auto_windows
     from ..sampling.caches import computed_passes
@@ -228,7 +228,7 @@ def _job(request: Request, preset: ModelPreset, layout: str, together: int = 1) 
         full_share=full_share,
         t3_windows=t3_windows,
         processes=together,
-        decoding_processes=1 if preset.name == "embedded" else together,
+        decoding_processes=decoding_processes(preset.name, together),
     )
 
 

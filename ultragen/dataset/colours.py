@@ -139,6 +139,8 @@ def _full_code(frame: VideoFrame) -> int:
     """What swscale (9.5, FFmpeg 8) makes of white in 16 bits: not 65535, because it takes 8 bits'
     255, or the largest value of a full range, with zeros after it."""
     bits = frame.format.components[0].bits
+    if bits > 16:  # floating point
+        return CODES - 1
     if frame.format.is_rgb:
         return LIMITED_WHITE if bits <= 8 else CODES - 1
     return LIMITED_WHITE if _range(frame) == LIMITED else ((1 << bits) - 1) << (16 - bits)

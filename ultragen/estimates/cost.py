@@ -14,6 +14,7 @@ from statistics import fmean
 
 from ..model.windows import attention_pairs, axis_sizes
 from ..ops.strided_windows import Counts
+from ..presets import EMBEDDED
 from .coefficients import Coefficients
 
 STAGES = {
@@ -34,6 +35,16 @@ DECODED_BY_ALL = 0.04
 several processes computes for itself (counted)."""
 ZEROGPU_TIERS = (("anonymous visitors", 80), ("free accounts", 200), ("PRO accounts", 1600))
 """Longest request in GPU seconds that an untouched daily quota starts, for a `large` GPU."""
+
+
+def decoding_processes(model: str, processes: int) -> int:
+    """How many of the processes that denoise a clip together decode it together, too.
+
+    Args:
+        model: Name of its preset: the embedded model's autoencoder is quick, and decodes in each.
+        processes: That denoise.
+    """
+    return 1 if model == EMBEDDED.name else processes
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,7 @@ class T3Attention(WanAttention):
     """Wan's self-attention, within windows."""
 
     processor: T3AttnProcessor
+    _supports_qkv_fusion = False  # it calls its projections one by one
     _default_processor_cls = T3AttnProcessor
     _available_processors = [T3AttnProcessor]  # noqa: RUF012
 

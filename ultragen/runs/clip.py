@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..estimates.cost import STAGES, Job
+from ..estimates.cost import STAGES, Job, decoding_processes
 from ..hardware import is_out_of_memory
 from ..pictures import is_black, to_frames
-from ..presets import EMBEDDED
 from ..sampling.caches import cached, computed_passes
 from .loading import Models
 from .progress import RunState, wait_for_devices
@@ -42,8 +41,7 @@ def job(request: Request, models: Models) -> Job:
         full_share=kinds.count("full") / len(kinds),
         t3_windows=tuple(kind for kind in kinds if isinstance(kind, tuple)),
         processes=models.processes,
-        # The embedded model's autoencoder is quick, and decodes in each of them.
-        decoding_processes=1 if preset.name == EMBEDDED.name else models.processes,
+        decoding_processes=decoding_processes(preset.name, models.processes),
     )
 
 

@@ -12,13 +12,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch.distributed as dist
-from diffusers import TaylorSeerCacheConfig
+from diffusers import PyramidAttentionBroadcastConfig, TaylorSeerCacheConfig
 from torch import Tensor
 
 from ..model.context_parallel import among
 from ..model.token_shares import most_strips
 from ..ops.exchange import Member, gather, of_the_first
 
+APART = (PyramidAttentionBroadcastConfig, TaylorSeerCacheConfig)
+"""Caches with a memory for each pass of a guided step, the first by `broadcast_by_pass`."""
 Pass = Callable[[], Tensor]
 """One forward pass, whose output is b c t h w."""
 
@@ -59,8 +61,8 @@ class ProcessHalves:
 
         A pass without another one beside it is best shared out among all, but a cache holds the
         tokens of those who computed the steps before. Where that is so, and is known, no step is
-        halved: all processes share each pass out. So do they with a cache whose passes read what
-        the other one left, as those of Pyramid Attention Broadcast.
+        halved: all processes share each pass out. So do they with a cache that is not known to
+        tell the passes apart.
 
         Args:
             scales: How far guidance leads in each step; there is none at 1 and below.
@@ -74,7 +76,7 @@ class ProcessHalves:
             ValueError: if the grid gives too few of them work.
         """
         guided, strips = [scale > 1 for scale in scales], most_strips(size)
-        apart = cache is None or isinstance(cache, TaylorSeerCacheConfig)
+        apart = cache is None or isinstance(cache, APART)
         if not any(guided) or not apart:
             return None
         if self.processes > 2 * strips:

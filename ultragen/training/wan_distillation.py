@@ -173,7 +173,7 @@ def check_distill_sources(options: WanDistillOptions, out: Path) -> DistillSourc
         "kind of training": options.trained,
         "start": fingerprint(start or base / "transformer")[:12],
         "student": f"{options.steps} steps, shift {options.shift:g}",
-        "guidance of the teacher": f"{options.guidance_scale:g}, away from {negative!r:.200}",
+        "guidance of the teacher": f"{options.guidance_scale:g}, away from {negative!r}",
         "size of clips": size_text(size),
         "text encoder": readers,
     }

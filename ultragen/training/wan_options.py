@@ -161,6 +161,8 @@ class WanDistillOptions(WanTraining):
 
     def check(self) -> None:
         super().check()
+        if self.steps < 1:
+            raise ValueError(f"A student samples in one step or more, not {self.steps}.")
         check_shift(self.shift)
         check_aspect(self.aspect)
         if check_guidance_scale(self.guidance_scale) < 1:

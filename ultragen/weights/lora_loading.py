@@ -143,8 +143,8 @@ class LoraLoading(DiffusionPipeline, WanLoraLoaderMixin):
             )
         strengths = adapter_strengths(self.transformer)
         super().fuse_lora(components, lora_scale, **options)
-        if self._unfused is None:
-            self._unfused = strengths
+        # Of those that were merged before, what they had then.
+        self._unfused = strengths | (self._unfused or {})
 
     def unfuse_lora(
         self,
