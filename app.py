@@ -348,7 +348,7 @@ class Page:
         if self.visits.find(name_of(result)) is None:
             return {self.ui.status: views.notice("stopped", "This clip is gone", GONE)}
         kept = {self.ui.visitor: remembered(visitor, history, result)}
-        return show(self.ui, result, kept_until(result)) | kept
+        return show(self.ui, result, kept_until(result.native)) | kept
 
     def show_example(self, event: gr.SelectData) -> Updates:
         """A finished example, with its settings."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from threading import Event
 
 import pytest
-from fakes import FakePipeline, fake_models
+from fakes import PatientPipeline, fake_models
 
 from ultragen.presets import EMBEDDED
 from ultragen.runs import early
@@ -23,18 +23,6 @@ SHORT = Request("a calm lake", "720p", num_frames=5, num_inference_steps=3).vali
 @pytest.fixture
 def runs(tmp_path):
     return Runs(fake_models(delay=0.2), tmp_path)
-
-
-class PatientPipeline(FakePipeline):
-    """Makes nothing until it is told to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.told = Event()
-
-    def __call__(self, *arguments, **settings):
-        assert self.told.wait(60)
-        return super().__call__(*arguments, **settings)
 
 
 def test_the_native_clip_comes_before_the_base_clip_is_made(runs, tmp_path):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -130,6 +130,18 @@ class FakePipeline:
             clip[:] = 0
         for first in range(0, len(clip), 4):
             yield torch.from_numpy(clip[first : first + 4]).permute(3, 0, 1, 2)[None]
+
+
+class PatientPipeline(FakePipeline):
+    """Makes nothing until it is told to."""
+
+    def __init__(self, damage: str = "none") -> None:
+        super().__init__(damage=damage)
+        self.told = Event()
+
+    def __call__(self, *arguments, **settings):
+        assert self.told.wait(60)
+        return super().__call__(*arguments, **settings)
 
 
 def landscape(

@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl
 import gradio as gr
 import httpx
 import pytest
-from fakes import fake_models, rejoin_on, run_on, served, until, without_a_server
+from fakes import PatientPipeline, fake_models, rejoin_on, run_on, served, until, without_a_server
 from gradio_client import Client
 from gradio_client.exceptions import AppError, ValidationError
 from paths import ROOT, SUPPORT
@@ -32,6 +32,7 @@ from ultragen.runs.early import NativeReady
 from ultragen.runs.progress import Progress
 from ultragen.runs.request import Request
 from ultragen.runs.worker import Failed, Finished
+from ultragen.runs.write import remove_old
 from ultragen.video import probe_video
 from ultragen.web import views
 from ultragen.web.browser import token
@@ -39,7 +40,7 @@ from ultragen.web.following import WAITING
 from ultragen.web.kept import KeptRun
 from ultragen.web.links import usable
 from ultragen.web.places import Place
-from ultragen.web.runs import CANCELLED, Runs
+from ultragen.web.runs import CANCELLED, Runs, with_native_kept
 from ultragen.web.settings import (
     SETTINGS,
     as_settings,
@@ -451,6 +452,99 @@ def test_a_run_cancelled_while_it_waits_never_starts(slow):
     assert slow.models.native.steps_done <= 1
 
 
+def test_a_run_cancelled_before_its_turn_says_that_nothing_was_computed(slow, monkeypatch):
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr("ultragen.web.kept.monotonic", lambda: clock.now)
+    run = slow.kept.announce("me")
+    run.begin(OWNER["token"], {"text": 1.0}, lambda: iter([CANCELLED]))
+    clock.now += 8
+    run.compute()
+    card = list(slow.following.end(visitor("me"), [], OWNER))[-1][slow.ui.status]
+    assert "Its turn had not come: nothing was computed." in card and "0:0" not in card
+
+
+def test_the_time_of_a_cancelled_run_is_that_for_which_it_computed(slow, monkeypatch):
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr("ultragen.web.kept.monotonic", lambda: clock.now)
+    run = slow.kept.announce("me")
+
+    def work():
+        clock.now += 20  # the last step of another run
+        yield None
+        yield Progress("denoise", 1, 10, 0.1, "step 1 of 10")
+        clock.now += 3
+        yield CANCELLED
+
+    clock.now += 8
+    run.begin(OWNER["token"], {"denoise": 1.0}, work)
+    run.compute()
+    clock.now += 600  # until its page comes back
+    card = list(slow.following.end(visitor("me"), [], OWNER))[-1][slow.ui.status]
+    assert "Stopped after 0:03 at: step 1 of 10. Nothing was kept." in card
+
+
+@pytest.mark.parametrize("ends", ["cancelled", "failed"])
+def test_a_native_clip_that_was_shown_stays_when_its_run_ends_without_the_other(
+    slow, tmp_path, ends
+):
+    ui, native = slow.ui, None
+    base = slow.models.base = PatientPipeline(damage="nan" if ends == "failed" else "none")
+    for update in run_on(slow, visitor("me"), *settings(num_frames=5), [], OWNER):
+        if native is None and ui.comparison in update:
+            native = Path(update[ui.comparison]["native"]["path"])
+            if ends == "cancelled":
+                slow.cancel(visitor("me"))
+            base.told.set()
+    assert update[ui.comparison]["native"]["path"] == update[ui.native] == str(native)
+    assert update[ui.files] == [str(native)] and update[ui.upscaled] is None
+    assert probe_video(native).num_frames == 5
+    card = update[ui.status]
+    assert "The native clip stays, the upscaled one is missing" in card
+    assert "Files are kept until" in card and "Nothing was kept" not in card
+    assert update[ui.start]["interactive"]
+    assert list(tmp_path.iterdir()) == [native.parent]
+    for path in (native, native.parent):
+        os.utime(path, (0, 0))
+    remove_old(tmp_path, 3600)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_native_clip_that_was_shown_gives_way_to_the_result(slow, tmp_path):
+    player, shown = slow.ui.comparison, []
+    slow.models.base = PatientPipeline()
+    for update in run_on(slow, visitor("me"), *settings(num_frames=5), [], OWNER):
+        if player in update:
+            shown.append(Path(update[player]["native"]["path"]))
+            slow.models.base.told.set()
+    early, native = shown
+    assert early != native and list(tmp_path.iterdir()) == [native.parent]
+
+
+def test_a_native_clip_that_can_not_be_kept_is_not_shown(slow, tmp_path, monkeypatch, capsys):
+    def full(*paths):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "hardlink_to", full)
+    monkeypatch.setattr("ultragen.web.runs.shutil.copyfile", full)
+    ready = NativeReady(tmp_path / "native.mp4", {})
+    runs = tmp_path / "runs"
+    assert list(with_native_kept((each for each in (ready, CANCELLED)), runs)) == [CANCELLED]
+    assert list(runs.iterdir()) == [] and "No space left" in capsys.readouterr().err
+
+
+def test_where_there_are_no_links_the_native_clip_is_copied(tmp_path, monkeypatch):
+    def without_links(*paths):
+        raise OSError("Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", without_links)
+    file = tmp_path / "native.mp4"
+    file.write_bytes(b"a clip")
+    items = (each for each in (NativeReady(file, {}), CANCELLED))
+    shown, _ = with_native_kept(items, tmp_path / "runs")
+    file.unlink()
+    assert shown.file.read_bytes() == b"a clip"
+
+
 def test_keys_start_no_second_run_while_one_is_under_way(slow):
     values = settings(**LONG)
     run = run_on(slow, visitor("me"), *values, [], OWNER)
@@ -469,6 +563,33 @@ def test_a_page_that_failed_can_start_another_run(slow):
     assert slow.following.not_taken(visitor("me"), "a card")[slow.ui.status] == "a card"
     assert list(slow.prepare(visitor("me"), *values))
     assert "The queue is full" in slow.following.not_taken(visitor("me"), WAITING)[slow.ui.status]
+
+
+@pytest.mark.parametrize("begun", ["run", "drafts"])
+def test_settings_that_changed_before_the_run_are_the_reason_that_is_told(slow, begun):
+    me, ui = visitor("me"), slow.ui
+    list(slow.prepare(me, *settings()))
+    changed = settings()
+    changed[SETTINGS.index("seed")] = -1
+    with pytest.raises(gr.Error, match="seed must be from 0"):
+        if begun == "run":
+            list(slow.following.run(me, *changed, OWNER))
+        else:
+            list(slow.drafts.run(me, *changed, 2))
+    updates = slow.following.not_taken(me, WAITING)
+    assert "Not started" in updates[ui.status] and "Seed must be from 0" in updates[ui.status]
+    assert updates[ui.start]["interactive"]
+    assert list(slow.prepare(me, *settings()))  # nor does it keep another run from starting
+
+
+def test_an_end_that_comes_before_its_run_has_ended_holds_no_place(slow):
+    run = run_on(slow, visitor("me"), *settings(**LONG), [], OWNER)
+    next(run)
+    updates = list(slow.following.end(visitor("me"), [], OWNER))
+    assert not slow.kept.shown("me").ended  # it did not wait
+    assert [set(update) for update in updates] == [{slow.ui.status}]
+    assert "reload" in updates[0][slow.ui.status]
+    assert "Done" in list(run)[-1][slow.ui.status]  # nor was the run taken for one that was seen
 
 
 def test_each_event_of_a_run_says_only_what_its_outputs_take(slow):

@@ -162,6 +162,13 @@ def test_cancelled_drafts_leave_nothing(page, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_drafts_cancelled_before_their_turn_say_that_nothing_was_computed(page):
+    list(page.prepare(ME, *settings()))
+    page.cancel(ME)
+    card = last(drafts(page), page.ui.status)
+    assert "Cancelled" in card and "nothing was computed" in card and "0:0" not in card
+
+
 @pytest.mark.parametrize(
     ("damage", "words"), [("black", "every frame is black"), ("nan", "not finite")]
 )

@@ -111,6 +111,16 @@ def thumbnails(page):
     return page.locator("#recent button.thumbnail-item")
 
 
+USABLE = """() => {
+    window.usable = new Set();
+    new MutationObserver(() => {
+        const card = document.querySelector("#status .big");
+        if (card && !document.querySelector("#generate").disabled) usable.add(card.textContent);
+    }).observe(document, { attributes: true, characterData: true, childList: true, subtree: true });
+}"""
+"""Notes which cards there are while the button can be used, whatever changes on the page."""
+
+
 # Reloads
 
 
@@ -198,11 +208,13 @@ def test_a_run_goes_on_while_the_page_reloads_and_is_found_again(slow, visit):
         status(page, A_STEP)
         expect(page.locator("#cancel")).to_be_visible()
         expect(page.locator("#generate")).to_be_disabled()
+    page.evaluate(USABLE)
     status(page, "Done", 60)
     shows(page, MADE)
     assert len(slow.models.native.calls) == 1
     expect(thumbnails(page)).to_have_count(1)
     expect(page.locator("#generate")).to_be_enabled()
+    assert [each[:5] for each in page.evaluate("() => [...usable]")] == ["Done:"]
     expect(page.locator("#cancel")).to_be_hidden()
 
 
@@ -212,8 +224,11 @@ def test_a_run_that_was_found_again_can_be_cancelled(slow, visit):
     status(page, A_STEP)
     reload(page)
     status(page, A_STEP)
+    page.evaluate(USABLE)
     page.click("#cancel")
     status(page, "Cancelled")
+    expect(page.locator("#generate")).to_be_enabled()
+    assert page.evaluate("() => [...usable]") == ["Cancelled"]
     done = slow.steps.steps_done
     page.wait_for_timeout(1500)
     assert slow.steps.steps_done == done < 10

@@ -65,6 +65,9 @@ class Drafts:
         announced = self.kept.announced(request.session_hash)
         try:
             yield from self._run(announced.stop, *values)
+        except gr.Error as error:
+            announced.end(error)  # which the page says after it
+            raise
         finally:
             announced.end()
 
@@ -75,14 +78,16 @@ class Drafts:
         asked = validated(models, as_settings(settings))
         count = self.checked(count, asked)
         stages = estimate_drafts(asked, count, models)
-        began, progress = monotonic(), Progress("text", 0, 1, 0.0, "Starting")
+        began, progress = None, Progress("text", 0, 1, 0.0, "Starting")
         made: list[Draft] = []
 
         def work() -> Iterator[Any]:
             return until_stopped(stop, self._work(asked, count))
 
         for item in self.runs.in_turn(work, stop, sum(stages.values())):
-            elapsed = monotonic() - began
+            if isinstance(item, Progress):  # the first one comes when the device is free
+                began = began or monotonic()
+            elapsed = None if began is None else monotonic() - began
             if isinstance(item, Draft):
                 made.append(item)
                 yield {ui.drafts: gallery(made), ui.drafted: list(made)}
@@ -90,7 +95,7 @@ class Drafts:
                 first = chosen(ui, made[0]) | {ui.kept_drafts: remembered(made)}
                 # Again, since a busy browser can pass over one of several updates in a row.
                 first |= {ui.drafts: gallery(made), ui.drafted: list(made)}
-                yield ready(ui) | first | {ui.status: finished(made, elapsed)}
+                yield ready(ui) | first | {ui.status: finished(made, elapsed or 0.0)}
             elif isinstance(item, Failed):
                 yield ready(ui) | {
                     ui.status: failed(item, elapsed),
@@ -101,7 +106,7 @@ class Drafts:
             else:
                 progress = item or progress
                 title = "Stopping after this step" if stop.is_set() else progress.message
-                yield {ui.status: views.running(progress, stages, elapsed, title)}
+                yield {ui.status: views.running(progress, stages, elapsed or 0.0, title)}
 
     def checked(self, count: object, asked: Request) -> int:
         """How many drafts are made.
@@ -245,8 +250,8 @@ def finished(made: list[Draft], elapsed: float) -> str:
     return views.notice("good", f"{number} in {views.duration(elapsed)}", text)
 
 
-def failed(failure: Failed, elapsed: float) -> str:
+def failed(failure: Failed, elapsed: float | None) -> str:
     """What is said of drafts that were not."""
     if failure == CANCELLED:
-        return views.notice("stopped", "Cancelled", f"Stopped after {views.duration(elapsed)}.")
+        return views.notice("stopped", "Cancelled", views.stopped(elapsed))
     return views.notice("bad", "The drafts failed", failure.message)

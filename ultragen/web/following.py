@@ -25,12 +25,16 @@ from .components import Layout
 from .drafting import busy, ready
 from .kept import KeptRun, KeptRuns
 from .places import Place, Places
-from .results import kept_until, native_alone, show
-from .runs import CANCELLED, GpuPart, Runs
-from .settings import Updates, as_settings, problem, validated
+from .results import kept_until, native_alone, show, show_native
+from .runs import CANCELLED, GpuPart, Runs, with_native_kept
+from .settings import Updates, as_settings, in_page_words, problem, validated
 from .visits import MOST_RUNS, Visits
 
 WAITING = views.notice("idle", "Waiting", "The run starts when it is its turn.")
+NATIVE_KEPT = "The native clip stays, the upscaled one is missing; your runs don't list it."
+OUT_OF_SIGHT = views.notice(
+    "stopped", "The run goes on", "The page has lost sight of it: reload to see how it stands."
+)
 STARTING = Progress("text", 0, 1, 0.0, "Starting")
 HIDDEN: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 # Pages whose run computes must not stand in line behind those that wait to be told their places,
@@ -91,12 +95,19 @@ class Following:
         """Starts a run, which is made also if the page goes, and tells how it stands."""
         *settings, visitor = values
         models = self.runs.models
-        asked = validated(models, as_settings(settings))
         run = self.kept.announced(request.session_hash)
+        try:
+            asked = validated(models, as_settings(settings))
+        except gr.Error as error:
+            run.end(error)
+            # `not_taken` says it, once.
+            raise gr.Error(error.message, visible=False, print_exception=False) from error
         run.begin(
             token(visitor) or str(request.session_hash),
             models.estimator.estimate(job(asked, models)),
-            lambda: self.runs.items(asked, self.gpu_part, run.stop),
+            lambda: with_native_kept(
+                self.runs.items(asked, self.gpu_part, run.stop), self.runs.output_dir
+            ),
         )
         try:
             self.enqueue(run, request)
@@ -163,7 +174,7 @@ class Following:
         if place is not None:
             return views.waiting(place.ahead, place.seconds)
         title = "Stopping after this step" if run.stop.is_set() else progress.message
-        return views.running(progress, run.stages, run.elapsed, title)
+        return views.running(progress, run.stages, run.elapsed or 0.0, title)
 
     # How it ends
 
@@ -174,17 +185,23 @@ class Following:
             gr.Error: What lends GPUs went wrong.
         """
         run = self.kept.shown(request.session_hash)
-        progress, error, told = STARTING, None, False
+        if run.outcome is None and not run.ended:
+            # The event before this one took the page for gone. Waiting would hold one of the few
+            # places that pages need whose runs end.
+            yield {self.ui.status: OUT_OF_SIGHT}
+            return
+        progress, native, error, told = STARTING, None, None, False
         for item in run.follow():
             if isinstance(item, Finished):
                 updates = self.succeeded(item.value, history, visitor)
             elif isinstance(item, Failed):
-                updates = self.failed(item, run, progress)
+                updates = self.failed(item, run, progress, native)
             elif isinstance(item, Exception):
                 error = item if isinstance(item, gr.Error) else problem(said(item))
-                updates = self.failed(Failed(said(item)), run, progress)
+                updates = self.failed(Failed(said(item)), run, progress, native)
             else:
                 progress = item if isinstance(item, Progress) else progress
+                native = item if isinstance(item, NativeReady) else native
                 continue
             told = True
             yield updates
@@ -196,29 +213,41 @@ class Following:
     def succeeded(self, result: Result, history: list[Result], visitor: object) -> Updates:
         """The page after a run: its result, and one more in the history."""
         return {
-            **show(self.ui, result, kept_until(result)),
+            **show(self.ui, result, kept_until(result.native)),
             **ready(self.ui),
             **self.visits.past([result, *history][:MOST_RUNS], visitor, result),
         }
 
-    def failed(self, failure: Failed, run: KeptRun, progress: Progress) -> Updates:
-        """The page after a run that was cancelled or went wrong."""
+    def failed(
+        self, failure: Failed, run: KeptRun, progress: Progress, native: NativeReady | None
+    ) -> Updates:
+        """The page after a run that was cancelled or went wrong, with the native clip that it has
+        shown by then."""
+        if native is not None and not native.file.exists():
+            native = None
         if failure == CANCELLED:
-            at = f" at: {progress.message}" if progress.step else ""
-            text = f"Stopped after {views.duration(run.elapsed)}{at}."
-            card = views.notice("stopped", "Cancelled", f"{text} Nothing was kept.")
+            kind, title = "stopped", "Cancelled"
+            text = views.stopped(run.elapsed, progress.message if progress.step else "")
+            if native is None and run.elapsed is not None:
+                text += " Nothing was kept."
         else:
-            card = views.notice("bad", "This run failed", failure.message)
-        return {self.ui.status: card, **ready(self.ui)}
+            kind, title, text = "bad", "This run failed", failure.message
+        if native is None:
+            return {self.ui.status: views.notice(kind, title, text), **ready(self.ui)}
+        card = views.notice(kind, title, f"{text} {NATIVE_KEPT}", kept_until(native.file))
+        return {**show_native(self.ui, native), self.ui.status: card, **ready(self.ui)}
 
     def not_taken(self, request: gr.Request, status: str) -> Updates:
-        """The page after a run that got no place while others came in between."""
+        """The page after a run that got no place while others came in between, or that its
+        settings kept from starting, which were changed in between."""
+        outcome = self.kept.shown(request.session_hash).outcome
         self.kept.leave(request.session_hash)
-        card = (
-            views.notice("bad", "The queue is full", "Try again in a minute.")
-            if status == WAITING
-            else status
-        )
+        if status != WAITING:
+            card = status
+        elif isinstance(outcome, Exception):
+            card = views.notice("bad", "Not started", in_page_words(said(outcome)))
+        else:
+            card = views.notice("bad", "The queue is full", "Try again in a minute.")
         return {self.ui.status: card, **ready(self.ui)}
 
 

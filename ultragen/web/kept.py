@@ -11,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 from ..runs.progress import Progress, with_last_preview
-from ..runs.worker import Failed
+from ..runs.worker import Failed, Finished
 from .runs import Items
 
 GRACE = 60.0  # seconds for which a run waits or goes on with no page that shows it
@@ -46,7 +46,9 @@ class KeptRun:
         self._latest: dict[type, tuple[int, Any]] = {}  # by kind: an older one is out of date
         self._news = Condition()
         self._pages = 0
-        self._left = self._began = monotonic()
+        self._left = monotonic()
+        self._began: float | None = None
+        self._over: float | None = None
 
     def begin(self, owner: str, stages: Mapping[str, float], work: Callable[[], Items]) -> None:
         """Says what is to be done, once it is the run's turn."""
@@ -60,9 +62,19 @@ class KeptRun:
         return not self.seen and (self.under_way or not self.ended)
 
     @property
-    def elapsed(self) -> float:
-        """Seconds since it began to compute."""
-        return monotonic() - self._began
+    def elapsed(self) -> float | None:
+        """Seconds for which it computes, or did; None if it has not begun."""
+        if self._began is None:
+            return None
+        return (self._over or monotonic()) - self._began
+
+    @property
+    def outcome(self) -> Finished | Failed | Exception | None:
+        """How it ended, or is about to end; None as long as that is open."""
+        for kind in (Exception, Failed, Finished):
+            if kind in self._latest:
+                return self._latest[kind][1]
+        return None
 
     def abandoned(self, grace: float) -> bool:
         """Whether no page has shown it for longer than a grace time in seconds."""
@@ -74,7 +86,6 @@ class KeptRun:
             work, self._work = self._work, None
         if work is None:
             return
-        self._began = monotonic()
         try:
             for item in work():
                 self.put(item)
@@ -89,6 +100,8 @@ class KeptRun:
             return
         with self._news:
             if isinstance(item, Progress):
+                # The first one comes when the device is free, and no other run's last step is left.
+                self._began = self._began or monotonic()
                 _, before = self._latest.get(Progress, (0, item))
                 item = with_last_preview(item, before)
             self._count += 1
@@ -96,7 +109,7 @@ class KeptRun:
             self._latest[kind] = (self._count, item)
             self._news.notify_all()
 
-    def end(self, reason: Failed | None = None) -> None:
+    def end(self, reason: Failed | Exception | None = None) -> None:
         """There will be nothing new.
 
         Args:
@@ -105,6 +118,7 @@ class KeptRun:
         self.put(reason)
         with self._news:
             self._work = None
+            self._over = self._over or monotonic()
             self.ended = True
             self._news.notify_all()
 

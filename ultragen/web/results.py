@@ -55,10 +55,10 @@ def find_result(folder: Path, name: object) -> Result | None:
         return None
 
 
-def kept_until(result: Result) -> str:
-    """Until when a run's files are there, as HTML; empty if they are gone."""
+def kept_until(clip: Path) -> str:
+    """Until when the files of a clip's folder are there, as HTML; empty if they are gone."""
     try:
-        written = result.native.parent.stat().st_mtime
+        written = clip.parent.stat().st_mtime
     except OSError:
         return ""
     return views.kept_until(written + KEPT_FOR)
@@ -137,6 +137,19 @@ def show(ui: Layout, result: Result, kept: str = "") -> Updates:
         ui.full: gr.update(value=full, visible=full is not None),
         ui.files: [str(path) for path in downloads],
         ui.metadata: metadata,
+    }
+
+
+def show_native(ui: Layout, ready: NativeReady) -> Updates:
+    """What shows the native clip of a run that made no other one."""
+    return {
+        ui.comparison: native_alone(ready),
+        ui.native: str(ready.file),
+        ui.upscaled: None,
+        ui.side_by_side: None,
+        ui.full: gr.update(value=None, visible=False),
+        ui.files: [str(ready.file)],
+        ui.metadata: ready.metadata,
     }
 
 

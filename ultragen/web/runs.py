@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Event, Lock, Thread
@@ -11,6 +13,7 @@ from time import monotonic
 from typing import Any
 
 from ..estimates.cost import gpu_seconds
+from ..files import unique_directory
 from ..runs.clip import job
 from ..runs.compare import generate
 from ..runs.early import EarlyFile, NativeReady
@@ -195,6 +198,47 @@ class Runs:
             raise
         finally:
             items.close()  # type: ignore[attr-defined]
+
+
+def with_native_kept(items: Items, output_dir: Path) -> Items:
+    """Passes items on, with the native clip in a folder of its own, where it stays if the run ends
+    without a result: pages show it by then. What can't be kept is not shown.
+
+    Args:
+        items: From `Runs.items`.
+        output_dir: Where the runs have their folders.
+    """
+    folder, whole = None, False
+    try:
+        for item in items:
+            if isinstance(item, NativeReady):
+                try:
+                    item = _kept(item, output_dir)
+                    folder = item.file.parent
+                except OSError as error:
+                    print(f"The native clip could not be kept: {error}", file=sys.stderr)
+                    continue
+            whole = whole or isinstance(item, Finished)
+            yield item
+    finally:
+        items.close()  # type: ignore[attr-defined]
+        if folder is not None and whole:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _kept(ready: NativeReady, output_dir: Path) -> NativeReady:
+    """The clip in a new folder: one more name for its file, or a copy where there are no links."""
+    folder = unique_directory(output_dir, "native")
+    file = folder / ready.file.name
+    try:
+        try:
+            file.hardlink_to(ready.file)
+        except OSError:
+            shutil.copyfile(ready.file, file)
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return replace(ready, file=file)
 
 
 def until_stopped(stop: Event, items: Iterator) -> Iterator:

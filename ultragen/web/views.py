@@ -208,6 +208,18 @@ def notice(kind: str, title: str, text: str, more: str = "") -> str:
     )
 
 
+def stopped(elapsed: float | None, at: str = "") -> str:
+    """How far a run came that was cancelled.
+
+    Args:
+        elapsed: Seconds for which it computed; None if it had not begun.
+        at: What it did last; empty if that tells nothing.
+    """
+    if elapsed is None:
+        return "Its turn had not come: nothing was computed."
+    return f"Stopped after {duration(elapsed)}{f' at: {at}' if at else ''}."
+
+
 def waiting(ahead: int, seconds: float) -> str:
     """Where a run waits, and how it can be left; `page.js` counts the seconds down."""
     if not ahead:

@@ -53,7 +53,7 @@ class Visits:
             updates |= fill(self.ui, self.models, usable(kept, self.models)[0])
         shown = self.find(visitor.get("shown")) if isinstance(visitor, dict) else None
         if shown is not None:
-            updates |= show(self.ui, shown, kept_until(shown))
+            updates |= show(self.ui, shown, kept_until(shown.native))
             updates |= {self.ui.visitor: remembered(visitor, history, shown)}
         return updates
 
@@ -69,7 +69,7 @@ class Visits:
         result = self.find(name)
         updates = self.past(history, visitor, result) | fill(self.ui, self.models, settings)
         if result is not None:
-            updates |= show(self.ui, result, kept_until(result))
+            updates |= show(self.ui, result, kept_until(result.native))
         elif name is not None:
             problems = [*problems, GONE]
         if problems:
