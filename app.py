@@ -291,16 +291,18 @@ class Page:
 
     def prepare(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """Checks the settings at once, before the run waits for its turn."""
-        shown = self.kept.shown(request.session_hash)
-        if shown.busy:  # such as by keys, which no button's state stops
-            raise gr.Error("A run is under way.", visible=False, print_exception=False)
+        # Keys start runs whatever the buttons' state, and two of them come at once.
+        under_way = gr.Error("A run is under way.", visible=False, print_exception=False)
+        if self.kept.shown(request.session_hash).busy:
+            raise under_way
         try:
             validated(self.models, as_settings(values))
         except gr.Error as error:
             yield {self.ui.status: self.refusal(unescape(error.message), *values)}
             # It is said once, and nothing else is to happen.
             raise gr.Error(error.message, visible=False, print_exception=False) from error
-        self.kept.announce(request.session_hash)
+        if not self.kept.announce_next(request.session_hash):
+            raise under_way
         yield {
             self.ui.status: WAITING,
             **busy(self.ui),

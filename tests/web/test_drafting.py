@@ -152,6 +152,21 @@ def test_keys_start_no_run_while_drafts_wait_or_are_made(page):
     assert list(page.prepare(ME, *settings()))
 
 
+def test_two_starts_at_once_make_one_run(page, monkeypatch):
+    real, others = app.validated, []
+
+    def validated(*given):
+        if not others:
+            others.append("begun")
+            others.extend(page.prepare(ME, *settings()))
+        return real(*given)
+
+    monkeypatch.setattr(app, "validated", validated)
+    with pytest.raises(gr.Error, match="under way"):
+        next(page.prepare(ME, *settings()))
+    assert len(others) == 2
+
+
 def test_cancelled_drafts_leave_nothing(page, tmp_path):
     for update in page.drafts.run(ME, *settings(), 3):
         if page.ui.drafted in update:

@@ -40,7 +40,7 @@ HIDDEN: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"
 # Pages whose run computes must not stand in line behind those that wait to be told their places,
 # nor how a run has ended behind one that computes. Each of these pages has one of Gradio's 40
 # threads.
-WATCHING: dict[str, Any] = {"concurrency_id": "watch", "concurrency_limit": 28, **HIDDEN}
+WATCHING: dict[str, Any] = {"concurrency_id": "watch", "concurrency_limit": 24, **HIDDEN}
 SHOWING: dict[str, Any] = {"concurrency_id": "show", "concurrency_limit": 6, **HIDDEN}
 ENDING: dict[str, Any] = {"concurrency_id": "ending", "concurrency_limit": 2, **HIDDEN}
 

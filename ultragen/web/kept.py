@@ -165,12 +165,24 @@ class KeptRuns:
 
     def announce(self, session: str | None) -> KeptRun:
         """A run that a session is about to start, and can cancel from now on."""
-        run = KeptRun()
         with self._lock:
-            self._runs[run.id] = self._shown[session or ""] = run
-            over = [each for each in self._runs.values() if each.ended or each.abandoned(FORGOTTEN)]
-            for each in over[:-KEPT]:
-                del self._runs[each.id]
+            return self._announce(session)
+
+    def announce_next(self, session: str | None) -> bool:
+        """The same, unless the session's last run keeps it from starting another one."""
+        with self._lock:
+            last = self._shown.get(session or "")
+            free = last is None or not last.busy
+            if free:
+                self._announce(session)
+        return free
+
+    def _announce(self, session: str | None) -> KeptRun:
+        run = KeptRun()
+        self._runs[run.id] = self._shown[session or ""] = run
+        over = [each for each in self._runs.values() if each.ended or each.abandoned(FORGOTTEN)]
+        for each in over[:-KEPT]:
+            del self._runs[each.id]
         return run
 
     def announced(self, session: str | None) -> KeptRun:

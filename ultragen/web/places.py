@@ -116,8 +116,9 @@ class Places:
                 if run.abandoned(self.grace):
                     run.stop.set()
                 if run.stop.is_set() and event in waiting_runs(queue):
-                    await queue.clean_events(event_id=event._id)
+                    # First, so that no follower finds a run that neither waits nor has ended.
                     run.end(CANCELLED)
+                    await queue.clean_events(event_id=event._id)
                 await next_look(EVERY)
         finally:
             del self._events[run.id]
