@@ -171,7 +171,14 @@ Clip = tuple[np.ndarray, float | None]
 """Frames t rows w 3, uint8, and the seconds they took, None for a real clip."""
 
 
-LATER = {"guidance_interval": EVERY_STEP, "cache": "off", "shift": None, "solver": "own"}
+LATER = {
+    "guidance_interval": EVERY_STEP,
+    "cache": "off",
+    "shift": None,
+    "solver": "own",
+    "base_num_inference_steps": None,
+    "base_guidance_scale": None,
+}
 """Settings that older evaluations don't name, which were made without them."""
 
 
@@ -353,6 +360,8 @@ class Maker:
         self, row: Row, requests: tuple[Request, ...], size: tuple[int, int]
     ) -> list[tuple[np.ndarray, float]]:
         models = self.models(row.model)
+        if row.source == "base":
+            requests = tuple(request.of_base for request in requests)
         run = RunState(lambda progress: None, Event(), {})
         text = encode_text(run, models.native, requests)
         if row.source == "ultragen":
