@@ -361,7 +361,7 @@ class Maker:
     ) -> list[tuple[np.ndarray, float]]:
         models = self.models(row.model)
         if row.source == "base":
-            requests = tuple(request.of_base for request in requests)
+            requests = tuple(replace(request.of_base, **row.own) for request in requests)
         run = RunState(lambda progress: None, Event(), {})
         text = encode_text(run, models.native, requests)
         if row.source == "ultragen":

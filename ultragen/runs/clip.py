@@ -27,7 +27,9 @@ def job(request: Request, models: Models) -> Job:
     size, preset = request.size, models.preset
     base_height, base_width = preset.base_size(request.aspect)
     kinds = models.native.transformer.layer_kinds
-    base = request.of_base
+    base, base_forwards = request.of_base, None
+    if base != request:
+        base_forwards = (base.num_inference_steps or 0) * mean_passes(base, models, models.base)
     return Job(
         height=size.height,
         width=size.width,
@@ -45,7 +47,7 @@ def job(request: Request, models: Models) -> Job:
         processes=models.processes,
         # The embedded model's autoencoder is quick, and decodes in each of them.
         decoding_processes=1 if preset.name == EMBEDDED.name else models.processes,
-        base_forwards=(base.num_inference_steps or 0) * mean_passes(base, models, models.base),
+        base_forwards=base_forwards,
     )
 
 
