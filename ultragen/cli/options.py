@@ -237,7 +237,8 @@ def make_request(
             check_fast(request)
         # Settled when the model is loaded: weights that are downloaded by then may bring steps of
         # their own, and it is known then which LoRAs fit.
-        return replace(request, **{name: settings.get(name) for name in OF_WEIGHTS})
+        asked: dict[str, Any] = {name: settings.get(name) for name in OF_WEIGHTS}
+        return replace(request, **asked)
     except ValueError as error:
         raise as_typed(error) from error
 

@@ -113,11 +113,12 @@ class Request:
     @property
     def of_base(self) -> Request:
         """What the base model's clips are made by, of a request that was validated."""
-        own = {
-            "num_inference_steps": self.base_num_inference_steps,
-            "guidance_scale": self.base_guidance_scale,
-        }
-        return replace(self, **{name: value for name, value in own.items() if value is not None})
+        steps, scale = self.base_num_inference_steps, self.base_guidance_scale
+        return replace(
+            self,
+            num_inference_steps=self.num_inference_steps if steps is None else steps,
+            guidance_scale=self.guidance_scale if scale is None else scale,
+        )
 
     @property
     def size(self) -> Resolution:
