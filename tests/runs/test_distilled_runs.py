@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 from urllib.parse import parse_qsl
 
 import gradio as gr
@@ -178,8 +179,9 @@ def test_an_evaluation_s_rows_of_the_base_model(student, passes):
         passes.update(native=0, base=0)
         list(maker.make(row, [(0, case)]))
         assert passes == expected
-    request = maker.settings([Row("base", "Base", "base")], [case])["request"]
-    assert (request["base_num_inference_steps"], request["base_guidance_scale"]) == (30, 5.0)
+    settings = maker.settings([Row("base", "Base", "base")], [case])
+    said, *_ = maker.lines([SimpleNamespace(key="base", clips=1)], settings)
+    assert "2 steps, guidance 1.0 (the base model: 30 steps, guidance 5.0). In brackets" in said
 
 
 def test_measuring_takes_few_steps_of_both(student, passes):

@@ -19,6 +19,7 @@ PROMPT_COLUMNS = ("prompt", "prompt_en")
 """The latter is VBench's."""
 NUMBERS = ("seed", "num_frames", "fps", "num_inference_steps", "guidance_scale", "shift")
 OF_OTHER_CLIPS = ("upscaler", "base_native", "base_num_inference_steps", "base_guidance_scale")
+"""A request's settings that a batch, which makes native clips alone, has no use for."""
 SETTINGS = tuple(
     field.name for field in fields(Request) if field.name not in ("prompt", *OF_OTHER_CLIPS)
 )

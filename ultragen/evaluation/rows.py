@@ -307,11 +307,16 @@ class Maker:
         own = settings.get("own_settings", {})
         medians = f"medians of clips made {batch} at a time" if batch > 1 else "medians"
         apart = [f"- {row.title}: {_listed(own[row.key])}" for row in scores if row.key in own]
+        of_base = ""
+        if steps := request.get("base_num_inference_steps"):
+            scale = request["base_guidance_scale"]
+            of_base = f" (the base model: {steps} steps, guidance {scale})"
         return [
             f"{scores[0].clips} clips of {request['num_frames']} frames a row at "
             f"{request['resolution']}, {settings['noise']} noise from seed {request['seed']} on, "
-            f"{request['num_inference_steps']} steps, guidance {request['guidance_scale']}. In "
-            f"brackets: {LEVEL:.0%} intervals, bootstrap over clips. Seconds are {medians}.",
+            f"{request['num_inference_steps']} steps, guidance {request['guidance_scale']}"
+            f"{of_base}. In brackets: {LEVEL:.0%} intervals, bootstrap over clips. Seconds are "
+            f"{medians}.",
             "",
             *apart,
         ]
