@@ -180,7 +180,10 @@ class Page:
         ui.fast.click(partial(take_fast, models), ui.settings, [ui.interval, ui.cache], **QUIET)
         gr.on([blocks.load, ui.prompt.change], None, ui.prompt, js=TELL_PROMPT, **SCRIPTED)
         ui.guidance.change(
-            lambda scale: gr.update(info=negative_info(scale)), ui.guidance, ui.negative, **QUIET
+            lambda scale: gr.update(info=negative_info(scale, models.preset.base_guidance_scale)),
+            ui.guidance,
+            ui.negative,
+            **QUIET,
         )
         ui.dice.click(lambda: random.randint(0, MAX_SEED), None, ui.seed, **QUIET)
 

@@ -31,7 +31,7 @@ from .hardware import is_out_of_memory
 from .model.autoencoder import CompactAutoencoder
 from .model.fp8 import check_machine, quantize
 from .model.transformer import UltraGenTransformer3DModel
-from .presets import SOLVERS, Noise, check_shift
+from .presets import SOLVERS, WAN_SHIFT, Noise, check_shift
 from .sampling.decoding import Frames, OutputType, decode_pieces, join_pieces
 from .sampling.flow import Prediction
 from .sampling.guidance import Guidance
@@ -133,7 +133,7 @@ class UltraGenPipeline(PipelineInputs, FlowSampler, PipelineLoading):
 
     def base_pipeline(self) -> UltraGenPipeline:
         """The dense base model with this pipeline's other components, without its parallel
-        guidance.
+        guidance. Where UltraGen's weights alone are distilled, it has Wan's own schedule.
 
         Raises:
             ValueError: if the pipeline was loaded without a base model.
@@ -149,14 +149,22 @@ class UltraGenPipeline(PipelineInputs, FlowSampler, PipelineLoading):
             "transformer": self.base_transformer,
             "base_transformer": None,
         }
-        components["scheduler"] = type(self.scheduler).from_config(self.scheduler.config)
+        scheduler = type(self.scheduler).from_config(self.scheduler.config)
+        # `train wan-distill` says in the transformer's configuration what it was distilled to, and
+        # the scheduler has its shift.
+        trained = self.transformer.config
+        if trained.get("distilled_shift"):
+            scheduler = chosen_scheduler(scheduler, "own", WAN_SHIFT)
+        components["scheduler"] = scheduler
         return UltraGenPipeline(
             **components,
             max_sequence_length=self.config.max_sequence_length,
             prediction=self.config.prediction,
             data_std=self.config.data_std,
             solver_order=self.config.solver_order,
-            distilled_steps=self.config.distilled_steps,
+            distilled_steps=(
+                None if trained.get("distilled_steps") else self.config.distilled_steps
+            ),
             noise=self.config.noise,
         )
 

@@ -248,8 +248,12 @@ def frame_rates(own: int) -> list[int]:
     return sorted({*FRAME_RATES, own})
 
 
-def check_guidance_scale(scale: object) -> float:
+def check_guidance_scale(scale: object, name: str = "guidance_scale") -> float:
     """A scale of classifier-free guidance as a float.
+
+    Args:
+        scale: The scale.
+        name: What the error calls it.
 
     Raises:
         ValueError: It is no number, or outside `GUIDANCE_SCALES`.
@@ -259,7 +263,7 @@ def check_guidance_scale(scale: object) -> float:
     if number and lowest <= scale <= highest:  # type: ignore[operator]
         return float(scale)  # type: ignore[arg-type]
     raise ValueError(
-        f"guidance_scale must be a number from {lowest} to {highest}, not {shown(scale)}: "
+        f"{name} must be a number from {lowest} to {highest}, not {shown(scale)}: "
         "1 switches it off."
     )
 
@@ -422,6 +426,9 @@ class ModelPreset:
         ladder: Settings to offer where seconds count, best first: resolution, frames, steps.
         windows: Choices for K; `auto` alone where the layers have windows of their own.
         shift: Shift of its noise levels; None where it grows with the frame.
+        base_num_inference_steps: Denoising steps of the base model; None where both models have
+            the same.
+        base_guidance_scale: The base model's guidance scale; None where both have the same.
         method: What the native clip is made with, as labels call it.
         credit: Whose weights they are, for people, if not the authors' of the paper.
         loras: LoRAs that this machine has for it.
@@ -443,6 +450,8 @@ class ModelPreset:
     ladder: tuple[tuple[str, int, int], ...]
     windows: tuple[str, ...] = WINDOWS
     shift: float | None = None
+    base_num_inference_steps: int | None = None
+    base_guidance_scale: float | None = None
     method: str = "UltraGen"
     credit: str = ""
     loras: tuple[LoraChoice, ...] = ()

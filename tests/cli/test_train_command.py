@@ -85,7 +85,8 @@ def test_every_stage_has_the_shared_options(trained, tmp_path, stage):
 
 # fmt: off
 OWN = {
-    "autoencoder": {"--anchor"},
+    "autoencoder": {"--anchor", "--adversarial", "--ground-share"},
+    "decoder": {"--adversarial", "--ground-share"},
     "base": {
         "--render-on", "--render-share", "--render-every", "--batch-scale", "--freeze-text",
         "--clauses", "--data",
@@ -110,7 +111,8 @@ def test_a_stage_has_only_options_that_mean_something_for_it(capsys, stage):
 def test_options_of_the_stages_reach_them(trained, tmp_path):
     out = ("--out", tmp_path)
     plain = StageOptions()
-    assert ultragen("train", "autoencoder", *out, "--anchor", 0.01) == 0
+    pulled = ("--adversarial", 1, "--ground-share", 0.65)
+    assert ultragen("train", "autoencoder", *out, "--anchor", 0.01, *pulled) == 0
     assert ultragen("train", "base", *out, "--freeze-text", "--clauses", "--render-share", 0.3) == 0
     both = ("--render-on", "cuda:1", "--render-on", "cuda:2")
     assert ultragen("train", "ultragen", *out, *both, "--batch-scale", 0.5) == 0
@@ -122,7 +124,8 @@ def test_options_of_the_stages_reach_them(trained, tmp_path):
     attention = (("branches", ("hierarchical",)), ("crossing", "shift"), ("lora_rank", 0))
     assert other == replace(plain, attention=attention, render_every=3)
     assert given == replace(plain, data=tmp_path)
-    assert vae == replace(plain, autoencoder=(("anchor", 0.01),))
+    crops = (("adversarial", 1.0), ("ground_share", 0.65), ("anchor", 0.01))
+    assert vae == replace(plain, autoencoder=crops)
     assert base == replace(plain, freeze_text=True, clauses=True, render_share=0.3)
     assert native == replace(plain.with_batches(0.5), render_on=("cuda:1", "cuda:2"))
     assert judge == plain

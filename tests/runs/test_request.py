@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -117,6 +118,10 @@ def test_defaults_are_the_models():
         ({"solver": "heun"}, ["'heun'", "own, euler, unipc"]),
         ({"solver": None}, ["None", "own, euler, unipc"]),
         ({"solver": "unipc"}, ["unipc needs a fixed shift", "add a shift, such as 5"]),
+        ({"base_num_inference_steps": 0}, ["base_num_inference_steps", "1 is the nearest"]),
+        ({"base_num_inference_steps": "7"}, ["base_num_inference_steps", "whole number", "'7'"]),
+        ({"base_guidance_scale": -1}, ["base_guidance_scale must", "from 0 to 100, not -1"]),
+        ({"base_guidance_scale": "5"}, ["base_guidance_scale must", "not '5'"]),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_the_way_out(settings, words):
@@ -163,6 +168,10 @@ def test_what_cannot_be_used_is_refused_with_the_way_out(settings, words):
         ({"solver": "UniPC", "shift": 3}, "solver", "unipc"),
         ({"guidance_interval": [1e-5, 1]}, "guidance_interval", "0.00001-1"),
         ({"guidance_interval": "0.00001-1"}, "guidance_interval", "0.00001-1"),
+        ({}, "base_num_inference_steps", None),
+        ({"base_num_inference_steps": 30.0}, "base_num_inference_steps", 30),
+        ({}, "base_guidance_scale", None),
+        ({"base_guidance_scale": 5}, "base_guidance_scale", 5.0),
     ],
 )  # fmt: skip
 def test_what_can_be_used_is_kept(settings, name, value):
@@ -188,6 +197,29 @@ def test_the_defaults_of_the_larger_model_are_its_own():
 def test_a_model_with_a_fixed_shift_needs_no_other_for_unipc():
     request = Request(PROMPT, solver="unipc").validate(WAN)
     assert (request.solver, request.shift) == ("unipc", None)
+
+
+def test_the_base_model_s_clips_are_sampled_as_the_native_one_or_by_settings_of_their_own():
+    both = Request(PROMPT, num_inference_steps=20, guidance_scale=4).validate(WAN)
+    assert both.of_base == both
+    apart = replace(both, base_num_inference_steps=12).validate(WAN)
+    assert apart.of_base == replace(apart, num_inference_steps=12)
+    student = replace(
+        WAN,
+        num_inference_steps=4,
+        guidance_scale=1.0,
+        base_num_inference_steps=30,
+        base_guidance_scale=5.0,
+    )
+    for given in ({}, {"num_inference_steps": 6, "guidance_scale": 2, "shift": 3}):
+        request = Request(PROMPT, **given).validate(student)
+        base = request.of_base
+        assert (base.num_inference_steps, base.guidance_scale) == (30, 5.0)
+        assert base.shift == given.get("shift")
+        # What was made by one machine's settings is made again by them on another.
+        assert Request.from_metadata({"request": request.to_dict()}).validate(WAN) == request
+    request = Request(PROMPT, base_num_inference_steps=8, base_guidance_scale=0).validate(student)
+    assert (request.of_base.num_inference_steps, request.of_base.guidance_scale) == (8, 0.0)
 
 
 def test_fast_is_for_guided_clips_of_some_steps():
@@ -216,7 +248,11 @@ def test_metadata_of_before_there_were_shapes_and_rates_give_the_request_back():
     assert Request.from_metadata({"request": settings}).validate(EMBEDDED) == request
 
 
-@pytest.mark.parametrize("name", ["guidance_interval", "cache", "shift", "solver"])
+@pytest.mark.parametrize(
+    "name",
+    ["guidance_interval", "cache", "shift", "solver", "base_num_inference_steps",
+     "base_guidance_scale"],
+)  # fmt: skip
 def test_metadata_of_before_there_was_a_setting_give_the_request_back(name):
     settings = check(loras={}).to_dict()
     without = {other: value for other, value in settings.items() if other != name}

@@ -52,6 +52,8 @@ LIKELY: dict[str, st.SearchStrategy] = {
     "cache": st.sampled_from(["off", "taylor-2", " Taylor-3 ", "on", None, 2]),
     "shift": st.floats(-1, 101) | st.sampled_from([None, 5, "5", True]),
     "solver": st.sampled_from(["own", " Euler ", "unipc", "heun", None]),
+    "base_num_inference_steps": st.integers(-1, 102) | st.sampled_from([None, "7", 7.0, 7.5]),
+    "base_guidance_scale": st.floats(-1, 101) | st.sampled_from(["5", None]),
 }
 assert list(LIKELY) == SETTINGS
 DRAWN = {name: st.one_of(values, values, JUNK) for name, values in LIKELY.items()}

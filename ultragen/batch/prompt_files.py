@@ -18,10 +18,10 @@ from ..runs.request import Request
 PROMPT_COLUMNS = ("prompt", "prompt_en")
 """The latter is VBench's."""
 NUMBERS = ("seed", "num_frames", "fps", "num_inference_steps", "guidance_scale", "shift")
+OF_OTHER_CLIPS = ("upscaler", "base_native", "base_num_inference_steps", "base_guidance_scale")
+"""A request's settings that a batch, which makes native clips alone, has no use for."""
 SETTINGS = tuple(
-    field.name
-    for field in fields(Request)
-    if field.name not in ("prompt", "upscaler", "base_native")
+    field.name for field in fields(Request) if field.name not in ("prompt", *OF_OTHER_CLIPS)
 )
 """Columns, other than the prompt's, that are a request's settings; all others are carried on."""
 NO_NAME = re.compile(r'[\\/:*?"<>|\x00-\x1f]+')

@@ -13,6 +13,8 @@ from ..presets import EVERY_STEP
 from . import console
 from .options import (
     Aspect,
+    BaseGuidance,
+    BaseSteps,
     Cache,
     Fast,
     Fp8,
@@ -179,6 +181,8 @@ def compare(
     base_native: Annotated[
         bool, typer.Option("--base-native", help="Run the base model at the full size too.")
     ] = False,
+    base_num_inference_steps: BaseSteps = None,
+    base_guidance_scale: BaseGuidance = None,
     model: Model = None,
     overwrite: Overwrite = False,
     aspect: Aspect = None,
@@ -211,6 +215,8 @@ def compare(
         fps=fps,
         upscaler=upscaler,
         base_native="on" if base_native else "off",
+        base_num_inference_steps=base_num_inference_steps,
+        base_guidance_scale=base_guidance_scale,
     )
     request = make_request(model, lora or None, fast, **settings)
     console.check_free(out, RESULTS, overwrite)

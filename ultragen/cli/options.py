@@ -47,10 +47,16 @@ app = typer.Typer(
 )
 
 FIELDS = re.compile(
-    r"num_frames|num_inference_steps|guidance_scale|guidance_interval|negative_prompt|\bfps\b"
+    r"num_frames|(base_)?num_inference_steps|(base_)?guidance_scale|guidance_interval"
+    r"|negative_prompt|\bfps\b"
     r"|\b(cache|shift|solver)\b|^fast\b"
 )
 """Settings that errors name, whose options are called like them."""
+OF_WEIGHTS = (
+    "num_inference_steps", "guidance_scale", "base_num_inference_steps", "base_guidance_scale",
+    "loras",
+)  # fmt: skip
+"""Settings that depend on a model's weights where they are left out."""
 OTHER_NAMES = {"resolution": ("width", "height"), "aspect": ("width", "height")}
 """Options that name a setting in another way than the one which is called like it."""
 
@@ -91,6 +97,23 @@ GuidanceScale = Annotated[
         "--guidance-scale",
         "--guidance",
         help="Guidance, 0 to 100, off at 1 and below; without it the model's own.",
+    ),
+]
+BaseSteps = Annotated[
+    int | None,
+    typer.Option(
+        "--base-num-inference-steps",
+        "--base-steps",
+        help="Denoising steps of the base model's clip; without it the native clip's, or the base "
+        "model's own where only the native one is distilled.",
+    ),
+]
+BaseGuidance = Annotated[
+    float | None,
+    typer.Option(
+        "--base-guidance-scale",
+        "--base-guidance",
+        help="Guidance of the base model's clip; without it as for its steps.",
     ),
 ]
 GuidanceInterval = Annotated[
@@ -203,7 +226,8 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier re
 def make_request(
     model: str | None, lora: list[str] | None = None, fast: bool = False, **settings: Any
 ) -> Any:
-    """A request that is validated for a model; errors name the options as they are typed."""
+    """A request that a model can take, as far as is known before it is loaded; errors name the
+    options as they are typed."""
     from ..runs.choice import choose
     from ..runs.request import Request, check_fast
 
@@ -211,9 +235,10 @@ def make_request(
         request = Request(**settings).validate(choose(model, lora).preset)
         if fast:
             check_fast(request)
-        # The machine's own are settled once it is known which of them fit the model.
-        own = lora is None and settings.get("loras") is None
-        return replace(request, loras=None) if own else request
+        # Settled when the model is loaded: weights that are downloaded by then may bring steps of
+        # their own, and it is known then which LoRAs fit.
+        asked: dict[str, Any] = {name: settings.get(name) for name in OF_WEIGHTS}
+        return replace(request, **asked)
     except ValueError as error:
         raise as_typed(error) from error
 

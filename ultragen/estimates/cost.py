@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, prod
 from statistics import fmean
 
 from ..model.windows import attention_pairs, axis_sizes
@@ -69,6 +69,7 @@ class Job:
         processes: How many denoise the native clip together, in equal shares; what they exchange,
             and that shares are not quite equal, is not counted, see docs/parallel.md.
         decoding_processes: How many decode it together.
+        base_forwards: Forward passes of a base clip, all steps; None as many as of the native one.
     """
 
     height: int
@@ -86,6 +87,7 @@ class Job:
     t3_windows: tuple[Counts, ...] = ()
     processes: int = 1
     decoding_processes: int = 1
+    base_forwards: float | None = None
 
     def grid(self, height: int, width: int) -> tuple[int, int, int]:
         """Tokens of a clip of this size: t h w."""
@@ -139,13 +141,14 @@ def mean_pairs(job: Job) -> float:
 def work(job: Job) -> dict[str, dict[str, float]]:
     """Units of work of each stage, named as in `Coefficients`."""
     forwards = job.steps * job.passes
+    base_forwards = forwards if job.base_forwards is None else job.base_forwards
     grid, base_grid = job.grid(job.height, job.width), job.grid(job.base_height, job.base_width)
 
-    def denoise(grid: tuple[int, int, int], pairs: float, prefix: str) -> dict[str, float]:
-        tokens = grid[0] * grid[1] * grid[2]
-        return {f"{prefix}token": forwards * tokens, f"{prefix}pair": forwards * pairs}
+    def denoise_base(grid: tuple[int, int, int]) -> dict[str, float]:
+        pairs = full_pairs(grid)
+        return {"base_token": base_forwards * prod(grid), "base_pair": base_forwards * pairs}
 
-    native = denoise(grid, mean_pairs(job), "")
+    native = {"token": forwards * prod(grid), "pair": forwards * mean_pairs(job)}
     decoded = DECODED_BY_ALL + (1 - DECODED_BY_ALL) / job.decoding_processes
     upscale: dict[str, float] = {"lanczos": job.pixels}
     if job.upscaler != "lanczos":  # the network comes first, Lanczos brings its result to size
@@ -154,12 +157,12 @@ def work(job: Job) -> dict[str, dict[str, float]]:
         "text": {"text": 1},
         "denoise": {name: units / job.processes for name, units in native.items()},
         "decode": {"decode": job.pixels * decoded},
-        "base_denoise": denoise(base_grid, full_pairs(base_grid), "base_"),
+        "base_denoise": denoise_base(base_grid),
         "base_decode": {"decode": job.base_pixels},
         "upscale": upscale,
     }
     if job.base_native == "on":
-        stages["base_native_denoise"] = denoise(grid, full_pairs(grid), "base_")
+        stages["base_native_denoise"] = denoise_base(grid)
         stages["base_native_decode"] = {"decode": job.pixels}
     # native, upscaled and both side by side, which is no wider and no larger than one 4K frame
     narrower = min(1.0, 1920 / job.width)

@@ -171,7 +171,14 @@ Clip = tuple[np.ndarray, float | None]
 """Frames t rows w 3, uint8, and the seconds they took, None for a real clip."""
 
 
-LATER = {"guidance_interval": EVERY_STEP, "cache": "off", "shift": None, "solver": "own"}
+LATER = {
+    "guidance_interval": EVERY_STEP,
+    "cache": "off",
+    "shift": None,
+    "solver": "own",
+    "base_num_inference_steps": None,
+    "base_guidance_scale": None,
+}
 """Settings that older evaluations don't name, which were made without them."""
 
 
@@ -300,11 +307,16 @@ class Maker:
         own = settings.get("own_settings", {})
         medians = f"medians of clips made {batch} at a time" if batch > 1 else "medians"
         apart = [f"- {row.title}: {_listed(own[row.key])}" for row in scores if row.key in own]
+        of_base = ""
+        if steps := request.get("base_num_inference_steps"):
+            scale = request["base_guidance_scale"]
+            of_base = f" (the base model: {steps} steps, guidance {scale})"
         return [
             f"{scores[0].clips} clips of {request['num_frames']} frames a row at "
             f"{request['resolution']}, {settings['noise']} noise from seed {request['seed']} on, "
-            f"{request['num_inference_steps']} steps, guidance {request['guidance_scale']}. In "
-            f"brackets: {LEVEL:.0%} intervals, bootstrap over clips. Seconds are {medians}.",
+            f"{request['num_inference_steps']} steps, guidance {request['guidance_scale']}"
+            f"{of_base}. In brackets: {LEVEL:.0%} intervals, bootstrap over clips. Seconds are "
+            f"{medians}.",
             "",
             *apart,
         ]
@@ -353,6 +365,8 @@ class Maker:
         self, row: Row, requests: tuple[Request, ...], size: tuple[int, int]
     ) -> list[tuple[np.ndarray, float]]:
         models = self.models(row.model)
+        if row.source == "base":
+            requests = tuple(replace(request.of_base, **row.own) for request in requests)
         run = RunState(lambda progress: None, Event(), {})
         text = encode_text(run, models.native, requests)
         if row.source == "ultragen":

@@ -83,6 +83,10 @@ def measure(
     with TemporaryDirectory() as folder:
         for run, short in enumerate(settings):
             own = {"guidance_scale": 1.0, "loras": {}, **short}
+            own |= {
+                "base_num_inference_steps": own.get("num_inference_steps"),
+                "base_guidance_scale": own["guidance_scale"],
+            }
             request = Request(PROMPTS[0], **own).validate(models.preset)
             report(
                 f"run {run + 1} of {len(settings)}: {request.resolution}, {request.frames} frames"

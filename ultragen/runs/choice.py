@@ -86,13 +86,20 @@ def choose(name: str | Path | None = None, loras: Sequence[str] | None = None) -
 
 def with_own_settings(choice: Choice) -> Choice:
     """The choice with the settings that its weights bring, as far as they are on this machine:
-    distilled ones have their steps, and guidance in them."""
+    distilled ones have their steps, and guidance in them. A base model that is not distilled keeps
+    what the preset has."""
     weights = _local()[1] if choice.name == "wan" else choice.folder
     distilled = read_distilled(weights) if weights else None
     if distilled is None:
         return choice
     steps, preset = distilled.steps, choice.preset
     ladder = dict.fromkeys((size, frames, steps) for size, frames, _ in preset.ladder)
+    if not distilled.with_base and preset.base_num_inference_steps is None:  # of the first reading
+        preset = replace(
+            preset,
+            base_num_inference_steps=preset.num_inference_steps,
+            base_guidance_scale=preset.guidance_scale,
+        )
     preset = replace(
         preset,
         num_inference_steps=steps,

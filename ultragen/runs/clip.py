@@ -26,6 +26,9 @@ def job(request: Request, models: Models) -> Job:
     size, preset = request.size, models.preset
     base_height, base_width = preset.base_size(request.aspect)
     kinds = models.native.transformer.layer_kinds
+    base, base_forwards = request.of_base, None
+    if base != request:
+        base_forwards = (base.num_inference_steps or 0) * mean_passes(base, models, models.base)
     return Job(
         height=size.height,
         width=size.width,
@@ -42,20 +45,27 @@ def job(request: Request, models: Models) -> Job:
         t3_windows=tuple(kind for kind in kinds if isinstance(kind, tuple)),
         processes=models.processes,
         decoding_processes=decoding_processes(preset.name, models.processes),
+        base_forwards=base_forwards,
     )
 
 
-def mean_passes(request: Request, models: Models) -> float:
+def mean_passes(request: Request, models: Models, pipe: Any = None) -> float:
     """Forward passes of a step that one device computes after the other, as a mean of a validated
-    request's steps."""
+    request's steps.
+
+    Args:
+        request: A request; of the base model's clips what `Request.of_base` is.
+        models: What it is made with.
+        pipe: Which of both pipelines; None is the native one.
+    """
     steps = request.num_inference_steps or 1
     # A second device takes the passes that guidance adds.
-    guided = 0 if models.guidance_device else guided_steps(request, models)
+    guided = 0 if models.guidance_device else guided_steps(request, models, pipe)
     return sum(computed_passes(request.cache, passes) for passes in (steps, guided)) / steps
 
 
-def guided_steps(request: Request, models: Models) -> int:
-    """Steps of a validated request in which guidance is computed."""
+def guided_steps(request: Request, models: Models, pipe: Any = None) -> int:
+    """Steps of a validated request in which guidance is computed; arguments as in `mean_passes`."""
     guidance, steps = request.guidance, request.num_inference_steps or 1
     if guidance.scale <= 1 or guidance.interval == (0.0, 1.0):
         return steps if guidance.scale > 1 else 0
@@ -64,7 +74,7 @@ def guided_steps(request: Request, models: Models) -> int:
 
     from ..sampling.solvers import chosen_scheduler, set_noise_levels
 
-    own = models.native.scheduler
+    own = (models.native if pipe is None else pipe).scheduler
     # A copy: a clip may be using the scheduler meanwhile.
     scheduler = deepcopy(chosen_scheduler(own, request.solver, request.shift))
     set_noise_levels(scheduler, steps, rows * columns, torch.device("cpu"))
@@ -139,6 +149,8 @@ def make_clips(
     denoise, decode = f"{prefix}denoise", f"{prefix}decode"
     request = requests[0]
     steps = request.num_inference_steps or 0
+    if request.guidance.scale <= 1:  # they may have been encoded for the other model's clip
+        text = text | {"negative_prompt_embeds": None}
 
     preview = DenoisingPreview(colours) if colours else None
 

@@ -50,11 +50,13 @@ def generate(
     run = RunState(report, cancelled or Event(), estimated)
     size, base = request.size, models.preset.base_size(request.aspect)
     windows = {"windows": resolve_windows(request, models)}
+    of_base = request.of_base
+    guided = max(request, of_base, key=lambda each: each.guidance.scale)
 
     with enough_memory(request, models):
         upscaler = models.upscaler(request.upscaler)  # first: one that fails does so at once
         use_loras(models, request)
-        text = encode_text(run, models.native, [request])
+        text = encode_text(run, models.native, [guided])
         full_size = (size.height, size.width)
         native = make_clip(
             run, models.native, request, text, full_size, "", windows, models.colours
@@ -63,11 +65,11 @@ def generate(
             so_far = describe(request, models, run, windows["windows"])
             kept = crop_frames(native, *size.kept)
             show_native(NativeClip(kept, request.frame_rate, so_far))
-        small = make_clip(run, models.base, request, text, base, "base_", {})
+        small = make_clip(run, models.base, of_base, text, base, "base_", {})
         upscaled = _upscale(run, upscaler, small, *size.kept)
         full = None
         if request.base_native == "on":
-            full = make_clip(run, models.base, request, text, full_size, "base_native_", {})
+            full = make_clip(run, models.base, of_base, text, full_size, "base_native_", {})
     metadata = describe(request, models, run, windows["windows"])
     return Clips(native, upscaled, full, request.frame_rate, metadata)
 

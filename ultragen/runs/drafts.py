@@ -144,7 +144,7 @@ def generate_drafts(
                 report(replace(progress, fraction=fraction, message=message))
 
             run = RunState(told, cancelled, estimated)
-            short = replace(one, num_frames=FRAMES)
+            short = replace(one, num_frames=FRAMES).of_base
             text = text or encode_text(run, models.base, [short])
             frames = make_clip(run, models.base, short, text, size, "base_", {})
             report(DraftFrames(one, frames))

@@ -48,6 +48,8 @@ BEFORE: dict[str, Any] = {
     "cache": "off",
     "shift": None,
     "solver": "own",
+    "base_num_inference_steps": None,
+    "base_guidance_scale": None,
 }
 """What clips were made with from before there was a choice, whose metadata does not name it; their
 frame rate stands beside their settings."""
@@ -82,6 +84,9 @@ class Request:
         cache: `off`, or another one of `CACHES`, which predicts some steps from those before.
         shift: Shift of the noise levels, above 1 towards more noise; None leaves it to the model.
         solver: What takes the steps, one of `SOLVERS`.
+        base_num_inference_steps: Denoising steps of the base model's clips; None takes the native
+            clip's, or the base model's own where only the native one is distilled.
+        base_guidance_scale: Scale of guidance of the base model's clips; None as for its steps.
     """
 
     prompt: str
@@ -102,6 +107,18 @@ class Request:
     cache: str = "off"
     shift: float | None = None
     solver: str = "own"
+    base_num_inference_steps: int | None = None
+    base_guidance_scale: float | None = None
+
+    @property
+    def of_base(self) -> Request:
+        """What the base model's clips are made by, of a request that was validated."""
+        steps, scale = self.base_num_inference_steps, self.base_guidance_scale
+        return replace(
+            self,
+            num_inference_steps=self.num_inference_steps if steps is None else steps,
+            guidance_scale=self.guidance_scale if scale is None else scale,
+        )
 
     @property
     def size(self) -> Resolution:
@@ -173,6 +190,8 @@ class Request:
             cache=check_choice("cache", self.cache, tuple(CACHES)),
             shift=None if self.shift is None else check_shift(self.shift),
             solver=check_choice("solver", self.solver, SOLVERS),
+            base_num_inference_steps=check_base_steps(self.base_num_inference_steps, preset),
+            base_guidance_scale=check_base_guidance(self.base_guidance_scale, preset),
         )
         check_cache_steps(checked)
         if checked.solver == "unipc" and checked.shift is None and preset.shift is None:
@@ -373,6 +392,28 @@ def check_integer(name: str, value: object, lowest: int, highest: int) -> int:
             f"{lowest if number < lowest else highest} is the nearest."
         )
     return number
+
+
+def check_base_steps(value: object, preset: ModelPreset) -> int | None:
+    """The base model's steps, its own for None; None where both models have the same.
+
+    Raises:
+        ValueError: as `check_integer`.
+    """
+    steps = preset.base_num_inference_steps if value is None else value
+    if steps is None:
+        return None
+    return check_integer("base_num_inference_steps", steps, 1, MAX_STEPS)
+
+
+def check_base_guidance(value: object, preset: ModelPreset) -> float | None:
+    """The base model's scale of guidance, its own for None; None where both models have the same.
+
+    Raises:
+        ValueError: as `check_guidance_scale`.
+    """
+    scale = preset.base_guidance_scale if value is None else value
+    return None if scale is None else check_guidance_scale(scale, "base_guidance_scale")
 
 
 def check_frames(value: object, preset: ModelPreset) -> int:

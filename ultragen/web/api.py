@@ -45,6 +45,8 @@ def build_api(runs: Runs, gpu_part: GpuPart, **limits: Any) -> None:
         cache: Literal["off", "taylor-2", "taylor-3"] = "off",
         shift: float | None = None,
         solver: Literal["own", "euler", "unipc"] = "own",
+        base_num_inference_steps: int | None = None,
+        base_guidance_scale: float | None = None,
         progress: gr.Progress = gr.Progress(),
     ) -> Iterator[tuple[str | None, str | None, str | None, dict]]:
         """Generates a landscape clip natively at the full size, and the base model's clip of the
@@ -77,6 +79,9 @@ def build_api(runs: Runs, gpu_part: GpuPart, **limits: Any) -> None:
             shift: Shift of the noise levels, 0.01 to 100, above 1 towards more noise; null takes
                 the model's.
             solver: What takes the steps: "own" is the model's, "euler", or "unipc".
+            base_num_inference_steps: Denoising steps of the base model's clip; null takes the
+                native clip's, or the base model's own where only the native one is distilled.
+            base_guidance_scale: Guidance of the base model's clip; null as for its steps.
 
         Returns:
             The native clip, the upscaled clip, both side by side, and the metadata that

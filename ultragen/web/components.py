@@ -27,6 +27,7 @@ from . import suggestions, views
 LARGEST_GUIDANCE = 20  # that the page offers; the API takes more
 GUIDED = "How closely the prompt is followed; 1 switches it off and halves the time."
 DISTILLED = "This model was taught to do without: leave it at 1. More doubles the time."
+LIKE_NATIVE = "as the native clip"
 FASTER = "Fast, for guided clips: of 30 steps half the time, nearly the same clip"
 NO_SECRET = "ultragen"  # the browser keeps nothing that its owner may not see
 
@@ -91,6 +92,8 @@ class Layout:
             self.cache,
             self.shift,
             self.solver,
+            self.base_steps,
+            self.base_guidance,
         ]
 
     @property
@@ -273,7 +276,7 @@ class Layout:
         self.negative = gr.Textbox(
             preset.negative_prompt,
             label="Negative prompt",
-            info=negative_info(preset.guidance_scale),
+            info=negative_info(preset.guidance_scale, preset.base_guidance_scale),
             lines=1,
             elem_id="negative",
         )
@@ -282,6 +285,7 @@ class Layout:
             value="network",
             label="Upscaler of the base clip",
         )
+        self.base_sampling(preset)
         self.base_native = gr.Radio(
             ["off", "on"],
             value="off",
@@ -302,6 +306,23 @@ class Layout:
             label="A seed at other sizes and lengths",
             elem_id="noise",
         )
+
+    def base_sampling(self, preset: ModelPreset) -> None:
+        """Steps and guidance of the base clip, as text, as the shift is."""
+        steps, scale = preset.base_num_inference_steps, preset.base_guidance_scale
+        with gr.Row():
+            self.base_steps = gr.Textbox(
+                label="Steps of the base clip and drafts",
+                lines=1,
+                placeholder=LIKE_NATIVE if steps is None else f"the base model's own: {steps}",
+                elem_id="base-steps",
+            )
+            self.base_guidance = gr.Textbox(
+                label="Guidance of the base clip and drafts",
+                lines=1,
+                placeholder=LIKE_NATIVE if scale is None else f"the base model's own: {scale:g}",
+                elem_id="base-guidance",
+            )
 
     def results(self, preset: ModelPreset, opening: dict[str, Any] | None) -> None:
         """How the run stands, both clips, files."""
@@ -409,9 +430,13 @@ class Layout:
         )
 
 
-def negative_info(guidance: float) -> str:
-    """What a negative prompt does at this scale of guidance."""
-    return "What to lead away from." if guidance > 1 else "Does nothing while Guidance is 1."
+def negative_info(guidance: float, of_base: float | None = None) -> str:
+    """What a negative prompt does at this scale of guidance, and the base model's own if any."""
+    if guidance > 1:
+        return "What to lead away from."
+    if (of_base or 0) > 1:
+        return "Leads the base clip alone, while Guidance is 1."
+    return "Does nothing while Guidance is 1."
 
 
 def theme() -> gr.themes.Base:

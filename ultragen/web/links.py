@@ -14,7 +14,7 @@ import gradio as gr
 from ..presets import PROMPTS, shown
 from ..runs.loading import Models
 from ..runs.request import Request
-from .settings import SETTINGS, typed_number, validated
+from .settings import SETTINGS, TYPED, typed_number, validated
 
 RUN = "run"  # the parameter that names a clip; the others are called like the settings
 ALIKE = 0.75  # how near a name must come to a setting's to be taken for a misspelt one
@@ -100,7 +100,7 @@ def _checked(settings: dict[str, Any], models: Models) -> dict[str, Any]:
 def _plain(name: str, value: Any) -> Any:
     """A value as the API takes it; a browser keeps numbers that may be left out as text, and a
     table with more around it."""
-    if name == "shift":
+    if name in TYPED:
         return typed_number(value)
     table = isinstance(value, Mapping) and isinstance(value.get("data"), list)
     return value["data"] if table else value

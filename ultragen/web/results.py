@@ -17,7 +17,7 @@ from ..runs.request import Request
 from ..runs.write import Result
 from . import views
 from .components import Layout
-from .settings import SETTINGS, Updates, lora_rows
+from .settings import SETTINGS, TYPED, Updates, lora_rows
 
 KEPT_FOR = 24 * 3600  # seconds for which the files of a run are kept
 NAME = re.compile(r"[A-Za-z0-9]+(-+[A-Za-z0-9]+)*")  # of a run's folder
@@ -164,7 +164,6 @@ def fill(ui: Layout, models: Models, settings: Mapping[str, Any]) -> Updates:
     shown = {
         "windows": str(settings["windows"]),
         "loras": lora_rows(models, settings["loras"] or {}),
-        "shift": None if settings["shift"] is None else f"{settings['shift']:g}",
-    }
+    } | {name: None if (number := settings[name]) is None else f"{number:g}" for name in TYPED}
     values = {**settings, **shown}
     return dict(zip(ui.settings, (values[name] for name in SETTINGS), strict=True))

@@ -24,6 +24,8 @@ from . import views
 from .components import Layout
 
 SETTINGS = [field.name for field in fields(Request)]
+TYPED = ("shift", "base_num_inference_steps", "base_guidance_scale")
+"""Numbers that may be left out, which the page has as text."""
 Updates = dict[Any, Any]
 
 
@@ -36,6 +38,8 @@ LABELS = {
     "num_frames": "Frames",
     "num_inference_steps": "Denoising steps",
     "guidance_scale": "Guidance",
+    "base_num_inference_steps": "Steps of the base clip and drafts",
+    "base_guidance_scale": "Guidance of the base clip and drafts",
     "guidance_interval": "Guidance between noise levels",
     "cache": "Steps that are predicted",
     "shift": "Shift of the noise levels",
@@ -118,7 +122,7 @@ def check_quota(seconds: int) -> None:
 def as_settings(values: Sequence[Any]) -> dict[str, Any]:
     """The settings by name, of the page's components in their order."""
     settings = dict(zip(SETTINGS, values, strict=True))
-    return settings | {"shift": typed_number(settings["shift"])}
+    return settings | {name: typed_number(settings[name]) for name in TYPED}
 
 
 def typed_number(text: object) -> Any:

@@ -20,10 +20,13 @@ class Distilled:
     Attributes:
         steps: Denoising steps.
         shift: Of their noise levels; None where it is the pipeline's own.
+        with_base: Whether the dense base model beside them was distilled too: a pipeline says so
+            of both its transformers, and `train wan-distill` of the one that it has trained.
     """
 
     steps: int
     shift: float | None = None
+    with_base: bool = False
 
 
 FIELDS = {"distilled_steps": int | None, "distilled_shift": float | None}
@@ -39,6 +42,7 @@ def read_distilled(source: Path) -> Distilled | None:
         OSError: if a folder's configuration is corrupt.
     """
     told: dict[str, Any] = {}
+    with_base = False
     if source.suffix == ".safetensors" and source.is_file():
         from .released import header_settings  # torch, which those who only ask can do without
 
@@ -50,6 +54,7 @@ def read_distilled(source: Path) -> Distilled | None:
     if (source / "model_index.json").is_file():
         index = read_index(source)
         check_fields(index, FIELDS, source / "model_index.json")
+        with_base = not told.get("distilled_steps")
         told = {**told, "distilled_steps": index.get("distilled_steps")}
     steps = told.get("distilled_steps")
-    return Distilled(steps, told.get("distilled_shift")) if steps else None
+    return Distilled(steps, told.get("distilled_shift"), with_base) if steps else None
