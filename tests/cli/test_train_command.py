@@ -85,8 +85,8 @@ def test_every_stage_has_the_shared_options(trained, tmp_path, stage):
 
 # fmt: off
 OWN = {
-    "autoencoder": {"--anchor", "--adversarial", "--ground-share"},
-    "decoder": {"--adversarial", "--ground-share"},
+    "autoencoder": {"--anchor", "--adversarial", "--ground-share", "--render-share"},
+    "decoder": {"--adversarial", "--ground-share", "--render-share"},
     "base": {
         "--render-on", "--render-share", "--render-every", "--batch-scale", "--freeze-text",
         "--clauses", "--data",
@@ -124,7 +124,9 @@ def test_options_of_the_stages_reach_them(trained, tmp_path):
     attention = (("branches", ("hierarchical",)), ("crossing", "shift"), ("lora_rank", 0))
     assert other == replace(plain, attention=attention, render_every=3)
     assert given == replace(plain, data=tmp_path)
-    crops = (("adversarial", 1.0), ("ground_share", 0.65), ("anchor", 0.01))
+    crops = (
+        ("adversarial", 1.0), ("ground_share", 0.65), ("share", 0.35), ("anchor", 0.01),
+    )  # fmt: skip
     assert vae == replace(plain, autoencoder=crops)
     assert base == replace(plain, freeze_text=True, clauses=True, render_share=0.3)
     assert native == replace(plain.with_batches(0.5), render_on=("cuda:1", "cuda:2"))

@@ -160,8 +160,16 @@ def on_crops(
             min=0.0, max=1.0, help="Part of the crops that come from below the frame's middle."
         ),
     ] = 0.5,
+    render_share: Annotated[
+        float,
+        typer.Option(
+            min=0.01, max=0.9, help="Part of the time that goes into rendering new crops."
+        ),
+    ] = 0.35,
 ) -> Any:
-    own = (("adversarial", adversarial), ("ground_share", ground_share))
+    own = (
+        ("adversarial", adversarial), ("ground_share", ground_share), ("share", render_share),
+    )  # fmt: skip
     return replace(options, autoencoder=(*options.autoencoder, *own))
 
 

@@ -56,6 +56,7 @@ class AutoencoderStage(Stage):
         part: `decoder` leaves the encoder, and so all latents that were ever made, as it is.
         seed: What scenes and their order follow; another one for each resumption.
         edition: Of the world that scenes belong to, see `world.scene`.
+        share: Part of the time that goes into rendering new crops.
         frame_sizes: Sizes that scenes are rendered at.
         ground_share: Part of the crops whose middle is below the frame's, where most of the fine
             detail is.
@@ -87,6 +88,7 @@ class AutoencoderStage(Stage):
         origin: CompactAutoencoder | None = None,
         statistics_clips: int = 24,
         edition: int = 1,
+        share: float = 0.35,
     ) -> None:
         if adversarial and num_frames < FRAMES:
             raise ValueError(
@@ -101,7 +103,7 @@ class AutoencoderStage(Stage):
         self.batch_size, self.crop, self.num_frames = batch_size, crop, num_frames
         self.capacity, self.seed, self.frame_sizes = pool, seed, frame_sizes
         self.ground_share, self.adversarial, self.anchor = ground_share, adversarial, anchor
-        self.statistics_clips, self.edition = statistics_clips, edition
+        self.statistics_clips, self.edition, self.share = statistics_clips, edition, share
         self.adversary = Adversary() if adversarial else None
         self.companions = (self.adversary,) if self.adversary else ()
         # Now, because a training that is resumed loads a moved encoder before `setup`.
@@ -131,7 +133,7 @@ class AutoencoderStage(Stage):
             return (to_uint8(video),)
 
         first = min(self.capacity, 8 * self.batch_size)
-        self.pool = Pool(make, self.capacity, share=0.35, first=first)
+        self.pool = Pool(make, self.capacity, share=self.share, first=first)
 
     def top(self, height: int, rng: random.Random) -> int:
         """The first row of a crop."""
