@@ -97,8 +97,7 @@ class ShardedState:
         if untouched:
             # torch 2.13.0 makes missing states, to save or to load, by a step without gradients
             # (`_init_optim_state` of torch.distributed.checkpoint.state_dict, PyTorch issue
-            # 164929): AdamW's moments stay 0, but it counts the step, see
-            # findings/optimizer_states_before_the_first_step_count_one.sh.
+            # 164929): AdamW's moments stay 0, but it counts the step.
             for state in self.optimizer.state.values():
                 state["step"].zero_()
         return {"weights": weights, "optimizer": states}
