@@ -36,7 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ultragen.cli import console
 from ultragen.model.autoencoder import CompactAutoencoder
 from ultragen.pictures import picture_grid
-from ultragen.training.growth import grown_autoencoder
+from ultragen.training.growth import BLOCKS, grown_autoencoder
 from ultragen.training.loop import Trainer
 from ultragen.training.stage import TrainingConfig
 from ultragen.training.stages.autoencoder_stage import AutoencoderStage
@@ -88,6 +88,10 @@ def train(variant: Variant, options: argparse.Namespace) -> CompactAutoencoder:
         "edition": options.edition,
     }  # fmt: skip
     if options.start:
+        if fixed := set(variant.model) - {"z_dim", *BLOCKS}:
+            raise ValueError(
+                f"{', '.join(sorted(fixed))} can't grow: leave {variant.name} out, or --start."
+            )
         settings["origin"] = start = trained(options.start / "vae")
         vae = grown_autoencoder(start, **variant.model)
     else:
