@@ -133,26 +133,26 @@ def test_the_device_is_free_within_a_step_of_a_caller_who_goes(slow, trial, minu
 
 # Who kills, and when
 
-# A stage, and the step or frame of it that has been reached.
+# A stage, and the part of its steps or frames that has been reached.
 MOMENTS = (
-    ("Native clip: denoising", 2),
-    ("Writing the files", 40),
-    ("Writing the files", 98),
-    ("Native clip: decoding", 1),
-    ("Base clip: denoising", 1),
-    ("Base clip: upscaling", 1),
-    ("Writing the files", 1),
+    ("Native clip: denoising", 0.4),
+    ("Writing the files", 0.4),
+    ("Writing the files", 0.95),
+    ("Native clip: decoding", 0),
+    ("Base clip: denoising", 0),
+    ("Base clip: upscaling", 0),
+    ("Writing the files", 0),
 )
 FEW = 2
 ATTEMPTS = 5  # at a moment that has passed before it was seen
 
 
-def is_reached(client: httpx.Client, event: str, stage: str, number: int) -> bool:
+def is_reached(client: httpx.Client, event: str, stage: str, part: float) -> bool:
     """Reads the answer of a call until its run is so far; False where it has ended before."""
-    wanted = re.compile(rf"{re.escape(stage)}, .*(?:step|frames?) (\d+)")
+    wanted = re.compile(rf"{re.escape(stage)}, .*(?:step|frames?) (\d+) of (\d+)")
     with client.stream("GET", f"/gradio_api/call/generate/{event}") as answer:
         for line in answer.iter_lines():
-            if (found := wanted.search(line)) and int(found[1]) >= number:
+            if (found := wanted.search(line)) and int(found[1]) >= part * int(found[2]):
                 return True
             if "event: complete" in line:
                 break
