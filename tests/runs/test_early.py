@@ -9,7 +9,7 @@ import pytest
 from fakes import PatientPipeline, fake_models
 
 from ultragen.presets import EMBEDDED
-from ultragen.runs import early
+from ultragen.runs import early, worker
 from ultragen.runs.early import NativeReady
 from ultragen.runs.progress import Progress, with_last_preview
 from ultragen.runs.recipe import read_recipe
@@ -51,6 +51,18 @@ def test_a_cancelled_run_leaves_no_early_file(runs, tmp_path):
         if isinstance(item, NativeReady):
             stop.set()
     assert items[-1] == CANCELLED
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_ends_leaves_no_early_file(runs, tmp_path, monkeypatch):
+    """What is not removed by then stays until the next start: a page ends while its threads run."""
+    monkeypatch.setattr(worker, "_ended", Event())
+    items = runs.items(SHORT, runs.frames)
+    assert any(isinstance(item, NativeReady) for item in items)
+    assert len(list(tmp_path.iterdir())) == 1
+    worker.stop_all(10)
+    assert list(tmp_path.iterdir()) == []
+    assert list(items)[-1] == CANCELLED
     assert list(tmp_path.iterdir()) == []
 
 

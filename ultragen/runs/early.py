@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 from time import perf_counter
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..video import encode_video
 from .native import NativeClip
 from .progress import Cancelled
 from .recipe import carried
+from .worker import begin
 from .write import Written
 
 
@@ -49,8 +50,7 @@ class EarlyFile:
         self._told = False
         self._done = Event()  # or given up
         self._stop = Event()
-        self._thread = Thread(target=self._write, daemon=True)
-        self._thread.start()
+        self._thread = begin(self._write, self._stop)
 
     def news(self) -> Iterator[NativeReady]:
         """The clip, as soon as it is there, and once."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from queue import Empty, Queue
-from threading import Event, Thread
+from threading import Event, Lock, Thread, current_thread
 from time import monotonic
 from typing import Generic, TypeVar
 
@@ -17,6 +17,7 @@ from .progress import Cancelled, Progress
 
 T = TypeVar("T")
 _running: dict[Thread, Event] = {}
+_starting = Lock()  # a thread that has not begun can't be waited for
 _ended = Event()
 Task = Callable[[Callable[[Progress], None], Event], T]
 
@@ -52,8 +53,6 @@ def stream(task: Task[T], every: float = 0.2) -> Iterator[Progress | Finished[T]
     """
     items: Queue[Progress | Finished[T] | Failed] = Queue()
     cancelled = Event()
-    if _ended.is_set():
-        cancelled.set()
 
     def work() -> None:
         try:
@@ -64,9 +63,7 @@ def stream(task: Task[T], every: float = 0.2) -> Iterator[Progress | Finished[T]
             expected = isinstance(error, ValueError | RuntimeError | OSError)
             items.put(Failed(str(error) if expected else f"{type(error).__name__}: {error}"))
 
-    thread = Thread(target=work, daemon=True)
-    _running[thread] = cancelled
-    thread.start()
+    thread = begin(work, cancelled)
     try:
         while True:
             try:
@@ -80,18 +77,42 @@ def stream(task: Task[T], every: float = 0.2) -> Iterator[Progress | Finished[T]
     finally:
         cancelled.set()
         thread.join()
-        _running.pop(thread, None)
+
+
+def begin(work: Callable[[], None], stop: Event) -> Thread:
+    """Starts a thread that `stop_all` ends.
+
+    Args:
+        work: What it does; it should end soon after `stop` is set.
+        stop: Set by `stop_all`; at once where that was before.
+    """
+
+    def tracked() -> None:
+        try:
+            work()
+        finally:
+            _running.pop(current_thread(), None)
+
+    thread = Thread(target=tracked, daemon=True)
+    with _starting:
+        _running[thread] = stop
+        if _ended.is_set():
+            stop.set()
+        thread.start()
+    return thread
 
 
 def stop_all(timeout: float) -> None:
-    """Stops all tasks of this process before it ends; those that come later stop at once.
+    """Stops all threads that `begin` started before the process ends; later ones stop at once.
 
     Args:
         timeout: Seconds to wait for them at most.
     """
     _ended.set()
     deadline = monotonic() + timeout
-    for cancelled in list(_running.values()):
-        cancelled.set()
-    for thread in list(_running):
+    with _starting:
+        running = dict(_running)
+    for stop in running.values():
+        stop.set()
+    for thread in running:
         thread.join(max(0.0, deadline - monotonic()))
