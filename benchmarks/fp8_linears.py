@@ -1,6 +1,7 @@
 """Linear layers in FP8 beside bfloat16 and beside torchao's, in one run on one GPU.
 
     python benchmarks/fp8_linears.py --json fp8_linears.json
+    python benchmarks/fp8_linears.py --only passes --case 2176x3840x81 --layout t3 --repeats 2
     python benchmarks/fp8_linears.py --tiny
 
 At 1088 × 1920 × 81 in Wan's widths, with random numbers: single layers, with the pass that puts
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ultragen.benchmark.bench import free_memory, once
-from ultragen.benchmark.cases import CASES, VARIANTS, WIDTHS, arguments
+from ultragen.benchmark.cases import CASES, VARIANTS, WIDTHS, Family, arguments
 from ultragen.benchmark.machine import card_name
 from ultragen.files import first_line
 from ultragen.model.fp8 import LAYERS, check_machine, quantize
@@ -46,6 +47,7 @@ Row = dict[str, Any]
 Ways = dict[str, Callable[[], Any]]
 TOKENS, DIM, HIDDEN = 171_360, 1536, 8960
 LAYOUTS = ("auto", "released")
+WAN = ("forward", "wan")
 PIECES = (4096, 16_384, 32_768, TOKENS)
 DTYPE = torch.bfloat16
 CHECKED = 256  # tokens that are compared with float32
@@ -213,15 +215,16 @@ def pieces_of(piece: int) -> Iterator[None]:
 
 
 @torch.no_grad()
-def passes(layout: str, repeats: int, device: str, tiny: bool) -> Iterator[Row]:
-    """Blocks and forward passes of one layout in bfloat16, in FP8, and with torchao's layers."""
-    case = CASES["tiny" if tiny else "1088x1920x81"]
+def passes(layout: str, repeats: int, device: str, name: str) -> Iterator[Row]:
+    """Blocks and forward passes of one layout in a case of `benchmark`, in bfloat16, in FP8, and
+    with torchao's layers."""
+    case = CASES[name]
     models: dict[str, nn.Module] = {}
     weights: dict[str, int] = {}
     for name, change in (("bf16", lambda model: None), ("fp8", quantize), ("torchao", by_torchao)):
         before = allocated(device)
         try:
-            model = deepcopy(models["bf16"]) if models else build(layout, tiny, device)
+            model = deepcopy(models["bf16"]) if models else build(layout, case.family, device)
             change(model)
             models[name] = model
         except Exception as error:
@@ -257,10 +260,10 @@ def passes(layout: str, repeats: int, device: str, tiny: bool) -> Iterator[Row]:
         yield row
 
 
-def build(layout: str, tiny: bool, device: str) -> nn.Module:
+def build(layout: str, family: Family, device: str) -> nn.Module:
     """A model with random weights; a toy has widths that FP8 takes."""
-    family = "tiny" if tiny else "wan"
-    config = {**WIDTHS[family], **({"attention_head_dim": 16, "ffn_dim": 64} if tiny else {})}
+    tiny = {"attention_head_dim": 16, "ffn_dim": 64} if family == "tiny" else {}
+    config = {**WIDTHS[family], **tiny}
     (variant,) = (v for v in VARIANTS[family] if v.name == layout)
     torch.manual_seed(0)
     with torch.device(device):
@@ -353,9 +356,10 @@ def measure(options: argparse.Namespace, device: str) -> Iterator[Row]:
         lambda: norm(tokens, dim, options.repeats, device),
         lambda: network((tokens, dim, hidden), options.repeats, device),
     ]
+    case = "tiny" if options.tiny else options.case
     models = [
-        lambda w=layout: passes(w, min(options.repeats, 3), device, options.tiny)
-        for layout in LAYOUTS
+        lambda w=layout: passes(w, min(options.repeats, 3), device, case)
+        for layout in options.layout or LAYOUTS
     ]
     chosen = {"layers": parts, "passes": models}.get(options.only, [*parts, *models])
     for part in chosen:
@@ -369,6 +373,18 @@ def measure(options: argparse.Namespace, device: str) -> Iterator[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--only", choices=("layers", "passes"))
+    parser.add_argument(
+        "--case",
+        choices=[case.name for case in CASES.values() if (case.kind, case.family) == WAN],
+        default="1088x1920x81",
+        help="Of the forward passes.",
+    )
+    parser.add_argument(
+        "--layout",
+        action="append",
+        choices=[variant.name for variant in VARIANTS["wan"] if variant.windows],
+        help="Of the forward passes, may be repeated.",
+    )
     parser.add_argument("--repeats", type=int, default=5, help="Of which the median counts.")
     parser.add_argument("--tiny", action="store_true", help="Toys, on any machine.")
     parser.add_argument("--json", type=Path)

@@ -9,7 +9,7 @@ import pytest
 
 
 def rows(only: str) -> list[dict]:
-    return list(fp8_linears.measure(Namespace(tiny=True, only=only, repeats=1), "cpu"))
+    return list(fp8_linears.measure(Namespace(tiny=True, only=only, repeats=1, layout=None), "cpu"))
 
 
 def test_layers():

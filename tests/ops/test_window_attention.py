@@ -10,6 +10,7 @@ import torch
 from kernels import DEVICE, angles
 from tiny import inputs, tiny_ultragen
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ultragen.model.attention import RotaryNorm, UltraGenAttention
@@ -19,6 +20,7 @@ from ultragen.ops import window_attention
 from ultragen.ops.dispatch import use
 from ultragen.ops.gradients import Recomputation
 from ultragen.ops.host_memory import HostMemory
+from ultragen.ops.key_parts import attend, attend_backward
 
 pytest.importorskip("triton", reason="Triton is not installed: it comes with CUDA builds of torch")
 # On a GPU what cuDNN takes, and few of the tokens fill up.
@@ -255,3 +257,19 @@ def test_a_norm_of_another_class_is_called(monkeypatch):
     for norm, known in ((RotaryNorm(8), True), (Other(8), False)):
         given = kind(), kind, x, 1, [norm, norm], RotaryNorm
         assert window_attention.keeps_little(*given) is known
+
+
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_gradients_of_windows_of_one_token_are_those_of_any_window(tokens):
+    """cuDNN 9 as torch 2.11 calls it has no gradient of one query's attention to one key."""
+    torch.manual_seed(0)
+    query, key, value, grad = torch.randn(
+        4, 3, 2, tokens, HEAD, device=DEVICE, dtype=DTYPE
+    ).unbind()
+    given = [x.requires_grad_() for x in (query, key, value)]
+    wanted = torch.autograd.grad(F.scaled_dot_product_attention(*given), given, grad)
+    with torch.no_grad():
+        out, sums = attend(*given)
+        found = attend_backward(grad, *given, out, sums)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=CLOSE, rtol=CLOSE)

@@ -119,8 +119,8 @@ class TransformerStage(Stage):
         return to_velocity(output, noisy, sigma, config.prediction, config.data_std)
 
     def sample_sheet(self) -> Image.Image:
-        """First, middle and last frame for some prompts, at the smallest size of clips."""
-        size = min(self.sizes, key=lambda s: (-s.num_frames, s.height))
+        """First, middle and last frame for some prompts, of the first kind of clip that moves."""
+        size = next((s for s in self.sizes if s.num_frames > 1), self.sizes[0])
         rows = []
         for prompt in PROMPTS[:SUGGESTED]:
             with mixed_precision(self.empty.device):
