@@ -85,8 +85,8 @@ def test_every_stage_has_the_shared_options(trained, tmp_path, stage):
 
 # fmt: off
 OWN = {
-    "autoencoder": {"--anchor", "--adversarial", "--ground-share", "--render-share"},
-    "decoder": {"--adversarial", "--ground-share", "--render-share"},
+    "autoencoder": {"--anchor", "--adversarial", "--detail", "--ground-share", "--render-share"},
+    "decoder": {"--adversarial", "--detail", "--ground-share", "--render-share"},
     "base": {
         "--render-on", "--render-share", "--render-every", "--batch-scale", "--freeze-text",
         "--clauses", "--data",
@@ -111,7 +111,7 @@ def test_a_stage_has_only_options_that_mean_something_for_it(capsys, stage):
 def test_options_of_the_stages_reach_them(trained, tmp_path):
     out = ("--out", tmp_path)
     plain = StageOptions()
-    pulled = ("--adversarial", 1, "--ground-share", 0.65)
+    pulled = ("--adversarial", 1, "--detail", 0.3, "--ground-share", 0.65)
     assert ultragen("train", "autoencoder", *out, "--anchor", 0.01, *pulled) == 0
     assert ultragen("train", "base", *out, "--freeze-text", "--clauses", "--render-share", 0.3) == 0
     both = ("--render-on", "cuda:1", "--render-on", "cuda:2")
@@ -125,7 +125,8 @@ def test_options_of_the_stages_reach_them(trained, tmp_path):
     assert other == replace(plain, attention=attention, render_every=3)
     assert given == replace(plain, data=tmp_path)
     crops = (
-        ("adversarial", 1.0), ("ground_share", 0.65), ("share", 0.35), ("anchor", 0.01),
+        ("adversarial", 1.0), ("detail", 0.3), ("ground_share", 0.65), ("share", 0.35),
+        ("anchor", 0.01),
     )  # fmt: skip
     assert vae == replace(plain, autoencoder=crops)
     assert base == replace(plain, freeze_text=True, clauses=True, render_share=0.3)

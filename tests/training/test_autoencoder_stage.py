@@ -13,7 +13,7 @@ from ultragen.training.build import TINY_SIZE, build_autoencoder
 from ultragen.training.stages import autoencoder_stage
 from ultragen.training.stages.adversary import Adversary, balance
 from ultragen.training.stages.autoencoder_stage import AutoencoderStage
-from ultragen.training.stages.losses import contrast_weight
+from ultragen.training.stages.losses import contrast_weight, detail_loss
 
 
 def test_the_autoencoder_learns_a_small_pool():
@@ -49,6 +49,35 @@ def small_autoencoder_stage(**settings) -> AutoencoderStage:
             build_autoencoder(TINY_SIZE), batch_size=2, crop=32, num_frames=5, pool=2,
             frame_sizes=((64, 96),), statistics_clips=2, **settings,
         )  # fmt: skip
+
+
+def test_the_amount_of_fine_detail_counts_and_not_its_place():
+    torch.manual_seed(0)
+    real = 0.3 * torch.randn(1, 3, 2, 64, 96)
+    other, flat = 0.3 * torch.randn_like(real), torch.zeros_like(real)
+    assert detail_loss(real, real) == 0
+    assert detail_loss(real + 0.4, real) < 1e-3  # no brightness
+    assert detail_loss(other, real) < 0.15 < detail_loss(0.6 * other, real)
+    twice = torch.where(torch.arange(96) < 48, 2 * other, flat)  # as much of it, elsewhere
+    assert detail_loss(twice, real) > 1
+    assert detail_loss(flat, real) > detail_loss(twice, real)
+
+
+def test_an_autoencoder_that_is_pulled_has_more_fine_detail():
+    found = []
+    for detail in (0.0, 1.0):
+        stage = small_autoencoder_stage(adversarial=0.0, detail=detail)
+        torch.manual_seed(1)
+        batch = 0.3 * torch.randn(2, 3, 5, 32, 32)
+        optimizer = torch.optim.Adam(stage.model.parameters(), lr=3e-3)
+        for _ in range(60):
+            terms = stage.loss(stage.model, batch)
+            terms["loss"].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert ("detail" in terms) == bool(detail)
+        found.append(detail_loss(stage.model(batch)[1].detach(), batch).item())
+    assert found[1] < 0.7 * found[0]
 
 
 def test_errors_weigh_more_where_contrast_is_low():

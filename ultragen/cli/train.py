@@ -154,6 +154,14 @@ def on_crops(
             "the more, the more detail is drawn that looks right but is not the clip's own.",
         ),
     ] = 0.5,
+    detail: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="How strongly the amount of fine detail, place by place, pulls at the picture, as "
+            "a part of the other losses.",
+        ),
+    ] = 0.0,
     ground_share: Annotated[
         float,
         typer.Option(
@@ -168,7 +176,8 @@ def on_crops(
     ] = 0.35,
 ) -> Any:
     own = (
-        ("adversarial", adversarial), ("ground_share", ground_share), ("share", render_share),
+        ("adversarial", adversarial), ("detail", detail), ("ground_share", ground_share),
+        ("share", render_share),
     )  # fmt: skip
     return replace(options, autoencoder=(*options.autoencoder, *own))
 

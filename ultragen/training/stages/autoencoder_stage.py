@@ -18,7 +18,7 @@ from ...world.scene import sample_scene
 from ..data import Pool, SceneStream
 from ..stage import Stage
 from .adversary import FRAMES, Adversary, balance
-from .losses import contrast_weight, gradient_loss, psnr
+from .losses import contrast_weight, detail_loss, gradient_loss, psnr
 
 # Frame sizes of the world, and how often each is drawn from.
 FRAME_SIZES = ((288, 512), (544, 960), (1088, 1920), (2176, 3840))
@@ -41,8 +41,8 @@ class AutoencoderPass(nn.Module):
 
 
 class AutoencoderStage(Stage):
-    """L1 and gradients, both relative to the local contrast, an adversary, and a weak pull of the
-    latents towards zero.
+    """L1 and gradients, both relative to the local contrast, an adversary, the amount of fine
+    detail, and a weak pull of the latents towards zero.
 
     An encoder that goes on learning would move all latents, and make the transformers that were
     trained on them useless; `anchor` lets it improve near where it was.
@@ -62,6 +62,8 @@ class AutoencoderStage(Stage):
             detail is.
         adversarial: How strongly the adversary pulls at the picture, as a part of the pull of
             the other losses; 0 for none.
+        detail: How strongly the amount of fine detail pulls at the picture, likewise; 0 for not at
+            all.
         anchor: Weight of the squared distance of the latents from those of `origin`; 0 for none.
         origin: The autoencoder that the stage starts from, with as many latent channels or fewer:
             others are held to nothing. What is trained, as it is now, if it is not given.
@@ -84,6 +86,7 @@ class AutoencoderStage(Stage):
         frame_sizes: tuple[tuple[int, int], ...] = FRAME_SIZES,
         ground_share: float = 0.5,
         adversarial: float = 0.5,
+        detail: float = 0.0,
         anchor: float = 0.0,
         origin: CompactAutoencoder | None = None,
         statistics_clips: int = 24,
@@ -102,7 +105,8 @@ class AutoencoderStage(Stage):
             vae.encoder.requires_grad_(False)
         self.batch_size, self.crop, self.num_frames = batch_size, crop, num_frames
         self.capacity, self.seed, self.frame_sizes = pool, seed, frame_sizes
-        self.ground_share, self.adversarial, self.anchor = ground_share, adversarial, anchor
+        self.ground_share, self.anchor = ground_share, anchor
+        self.adversarial, self.detail = adversarial, detail
         self.statistics_clips, self.edition, self.share = statistics_clips, edition, share
         self.adversary = Adversary() if adversarial else None
         self.companions = (self.adversary,) if self.adversary else ()
@@ -161,6 +165,11 @@ class AutoencoderStage(Stage):
                 before = self.origin.encode(batch).latent_dist.mode()
             terms["moved"] = (latents[:, : before.shape[1]] - before.float()).square().mean()
             loss = loss + self.anchor * terms["moved"]
+        if self.detail:
+            terms["detail"] = detail_loss(decoded, batch)
+            loss = (
+                loss + self.detail * balance(l1 + edges, terms["detail"], decoded) * terms["detail"]
+            )
         if self.adversary is not None:
             pull, terms["critic_right"] = self.adversarial_loss(l1 + edges, batch, decoded)
             loss = loss + pull

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 NEIGHBOURHOOD = 15  # pixels a side, over which contrast is measured
+SEEN_TOGETHER = 16  # pixels a side, over which the amount of fine detail is compared
+LEAST_DETAIL = 0.01  # of the Laplacian, where pictures span [-1, 1]: less is not seen
 LEVELS = 4
 LEAST_CONTRAST = 0.05  # below it errors count no more, where pictures span [-1, 1]
 
@@ -40,6 +42,29 @@ def contrast_weight(video: Tensor) -> Tensor:
     weight = (variance.sqrt() + LEAST_CONTRAST).rsqrt()
     weight = rearrange(weight, "(b t) 1 h w -> b 1 t h w", b=len(video))
     return weight / weight.mean((1, 2, 3, 4), keepdim=True)
+
+
+def detail_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """How far the amount of fine detail is from the target's, place by place: the mean absolute
+    logarithm of the ratio of their mean absolute Laplacians, at full and at half size.
+
+    Errors of pixels are least where texture that can't be told is left out; this asks for as much
+    of it as there was, wherever exactly it lies.
+
+    Args:
+        prediction: b c t h w in [-1, 1].
+        target: The same.
+    """
+    pictures = torch.cat([prediction, target]).float().mean(1).flatten(0, 1)[:, None]
+    kernel = pictures.new_tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
+    losses = []
+    for _ in range(2):
+        found = F.conv2d(pictures, kernel).abs()
+        found = F.avg_pool2d(found, min(SEEN_TOGETHER, *found.shape[-2:]), SEEN_TOGETHER // 2)
+        ours, theirs = (found + LEAST_DETAIL).log().chunk(2)
+        losses.append((ours - theirs).abs().mean())
+        pictures = F.avg_pool2d(pictures, 2)
+    return torch.stack(losses).mean()
 
 
 def psnr(error: Tensor) -> Tensor:
