@@ -3,6 +3,7 @@ by one takes a processor longer than the GPU needs to run them."""
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -63,8 +64,13 @@ class Recorded:
         stream = torch.cuda.current_stream()
         generator = torch.cuda.default_generators[stream.device_index]
         randomness = generator.clone_state()
+        shapes, began = [tuple(x.shape) for x in tensors], time.monotonic()
         try:
-            return self.record(batch, [x.clone() for x in tensors])
+            recording = self.record(batch, [x.clone() for x in tensors])
+            torch.cuda.synchronize()
+            seconds = time.monotonic() - began
+            print(f"steps of {shapes[0]} recorded in {seconds:.1f} s", flush=True)
+            return recording
         except RuntimeError as error:  # of memory while recording, CUDA says other things too
             reason = str(error).split("\n")[0]
         torch.cuda.set_stream(stream)
@@ -72,7 +78,6 @@ class Recorded:
         generator.graphsafe_set_state(randomness)
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
-        shapes = [tuple(x.shape) for x in tensors]
         warnings.warn(f"Steps of {shapes} are not recorded, but slower: {reason}", stacklevel=3)
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -163,7 +164,10 @@ class FlowMatchingStage(TransformerStage):
 
     def refresh(self, pool: Pool) -> None:
         """New clips, from this device or from those that render."""
+        before, began = pool.made, time.monotonic()
         pool.refresh()
+        if before < pool.first <= pool.made:
+            print(f"first {pool.made} clips in {time.monotonic() - began:.1f} s", flush=True)
         while self.renderers:
             missing = any(pool.made < pool.first for pool in self.pools)
             for number, examples in self.renderers.collect(wait=missing):
