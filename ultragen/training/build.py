@@ -13,6 +13,7 @@ from ..model.autoencoder import CompactAutoencoder
 from ..model.classifier import AttributeClassifier
 from ..model.coordinates import CHANNELS
 from ..model.transformer import UltraGenTransformer3DModel
+from ..model.upscaler import UpscalerNetwork
 from ..pipeline import UltraGenPipeline
 from ..sampling.flow import Prediction
 from ..world.scene import allowed_values
@@ -117,6 +118,11 @@ def convert(base: WanTransformer3DModel, size: ModelSize, **config) -> UltraGenT
         "window_size": size.window_size,
     }
     return UltraGenTransformer3DModel.from_wan(base, **{**settings, **config})
+
+
+def build_upscaler() -> UpscalerNetwork:
+    """The network that enlarges the base model's clips four times."""
+    return UpscalerNetwork(channels=64, num_blocks=4, stride=2)
 
 
 def build_scheduler(size: ModelSize) -> FlowMatchEulerDiscreteScheduler:

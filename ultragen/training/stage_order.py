@@ -30,7 +30,14 @@ from ..model.upscaler import UpscalerNetwork
 from ..pipeline import UltraGenPipeline
 from ..world.captions import vocabulary
 from .assemble import put_together
-from .build import ModelSize, build_autoencoder, build_base_transformer, build_classifier, convert
+from .build import (
+    ModelSize,
+    build_autoencoder,
+    build_base_transformer,
+    build_classifier,
+    build_upscaler,
+    convert,
+)
 from .clip_sizes import ClipSize
 from .growth import BLOCKS, grow_channels, grown_autoencoder
 from .loop import Trainer
@@ -274,7 +281,7 @@ def distill_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
 
 def upscaler_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
     network = sources.initial("upscaler", UpscalerNetwork.from_pretrained)
-    network = network.float() if network is not None else UpscalerNetwork()
+    network = network.float() if network is not None else build_upscaler()
     return UpscalerStage(
         network, sources.vae(), seed=seed, edition=options.edition, **dict(options.upscaler)
     )
