@@ -336,10 +336,12 @@ class Page:
         yield from self.following.run(request, *with_scene(settings, scene), visitor)
 
     def cancel(self, request: gr.Request) -> Any:
-        """Stops this visitor's run, which tells itself how it ends."""
-        if self.kept.cancel(request.session_hash):
-            return gr.skip()
-        return views.notice("idle", "Nothing to cancel", "No run of yours is under way.")
+        """Stops this visitor's run, which tells itself how it ends. Where it has done so just now,
+        that is said again: the page may have put over it that the run stops."""
+        run = self.kept.cancel(request.session_hash)
+        if run is None:
+            return views.notice("idle", "Nothing to cancel", "No run of yours is under way.")
+        return run.told or gr.skip()
 
     def leave(self, request: gr.Request) -> None:
         """A page was closed or loads anew; its run waits for it to come back, for a while."""

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -15,14 +16,20 @@ from commands import one_line, ultragen
 from disks import fill, small_disk
 from killed_actors import kill_one_at_work
 from ray_clusters import two_machines
+from wan_files import make_wan
 
 from ultragen.batch.maker import Settings
-from ultragen.batch.on_ray import Worker
+from ultragen.batch.on_ray import Fetcher, Worker
 from ultragen.batch.prompt_files import read_prompts
+from ultragen.cli.batch import with_weights
+from ultragen.dataset.encoding_processes import Processes
 from ultragen.files import UNFINISHED
-from ultragen.presets import EMBEDDED
+from ultragen.presets import EMBEDDED, WAN
+from ultragen.runs import choice
+from ultragen.weights.released import load_ultragen
 
 ray = pytest.importorskip("ray")
+UNKNOWN = choice.Choice("wan", WAN, why="", other="")
 FAST = ("--model", "model", "--frames", 5, "--guidance", 1)
 COUNT = 4
 
@@ -111,6 +118,28 @@ def test_what_ends_an_actors_work_is_told(tmp_path, monkeypatch):
     [clip] = read_prompts(Path("p.txt"), {}, EMBEDDED, 1, "{index}").clips
     outcome = Worker(Settings(tmp_path, "p.txt", str(tmp_path / "nowhere")))(clip)
     assert outcome.state == "stopped" and "nowhere" in outcome.reason
+
+
+def test_the_cluster_tells_what_weights_bring_that_it_alone_has(
+    folder, cluster, tmp_path, monkeypatch
+):
+    """So that clips are listed with the settings that they are made with."""
+    files = make_wan(tmp_path / "files")
+    student = load_ultragen(files.ultragen)
+    student.register_to_config(distilled_steps=3, distilled_shift=7.0)
+    student.save_pretrained(tmp_path / "student")
+    files = replace(files, ultragen=tmp_path / "student")
+    for name, value in files.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(choice, "weights_are_here", lambda asked: False)
+    found = with_weights(UNKNOWN, Processes(), tmp_path / "out", cluster).preset
+    assert (found.num_inference_steps, found.guidance_scale, found.shift) == (3, 1.0, 7.0)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_why_weights_can_not_be_had_is_told(monkeypatch):
+    monkeypatch.setenv("ULTRAGEN_WEIGHTS", "nowhere.safetensors")
+    assert "nowhere.safetensors" in Fetcher()(UNKNOWN)
 
 
 def test_without_ray(monkeypatch, tmp_path, capsys):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from commands import PROMPT, SMALL, one_line, ultragen
 
-from ultragen.batch import clip_folder, maker
+from ultragen.batch import clip_folder, maker, on_ray
 from ultragen.batch.clip_folder import MOST_ATTEMPTS, Results
 from ultragen.batch.maker import Maker, Settings
 from ultragen.batch.prompt_files import Clip, read_prompts
@@ -93,6 +93,19 @@ def test_several_seeds_and_names(fake, folder):
     assert found == ["x-7.mp4", "x-8.mp4", "y-2.mp4", "y-3.mp4"]
     assert ultragen("batch", "p.csv", *SMALL, "--num-seeds", 2, "--out", "more") == 0
     assert names("more")[1::2] == ["00000-0.mp4", "00000-1.mp4", "00001-0.mp4", "00001-1.mp4"]
+
+
+def test_other_machines_make_clips_with_the_model_that_is_listed_for(fake, folder, monkeypatch):
+    """They might choose another one, whose steps and sizes are others."""
+    asked = []
+
+    def make(clips, settings, *arguments):
+        asked.append(settings)
+        return ()
+
+    monkeypatch.setattr(on_ray, "make_on_ray", make)
+    assert ultragen("batch", "p.csv", *SMALL, "--ray", "auto") == 0
+    assert [settings.model for settings in asked] == ["embedded"]
 
 
 def test_loras_are_those_of_generate(fake, folder):

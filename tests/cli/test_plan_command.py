@@ -16,6 +16,7 @@ from ultragen.hardware import Hardware
 from ultragen.presets import PRESETS
 from ultragen.runs.request import Request
 
+SQUARE = ("--resolution", "544p", "--aspect", "1:1")
 GPU = Hardware("cuda", "NVIDIA L40S", 44 * 2**30, True)
 
 
@@ -103,6 +104,34 @@ def test_groups_of_gpus_that_do_not_come_out_even(capsys):
     assert "--gpus 3 are no groups of 2" in one_line(capsys)
     assert ultragen("plan", "--train-clips", 8, "--gpus-per-clip", 2) == 2
     assert "leave --gpus-per-clip out" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "most", "told"),
+    [
+        (("--model", "embedded"), 5, "6 processes are too many for 5 attention heads: start up to"),
+        (("--model", "wan"), 12, "13 processes are too many for 12 attention heads: start up to"),
+        (("--model", "wan", *SQUARE), 12, "13 processes are too many for 12 attention heads"),
+        (("--model", "wan", *SQUARE, "--guidance", 1), 9, "34 × 34 tokens, which gives work to 9:"),
+    ],
+    ids=str,
+)
+def test_no_more_gpus_make_a_clip_than_can(capsys, words, most, told):
+    """As `generate` under torchrun refuses them, before it counts anything."""
+    words = ("plan", "--prompts", 8, "--card", "h100", *words, "--gpus-per-clip")
+    assert ultragen(*words, most) == 0
+    capsys.readouterr()
+    assert ultragen(*words, most + 1) == 2
+    assert told in one_line(capsys)
+
+
+def test_an_odd_number_shares_out_one_pass_after_the_other(capsys):
+    """Halves of an even one have a pass each, and so fewer strips to cut."""
+    words = ("plan", "--prompts", 8, "--card", "h100", *SQUARE, "--gpus-per-clip")
+    assert ultragen(*words, 10) == 0
+    capsys.readouterr()
+    assert ultragen(*words, 11) == 2
+    assert "11 processes are too many for a grid of 34 × 34 tokens" in one_line(capsys)
 
 
 def test_a_table_of_many_gpus(capsys):

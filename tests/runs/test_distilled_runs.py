@@ -31,6 +31,7 @@ from ultragen.web.components import Layout
 from ultragen.web.links import from_link, link
 from ultragen.web.results import fill
 from ultragen.web.settings import as_request, as_settings
+from ultragen.weights import wan
 from ultragen.weights.released import load_ultragen
 from ultragen.world.heldout import held_out_clips
 
@@ -259,3 +260,38 @@ def test_weights_that_are_downloaded_on_the_way_bring_their_steps(
     request = made_by(clip.with_suffix(".json"))
     assert (request["num_inference_steps"], request["guidance_scale"]) == (STEPS, 1.0)
     assert request["base_num_inference_steps"] == 30
+
+
+@pytest.mark.parametrize("downloaded", [False, True])
+def test_a_batch_makes_the_clip_of_generate(environment, tmp_path, monkeypatch, downloaded, capsys):
+    """Whether its weights are here, or downloaded by its first run."""
+    if downloaded:
+        hide_until_downloaded(monkeypatch)
+    prompts, short = tmp_path / "p.txt", ("--frames", 1, "--resolution", "544p")
+    prompts.write_text("a lake")
+    run = ("batch", prompts, *short, "--name", "{seed}-{num_inference_steps}", "--out", tmp_path)
+    assert ultragen(*run) == 0
+    clip, one = tmp_path / f"0-{STEPS}.mp4", tmp_path / "one.mp4"
+    assert ultragen("generate", "--prompt", "a lake", *short, "--out", one) == 0
+    assert clip.read_bytes() == one.read_bytes()
+    request = made_by(clip.with_suffix(".json"))
+    assert request == made_by(one.with_suffix(".json"))
+    assert (request["num_inference_steps"], request["guidance_scale"]) == (STEPS, 1.0)
+    table = json.loads((tmp_path / "metadata.jsonl").read_text())
+    assert table["num_inference_steps"] == STEPS
+    capsys.readouterr()
+    assert ultragen(*run) == 0
+    assert "1/1 0-2 kept" in capsys.readouterr().out
+
+
+def hide_until_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine without the weights, and with a GPU, until they are asked for."""
+    local, locate = choice._local, wan.locate_wan
+
+    def download(*arguments, **options):
+        monkeypatch.setattr(choice, "_local", local)
+        return locate(*arguments, **options)
+
+    monkeypatch.setattr(choice, "_local", lambda: [local()[0], None])
+    monkeypatch.setattr(choice, "check_can_run", lambda hardware: None)
+    monkeypatch.setattr(wan, "locate_wan", download)

@@ -131,6 +131,14 @@ def test_a_host_without_the_data_says_so_and_the_other_one_names_it(files, data,
     assert re.search(r"^ultragen: .*none", errors[1])
 
 
+@pytest.mark.slow
+def test_what_each_does_by_itself_may_take_longer_than_an_exchange(tmp_path):
+    with two_hosts(lambda rank: [str(SUPPORT / "late_process.py"), str(tmp_path)]) as hosts:
+        said = [host.communicate(timeout=150) for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], said
+    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [2, 2]
+
+
 @pytest.fixture(scope="module")
 def refused(tmp_path_factory) -> list[dict[str, str]]:
     out = tmp_path_factory.mktemp("refused")

@@ -5,15 +5,19 @@ from __future__ import annotations
 import copy
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny import randomise
 from torch import Tensor
 
+from ultragen.dataset import encoders
+from ultragen.dataset.encoders import CaptionEncoder
 from ultragen.dataset.shard_files import TEXT, ShardWriter
 from ultragen.model.transformer import UltraGenTransformer3DModel
-from ultragen.training.prompt_texts import PromptTexts, read_prompts
+from ultragen.training.processes import check_processes
+from ultragen.training.prompt_texts import PromptTexts, embed_missing, read_prompts
 from ultragen.training.stages.trajectories import Trajectories
 from ultragen.training.stages.wan_distillation_stage import WanDistillStage, noise_levels
 from ultragen.training.stages.wan_transformer_stage import pad
@@ -69,6 +73,31 @@ def set_up(made: WanDistillStage, monkeypatch: pytest.MonkeyPatch) -> WanDistill
     )
     made.setup(torch.device("cpu"), 0, 1)
     return made
+
+
+def test_processes_share_the_prompts_out(files, tmp_path, monkeypatch):
+    """One that comes late, or goes on with others, embeds its own share and no more; what comes of
+    it are the embeddings of one process, to the last bit."""
+    monkeypatch.setattr(encoders, "BATCH", 2)
+    embedded = []
+    encode = CaptionEncoder.encode
+
+    def counted(self, captions):
+        embedded.append(captions)
+        return encode(self, captions)
+
+    monkeypatch.setattr(CaptionEncoder, "encode", counted)
+    read, alone, shared = [*PROMPTS, "blurry"], tmp_path / "alone", tmp_path / "shared"
+    embed_missing(alone, files.base, read, check_processes())
+    for number in (1, 0):
+        state = SimpleNamespace(process_index=number, num_processes=2, device=torch.device("cpu"))
+        embed_missing(shared, files.base, read, state)
+    embed_missing(shared, files.base, read, check_processes())
+    whole, *parts = embedded
+    assert [len(part) for part in parts] == [2, 2] and parts[1] + parts[0] == whole
+    for text in read:
+        found = [PromptTexts(folder, PROMPTS).of(text) for folder in (alone, shared)]
+        assert torch.equal(*found)
 
 
 def bent(x: Tensor, sigma: Tensor, text: Tensor) -> Tensor:

@@ -425,6 +425,7 @@ def test_a_full_disk_shows_no_path_to_visitors(tmp_path, monkeypatch, capsys):
 
 
 LONG = {"num_frames": 1, "num_inference_steps": 40}
+SHORT = {"num_frames": 1, "num_inference_steps": 1}
 
 
 @pytest.fixture
@@ -442,7 +443,14 @@ def test_cancelling_stops_only_the_visitors_own_run(slow, tmp_path):
     assert "Cancelled" in last[slow.ui.status]
     assert slow.models.native.steps_done < 10
     assert list(tmp_path.iterdir()) == []
+
+
+def test_cancelled_as_it_ends_a_run_says_again_how_it_ended(slow):
+    """The click has put "Stopping" over that, or is about to."""
     assert "Nothing to cancel" in slow.cancel(visitor("me"))
+    last = list(run_on(slow, visitor("me"), *settings(**SHORT), [], OWNER))[-1]
+    assert "Done" in last[slow.ui.status]
+    assert slow.cancel(visitor("me")) == last[slow.ui.status]
 
 
 def test_a_run_cancelled_while_it_waits_never_starts(slow):

@@ -10,7 +10,7 @@ from fakes import fake_models, follow_on, without_a_server
 
 import app
 from ultragen.presets import EMBEDDED
-from ultragen.runs.drafts import FRAMES
+from ultragen.runs.drafts import FRAMES, DraftFrames
 from ultragen.runs.request import Request
 from ultragen.video import probe_video
 from ultragen.web import drafting
@@ -195,6 +195,39 @@ def test_drafts_that_fail_say_why(tmp_path, damage, words):
     assert words in last(updates, page.ui.status)
     assert last(updates, page.ui.draft)["interactive"]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError("by zero"), gr.Error("The GPU is gone: a&lt;b")], ids=type
+)
+def test_an_exception_on_the_way_leaves_no_progress_standing(page, tmp_path, error):
+    """What lends GPUs raises where other failures are told."""
+    ui, make, seen = page.ui, page.drafts.gpu_part, {}
+
+    def breaks(asked, count):
+        for item in make(asked, count):
+            yield item
+            if isinstance(item, DraftFrames):
+                raise error
+
+    page.drafts.gpu_part = breaks
+    list(page.prepare(ME, *settings()))
+    with pytest.raises(gr.Error) as raised:
+        for update in page.drafts.run(ME, *settings(), 2):
+            seen |= update
+    assert "The drafts failed" in seen[ui.status] and seen[ui.drafted]
+    assert str(raised.value.message).split()[-1] in seen[ui.status]
+    assert seen[ui.draft]["interactive"] and not seen[ui.stop]["visible"]
+    assert not seen[ui.drafts]["visible"] and seen[ui.kept_drafts] == {}
+    assert list(tmp_path.iterdir()) == []
+    # The event that comes after it, also to a page that has passed over the last update.
+    assert page.following.not_taken(ME, "Draft 1 of 2")[ui.status] == seen[ui.status]
+    assert list(page.prepare(ME, *settings()))
+
+
+def test_drafts_cancelled_as_they_end_say_again_how_they_ended(page):
+    card = last(drafts(page, 1), page.ui.status)
+    assert "A draft in" in card and page.cancel(ME) == card
 
 
 def test_a_full_disk_shows_no_path_to_visitors(page, tmp_path, monkeypatch, capsys):

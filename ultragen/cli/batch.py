@@ -44,6 +44,7 @@ if TYPE_CHECKING:  # torch is imported inside the command
     from ..batch.maker import Settings
     from ..batch.prompt_files import Clip
     from ..dataset.encoding_processes import Processes
+    from ..runs.choice import Choice
 
 
 @app.command()
@@ -109,7 +110,7 @@ def batch(
     # First, since each process asks its own GPU what fits.
     processes = Processes.join()
     try:
-        preset = choose(model, lora or None).preset
+        choice = choose(model, lora or None)
         defaults = {
             "seed": seed,
             "resolution": resolution,
@@ -126,17 +127,21 @@ def batch(
             "negative_prompt": negative_prompt,
             "noise": noise,
             # Those that are named are used by all clips; None leaves it to the machine.
-            "loras": {each.name: each.strength for each in preset.loras} if lora else None,
+            "loras": {each.name: each.strength for each in choice.preset.loras} if lora else None,
             **fast_settings(context, fast),
         }
         name = name or ("{index:05d}" if num_seeds == 1 else "{index:05d}-{sample}")
-        clips = read(prompts, defaults, preset, num_seeds, name, processes.first)
+        clips = read(prompts, defaults, choice.preset, num_seeds, name, processes.first)
+        known, choice = choice.preset, with_weights(choice, processes, out.absolute(), ray)
+        if choice.preset != known:  # distilled weights have steps of their own
+            clips = read(prompts, defaults, choice.preset, num_seeds, name, False)
         if fast:
             check_fast(clips, prompts)
-        settings = Settings(out.absolute(), prompts.name, model, lora or None, fp8)
+        # By name: another machine must not choose another model than the one that is listed for.
+        settings = Settings(out.absolute(), prompts.name, choice.name, lora or None, fp8)
         results = Results(settings.out)
         if processes.first:
-            results.open(clips, preset.name, overwrite)
+            results.open(clips, choice.preset.name, overwrite)
         processes.wait()
         outcomes, mine = start(clips, settings, processes, ray, workers)
         follow(outcomes, mine, results)
@@ -172,6 +177,26 @@ def read(
             f"{prompts}."
         )
     return found.clips
+
+
+def with_weights(choice: Choice, processes: Processes, out: Path, ray: str | None) -> Choice:
+    """The choice with the settings that its weights bring, which may have to be downloaded.
+
+    Raises:
+        ValueError: As `with_fetched_weights`, or `fetch_on_ray`.
+        OSError: Likewise.
+    """
+    from ..batch.on_ray import fetch_on_ray
+    from ..runs.choice import weights_are_here, with_fetched_weights
+
+    if ray is not None:
+        return choice if weights_are_here(choice) else fetch_on_ray(choice, out, ray)
+    if not processes.first:  # they are downloaded once
+        processes.wait()
+    choice = with_fetched_weights(choice)
+    if processes.first:
+        processes.wait()
+    return choice
 
 
 def check_fast(clips: Sequence[Clip], prompts: Path) -> None:

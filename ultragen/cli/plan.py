@@ -33,7 +33,6 @@ MODELS = ("wan", "t3-4k", "embedded")
 LAYOUTS = ("released", "paper")
 CARDS = ("here", "h100")
 TRAINED_WINDOWS = "4"
-MOST_PER_CLIP = 12  # attention heads of the 1.3B model, see `context_parallel.check_fitting`
 MOST = 10**9  # prompts, clips, GPUs: beyond that it is a slip of the finger
 
 
@@ -58,7 +57,7 @@ def plan(
     ] = None,
     gpus_per_clip: Annotated[
         int,
-        typer.Option(min=1, max=MOST_PER_CLIP, help="That make each clip together, by torchrun."),
+        typer.Option(min=1, max=MOST, help="That make each clip together, by torchrun."),
     ] = 1,
     model: Annotated[str, typer.Option(help=f"One of {', '.join(MODELS)}.")] = MODELS[0],
     layout: Annotated[
@@ -111,6 +110,7 @@ def plan(
         "guidance_scale": guidance_scale,
     }
     requests = _requests(prompts, num_seeds, preset, defaults)
+    _check_groups(requests, preset, gpus_per_clip)
     coefficients, device, watts = _card(model, card)
     counted = _jobs(requests, preset, layout, gpus_per_clip)
     jobs = {job: count for job, count in counted.items() if count}
@@ -178,6 +178,27 @@ def _requests(
     return [(clip.request, 1) for clip in read.clips]
 
 
+def _check_groups(requests: list[tuple[Request, int]], preset: ModelPreset, together: int) -> None:
+    """Checks that `generate` would make each clip by so many processes together.
+
+    Raises:
+        ValueError: as there.
+    """
+    from ..model import wan_1_3b
+    from ..model.token_shares import check_grid, check_heads
+
+    of_model = _embedded_transformer() if preset.name == "embedded" else wan_1_3b.TRANSFORMER
+    check_heads(of_model["num_attention_heads"], together)
+    for request, _ in requests:
+        halved = request.guidance.scale > 1 and together % 2 == 0  # as `ProcessHalves` has them
+        check_grid(request.token_grid(preset), together, halved)
+
+
+def _embedded_transformer() -> dict[str, Any]:
+    """The embedded model's settings."""
+    return json.loads((EMBEDDED_MODEL / "transformer" / "config.json").read_text(encoding="utf-8"))
+
+
 def _jobs(
     requests: list[tuple[Request, int]], preset: ModelPreset, layout: str, together: int
 ) -> dict[Job, int]:
@@ -199,8 +220,7 @@ def _job(request: Request, preset: ModelPreset, layout: str, together: int = 1) 
     full_share, t3_windows = 0.0, ()
     window_size = wan_1_3b.RELEASED["window_size"]
     if preset.name == "embedded":
-        config = (EMBEDDED_MODEL / "transformer" / "config.json").read_text(encoding="utf-8")
-        window_size = json.loads(config)["window_size"]
+        window_size = _embedded_transformer()["window_size"]
     elif preset.name == "t3-4k":
         t3_windows = wan_1_3b.T3["t3_windows"]
     elif layout == "released":

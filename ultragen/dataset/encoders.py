@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -114,19 +114,23 @@ class CaptionEncoder:
     @torch.no_grad()
     def encode(self, captions: list[str]) -> Iterator[tuple[str, Tensor]]:
         """Each caption with its embedding n d in bfloat16 on the CPU, valid tokens only: what
-        `UltraGenPipeline.encode_prompt` gives without the zeros behind it. The longest come first,
-        those that are about as long together."""
-        most = WAN.max_sequence_length
-        counts = count_tokens(self.tokenizer, captions, most) if captions else []
-        order = sorted(zip(counts, captions, strict=True), reverse=True)
-        for first in range(0, len(order), BATCH):
-            batch = order[first : first + BATCH]
+        `UltraGenPipeline.encode_prompt` gives without the zeros behind it, in the order of
+        `caption_batches`."""
+        for batch in caption_batches(self.tokenizer, captions):
             texts = [caption for _, caption in batch]
             # Tokens behind the longest one of the batch would be padding for all.
             longest = batch[0][0]
             embeds = embed_prompts(self.tokenizer, self.model, texts, longest, self.device)
             for (count, caption), embedding in zip(batch, embeds.bfloat16().cpu(), strict=True):
                 yield caption, embedding[:count].clone()  # files hold no views
+
+
+def caption_batches(tokenizer: Any, captions: Sequence[str]) -> list[list[tuple[int, str]]]:
+    """Captions that are encoded together, with the number of their tokens: the longest come first,
+    those that are about as long together."""
+    counts = count_tokens(tokenizer, list(captions), WAN.max_sequence_length) if captions else []
+    order = sorted(zip(counts, captions, strict=True), reverse=True)
+    return [order[first : first + BATCH] for first in range(0, len(order), BATCH)]
 
 
 def caption_bytes(folder: Path, captions: list[str]) -> int:

@@ -28,6 +28,7 @@ from .compression import Decompression
 from .full_attention import FullAttnProcessor
 from .shared_layouts import HeadsAttend, SharedHeads, SharedLayout, SharedWindows, Shares
 from .t3_attention import T3Attention, T3AttnProcessor, T3Layout
+from .token_shares import check_heads
 from .window_plan import AttentionLayout
 
 PROCESSORS = (WindowAttnProcessor, FullAttnProcessor, T3AttnProcessor)
@@ -229,11 +230,7 @@ def check_fitting(transformer: Any, processes: int) -> None:
     Raises:
         ValueError: if it can't, with what can.
     """
-    heads = transformer.config.num_attention_heads
-    if processes > heads:
-        raise ValueError(
-            f"{processes} processes are too many for {heads} attention heads: start up to {heads}."
-        )
+    check_heads(transformer.config.num_attention_heads, processes)
     check_cache(transformer._cache_config)
     for block in transformer.blocks:
         layer = block.attn1

@@ -60,6 +60,38 @@ def most_strips(size: tuple[int, int]) -> int:
     return -(-max(size) // GLOBAL_FACTOR)
 
 
+def check_grid(size: tuple[int, int], processes: int, halved: bool = False) -> None:
+    """Checks that a grid of rows × columns gives work to each of some processes.
+
+    Args:
+        size: Rows and columns of tokens.
+        processes: How many compute a clip together.
+        halved: Whether each half of them computes one pass of a guided step.
+
+    Raises:
+        ValueError: if it does not, with the number that it gives work to.
+    """
+    most = most_strips(size) * (2 if halved else 1)
+    if processes > most:
+        raise ValueError(
+            f"{processes} processes are too many for a grid of {size[0]} × {size[1]} tokens, which "
+            f"gives work to {most}{' with guidance' * halved}: start fewer, or choose a larger "
+            "frame."
+        )
+
+
+def check_heads(heads: int, processes: int) -> None:
+    """Checks that so many attention heads give work to each of some processes.
+
+    Raises:
+        ValueError: if they don't.
+    """
+    if processes > heads:
+        raise ValueError(
+            f"{processes} processes are too many for {heads} attention heads: start up to {heads}."
+        )
+
+
 def cut_axis(size: tuple[int, int], parts: int) -> int:
     """Which axis is cut, 0 or 1: the one that gives the most equal strips, else the longer one,
     whose borders are shorter."""
@@ -77,11 +109,7 @@ def cut_strips(size: tuple[int, int], parts: int) -> tuple[Area, ...]:
     Raises:
         ValueError: if there are fewer than one block of tokens for each.
     """
-    if parts > most_strips(size):
-        raise ValueError(
-            f"{parts} processes are too many for a grid of {size[0]} × {size[1]} tokens, which "
-            f"gives work to {most_strips(size)}: start fewer, or choose a larger frame."
-        )
+    check_grid(size, parts)
     axis, (height, width) = cut_axis(size, parts), size
     blocks = axis_sizes(-(-size[axis] // GLOBAL_FACTOR), parts)
     ends = [min(size[axis], GLOBAL_FACTOR * n) for n in accumulate(blocks, initial=0)]

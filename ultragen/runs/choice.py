@@ -110,6 +110,25 @@ def with_own_settings(choice: Choice) -> Choice:
     return replace(choice, preset=preset)
 
 
+def weights_are_here(choice: Choice) -> bool:
+    """Whether the weights are on this machine, so that it is known what settings they bring."""
+    return choice.name != "wan" or _local()[1] is not None
+
+
+def with_fetched_weights(choice: Choice) -> Choice:
+    """What `with_own_settings` gives, of weights that are downloaded where they are not here yet.
+
+    Raises:
+        OSError: as `locate_wan`.
+        ValueError: likewise.
+    """
+    if not weights_are_here(choice):
+        from ..weights.wan import locate_wan  # takes seconds, and most often all is here
+
+        locate_wan(text_encoder=text_encoder_file())
+    return with_own_settings(choice)
+
+
 def _choose(asked: str) -> Choice:
     if asked == "auto":
         return _choose_for_machine()

@@ -16,7 +16,7 @@ from diffusers import PyramidAttentionBroadcastConfig, TaylorSeerCacheConfig
 from torch import Tensor
 
 from ..model.context_parallel import among
-from ..model.token_shares import most_strips
+from ..model.token_shares import check_grid, most_strips
 from ..ops.exchange import Member, gather, of_the_first
 
 APART = (PyramidAttentionBroadcastConfig, TaylorSeerCacheConfig)
@@ -75,17 +75,12 @@ class ProcessHalves:
         Raises:
             ValueError: if the grid gives too few of them work.
         """
-        guided, strips = [scale > 1 for scale in scales], most_strips(size)
+        guided = [scale > 1 for scale in scales]
         apart = cache is None or isinstance(cache, APART)
         if not any(guided) or not apart:
             return None
-        if self.processes > 2 * strips:
-            raise ValueError(
-                f"{self.processes} processes are too many for a grid of {size[0]} × {size[1]} "
-                f"tokens, which gives work to {2 * strips} with guidance: start fewer, or choose a "
-                "larger frame."
-            )
-        fits = self.processes <= strips
+        check_grid(size, self.processes, halved=True)
+        fits = self.processes <= most_strips(size)
         if fits and cache is not None and not all(guided):
             return None
         return replace(self, together=fits and cache is None)

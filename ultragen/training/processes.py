@@ -18,6 +18,7 @@ from accelerate.utils import broadcast_object_list, gather_object, reduce
 from torch import Tensor
 
 from .. import __version__
+from ..dataset.encoding_processes import PATIENCE
 from ..files import create_folder
 from ..ops.exchange import check_same
 from .watch import LATEST, Watch
@@ -59,6 +60,20 @@ def together(folder: Path) -> Iterator[None]:
     with Watch(group, places):
         check_shared(folder, places)
         yield
+
+
+@contextmanager
+def each_by_itself() -> Iterator[None]:
+    """Work that each process does alone within `together`, however long it takes: after it they
+    wait for one another without `LONGEST_WAIT`."""
+    if PartialState().num_processes == 1:
+        yield
+        return
+    # Before the work, while all of them are here.
+    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    yield
+    dist.barrier(group)
+    dist.destroy_process_group(group)
 
 
 def check_shared(folder: Path, places: Sequence[str]) -> None:

@@ -7,12 +7,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
+from accelerate import PartialState
 from torch import Tensor
 
-from ..dataset.encoders import CaptionEncoder
+from ..dataset.encoders import CaptionEncoder, caption_batches
 from ..dataset.shard_files import TEXT, ShardWriter, caption_key, read_tensor, read_text_index
 from ..dataset.table_files import read_text
+from ..weights.wan import load_tokenizer
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
@@ -30,24 +31,30 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     return prompts
 
 
-def embed_missing(folder: Path, base: Path, texts: Sequence[str], device: torch.device) -> None:
-    """Embeds those texts that a folder has no embeddings of; a run that is killed goes on.
+def embed_missing(folder: Path, base: Path, texts: Sequence[str], state: PartialState) -> None:
+    """Embeds those texts of a process's share that a folder has no embeddings of; a run that is
+    killed goes on.
 
     Args:
         folder: Created if missing.
         base: Wan's folder.
-        texts: Prompts.
-        device: Where the text encoder runs, and is dropped.
+        texts: Prompts, which all processes share out.
+        state: Of this process, on whose device the text encoder runs, and is dropped.
 
     Raises:
         OSError: if a file is missing or damaged, or can't be written.
     """
     (folder / TEXT).mkdir(parents=True, exist_ok=True)
     there = read_text_index(folder)
-    missing = [text for text in texts if caption_key(text) not in there]
+    # Of all texts, not of those that are missing: by now others may have written some of theirs.
+    # Whole batches, since an embedding depends a little on those beside it: any number of
+    # processes makes the same ones.
+    batches = caption_batches(load_tokenizer(base / "tokenizer"), texts)
+    share = batches[state.process_index :: state.num_processes]
+    missing = [text for batch in share for _, text in batch if caption_key(text) not in there]
     if not missing:
         return
-    encoder, writer = CaptionEncoder(base, device), ShardWriter(folder, TEXT)
+    encoder, writer = CaptionEncoder(base, state.device), ShardWriter(folder, TEXT)
     for text, embedding in encoder.encode(missing):
         writer.add_text(text, embedding)
     writer.flush()

@@ -19,7 +19,7 @@ from ..weights.hub import locate
 from ..weights.released import cast_weights, load_dense, load_ultragen
 from .checkpoint import check_data
 from .loop import Trainer
-from .processes import check_processes, together
+from .processes import check_processes, each_by_itself, together
 from .prompt_texts import PromptTexts, embed_missing, prompts_fingerprint, read_prompts
 from .stage import TrainingConfig
 from .stage_order import allow_fast_products
@@ -95,9 +95,9 @@ def distill_together(options: WanDistillOptions, config: TrainingConfig) -> Trai
     )
     allow_fast_products()
     torch.manual_seed(config.seed)
-    with state.main_process_first():  # the others find its files
+    with each_by_itself():
         read = (*sources.prompts, sources.negative_prompt)
-        embed_missing(sources.texts, sources.base, read, state.device)
+        embed_missing(sources.texts, sources.base, read, state)
     texts = PromptTexts(sources.texts, sources.prompts)
     sampling = {
         "num_inference_steps": options.steps,

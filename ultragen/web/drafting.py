@@ -31,9 +31,9 @@ from ..runs.request import Request
 from ..runs.worker import Failed, Finished, stream
 from . import views
 from .components import Layout
-from .kept import KeptRuns
+from .kept import KeptRun, KeptRuns
 from .runs import CANCELLED, NOT_WRITTEN, Runs, until_stopped
-from .settings import SETTINGS, Updates, as_settings, check_quota, problem, validated
+from .settings import SETTINGS, Updates, as_settings, check_quota, problem, said, validated
 
 OF_THE_SCENE = (
     "prompt", "seed", "guidance_scale", "negative_prompt", "loras", "noise", "aspect",
@@ -64,27 +64,39 @@ class Drafts:
         """Makes drafts, and shows each as soon as it is there. They end when their page goes."""
         announced = self.kept.announced(request.session_hash)
         try:
-            yield from self._run(announced.stop, *values)
+            yield from self._run(announced, *values)
         except gr.Error as error:
             announced.end(error)  # which the page says after it
             raise
         finally:
             announced.end()
 
-    def _run(self, stop: Event, *values: Any) -> Iterator[Updates]:
+    def _run(self, run: KeptRun, *values: Any) -> Iterator[Updates]:
         """The same, until it is stopped."""
-        ui, models = self.ui, self.runs.models
+        models = self.runs.models
         *settings, count = values
         asked = validated(models, as_settings(settings))
         count = self.checked(count, asked)
         stages = estimate_drafts(asked, count, models)
-        began, progress = None, Progress("text", 0, 1, 0.0, "Starting")
-        made: list[Draft] = []
 
         def work() -> Iterator[Any]:
-            return until_stopped(stop, self._work(asked, count))
+            return until_stopped(run.stop, self._work(asked, count))
 
-        for item in self.runs.in_turn(work, stop, sum(stages.values())):
+        items = self.runs.in_turn(work, run.stop, sum(stages.values()))
+        try:
+            yield from self._shown(run, items, stages)
+        except Exception as error:  # else the page would show for ever how far they were
+            yield self._failed(run, Failed(said(error)))
+            raise error if isinstance(error, gr.Error) else problem(said(error)) from error
+
+    def _shown(
+        self, run: KeptRun, items: Iterator[Any], stages: dict[str, float]
+    ) -> Iterator[Updates]:
+        """The page while drafts are made, and after it."""
+        ui = self.ui
+        began, progress = None, Progress("text", 0, 1, 0.0, "Starting")
+        made: list[Draft] = []
+        for item in items:
             if isinstance(item, Progress):  # the first one comes when the device is free
                 began = began or monotonic()
             elapsed = None if began is None else monotonic() - began
@@ -95,18 +107,25 @@ class Drafts:
                 first = chosen(ui, made[0]) | {ui.kept_drafts: remembered(made)}
                 # Again, since a busy browser can pass over one of several updates in a row.
                 first |= {ui.drafts: gallery(made), ui.drafted: list(made)}
-                yield ready(ui) | first | {ui.status: finished(made, elapsed or 0.0)}
+                run.told = finished(made, elapsed or 0.0)
+                yield ready(ui) | first | {ui.status: run.told}
             elif isinstance(item, Failed):
-                yield ready(ui) | {
-                    ui.status: failed(item, elapsed),
-                    ui.drafts: gr.update(value=[], visible=False),
-                    ui.large: gr.update(visible=False),
-                    ui.kept_drafts: {},
-                }
+                yield self._failed(run, item, elapsed)
             else:
                 progress = item or progress
-                title = "Stopping after this step" if stop.is_set() else progress.message
+                title = "Stopping after this step" if run.stop.is_set() else progress.message
                 yield {ui.status: views.running(progress, stages, elapsed or 0.0, title)}
+
+    def _failed(self, run: KeptRun, failure: Failed, elapsed: float | None = None) -> Updates:
+        """The page after drafts that were cancelled or went wrong."""
+        ui = self.ui
+        run.told = failed(failure, elapsed)
+        return ready(ui) | {
+            ui.status: run.told,
+            ui.drafts: gr.update(value=[], visible=False),
+            ui.large: gr.update(visible=False),
+            ui.kept_drafts: {},
+        }
 
     def checked(self, count: object, asked: Request) -> int:
         """How many drafts are made.

@@ -8,7 +8,6 @@ part of a run needs, and ends where the next one begins.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from html import unescape
 from typing import Any
 
 import gradio as gr
@@ -27,7 +26,7 @@ from .kept import KeptRun, KeptRuns
 from .places import Place, Places
 from .results import kept_until, native_alone, show, show_native
 from .runs import CANCELLED, GpuPart, Runs, with_native_kept
-from .settings import Updates, as_settings, in_page_words, problem, validated
+from .settings import Updates, as_settings, in_page_words, problem, said, validated
 from .visits import MOST_RUNS, Visits
 
 WAITING = views.notice("idle", "Waiting", "The run starts when it is its turn.")
@@ -204,6 +203,7 @@ class Following:
                 native = item if isinstance(item, NativeReady) else native
                 continue
             told = True
+            run.told = updates[self.ui.status]
             yield updates
         if not told:
             yield ready(self.ui)
@@ -240,19 +240,13 @@ class Following:
     def not_taken(self, request: gr.Request, status: str) -> Updates:
         """The page after a run that got no place while others came in between, or that its
         settings kept from starting, which were changed in between."""
-        outcome = self.kept.shown(request.session_hash).outcome
+        run = self.kept.shown(request.session_hash)
+        outcome = run.outcome
         self.kept.leave(request.session_hash)
-        if status != WAITING:
-            card = status
+        if run.told or status != WAITING:
+            card = run.told or status  # a busy browser can have passed over what it was told
         elif isinstance(outcome, Exception):
             card = views.notice("bad", "Not started", in_page_words(said(outcome)))
         else:
             card = views.notice("bad", "The queue is full", "Try again in a minute.")
         return {self.ui.status: card, **ready(self.ui)}
-
-
-def said(error: Exception) -> str:
-    """What an exception says, as text; those of ZeroGPU say it as HTML."""
-    if isinstance(error, gr.Error):
-        return unescape(str(error.message))
-    return str(error) or type(error).__name__

@@ -32,6 +32,7 @@ class KeptRun:
         stop: Stops the run within a step once it is set.
         ended: Whether there will be nothing new.
         seen: Whether a page has shown how it ended.
+        told: What pages are told of that, as HTML; empty as long as none was.
     """
 
     def __init__(self) -> None:
@@ -40,6 +41,7 @@ class KeptRun:
         self.stages: Mapping[str, float] = {}
         self.stop = Event()
         self.ended = self.seen = False
+        self.told = ""
         self.under_way = False
         self._work: Callable[[], Items] | None = None
         self._count = 0
@@ -213,14 +215,13 @@ class KeptRuns:
             run.end()
         return run
 
-    def cancel(self, session: str | None) -> bool:
-        """Stops the run that a session shows, within a step or before its turn; tells whether
-        there is one whose end no page has shown."""
+    def cancel(self, session: str | None) -> KeptRun | None:
+        """Stops the run that a session shows, within a step or before its turn, unless it has
+        ended; returns it, or None if there is none."""
         run = self._shown.get(session or "")
-        if run is None or run.seen:
-            return False
-        run.stop.set()
-        return True
+        if run is not None:
+            run.stop.set()
+        return run
 
     def leave(self, session: str | None) -> None:
         """A session has ended; its run goes on for the grace time."""

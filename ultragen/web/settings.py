@@ -7,7 +7,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import fields
-from html import escape
+from html import escape, unescape
 from textwrap import shorten
 from typing import Any
 
@@ -59,6 +59,13 @@ def in_page_words(message: str) -> str:
 def problem(message: str) -> gr.Error:
     """An error that the page and the API show as it is; what was typed is shown as text."""
     return gr.Error(escape(message, quote=False), title="Please note", print_exception=False)
+
+
+def said(error: Exception) -> str:
+    """What an exception says, as text; those of ZeroGPU say it as HTML."""
+    if isinstance(error, gr.Error):
+        return unescape(str(error.message))
+    return str(error) or type(error).__name__
 
 
 def machine(models: Models) -> str:
