@@ -37,16 +37,26 @@ def url(models, tmp_path_factory):
         yield address
 
 
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory):
+    """The page of a model of the world's second edition."""
+    models = fake_models()
+    models.native.edition = 2
+    models.native.unknown_words = lambda prompt: []
+    with served(models, tmp_path_factory.mktemp("grown")) as address:
+        yield address
+
+
 @pytest.fixture
 def look(browser, url):
     """Opens the page on a screen; fails if its scripts did."""
     contexts, errors = [], []
 
-    def open_page(viewport=DESKTOP, theme="light", **options):
+    def open_page(viewport=DESKTOP, theme="light", address=url, **options):
         contexts.append(browser.new_context(viewport=viewport, color_scheme=theme, **options))
         page = contexts[-1].new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(f"{url}/?__theme={theme}")
+        page.goto(f"{address}/?__theme={theme}")
         page.wait_for_selector("#estimate-card")
         return page
 
@@ -200,6 +210,23 @@ def test_phrases_are_added_exchanged_and_taken_away(look):
     page.click(".ug-opener:has-text('Camera')")
     page.click(".ug-chip:text-is('pans left')")
     assert prompt(page) == "the camera pans left"
+
+
+def test_a_phrase_within_a_longer_one_is_not_exchanged(look, grown):
+    page = look(address=grown)
+    page.fill("#prompt textarea", "sand dunes on a winter night, as the sun sets")
+    page.click(".ug-opener:has-text('Season')")
+    page.click(".ug-chip:text-is('summer')")
+    assert prompt(page) == "sand dunes on a summer night, as the sun sets"
+    page.click(".ug-opener:has-text('Ground')")
+    expect(page.locator(".ug-chip[aria-pressed=true]:visible")).to_have_count(0)
+    page.click(".ug-chip:text-is('rocks')")
+    assert prompt(page) == "sand dunes on a summer night, as the sun sets, rocks"
+    page.click(".ug-opener:has-text('Light')")
+    page.click(".ug-chip:text-is('a huge moon')")
+    page.click(".ug-chip:text-is('without sun or moon')")
+    assert prompt(page).endswith("as the sun sets, rocks, without sun or moon")
+    expect(page.locator("#words")).to_be_empty()
 
 
 def test_a_surprise_is_another_prompt_each_time(look):
