@@ -290,17 +290,18 @@ def test_prompts_to_try_are_others_than_the_examples(look):
 
 
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
-def test_rows_of_choices_are_full(look, viewport):
+def test_rows_of_choices_are_full(look, grown, viewport):
     page = look(viewport)
     rows = page.eval_on_selector_all(
         "#resolution label", "all => all.map(each => each.getBoundingClientRect().right)"
     )
     assert rows[2] == pytest.approx(rows[4], abs=1)
-    lines = page.eval_on_selector_all(
-        ".ug-openers button", "all => all.map(each => each.getBoundingClientRect())"
-    )
-    assert all(line["height"] < 36 for line in lines)  # each is one line of text
-    assert sorted(Counter(round(line["top"]) for line in lines).values()) == [3, 3]
+    for each, full in ((page, 2), (look(viewport, address=grown), 4)):
+        lines = each.eval_on_selector_all(
+            ".ug-openers button", "all => all.map(each => each.getBoundingClientRect())"
+        )
+        assert all(line["height"] < 36 for line in lines)  # each is one line of text
+        assert list(Counter(round(line["top"]) for line in lines).values()) == [3] * full
 
 
 # For everybody
