@@ -62,7 +62,7 @@ class Row:
 TEACHER = "teacher"
 """The model that a distilled one was made from, in the folder that the command line names."""
 MAIN = "evaluated"
-"""What results call the model that rows have which name no other."""
+"""What results call the model of rows that name no other."""
 SETS: dict[str, tuple[Row, ...]] = {
     "table1": (
         Row("base-native", "Base model, native", "base"),
