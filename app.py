@@ -131,7 +131,10 @@ class Page:
             described = describe_model(self.models)
             opening = load_opening(EXAMPLES, self.examples)
             player = opening.comparison if opening else None
-            self.ui = Layout(self.models.preset, described, self.examples, visitors, player)
+            edition = self.models.edition
+            self.ui = Layout(
+                self.models.preset, described, self.examples, visitors, player, edition
+            )
             self.places = Places(blocks, self.kept, self.runs, self.grace)
             self.visits = Visits(self.ui, self.models, self.runs.output_dir)
             self.following = Following(

@@ -218,7 +218,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     size = RESOLUTIONS[options.resolution]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     to = Measurement((size.height, size.width), options.frames, device)
-    cases = held_out_clips(options.clips, edition=options.edition)
+    cases: list[HeldOutClip] = []
     shown: list[list[list[Image.Image]]] = []
     real: list[Tensor] = []
     for number, model in enumerate([Model("model"), *options.also]):
@@ -226,6 +226,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         pipe.to(device)
         pipe.set_progress_bar_config(disable=True)
         if not number:
+            cases = held_out_clips(options.clips, edition=options.edition or pipe.edition)
             for crops, latents in copies(pipe, cases, to):
                 shown.append(crops)
                 real.append(latents)
@@ -283,7 +284,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--clips", type=int, default=10)
     parser.add_argument("--resolution", choices=RESOLUTIONS, default="544p")
     parser.add_argument("--frames", type=int, default=5)
-    parser.add_argument("--edition", type=int, choices=EDITIONS, default=1, help="Of the world.")
+    parser.add_argument(
+        "--edition", type=int, choices=EDITIONS, help="Of the world; without it the model's."
+    )
     parser.add_argument(
         "--also", type=Model.read, action="append", default=[],
         help="NAME=FOLDER[:STEPS[:GUIDANCE]]",

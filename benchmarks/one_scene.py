@@ -139,7 +139,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     makes = Clips(options.steps)
     instruments = replace(load_instruments(EMBEDDED_MODEL, device=makes.native.device), tubes=())
     found = kept(options)
-    for number, case in enumerate(held_out_clips(options.prompts)):
+    for number, case in enumerate(held_out_clips(options.prompts, edition=makes.native.edition)):
         if number < len(found):
             continue
         shown = {noise: clips_of(makes, case, number, noise, options.against) for noise in NOISES}

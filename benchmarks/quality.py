@@ -73,7 +73,7 @@ def compare(
     instruments = load_instruments(models.source, options.classifier, device=models.device)
     scores: dict[str, list[Any]] = {name: [] for name in TITLES}
     apart = []
-    for number, case in enumerate(held_out_clips(options.clips)):
+    for number, case in enumerate(held_out_clips(options.clips, edition=models.edition)):
         frames = {}
         for name, maker in makers.items():
             with way(name):
@@ -85,7 +85,7 @@ def compare(
         print(f"{number + 1} of {options.clips}: {apart[-1]:.2f} steps of colour", flush=True)
     others = [
         real(makers["after"], number, case, instruments).features
-        for number, case in enumerate(held_out_clips(options.clips, REFERENCE))
+        for number, case in enumerate(held_out_clips(options.clips, REFERENCE, models.edition))
     ]
     names = [network.name for network in instruments.tubes]
     reference = {name: fit_gaussian(torch.cat([x[name] for x in others])) for name in names}

@@ -55,7 +55,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for kind, odd in (("even", False), ("odd", True))
     }
     rows: dict[str, list[np.ndarray]] = {name: [] for name in TITLES}
-    for number, case in enumerate(held_out_clips(options.clips)):
+    for number, case in enumerate(held_out_clips(options.clips, edition=models.edition)):
         for name, found in rows.items():
             if name == "real":
                 frames = case.frames(size.height, size.width, options.frames, models.device)

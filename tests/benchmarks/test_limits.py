@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
+import limits
 import pytest
 import torch
 from autoencoder_shapes import Variant, operations
@@ -12,6 +14,7 @@ from limits import LEVELS, Measurement, Model, bands, detail, losses, markdown
 from tiny import TINY_SIZE, tiny_pipeline
 
 from ultragen.model.autoencoder import CompactAutoencoder
+from ultragen.presets import Resolution
 from ultragen.world.heldout import held_out_clips
 
 
@@ -54,6 +57,20 @@ def test_the_loss_by_noise_level_is_the_velocitys():
     with torch.no_grad():
         found = losses(pipe, case, clean)
     assert len(found) == 2 * len(LEVELS) and all(value > 0 for value in found.values())
+
+
+@pytest.mark.parametrize(("asked", "edition"), [([], 2), (["--edition", "1"], 1)])
+def test_scenes_are_of_the_models_edition(monkeypatch, tmp_path, asked, edition):
+    """Unless an edition is named."""
+    pipe = tiny_pipeline()
+    monkeypatch.setattr(type(pipe), "edition", 2)
+    monkeypatch.setattr(type(pipe), "from_pretrained", lambda *_, **options: pipe)
+    monkeypatch.setitem(limits.RESOLUTIONS, "tiny", Resolution("tiny", 128, 160, 120))
+    file = tmp_path / "limits.json"
+    arguments = ["--clips", "1", "--frames", "1", "--resolution", "tiny", "--json", str(file)]
+    assert limits.main([*arguments, *asked]) == 0
+    found = json.loads(file.read_text())
+    assert found["captions"] == [held_out_clips(1, edition=edition)[0].caption]
 
 
 def test_models_and_variants_are_read():

@@ -9,6 +9,8 @@ import numpy as np
 import one_scene
 import pytest
 
+from ultragen.world.heldout import held_out_clips
+
 
 def scene(seed: int, frames: int, height: int, width: int) -> np.ndarray:
     """A patchwork that becomes another one in the course of the clip: uint8, t h w 3."""
@@ -32,6 +34,8 @@ def test_a_scene_is_itself_at_every_size_and_length():
 class Scenes:
     """In place of the models: one scene a seed, or another one at every size."""
 
+    edition = 1
+
     def __init__(self, steps: int | None) -> None:
         assert steps == 3
         self.native = self
@@ -44,10 +48,13 @@ class Scenes:
 
 def test_the_table(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr(one_scene, "Clips", Scenes)
+    monkeypatch.setattr(Scenes, "edition", 2)
     file, pictures = tmp_path / "found.json", tmp_path / "pictures"
     arguments = ["--prompts", "2", "--steps", "3", "--json", str(file), "--pictures", str(pictures)]
     assert one_scene.main(arguments) == 0
-    lines = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    assert held_out_clips(2, edition=2)[1].caption in printed.err
+    lines = printed.out.splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == list(one_scene.NOISES)
     assert "base | 9-frames | following | temporal | hd_mse" in lines[0]
     rows = json.loads(file.read_text())["rows"]

@@ -217,6 +217,39 @@ def test_a_student_is_compared_with_its_teacher(fake, tmp_path, monkeypatch, cap
     capsys.readouterr()
 
 
+def captions_of(folder) -> list[str]:
+    """The prompts of an evaluation."""
+    content = json.loads((folder / "results.json").read_text())
+    return [clip["caption"] for clip in content["clips"]]
+
+
+def test_scenes_are_of_the_models_edition(fake, tmp_path, capsys):
+    """Unless an edition is named."""
+    own, named = tmp_path / "own", tmp_path / "named"
+    fake.native.edition = 2
+    assert ultragen(*RUN, own) == 0, capsys.readouterr().err
+    assert ultragen(*RUN, named, "--edition", 1) == 0
+    for folder, edition in ((own, 2), (named, 1)):
+        cases = held_out_clips(2, edition=edition)
+        settings = json.loads((folder / "settings.json").read_text())
+        assert settings["world"] == cases[0].world
+        assert captions_of(folder) == [case.caption for case in cases]
+
+
+def test_models_of_several_editions_need_one_named(fake, tmp_path, monkeypatch, capsys):
+    teacher = replace(fake_models(), fingerprint="1" * 64)
+    teacher.native.edition = 2
+    monkeypatch.setattr(loading, "load_models", lambda name=None: teacher if name else fake)
+    out = tmp_path / "distillation"
+    words = (*RUN, out, "--set", "distillation", "--teacher", "runs/teacher")
+    assert ultragen(*words) == 2
+    message = capsys.readouterr().err
+    assert "evaluated to 1, teacher to 2" in message and "--edition" in message
+    assert message.count("\n") == 1 and not out.exists()
+    assert ultragen(*words, "--edition", 2) == 0, capsys.readouterr().err
+    assert captions_of(out) == [x.caption for x in held_out_clips(2, edition=2)]
+
+
 def test_fast_clips_are_compared_with_those_of_all_passes(fake, tmp_path, capsys):
     out = tmp_path / "fast"
     words = (*RUN, out, "--set", "fast", "--steps", 8)

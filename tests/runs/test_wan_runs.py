@@ -220,6 +220,7 @@ def test_the_upscaler_is_the_embedded_models(wan, monkeypatch):
 
 def test_a_tokenizer_of_pieces_knows_every_word(wan):
     assert wan.unknown_words("a zorgon at Gniewkowo, 山 🏔️") == []
+    assert wan.edition == 1  # no caption of the world taught it these words
 
 
 @pytest.mark.parametrize("frames", [1, 5, 81, 117, 121])
@@ -312,7 +313,7 @@ def on_h100(wan: Models) -> Models:
     kinds = ["full"] * 6 + ["even", "odd"] * 12
     transformer = type("Transformer", (), {"layer_kinds": kinds})()
     transformer.resolve_windows = wan.native.transformer.resolve_windows
-    native = type("Pipeline", (), {"transformer": transformer})()
+    native = type("Pipeline", (), {"transformer": transformer, "edition": wan.edition})()
     return replace(wan, native=native, estimator=Estimator(WAN_CUDA))
 
 

@@ -9,11 +9,13 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn.functional import interpolate
+from transformers import AutoTokenizer
 
 from ultragen.dataset.encoders import encode_clip, load_autoencoder
 from ultragen.pictures import to_frames
 from ultragen.presets import EMBEDDED_MODEL
 from ultragen.sampling.latent_colours import FILE, LARGEST, DenoisingPreview, LatentColours
+from ultragen.sampling.words import find_edition
 from ultragen.world.renderer import render
 from ultragen.world.scene import sample_scene
 
@@ -32,7 +34,8 @@ def decoded(picture: bytes) -> np.ndarray:
 
 
 def test_the_shipped_map_shows_a_scene_that_it_was_not_fitted_to(colours):
-    clip = render([sample_scene(7)], 96, 160, 5)[0]
+    edition = find_edition(AutoTokenizer.from_pretrained(EMBEDDED_MODEL / "tokenizer"))
+    clip = render([sample_scene(7, edition)], 96, 160, 5)[0]
     vae = load_autoencoder("embedded", EMBEDDED_MODEL, torch.device("cpu"))
     latents = encode_clip(vae, [clip * 2 - 1])
     shown = colours.frame(latents[:, 1])

@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 
 from ultragen.presets import PROMPTS
 from ultragen.sampling.prompts import as_read, find_unread
-from ultragen.sampling.words import STOP_WORDS, find_unknown_words, reads_words, spell_as_known
+from ultragen.sampling.words import (
+    STOP_WORDS,
+    find_edition,
+    find_unknown_words,
+    reads_words,
+    spell_as_known,
+)
 from ultragen.training.vocabulary import build_tokenizer
 from ultragen.world.captions import caption, vocabulary
 from ultragen.world.scene import sample_scene
@@ -55,6 +61,20 @@ def test_words_are_named_that_say_something_and_are_not_known(prompt, unknown):
     assert find_unknown_words(TOKENIZER, prompt) == unknown
 
 
+@pytest.mark.parametrize(
+    ("words", "edition"),
+    [
+        (vocabulary(), 1),
+        (vocabulary(2), 2),
+        ([*vocabulary(2), "zorgon"], 2),
+        (vocabulary(2)[:-1], 1),  # a training that began from the first and missed a word
+        (("a", "lake"), 1),
+    ],
+)
+def test_a_model_is_of_the_edition_whose_every_word_it_knows(words, edition):
+    assert find_edition(build_tokenizer(words, LENGTH)) == edition
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.sampled_from(WORDS), min_size=1), st.sampled_from([" ", ", ", " - ", "! ", "  "])
@@ -90,6 +110,8 @@ def test_a_tokenizer_of_pieces_gets_prompts_as_they_are_typed():
     )
     assert reads_words(TOKENIZER) and not reads_words(pieces)
     assert spell_as_known(pieces, "a snow-capped hill\u200b") == "a snow-capped hill\u200b"
+    pieces.add_tokens(vocabulary(2))
+    assert find_edition(pieces) == 1  # no caption taught it these
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,8 @@ class FakeTransformer(torch.nn.Module):
 class FakePipeline:
     """Draws mountains over a lake; `delay` seconds a step, `damage` as a broken model would."""
 
+    edition = 1
+
     def __init__(self, delay: float = 0.0, damage: str = "none", detail: float = 1.0) -> None:
         self.delay, self.damage, self.detail = delay, damage, detail
         self.transformer = FakeTransformer()

@@ -12,6 +12,7 @@ from training_stages import steps
 from transformers import AutoTokenizer
 
 from ultragen.model.text_encoder import ClauseTextEncoder
+from ultragen.sampling.words import find_edition
 from ultragen.training.build import TINY_SIZE, build_classifier, build_pipeline
 from ultragen.training.data import SceneStream, caption_variants
 from ultragen.training.stage_order import STAGES, Sources, train
@@ -58,6 +59,7 @@ def test_the_base_model_goes_on_with_more_words(first, tmp_path):
     old = AutoTokenizer.from_pretrained(first / "tokenizer")
     encoder = ClauseTextEncoder.from_pretrained(out / "text_encoder")
     assert set(vocabulary(2)) <= set(tokenizer.get_vocab())
+    assert (find_edition(old), find_edition(tokenizer)) == (1, 2)
     assert encoder.get_input_embeddings().num_embeddings == len(tokenizer)
     text = "a calm lake at noon, clear sky"
     assert tokenizer(text).input_ids == old(text).input_ids

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoTokenizer
 
 from ultragen.presets import EMBEDDED_MODEL
+from ultragen.sampling.words import find_edition
 from ultragen.training.vocabulary import (
     build_text_encoder,
     build_tokenizer,
@@ -57,13 +58,26 @@ def test_an_encoder_of_other_words_is_refused():
         extend_vocabulary(build_tokenizer(OLD, 16), build_text_encoder(12, 64), NEW)
 
 
-def test_the_shipped_tokenizer_grows_to_the_second_edition():
-    shipped = AutoTokenizer.from_pretrained(EMBEDDED_MODEL / "tokenizer")
-    missing = unknown_words(shipped, vocabulary(2))
+def test_words_of_the_second_edition_are_missing_in_the_first():
+    missing = unknown_words(build_tokenizer(vocabulary(), 64), vocabulary(2))
+    assert missing == [word for word in vocabulary(2) if word not in vocabulary()]
     assert {"river", "valley", "huge", "-"} <= set(missing)
-    encoder = build_text_encoder(len(shipped), 64)
-    grown = extend_vocabulary(shipped, encoder, missing)
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        lambda: build_tokenizer(vocabulary(), 64),
+        lambda: AutoTokenizer.from_pretrained(EMBEDDED_MODEL / "tokenizer"),
+    ],
+    ids=["first edition", "shipped"],
+)
+def test_a_tokenizer_grows_to_the_second_edition(load):
+    tokenizer = load()
+    encoder = build_text_encoder(len(tokenizer), 64)
+    grown = extend_vocabulary(tokenizer, encoder, unknown_words(tokenizer, vocabulary(2)))
+    assert find_edition(grown) == 2
     text = "snow-capped mountains over a frozen river, a huge sun, without clouds"
     assert grown.unk_token_id not in grown([text]).input_ids[0]
     old = "a calm lake under snowy mountains at sunset, the camera pans right"
-    assert grown([old]).input_ids == shipped([old]).input_ids
+    assert grown([old]).input_ids == tokenizer([old]).input_ids

@@ -37,16 +37,26 @@ def url(models, tmp_path_factory):
         yield address
 
 
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory):
+    """The page of a model of the world's second edition."""
+    models = fake_models()
+    models.native.edition = 2
+    models.native.unknown_words = lambda prompt: []
+    with served(models, tmp_path_factory.mktemp("grown")) as address:
+        yield address
+
+
 @pytest.fixture
 def look(browser, url):
     """Opens the page on a screen; fails if its scripts did."""
     contexts, errors = [], []
 
-    def open_page(viewport=DESKTOP, theme="light", **options):
+    def open_page(viewport=DESKTOP, theme="light", address=url, **options):
         contexts.append(browser.new_context(viewport=viewport, color_scheme=theme, **options))
         page = contexts[-1].new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(f"{url}/?__theme={theme}")
+        page.goto(f"{address}/?__theme={theme}")
         page.wait_for_selector("#estimate-card")
         return page
 
@@ -202,6 +212,23 @@ def test_phrases_are_added_exchanged_and_taken_away(look):
     assert prompt(page) == "the camera pans left"
 
 
+def test_a_phrase_within_a_longer_one_is_not_exchanged(look, grown):
+    page = look(address=grown)
+    page.fill("#prompt textarea", "sand dunes on a winter night, as the sun sets")
+    page.click(".ug-opener:has-text('Season')")
+    page.click(".ug-chip:text-is('summer')")
+    assert prompt(page) == "sand dunes on a summer night, as the sun sets"
+    page.click(".ug-opener:has-text('Ground')")
+    expect(page.locator(".ug-chip[aria-pressed=true]:visible")).to_have_count(0)
+    page.click(".ug-chip:text-is('rocks')")
+    assert prompt(page) == "sand dunes on a summer night, as the sun sets, rocks"
+    page.click(".ug-opener:has-text('Light')")
+    page.click(".ug-chip:text-is('a huge moon')")
+    page.click(".ug-chip:text-is('without sun or moon')")
+    assert prompt(page).endswith("as the sun sets, rocks, without sun or moon")
+    expect(page.locator("#words")).to_be_empty()
+
+
 def test_a_surprise_is_another_prompt_each_time(look):
     page = look()
     seen = {prompt(page)}
@@ -263,17 +290,18 @@ def test_prompts_to_try_are_others_than_the_examples(look):
 
 
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
-def test_rows_of_choices_are_full(look, viewport):
+def test_rows_of_choices_are_full(look, grown, viewport):
     page = look(viewport)
     rows = page.eval_on_selector_all(
         "#resolution label", "all => all.map(each => each.getBoundingClientRect().right)"
     )
     assert rows[2] == pytest.approx(rows[4], abs=1)
-    lines = page.eval_on_selector_all(
-        ".ug-openers button", "all => all.map(each => each.getBoundingClientRect())"
-    )
-    assert all(line["height"] < 36 for line in lines)  # each is one line of text
-    assert sorted(Counter(round(line["top"]) for line in lines).values()) == [3, 3]
+    for each, full in ((page, 2), (look(viewport, address=grown), 4)):
+        lines = each.eval_on_selector_all(
+            ".ug-openers button", "all => all.map(each => each.getBoundingClientRect())"
+        )
+        assert all(line["height"] < 36 for line in lines)  # each is one line of text
+        assert list(Counter(round(line["top"]) for line in lines).values()) == [3] * full
 
 
 # For everybody

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from html import unescape
@@ -11,25 +12,39 @@ import pytest
 from fakes import fake_models, served
 from paths import ROOT
 
+import app
 from ultragen.presets import EMBEDDED, WAN
 from ultragen.sampling.words import find_unknown_words
 from ultragen.training.vocabulary import build_tokenizer
 from ultragen.web import about, views
 from ultragen.web.components import negative_info
 from ultragen.web.results import load_examples, load_opening
-from ultragen.web.suggestions import NEAREST, name_unknown_words, panel, surprise
+from ultragen.web.suggestions import NEAREST, name_unknown_words, panel, surprises
 from ultragen.world import captions
-from ultragen.world.scene import ALLOWED
+from ultragen.world.scene import EDITIONS, allowed_values
 
-TOKENIZER = build_tokenizer(captions.vocabulary(), EMBEDDED.max_sequence_length)
+TOKENIZERS = {
+    edition: build_tokenizer(captions.vocabulary(edition), EMBEDDED.max_sequence_length)
+    for edition in EDITIONS
+}
+
+
+def models_of(edition: int):
+    """Whose prompts are read as an embedded model of an edition of the world reads them."""
+    made = fake_models()
+    made.native.edition = edition
+    made.native.unknown_words = lambda prompt: find_unknown_words(TOKENIZERS[edition], prompt)
+    return made
 
 
 @pytest.fixture(scope="module")
 def models():
-    """Whose prompts are read as the embedded model reads them."""
-    made = fake_models()
-    made.native.unknown_words = lambda prompt: find_unknown_words(TOKENIZER, prompt)
-    return made
+    return models_of(1)
+
+
+@pytest.fixture(scope="module")
+def grown():
+    return models_of(2)
 
 
 def said(models, prompt: str) -> str:
@@ -37,28 +52,77 @@ def said(models, prompt: str) -> str:
     return unescape(re.sub("<[^>]+>", "", name_unknown_words(models, prompt)))
 
 
-def test_every_value_of_an_attribute_is_a_phrase_to_click():
-    groups = dict(re.findall(r'data-attribute="(\w+)".*?</legend>(.*?)</fieldset>', panel()))
+def groups_of(edition: int) -> dict[str, list[list[str]]]:
+    """Of each attribute that is offered, the wordings of each phrase to click."""
+    groups = re.findall(r'data-attribute="(\w+)".*?</legend>(.*?)</fieldset>', panel(edition))
+    return {
+        name: [json.loads(unescape(x)) for x in re.findall('data-wordings="(.*?)"', buttons)]
+        for name, buttons in groups
+    }
+
+
+@pytest.mark.parametrize("edition", EDITIONS)
+def test_every_value_of_an_attribute_is_a_phrase_to_click(edition):
+    groups, allowed = groups_of(edition), allowed_values(edition)
     for name, attribute in (
         ("Time", "time_of_day"),
         ("Weather", "weather"),
         ("Terrain", "terrain"),
         ("Camera", "camera"),
     ):
-        assert groups[name].count("<button") == len(ALLOWED[attribute]), name
-    assert groups["Water"].count("<button") == len(ALLOWED["water"]) - 1  # there may be none
+        assert len(groups[name]) == len(allowed[attribute]), name
+    assert len(groups["Water"]) == len(allowed["water"]) - 1  # there may be none
 
 
-def test_a_surprise_has_only_words_that_the_model_knows():
+def test_the_second_edition_offers_more_attributes():
+    assert list(groups_of(1)) == ["Time", "Weather", "Terrain", "Water", "Camera"]
+    groups, allowed = groups_of(2), allowed_values(2)
+    for name, attribute in (("Trees", "trees"), ("Mood", "mood")):
+        assert len(groups[name]) == len(allowed[attribute]), name
+    for name, attribute in (("Season", "season"), ("Ground", "near_ground")):
+        assert len(groups[name]) == len(allowed[attribute]) - 1, name
+    first = {name: [wordings[0] for wordings in group] for name, group in groups.items()}
+    assert first["Season"] == ["summer", "winter"]
+    assert first["Sky"] == ["a pink sky", "a violet sky", "a black sky", "stars", "no stars"]
+    assert {"a river", "a frozen lake"} < set(first["Water"])
+    assert {"a storm", "haze", "mist"} < set(first["Weather"])
+    assert {"a forest", "a tree", "no trees"} < set(first["Trees"])
+    assert "a huge moon" in first["Light"] and "a valley" in first["Terrain"]
+
+
+@pytest.mark.parametrize("edition", EDITIONS)
+def test_a_model_knows_every_word_that_it_is_offered(edition):
+    for group in groups_of(edition).values():
+        for wording in (wording for wordings in group for wording in wordings):
+            assert find_unknown_words(TOKENIZERS[edition], wording) == [], wording
+
+
+@pytest.mark.parametrize("edition", EDITIONS)
+def test_a_surprise_has_only_words_that_the_model_knows(edition):
+    surprise = surprises(edition)
+    assert surprise.__name__ == "surprise"  # by which the page's script calls it
     prompts = {surprise("") for _ in range(50)}
     assert len(prompts) > 40
-    assert all(find_unknown_words(TOKENIZER, prompt) == [] for prompt in prompts)
+    assert all(find_unknown_words(TOKENIZERS[edition], prompt) == [] for prompt in prompts)
+    grown = [prompt for prompt in prompts if find_unknown_words(TOKENIZERS[1], prompt)]
+    assert bool(grown) == (edition == 2)
 
 
-def test_what_is_nearest_is_known_and_what_has_it_is_not():
-    for word, phrases in NEAREST.items():
-        assert find_unknown_words(TOKENIZER, word) == [word]
-        assert find_unknown_words(TOKENIZER, phrases[0]) == []
+@pytest.mark.parametrize("edition", EDITIONS)
+def test_what_is_nearest_is_known_and_what_has_it_is_not(edition):
+    for word, phrases in NEAREST[edition].items():
+        assert find_unknown_words(TOKENIZERS[edition], word) == [word]
+        assert find_unknown_words(TOKENIZERS[edition], phrases[0]) == []
+
+
+def test_the_page_offers_what_its_model_knows(grown, tmp_path):
+    for models, offered in ((fake_models(), False), (grown, True)):
+        blocks = app.Page(models, tmp_path).build()
+        [found] = [x for x in blocks.blocks.values() if x.elem_id == "suggestions"]
+        assert ('id="ug-season"' in found.value) == offered
+        assert found.get_config()["server_fns"] == ["surprise"]
+        words = " ".join(found.surprise("") for _ in range(50))
+        assert bool(find_unknown_words(TOKENIZERS[1], words)) == offered
 
 
 @pytest.mark.parametrize(
@@ -78,6 +142,22 @@ def test_what_is_nearest_is_known_and_what_has_it_is_not():
 )
 def test_what_the_model_does_not_know_is_named(models, prompt, words):
     text = said(models, prompt)
+    assert words in text
+    assert bool(words) == bool(text)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("a river through a valley, a storm in winter, stars over the shore of a beach", ""),
+        ("a single tree in a meadow", ""),
+        ("a dragon at a river", "does not know this word: dragon"),
+        ("a glacier in a vallley, mountains", "glacier → frozen lake, vallley → valley"),
+        ("lightning", "knows no word of this prompt: lightning. Nearest: a storm."),
+    ],
+)
+def test_a_model_of_the_second_edition_knows_more(grown, prompt, words):
+    text = said(grown, prompt)
     assert words in text
     assert bool(words) == bool(text)
 

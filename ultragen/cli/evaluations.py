@@ -28,7 +28,8 @@ from .options import (
 if TYPE_CHECKING:  # torch is imported inside the command
     from ..evaluation.case import Case
     from ..evaluation.evaluation_setup import Networks, Setup
-    from ..evaluation.rows import Row
+    from ..evaluation.instruments import Instruments
+    from ..evaluation.rows import Row, Source
     from ..evaluation.shard import Shard
 
 OF_MODELS = (
@@ -66,9 +67,13 @@ def evaluate(
         typer.Option(help="Network of HD-FVD: classifier, imagenet or i3d=FILE; may be repeated."),
     ] = None,
     edition: Annotated[
-        int,
-        typer.Option(min=1, max=2, help="Of the world that prompts and real clips come from."),
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=1,
+            max=2,
+            help="Of the world that prompts and real clips come from; without it the model's.",
+        ),
+    ] = None,
     lpips: Annotated[str | None, typer.Option(help="alex=FILE or vgg=FILE, for HD-LPIPS.")] = None,
     clip: Annotated[str | None, typer.Option(help="CLIP's folder or name on the hub.")] = None,
     classifier: Annotated[
@@ -157,10 +162,12 @@ def evaluate(
         guidance_scale=guidance_scale,
         noise=noise,
     )
-    cases, references = (held_out_clips(number, seeds, edition) for seeds in (EVALUATED, REFERENCE))
     setup = MadeClips(rows, request, model, teacher, ablations, batch_size, networks)
+    source, instruments = setup.load()
+    edition = edition or source.edition(rows)
+    cases, references = (held_out_clips(number, seeds, edition) for seeds in (EVALUATED, REFERENCE))
     out = out or Path("outputs") / f"{table}-{request.resolution}"
-    run(setup, rows, cases, references, out)
+    run(setup, source, instruments, rows, cases, references, out)
 
 
 @dataclass(frozen=True)
@@ -182,17 +189,28 @@ class Run:
     def __call__(
         self,
         setup: Setup,
+        source: Source,
+        instruments: Instruments,
         rows: Sequence[Row],
         cases: Sequence[Case],
         references: Sequence[Case],
         out: Path,
     ) -> None:
-        """Makes and measures clips, and prints their table."""
+        """Makes and measures clips, and prints their table.
+
+        Args:
+            setup: What other processes make the same evaluation with.
+            source: Where clips come from here, of the setup.
+            instruments: What measures them here, of the setup.
+            rows: The table's.
+            cases: What clips are made of.
+            references: What HD-FVD compares with, where it is measured.
+            out: Folder of the results.
+        """
         from ..evaluation.evaluate import RESULTS, finish, make, open_store, share
         from ..evaluation.evaluation_on_ray import make_on_ray
         from ..evaluation.store import forget
 
-        source, instruments = setup.load()
         references = references if instruments.tubes else ()
         if self.overwrite:
             forget(out)
@@ -271,4 +289,5 @@ def measure_files(
     clips, references = tuple(found.clips), tuple(known.clips if known else ())
     files = ClipFiles(folder, clips, references, reference)
     setup = OwnClips(files, networks)
-    run(setup, [CLIPS], clips, references, out or Path("outputs") / f"clips-{folder.name}")
+    out = out or Path("outputs") / f"clips-{folder.name}"
+    run(setup, *setup.load(), [CLIPS], clips, references, out)

@@ -104,8 +104,8 @@ def train(
         typer.Option(
             min=1,
             max=2,
-            help="Of the world that scenes are drawn from: 1 is the shipped weights', 2 has more "
-            "words and near ground in focus. The same for all stages of a training.",
+            help="Of the world that scenes are drawn from: 2 has more words than 1 and near ground "
+            "in focus. The same for all stages of a training.",
         ),
     ] = 1,
     tiny: Annotated[bool, typer.Option("--tiny", help="A toy model, to try the steps.")] = False,

@@ -61,6 +61,8 @@ class Row:
 
 TEACHER = "teacher"
 """The model that a distilled one was made from, in the folder that the command line names."""
+MAIN = "evaluated"
+"""What results call the model of rows that name no other."""
 SETS: dict[str, tuple[Row, ...]] = {
     "table1": (
         Row("base-native", "Base model, native", "base"),
@@ -250,6 +252,26 @@ class Maker:
             self.loaded[name] = self.load(name)
         return self.loaded[name]
 
+    def edition(self, rows: Sequence[Row]) -> int:
+        """The edition of the procedural world that the models of some rows belong to.
+
+        Raises:
+            ValueError: They belong to several.
+        """
+        found = {name: models.edition for name, models in self._models_of(rows).items()}
+        if len(set(found.values())) > 1:
+            said = ", ".join(f"{name} to {edition}" for name, edition in found.items())
+            raise ValueError(
+                f"The models belong to several editions of the world: {said}. Say by --edition "
+                "which one prompts and real clips come from."
+            )
+        return found[MAIN]
+
+    def _models_of(self, rows: Sequence[Row]) -> dict[str, Models]:
+        """The models that are evaluated, and those that rows name."""
+        names = {row.model: None for row in rows if row.model is not None}
+        return {MAIN: self.models(), **{name: self.models(name) for name in names}}
+
     def make(self, row: Row, cases: Sequence[tuple[int, Case]]) -> Iterator[Clip]:
         """A row's clips of some scenes with their numbers; those of a batch share its seconds.
 
@@ -289,10 +311,9 @@ class Maker:
             if request[name] == off:
                 del request[name]
         made = ("prompt", "upscaler", "base_native")  # each row and clip has its own
-        names = {row.model for row in rows} | {None}
         found: dict[str, Any] = {
             "request": {name: value for name, value in request.items() if name not in made},
-            "models": {x or "evaluated": self.models(x).fingerprint for x in names},
+            "models": {x: models.fingerprint for x, models in self._models_of(rows).items()},
             "noise": noise,
             "batch": self.batch,  # which seconds depend on
             "world": cases[0].world,

@@ -72,6 +72,11 @@ class Models:
         """Type that the models compute in."""
         return str(getattr(self.native, "dtype", "float32")).removeprefix("torch.")
 
+    @property
+    def edition(self) -> int:
+        """The edition of the procedural world that the native model belongs to."""
+        return self.native.edition
+
     def upscaler(self, name: str) -> Any:
         """The upscaler of this name, loaded at its first use."""
         if name not in self._upscalers:

@@ -39,7 +39,7 @@ from .prompts import (
     warn_of_cuts,
 )
 from .solvers import check_scheduler
-from .words import find_unknown_words
+from .words import find_edition, find_unknown_words
 
 
 class PipelineInputs(DiffusionPipeline):
@@ -78,6 +78,11 @@ class PipelineInputs(DiffusionPipeline):
             f"A model of tokens of {token} × {token} pixels has no size of its own: give height, "
             "width and num_frames."
         )
+
+    @property
+    def edition(self) -> int:
+        """The edition of the procedural world that the model belongs to, see `find_edition`."""
+        return find_edition(self.tokenizer)
 
     def with_default_size(
         self, height: int | None, width: int | None, num_frames: int | None

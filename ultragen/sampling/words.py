@@ -13,6 +13,9 @@ from collections.abc import Collection, Iterator
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerBase
 
+from ..world.captions import vocabulary
+from ..world.scene import EDITIONS
+
 # Soft hyphen, zero-width space, non-joiner and joiner, word joiner, byte order mark: they come with
 # text that was copied from elsewhere, and nobody sees them.
 INVISIBLE = "[\u00ad\u200b\u200c\u200d\u2060\ufeff]"
@@ -40,6 +43,16 @@ def reads_words(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a tokenizer knows some words and no others, as the embedded model's does."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return backend is not None and isinstance(backend.model, WordLevel)
+
+
+def find_edition(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The edition of the procedural world, see `world.scene`, that a tokenizer's model belongs to:
+    the last one of whose captions it knows every word. The first stands for models that know every
+    word of none, and for those that cut any text into known pieces: no caption tells them apart."""
+    if not reads_words(tokenizer):
+        return EDITIONS[0]
+    known = tokenizer.get_vocab().keys()
+    return max((x for x in EDITIONS if known >= set(vocabulary(x))), default=EDITIONS[0])
 
 
 def spell_as_known(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:

@@ -41,6 +41,7 @@ class Layout:
         examples: Finished examples to offer.
         visitors: Kinds of them, where they have quotas: each gets a button for what fits.
         opening: What the player starts with.
+        edition: Of the procedural world that the model belongs to.
     """
 
     def __init__(
@@ -50,13 +51,14 @@ class Layout:
         examples: list[Result],
         visitors: Sequence[str] = (),
         opening: dict[str, Any] | None = None,
+        edition: int = 1,
     ) -> None:
         self.preset = preset
         gr.HTML(views.header(model), apply_default_css=False, elem_id="head")
         # In the order of a narrow screen; on a wide one the results stand beside the other two.
         with gr.Row(equal_height=False, elem_id="frame"):
             with gr.Column(min_width=0, elem_classes="ug-column ug-ask"):
-                self.main_settings(preset, visitors)
+                self.main_settings(preset, visitors, edition)
             with gr.Column(min_width=0, elem_classes="ug-column ug-show"):
                 self.results(preset, opening)
                 self.galleries(examples)
@@ -115,7 +117,7 @@ class Layout:
         """The components that show drafts, and what is known of them."""
         return [self.drafts, self.drafted, self.comparison, self.scene, self.kept_drafts]
 
-    def main_settings(self, preset: ModelPreset, visitors: Sequence[str]) -> None:
+    def main_settings(self, preset: ModelPreset, visitors: Sequence[str], edition: int) -> None:
         """What everybody sets, and the button."""
         words = preset.vocabulary == "words"
         self.prompt = gr.Textbox(
@@ -127,9 +129,9 @@ class Layout:
         )
         self.words = gr.HTML("", apply_default_css=False, elem_id="words")
         gr.HTML(
-            suggestions.panel(),
+            suggestions.panel(edition),
             js_on_load=views.asset("suggestions.js"),
-            server_functions=[suggestions.surprise],
+            server_functions=[suggestions.surprises(edition)],
             apply_default_css=False,
             elem_id="suggestions",
         )

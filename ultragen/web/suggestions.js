@@ -5,13 +5,14 @@ const field = () => document.querySelector("#prompt textarea");
 const openers = [...element.querySelectorAll(".ug-opener")];
 const groups = [...element.querySelectorAll("fieldset")];
 const escaped = (text) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
-const whole = (text) => new RegExp(`(?<![\\p{L}-])${escaped(text)}(?![\\p{L}-])`, "iu");
+const whole = (text, flags = "iu") => new RegExp(`(?<![\\p{L}-])${escaped(text)}(?![\\p{L}-])`, flags);
 
 const chips = groups.flatMap((group) => [...group.querySelectorAll(".ug-chip")].map((button) => ({
   button,
   group,
   wordings: JSON.parse(button.dataset.wordings),
 })));
+const patterns = chips.flatMap((chip) => chip.wordings.map((wording) => [chip, whole(wording, "giu")]));
 
 function write(text) {
   const prompt = field();
@@ -19,23 +20,28 @@ function write(text) {
   prompt.dispatchEvent(new Event("input", { bubbles: true })); // so that Gradio sees it
 }
 
+// Where wordings stand in a text, but for those within a longer one: "sand" in "sand dunes".
+function places(text) {
+  const all = patterns.flatMap(([chip, pattern]) => [...text.matchAll(pattern)].map((found) => (
+    { chip, start: found.index, length: found[0].length }
+  )));
+  const within = (one, other) => one.length < other.length && one.start >= other.start
+    && one.start + one.length <= other.start + other.length;
+  return all.filter((one) => !all.some((other) => within(one, other)));
+}
+
 // The longest wording of a group in a text: "red cliffs" rather than "cliffs".
-function said(group, text) {
+function said(group, all) {
   let best = null;
-  for (const chip of chips.filter((each) => each.group === group)) {
-    for (const wording of chip.wordings) {
-      const found = text.match(whole(wording));
-      if (found && found[0].length > (best ? best.length : 0)) {
-        best = { chip, start: found.index, length: found[0].length };
-      }
-    }
+  for (const place of all) {
+    if (place.chip.group === group && place.length > (best ? best.length : 0)) best = place;
   }
   return best;
 }
 
 function press(chip) {
   const text = field().value;
-  const now = said(chip.group, text);
+  const now = said(chip.group, places(text));
   if (!now) {
     const rest = text.trim().replace(/[,.\s]+$/, "");
     write(rest ? `${rest}, ${chip.wordings[0]}` : chip.wordings[0]);
@@ -50,8 +56,9 @@ function press(chip) {
 }
 
 function mark(text) {
+  const all = places(text);
   for (const group of groups) {
-    const now = said(group, text);
+    const now = said(group, all);
     for (const { button } of chips.filter((each) => each.group === group)) {
       button.setAttribute("aria-pressed", Boolean(now && now.chip.button === button));
     }

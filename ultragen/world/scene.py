@@ -12,8 +12,8 @@ VERSION = 2
 before and after don't stand in one table."""
 
 EDITIONS = (1, 2)
-"""Editions of the world. The first is the one that the shipped weights were trained in; the second
-has more words, near ground with texture, rivers, ice, woods with depth."""
+"""Editions of the world. The second has more words, near ground with texture, rivers, ice, woods
+with depth. Which one a model was trained in, `sampling.words.find_edition` tells."""
 
 GROWN_VERSION = 1
 """Version of the second edition, as `VERSION` is the first one's."""
