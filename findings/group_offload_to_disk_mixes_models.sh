@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# diffusers 0.42.1: enable_group_offload(offload_to_disk_path=...) names its files after places inside
-# a model and never writes over one: Wan 2.2's second transformer computes with the first one's
-# weights, and a later run in the same folder with those of the earlier one.
+# diffusers 0.42.1: enable_group_offload(offload_to_disk_path=...) names its files after places
+# inside a model and never writes over one: Wan 2.2's second transformer computes with the first
+# one's weights, and a later run in the same folder with those of the earlier one.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

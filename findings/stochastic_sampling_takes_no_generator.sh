@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# diffusers 0.42.1: with FlowMatchEulerDiscreteScheduler(stochastic_sampling=True) the generator that
-# WanPipeline is given makes the first noise only; that of each step comes from torch's global state,
-# so that one seed gives another clip each time.
+# diffusers 0.42.1: with FlowMatchEulerDiscreteScheduler(stochastic_sampling=True) the generator
+# that WanPipeline is given makes the first noise only; that of each step comes from torch's global
+# state, so that one seed gives another clip each time.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
