@@ -253,6 +253,22 @@ def test_differences_of_several_adapters_add_up(pipe):
     torch.testing.assert_close(output(pipe.transformer), output(tiny_ultragen()))
 
 
+@pytest.mark.parametrize("where", ["blocks.1", "blocks.1."])
+def test_the_strength_of_a_block_is_of_no_other_block(where):
+    """diffusers 0.42.1 takes blocks 10 and 11 for block 1 too, and ends in an IndexError at a layer
+    outside the blocks (`set_weights_and_activate_adapters` in `utils/peft_utils.py`)."""
+    pipe = Pipe(tiny_ultragen(num_layers=12))
+    layers = (*in_blocks("self_attn.q", blocks=tuple(range(12))), "text_embedding.0")
+    pipe.load_lora_weights(LAYOUTS["ComfyUI"](draw_factors(pipe.transformer, layers), None), "one")
+    pipe.set_adapters("one", {"transformer": {where: 0.5}})
+    found = adapter_strengths(pipe.transformer)
+    assert {name: x for (name, _), x in found.items() if x != 1} == {"blocks.1.attn1.to_q": 0.5}
+    assert len(found) == 13
+    pipe.set_adapters(["one"], [{"transformer": {"blocks.1": 1.0, "attn1": 0.0}}])
+    found = adapter_strengths(pipe.transformer)
+    assert sum(found.values()) == 2  # of block 1, which is named first, and of the text's layer
+
+
 def test_differences_stay_when_they_are_merged(pipe):
     weights, changes = norm_lora(pipe.transformer)
     pipe.load_lora_weights(weights)

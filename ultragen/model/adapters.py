@@ -93,6 +93,22 @@ def set_adapter_strengths(model: nn.Module, strengths: Mapping[tuple[str, str], 
         layer.scaling[adapter] = strength
 
 
+def strengths_by_layer(strengths: Mapping[str, float], model: nn.Module) -> dict[str, float]:
+    """The strengths of a model's adapted layers, from those of whole parts of its names, such as
+    `blocks.1` or `attn2`; 1 for a layer in no such part, as in diffusers.
+
+    diffusers (0.42.1, `set_weights_and_activate_adapters`) asks whether a layer's name contains a
+    part's, by which `blocks.1` is also `blocks.10`, and ends in an IndexError at layers outside the
+    blocks that no part names.
+    """
+    parts = {f".{part.strip('.')}.": strength for part, strength in strengths.items()}
+    layers = [name for name, module in model.named_modules() if is_layer(module)]
+    return {
+        layer: next((strength for part, strength in parts.items() if part in f".{layer}."), 1.0)
+        for layer in sorted(layers, key=len, reverse=True)  # one name may be the end of another
+    }
+
+
 def is_layer(module: nn.Module) -> bool:
     """Whether a module is a layer that adapters of peft are put beside."""
     return hasattr(module, "base_layer") and hasattr(module, "scaling")

@@ -17,6 +17,7 @@ from ..model.adapters import (
     adapter_strengths,
     only_tensors_of,
     set_adapter_strengths,
+    strengths_by_layer,
 )
 from ..model.fp8 import is_in_float8
 from ..presets import check_lora_strength
@@ -117,11 +118,16 @@ class LoraLoading(DiffusionPipeline, WanLoraLoaderMixin):
     def set_adapters(self, adapter_names: list[str] | str, adapter_weights: Any = None) -> None:
         """Activates these adapters and no others, each with its strength, as in diffusers.
 
+        Args:
+            adapter_names: One, or several.
+            adapter_weights: The strength of all; one for each; or, for all or for each, those of
+                parts, `{"transformer": {"blocks.1": 0.5}}`.
+
         Raises:
             ValueError: if a strength is no number, or outside `LORA_STRENGTHS`.
         """
         _check_strengths(adapter_weights)
-        super().set_adapters(adapter_names, adapter_weights)
+        super().set_adapters(adapter_names, _by_layer(adapter_weights, self.transformer))
 
     def fuse_lora(
         self,
@@ -186,6 +192,16 @@ def _check_strengths(weights: Any) -> None:
             _check_strengths(weight)
     elif weights is not None:
         check_lora_strength("strength", weights)
+
+
+def _by_layer(weights: Any, transformer: nn.Module) -> Any:
+    """Strengths as diffusers takes them, those of a transformer's parts as those of its layers."""
+    if isinstance(weights, list | tuple):
+        return [_by_layer(weight, transformer) for weight in weights]
+    parts = weights.get("transformer") if isinstance(weights, Mapping) else None
+    if not isinstance(parts, Mapping):
+        return weights
+    return {**weights, "transformer": strengths_by_layer(parts, transformer)}
 
 
 def _check_can_carry(transformer: nn.Module, lora: Lora) -> None:
