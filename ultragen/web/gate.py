@@ -10,10 +10,12 @@ import asyncio
 import json
 import os
 from collections import Counter
+from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qs
 
 from gradio.queueing import Event, Queue
+from gradio.state_holder import StateHolder
 
 from ..presets import shown
 from .asgi import read_body, refuse, replayed, send_json, with_headers
@@ -21,6 +23,7 @@ from .cache import Uploads
 from .call_places import CALLER, MAKES_CLIPS, check_places, drop, end_loop, next_look
 from .calls import ENDPOINT, Refused, by_name, by_order, parsed, with_all_values
 from .mcp_calls import MCP, STREAM, Tools
+from .sessions import HEARTBEAT, Sessions
 
 PREFIX = "/gradio_api/"
 GRACE = 30.0  # seconds for which a call waits or runs with nobody waiting for it
@@ -46,6 +49,7 @@ class Gate:
         self.listeners: Counter[str] = Counter()  # by session or call
         self.tools = Tools(app, self._caller)
         self.uploads = Uploads()
+        self.sessions = Sessions()
         self._door = (
             asyncio.Lock()
         )  # calls come in one by one, or all would see the same free place
@@ -62,6 +66,9 @@ class Gate:
             await self.tools.stream(scope, receive, send)
         elif method == "GET" and path.startswith(("call/", "queue/data")):
             await self._listen(path, scope, receive, send)
+        elif method == "GET" and path.startswith(HEARTBEAT):
+            with self.sessions.connected(path.removeprefix(HEARTBEAT)):
+                await self.app(scope, receive, send)
         elif path == "deep_link":  # writes a file for whoever asks, and nothing removes it
             await refuse(send, 404, "Links are made by the page itself: press Share there.")
         elif method == "POST":
@@ -88,6 +95,7 @@ class Gate:
     async def _call(self, path: str, scope: dict, receive: Any, send: Any) -> None:
         """A call in one of Gradio's own forms."""
         blocks = scope["app"].get_blocks()
+        self.sessions.sweep(scope["app"].state_holder, datetime.now())
         tool_call = self.tools.call_of(scope)
         named, public = path.startswith("call/v2/"), True
         try:
@@ -126,7 +134,7 @@ class Gate:
             tool_call.event = event
             if tool_call.gone:
                 await tool_call.drop(blocks._queue)
-        watch = asyncio.create_task(self._watch(blocks._queue, event))
+        watch = asyncio.create_task(self._watch(blocks._queue, event, scope["app"].state_holder))
         self._watches.add(watch)
         watch.add_done_callback(self._watches.discard)
 
@@ -174,8 +182,8 @@ class Gate:
             if not self.listeners[key]:
                 del self.listeners[key]
 
-    async def _watch(self, queue: Queue, event: Event) -> None:
-        """Drops a call that nobody waits for."""
+    async def _watch(self, queue: Queue, event: Event, holder: StateHolder) -> None:
+        """Drops a call that nobody waits for, and forgets its session when it has ended."""
         clock = asyncio.get_running_loop().time
         heard = clock()
         while event._id in queue.event_ids_to_events:
@@ -184,7 +192,8 @@ class Gate:
                 heard = clock()
             elif clock() - heard >= self.grace:
                 await drop(queue, event, UNHEARD.format(self.grace, ENDPOINT))
-                return
+                break
+        self.sessions.end_call(holder, event.session_hash)
 
 
 def _names_endpoint(path: str, asked: Any, blocks: Any) -> bool:
