@@ -84,7 +84,12 @@ def train_base(work: Work, options: argparse.Namespace) -> None:
 
 def shared(options: argparse.Namespace, seed: int) -> list[object]:
     """What all trainings are told."""
-    return ["--seed", seed, "--edition", options.edition, *["--tiny"] * options.tiny]
+    return ["--seed", seed, *in_edition(options), *["--tiny"] * options.tiny]
+
+
+def in_edition(options: argparse.Namespace) -> list[object]:
+    """Which edition of the world, if it is not that of the weights."""
+    return ["--edition", options.edition] if options.edition else []
 
 
 def train_rows(work: Work, options: argparse.Namespace, seed: int, rows: Sequence[str]) -> None:
@@ -141,7 +146,7 @@ def measure(work: Work, options: argparse.Namespace, seed: int) -> None:
         batch, processes = BATCHES[resolution]
         name, models = f"{resolution}-seed-{seed}", work.out / "models" / f"seed-{seed}"
         command = ["evaluate", "--set", "table4", "--models", models, "--resolution", resolution]
-        command += ["--clips", options.clips, "--batch", batch, "--edition", options.edition]
+        command += ["--clips", options.clips, "--batch", batch, *in_edition(options)]
         command += ["--features", "classifier", "--features", "imagenet"]
         command += ["--out", work.out / "tables" / name]
         command += ["--frames", 5] if options.tiny else []
@@ -253,7 +258,7 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--teacher-guidance", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=0, help="the first one")
     parser.add_argument("--seeds", type=int, default=2, help="of full and those closest")
-    parser.add_argument("--edition", type=int, default=1, help="of the world")
+    parser.add_argument("--edition", type=int, help="of the world, if not that of the weights")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--repeat", nargs="+", choices=list(ROWS), help="in place of the closest")
     parser.add_argument("--clips", type=int, default=256, help="a row")

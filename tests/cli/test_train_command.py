@@ -12,7 +12,9 @@ from ultragen.cli import train
 from ultragen.training.build import EMBEDDED_SIZE, TINY_SIZE
 from ultragen.training.stage_options import StageOptions
 from ultragen.training.stage_order import STAGES
+from ultragen.training.vocabulary import build_tokenizer
 from ultragen.video import probe_video
+from ultragen.world.captions import vocabulary
 
 
 @pytest.mark.slow
@@ -58,6 +60,14 @@ def test_the_teachers_guidance(trained, tmp_path, given, learnt):
     assert ultragen("train", "distill", "--out", tmp_path, *given) == 0
     [(_, _, options, _)] = trained
     assert dict(options.distill)["guidance_scale"] == learnt
+
+
+def test_the_edition_is_that_of_the_weights_unless_another_is_said(trained, tmp_path):
+    build_tokenizer(vocabulary(2), 16).save_pretrained(tmp_path / "second" / "tokenizer")
+    start = ("--start-from", tmp_path / "second")
+    for more in ((), start, (*start, "--edition", 1)):
+        assert ultragen("train", "ultragen", "--out", tmp_path / "out", *more) == 0
+    assert [options.edition for _, _, options, _ in trained] == [1, 2, 1]
 
 
 def test_the_stages_are_those_of_the_recipe(capsys):

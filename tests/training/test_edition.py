@@ -15,7 +15,7 @@ from ultragen.model.text_encoder import ClauseTextEncoder
 from ultragen.sampling.words import find_edition
 from ultragen.training.build import TINY_SIZE, build_classifier, build_pipeline
 from ultragen.training.data import SceneStream, caption_variants
-from ultragen.training.stage_order import STAGES, Sources, train
+from ultragen.training.stage_order import STAGES, Sources, edition_of, train
 from ultragen.training.stages.classifier_stage import IGNORED, ClassifierStage, labels, mirrored
 from ultragen.training.tiny import TINY
 from ultragen.world.captions import vocabulary, weather_phrases
@@ -60,6 +60,9 @@ def test_the_base_model_goes_on_with_more_words(first, tmp_path):
     encoder = ClauseTextEncoder.from_pretrained(out / "text_encoder")
     assert set(vocabulary(2)) <= set(tokenizer.get_vocab())
     assert (find_edition(old), find_edition(tokenizer)) == (1, 2)
+    # What nobody says follows from the words that there are.
+    assert (edition_of(tmp_path, first), edition_of(tmp_path / "other", out)) == (2, 2)
+    assert edition_of(tmp_path / "other", first) == edition_of(tmp_path / "other") == 1
     assert encoder.get_input_embeddings().num_embeddings == len(tokenizer)
     text = "a calm lake at noon, clear sky"
     assert tokenizer(text).input_ids == old(text).input_ids

@@ -100,14 +100,15 @@ def train(
         int | None, typer.Option(min=1, help="Profile a few steps after this one.")
     ] = None,
     edition: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=1,
             max=2,
             help="Of the world that scenes are drawn from: 2 has more words than 1 and near ground "
-            "in focus. The same for all stages of a training.",
+            "in focus. The same for all stages of a training; without it, that of the words which "
+            "the weights know that are there, or 1.",
         ),
-    ] = 1,
+    ] = None,
     tiny: Annotated[bool, typer.Option("--tiny", help="A toy model, to try the steps.")] = False,
 ) -> None:
     """Trains one stage; all parameters but the first two are options that every stage has.
@@ -122,6 +123,7 @@ def train(
         )
     from ..training.stage import TrainingConfig
     from ..training.stage_options import StageOptions
+    from ..training.stage_order import edition_of
     from ..training.stage_order import train as train_stage
     from ..training.tiny import TINY
 
@@ -136,7 +138,9 @@ def train(
         profile_step=profile_step,
         sample_minutes=sample_minutes,
     )
-    options = replace(TINY if tiny else StageOptions(), edition=edition)
+    options = replace(
+        TINY if tiny else StageOptions(), edition=edition or edition_of(out, start_from)
+    )
     for change in settings:
         options = change(options)
     weights = train_stage(stage, config, options, start_from)

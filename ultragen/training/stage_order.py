@@ -28,7 +28,9 @@ from ..model.text_encoder import ClauseTextEncoder
 from ..model.transformer import UltraGenTransformer3DModel
 from ..model.upscaler import UpscalerNetwork
 from ..pipeline import UltraGenPipeline
+from ..sampling.words import find_edition
 from ..world.captions import vocabulary
+from ..world.scene import EDITIONS
 from .assemble import put_together
 from .build import (
     ModelSize,
@@ -355,6 +357,20 @@ def train(
         trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()  # the processes part: none can wait for another after it
     return sources.model
+
+
+def edition_of(out: Path, start: Path | None = None) -> int:
+    """The edition of the world that a training belongs to, if nobody says another: that of the
+    words which its model knows by now, or the weights do that it starts from.
+
+    Args:
+        out: Folder of the whole training.
+        start: Pipeline folder that it starts from.
+    """
+    for folder in Sources(out / "model", start).folders:
+        if (folder / "tokenizer").is_dir():
+            return find_edition(AutoTokenizer.from_pretrained(folder / "tokenizer"))
+    return EDITIONS[0]
 
 
 def as_begun(folder: Path, options: StageOptions) -> StageOptions:
