@@ -39,6 +39,7 @@ from ultragen.pictures import picture_grid
 from ultragen.training.growth import BLOCKS, grown_autoencoder
 from ultragen.training.loop import Trainer
 from ultragen.training.stage import TrainingConfig
+from ultragen.training.stage_order import edition_of
 from ultragen.training.stages.autoencoder_stage import AutoencoderStage
 from ultragen.training.stages.losses import psnr
 from ultragen.world.heldout import HeldOutClip, held_out_clips
@@ -179,9 +180,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--batch", type=int, default=48, help="Crops a step.")
     parser.add_argument("--crop", type=int, default=256)
     parser.add_argument("--pool", type=int, default=6000)
-    parser.add_argument("--edition", type=int, choices=EDITIONS, default=1, help="Of the world.")
+    parser.add_argument(
+        "--edition", type=int, choices=EDITIONS, help="Of the world, if not that of --start."
+    )
     parser.add_argument("--out", type=Path, required=True, help="Folder; parts are replaced.")
     options = parser.parse_args(arguments)
+    options.edition = options.edition or edition_of(options.out, options.start)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     cases, rows = held_out_clips(options.clips, edition=options.edition), {}
     for row in (*options.trained, *options.variant):

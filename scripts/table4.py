@@ -39,6 +39,7 @@ from ultragen.evaluation.rows import SETS
 from ultragen.evaluation.scores import MISSING, Estimate, number, percent
 from ultragen.files import write_text
 from ultragen.presets import EMBEDDED_MODEL
+from ultragen.training.stage_order import edition_of
 
 FULL = "full"
 ROWS: dict[str, tuple[object, ...]] = {
@@ -84,12 +85,7 @@ def train_base(work: Work, options: argparse.Namespace) -> None:
 
 def shared(options: argparse.Namespace, seed: int) -> list[object]:
     """What all trainings are told."""
-    return ["--seed", seed, *in_edition(options), *["--tiny"] * options.tiny]
-
-
-def in_edition(options: argparse.Namespace) -> list[object]:
-    """Which edition of the world, if it is not that of the weights."""
-    return ["--edition", options.edition] if options.edition else []
+    return ["--seed", seed, "--edition", options.edition, *["--tiny"] * options.tiny]
 
 
 def train_rows(work: Work, options: argparse.Namespace, seed: int, rows: Sequence[str]) -> None:
@@ -146,7 +142,7 @@ def measure(work: Work, options: argparse.Namespace, seed: int) -> None:
         batch, processes = BATCHES[resolution]
         name, models = f"{resolution}-seed-{seed}", work.out / "models" / f"seed-{seed}"
         command = ["evaluate", "--set", "table4", "--models", models, "--resolution", resolution]
-        command += ["--clips", options.clips, "--batch", batch, *in_edition(options)]
+        command += ["--clips", options.clips, "--batch", batch, "--edition", options.edition]
         command += ["--features", "classifier", "--features", "imagenet"]
         command += ["--out", work.out / "tables" / name]
         command += ["--frames", 5] if options.tiny else []
@@ -281,6 +277,7 @@ def follow(options: argparse.Namespace) -> None:
         raise ValueError(f"--rows needs {FULL}, which all others are compared with.")
     if options.seeds < 1:
         raise ValueError(f"--seeds must be at least 1, not {options.seeds}.")
+    options.edition = options.edition or edition_of(options.out / "base", options.start_from)
     work = Work(options.out.resolve(), options.dry_run)
     if options.only != "measure" and options.base_minutes:
         train_base(work, options)

@@ -34,6 +34,16 @@ def test_what_it_adds_stands_where_the_picture_is(stride):
         assert place - reach <= found.min() <= place <= found.max() <= place + 3 + reach
 
 
+def test_sizes_between_strides_are_filled_at_their_ends():
+    torch.manual_seed(0)
+    network = UpscalerNetwork(channels=8, num_blocks=1, stride=3)
+    torch.nn.init.normal_(network.conv_out.weight)
+    images = torch.rand(1, 3, 13, 22)
+    whole = F.pad(images, (0, 2, 0, 2), "replicate")
+    beside = lambda x: network(x) - F.interpolate(x, scale_factor=4, mode="bicubic")  # noqa: E731
+    torch.testing.assert_close(beside(images), beside(whole)[..., : 4 * 13, : 4 * 22])
+
+
 def test_a_network_that_was_saved_before_there_were_strides_has_none(tmp_path):
     network = UpscalerNetwork(channels=8, num_blocks=1)
     network.save_pretrained(tmp_path)

@@ -57,6 +57,9 @@ def test_the_amount_of_fine_detail_counts_and_not_its_place():
     other, flat = 0.3 * torch.randn_like(real), torch.zeros_like(real)
     assert detail_loss(real, real) == 0
     assert detail_loss(real + 0.4, real) < 1e-3  # no brightness
+    sky = torch.linspace(0.3, 0.9, 64)[:, None].expand(1, 3, 2, 64, 96)
+    with torch.autocast("cpu", torch.bfloat16):  # nor the steps of a short type
+        assert detail_loss(sky - 0.35, sky) < 1e-3
     assert detail_loss(other, real) < 0.15 < detail_loss(0.6 * other, real)
     twice = torch.where(torch.arange(96) < 48, 2 * other, flat)  # as much of it, elsewhere
     assert detail_loss(twice, real) > 1

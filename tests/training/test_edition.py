@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,6 +63,9 @@ def test_the_base_model_goes_on_with_more_words(first, tmp_path):
     assert (find_edition(old), find_edition(tokenizer)) == (1, 2)
     # What nobody says follows from the words that there are.
     assert (edition_of(tmp_path, first), edition_of(tmp_path / "other", out)) == (2, 2)
+    broken_off = tmp_path / "third" / "base"
+    shutil.copytree(tmp_path / "base", broken_off)  # and nothing in its `model` yet
+    assert edition_of(broken_off.parent, first) == 2
     assert edition_of(tmp_path / "other", first) == edition_of(tmp_path / "other") == 1
     assert encoder.get_input_embeddings().num_embeddings == len(tokenizer)
     text = "a calm lake at noon, clear sky"

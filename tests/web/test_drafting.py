@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import gradio as gr
 import pytest
-from fakes import fake_models, follow_on, without_a_server
+from fakes import fake_models, follow_on, until, without_a_server
 
 import app
 from ultragen.presets import EMBEDDED
@@ -223,6 +223,19 @@ def test_an_exception_on_the_way_leaves_no_progress_standing(page, tmp_path, err
     # The event that comes after it, also to a page that has passed over the last update.
     assert page.following.not_taken(ME, "Draft 1 of 2")[ui.status] == seen[ui.status]
     assert list(page.prepare(ME, *settings()))
+
+
+def test_an_exception_of_the_page_gives_the_device_back(page, monkeypatch):
+    """What is kept of the exception holds the frames in which it was raised."""
+
+    def breaks(made):
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(drafting, "gallery", breaks)
+    list(page.prepare(ME, *settings()))
+    with pytest.raises(gr.Error):
+        list(page.drafts.run(ME, *settings(), 2))
+    until(lambda: not page.runs.device.locked())
 
 
 def test_drafts_cancelled_as_they_end_say_again_how_they_ended(page):

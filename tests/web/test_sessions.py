@@ -85,3 +85,10 @@ def test_gradio_keeps_nothing_of_a_call(tmp_path, monkeypatch):
             assert "event: complete" in answer.text
             until(lambda number=number: len(ended) == number)
             assert ended[-1] == (called["event_id"], True, 0)
+        components = httpx.get(f"{url}/config").json()["components"]
+        asked = {"session_hash": "nobody", "component_id": components[0]["id"], "fn_name": "x"}
+        for change in ({}, {"component_id": -1}, {"component_id": []}, {"session_hash": None}):
+            given = asked | {"data": []} | change
+            answer = httpx.post(f"{url}/gradio_api/component_server", json=given)
+            assert answer.status_code == 404
+        assert ended[2:] == [("nobody", True, 0)]

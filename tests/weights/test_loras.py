@@ -267,6 +267,10 @@ def test_the_strength_of_a_block_is_of_no_other_block(where):
     pipe.set_adapters(["one"], [{"transformer": {"blocks.1": 1.0, "attn1": 0.0}}])
     found = adapter_strengths(pipe.transformer)
     assert sum(found.values()) == 2  # of block 1, which is named first, and of the text's layer
+    pipe.set_adapters("one", {"transformer": {"blocks.1.attn": 0.5}})
+    assert adapter_strengths(pipe.transformer)["blocks.1.attn1.to_q", "one"] == 0.5
+    with pytest.raises(ValueError, match=r"No layer with a LoRA has 'blocks.99'.*blocks\.0"):
+        pipe.set_adapters("one", {"transformer": {"blocks.99": 0.5}})
 
 
 def test_differences_stay_when_they_are_merged(pipe):

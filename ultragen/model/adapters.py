@@ -94,19 +94,32 @@ def set_adapter_strengths(model: nn.Module, strengths: Mapping[tuple[str, str], 
 
 
 def strengths_by_layer(strengths: Mapping[str, float], model: nn.Module) -> dict[str, float]:
-    """The strengths of a model's adapted layers, from those of whole parts of its names, such as
-    `blocks.1` or `attn2`; 1 for a layer in no such part, as in diffusers.
+    """The strengths of a model's adapted layers, from those of parts of its names, such as
+    `blocks.1` or `attn`; 1 for a layer in no such part, as in diffusers.
 
     diffusers (0.42.1, `set_weights_and_activate_adapters`) asks whether a layer's name contains a
     part's, by which `blocks.1` is also `blocks.10`, and ends in an IndexError at layers outside the
     blocks that no part names.
+
+    Raises:
+        ValueError: if no adapted layer has a part in its name.
     """
-    parts = {f".{part.strip('.')}.": strength for part, strength in strengths.items()}
     layers = [name for name, module in model.named_modules() if is_layer(module)]
-    return {
-        layer: next((strength for part, strength in parts.items() if part in f".{layer}."), 1.0)
-        for layer in sorted(layers, key=len, reverse=True)  # one name may be the end of another
-    }
+    layers.sort(key=len, reverse=True)  # one name may be the end of another
+    found = dict.fromkeys(layers, 1.0)
+    for part, strength in reversed(list(strengths.items())):  # the first one counts
+        name = part.strip(".")
+        end = r"(?!\d)" if name[-1:].isdigit() else ""
+        wanted = re.compile(rf"(?<![^.]){re.escape(name)}{end}")
+        inside = [layer for layer in layers if name and wanted.search(layer)]
+        if not inside:
+            known = sorted({".".join(layer.split(".")[:2]) for layer in layers})
+            raise ValueError(
+                f"No layer with a LoRA has {part!r} in its name: choose from {', '.join(known)}, "
+                "or from parts of their layers' names."
+            )
+        found |= dict.fromkeys(inside, strength)
+    return found
 
 
 def is_layer(module: nn.Module) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Collection, Iterator
+from itertools import pairwise
 
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerBase
@@ -47,12 +48,18 @@ def reads_words(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def find_edition(tokenizer: PreTrainedTokenizerBase) -> int:
     """The edition of the procedural world, see `world.scene`, that a tokenizer's model belongs to:
-    the last one of whose captions it knows every word. The first stands for models that know every
-    word of none, and for those that cut any text into known pieces: no caption tells them apart."""
+    the last one most of whose own words it knows, as weights do that were trained before a word was
+    added. The first stands for models that know words of none, and for those that cut any text into
+    known pieces: no caption tells them apart."""
     if not reads_words(tokenizer):
         return EDITIONS[0]
     known = tokenizer.get_vocab().keys()
-    return max((x for x in EDITIONS if known >= set(vocabulary(x))), default=EDITIONS[0])
+    found = EDITIONS[0]
+    for before, edition in pairwise(EDITIONS):
+        own = set(vocabulary(edition)) - set(vocabulary(before))
+        if 2 * len(own & known) > len(own):
+            found = edition
+    return found
 
 
 def spell_as_known(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:

@@ -283,6 +283,10 @@ def distill_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
 
 def upscaler_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:
     network = sources.initial("upscaler", UpscalerNetwork.from_pretrained)
+    begun = sources.model.parent / "upscaler"
+    if network is None and (begun / "checkpoint").is_dir() and (begun / "export").is_dir():
+        # Older versions began it in another shape.
+        network = UpscalerNetwork.from_pretrained(begun / "export" / "upscaler")
     network = network.float() if network is not None else build_upscaler()
     return UpscalerStage(
         network, sources.vae(), seed=seed, edition=options.edition, **dict(options.upscaler)
@@ -367,7 +371,9 @@ def edition_of(out: Path, start: Path | None = None) -> int:
         out: Folder of the whole training.
         start: Pipeline folder that it starts from.
     """
-    for folder in Sources(out / "model", start).folders:
+    base = out / "base"
+    begun = [base / "export"] if (base / "checkpoint").is_dir() else []  # that may be broken off
+    for folder in (*begun, *Sources(out / "model", start).folders):
         if (folder / "tokenizer").is_dir():
             return find_edition(AutoTokenizer.from_pretrained(folder / "tokenizer"))
     return EDITIONS[0]

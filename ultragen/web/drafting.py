@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from threading import Event
 from time import monotonic
 from typing import Any
@@ -84,10 +85,13 @@ class Drafts:
 
         items = self.runs.in_turn(work, run.stop, sum(stages.values()))
         try:
-            yield from self._shown(run, items, stages)
+            with closing(items):  # an exception that is kept would keep the device with them
+                yield from self._shown(run, items, stages)
         except Exception as error:  # else the page would show for ever how far they were
             yield self._failed(run, Failed(said(error)))
-            raise error if isinstance(error, gr.Error) else problem(said(error)) from error
+            if isinstance(error, gr.Error):
+                raise
+            raise problem(said(error)) from error
 
     def _shown(
         self, run: KeptRun, items: Iterator[Any], stages: dict[str, float]

@@ -86,9 +86,27 @@ class Gate:
                 asked = parsed(body) if body else None  # FastAPI fails where it repeats no text
                 if path == "cancel" and isinstance(asked, dict):
                     end_loop(scope["app"].get_blocks()._queue, asked.get("event_id"))
-                await self.app(scope, replayed(body, receive), send)
+                if path == "component_server":
+                    await self._component(asked, scope, replayed(body, receive), send)
+                else:
+                    await self.app(scope, replayed(body, receive), send)
         except Refused as refusal:
             await refuse(send, refusal.status, refusal.message)
+
+    async def _component(self, asked: Any, scope: dict, receive: Any, send: Any) -> None:
+        """What a component of a page asks for, of which Gradio keeps a session, whoever it was.
+
+        Raises:
+            Refused: There is no such component, at which Gradio fails.
+        """
+        given = asked if isinstance(asked, dict) else {}
+        known, session = scope["app"].get_blocks().blocks, given.get("session_hash")
+        if not isinstance(session, str) or given.get("component_id") not in [*known]:
+            raise Refused(404, "The page has no such component: load it again.")
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.sessions.end_call(scope["app"].state_holder, session)
 
     # Calls
 

@@ -23,6 +23,7 @@ from .call_places import CALLER, check_places, next_look, waiting_runs
 from .calls import Refused, by_order
 from .kept import KeptRun, KeptRuns
 from .runs import CANCELLED, Runs
+from .sessions import forget
 
 EVERY = 0.25  # seconds between two looks at a run
 # By how much an expected wait may be off before a page is told: seconds, and a part of the wait.
@@ -126,7 +127,7 @@ class Places:
             queue.pending_messages_per_session.pop(event.session_hash, None)
             queue.pending_event_ids_session.pop(event.session_hash, None)
             if queue.server_app is not None:
-                queue.server_app.state_holder.session_data.pop(event.session_hash, None)
+                forget(queue.server_app.state_holder, event.session_hash)
 
     def place(self, run: KeptRun) -> Place | None:
         """Where a run waits; None if it does not."""

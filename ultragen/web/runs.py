@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -102,7 +102,7 @@ class Runs:
         seconds = sum(self.models.estimator.estimate(job(request, self.models)).values())
         return self.in_turn(partial(self._work, request, gpu_part, stop), stop, seconds)
 
-    def in_turn(self, start: Callable[[], Iterator], stop: Event, seconds: float) -> Iterator:
+    def in_turn(self, start: Callable[[], Iterator], stop: Event, seconds: float) -> Generator:
         """Passes on what `start` gives once the device is free.
 
         Closing the generator closes that, too, and returns at once.

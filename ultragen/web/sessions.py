@@ -38,14 +38,14 @@ class Sessions:
     def end_call(self, holder: StateHolder, session: str | None) -> None:
         """Forgets the session of a call that has ended, unless it was a page's or a client's."""
         if session and session in holder and not self._stays(holder, session):
-            _forget(holder, session)
+            forget(holder, session)
 
     def sweep(self, holder: StateHolder, now: datetime) -> None:
         """Forgets sessions that nobody has used for long."""
         for session, used in list(holder.time_last_used.items()):
             limit = FOR_PAGES if self._stays(holder, session) else FOR_CALLS
             if session not in self._connected and now - used > limit:
-                _forget(holder, session)
+                forget(holder, session)
 
     def _stays(self, holder: StateHolder, session: str) -> bool:
         """Whether a session is a page's, whose values it may ask for again."""
@@ -53,7 +53,8 @@ class Sessions:
         return session in self._connected or bool(state and state.state_data)
 
 
-def _forget(holder: StateHolder, session: str) -> None:
+def forget(holder: StateHolder, session: str) -> None:
+    """Lets go of what Gradio keeps of a session."""
     with holder.lock:
         holder.session_data.pop(session, None)
         holder.time_last_used.pop(session, None)
