@@ -374,7 +374,7 @@ def edition_of(out: Path, start: Path | None = None) -> int:
     base = out / "base"
     begun = [base / "export"] if (base / "checkpoint").is_dir() else []  # that may be broken off
     for folder in (*begun, *Sources(out / "model", start).folders):
-        if (folder / "tokenizer").is_dir():
+        if (folder / "tokenizer" / "tokenizer.json").is_file():
             return find_edition(AutoTokenizer.from_pretrained(folder / "tokenizer"))
     return EDITIONS[0]
 
