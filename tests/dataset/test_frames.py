@@ -533,3 +533,19 @@ def swapped_profile() -> bytes:
     head += bytes(12) + b"acsp" + bytes(28)
     head += struct.pack(">3i", 63190, 65536, 54061)
     return head.ljust(128, b"\0") + table + body.getvalue()
+
+
+@pytest.mark.parametrize("rate", [12, 16, 24])
+def test_a_gif_has_the_rate_of_its_frames(tmp_path, rate):
+    """PyAV 18.1 says 12.5, 50/3 and 25, the hundredths of a second that its delays are made of."""
+    path = tmp_path / "clip.gif"
+    with av.open(path, "w") as output:
+        stream = output.add_stream("gif", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "rgb8"
+        for grey in range(0, 162, 2):
+            pixels = np.full((32, 32, 3), grey, np.uint8)
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        output.mux(stream.encode(None))
+    found = probe(path)
+    assert found.num_frames == 81 == len(list(read_frames(path, None)))
+    assert found.frame_rate == pytest.approx(rate, rel=2e-3)

@@ -99,6 +99,10 @@ def stated_seconds(stream: VideoStream) -> float | None:
 
 def frame_rate(stream: VideoStream) -> float | None:
     """Frames a second in the mean, as far as a file tells."""
+    seconds = stated_seconds(stream)
+    if stream.codec_context.name == "gif" and stream.frames and seconds:
+        # PyAV 18.1 says 50/3 of a GIF of 16 and 25 of one of 24, whose times are right.
+        return stream.frames / seconds
     rate: Fraction | None = stream.average_rate or stream.guessed_rate
     return float(rate) if rate else None
 
