@@ -69,12 +69,13 @@ def test_a_heartbeat_keeps_a_session_while_it_lasts():
 
 
 def test_gradio_keeps_nothing_of_a_call(tmp_path, monkeypatch):
-    ended, end = [], Sessions.end_call
+    ended, queues, end = [], [], Sessions.end_call
 
     def noted(self, holder, session) -> None:
         had = session in holder
         end(self, holder, session)
         ended.append((session, had, len(holder.session_data)))
+        queues.append(holder.blocks._queue)
 
     monkeypatch.setattr(Sessions, "end_call", noted)
     given = {"prompt": "a calm lake", "num_frames": 1, "num_inference_steps": 1}
@@ -85,6 +86,10 @@ def test_gradio_keeps_nothing_of_a_call(tmp_path, monkeypatch):
             assert "event: complete" in answer.text
             until(lambda number=number: len(ended) == number)
             assert ended[-1] == (called["event_id"], True, 0)
+            again = httpx.get(f"{url}/gradio_api/call/generate/{called['event_id']}")
+            assert again.status_code == 404 and "read before" in again.text
+        until(lambda: not queues[0].pending_messages_per_session)
+        assert queues[0].pending_event_ids_session == {}
         components = httpx.get(f"{url}/config").json()["components"]
         asked = {"session_hash": "nobody", "component_id": components[0]["id"], "fn_name": "x"}
         for change in ({}, {"component_id": -1}, {"component_id": []}, {"session_hash": None}):

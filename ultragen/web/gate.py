@@ -199,6 +199,14 @@ class Gate:
             self.listeners[key] -= 1
             if not self.listeners[key]:
                 del self.listeners[key]
+                self._let_go(queue, key)
+
+    def _let_go(self, queue: Queue, call: str) -> None:
+        """Forgets a call that has ended and whose answer was read: Gradio would keep 2,000."""
+        over = call not in queue.event_ids_to_events and not self.listeners[call]
+        if over and queue.pending_event_ids_session.get(call) == set():
+            del queue.pending_event_ids_session[call]
+            queue.pending_messages_per_session.pop(call, None)
 
     async def _watch(self, queue: Queue, event: Event, holder: StateHolder) -> None:
         """Drops a call that nobody waits for, and forgets its session when it has ended."""
@@ -212,6 +220,7 @@ class Gate:
                 await drop(queue, event, UNHEARD.format(self.grace, ENDPOINT))
                 break
         self.sessions.end_call(holder, event.session_hash)
+        self._let_go(queue, event._id)
 
 
 def _names_endpoint(path: str, asked: Any, blocks: Any) -> bool:
