@@ -105,8 +105,8 @@ OWN = {
         "--render-on", "--render-share", "--render-every", "--batch-scale", "--data", "--without",
         "--crossing", "--lora-rank",
     },
-    "base-distill": {"--teacher-guidance-scale", "--batch-scale"},
-    "distill": {"--teacher-guidance-scale", "--batch-scale"},
+    "base-distill": {"--teacher-guidance-scale", "--steps", "--batch-scale"},
+    "distill": {"--teacher-guidance-scale", "--steps", "--batch-scale"},
 }
 # fmt: on
 
@@ -130,7 +130,9 @@ def test_options_of_the_stages_reach_them(trained, tmp_path):
     assert ultragen("train", "ultragen", *out, "--data", tmp_path) == 0
     rare = ("--without", "global", "--crossing", "shift", "--lora-rank", 0, "--render-every", 3)
     assert ultragen("train", "ultragen", *out, *rare) == 0
-    vae, base, native, judge, given, other = (options for _, _, options, _ in trained)
+    assert ultragen("train", "distill", *out, "--steps", 4, "--teacher-guidance", 2) == 0
+    vae, base, native, judge, given, other, few = (options for _, _, options, _ in trained)
+    assert dict(few.distill) == {**dict(plain.distill), "steps": 4, "guidance_scale": 2}
     attention = (("branches", ("hierarchical",)), ("crossing", "shift"), ("lora_rank", 0))
     assert other == replace(plain, attention=attention, render_every=3)
     assert given == replace(plain, data=tmp_path)

@@ -18,6 +18,7 @@ from ultragen.presets import EMBEDDED
 from ultragen.runs.loading import load_models
 from ultragen.training.assemble import assemble
 from ultragen.training.stage_order import collect
+from ultragen.training.stages.distillation import RECORD, distilled_steps
 from ultragen.training.tiny import TINY
 from ultragen.weights.fingerprint import DIGESTS
 from ultragen.world.scene import ALLOWED
@@ -66,6 +67,7 @@ def test_parts_of_a_stage_are_collected_together_or_not_at_all(tmp_path, monkeyp
 def test_the_assembled_pipeline_loads_and_runs(trained, tmp_path, monkeypatch):
     assemble(trained / "model", tmp_path, TINY)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in files if path.name == RECORD]  # model_index.json says it
     assert max(path.stat().st_size for path in files) < 9_000_000
     listed = {line.split("  ")[1] for line in (tmp_path / DIGESTS).read_text().splitlines()}
     assert listed == {path.relative_to(tmp_path).as_posix() for path in files} - {
@@ -105,6 +107,20 @@ def test_the_assembled_pipeline_loads_and_runs(trained, tmp_path, monkeypatch):
     judge = load_classifier(tmp_path / "classifier")
     assert judge.classify(judge.reduce(torch.rand(5, 3, 64, 96)))["water"] in ALLOWED["water"]
     assert (tmp_path / "classifier/accuracy.json").exists()
+
+
+def test_both_students_take_as_many_steps(tmp_path):
+    assert distilled_steps(tmp_path, 8) is None
+    parts(tmp_path, "distilled/transformer")
+    with pytest.raises(ValueError, match="run `train base-distill` too"):
+        distilled_steps(tmp_path, 8)
+    parts(tmp_path, "distilled/base_transformer")
+    assert distilled_steps(tmp_path, 8) == 8  # without a record
+    (tmp_path / "distilled/transformer" / RECORD).write_text('{"steps": 5}')
+    with pytest.raises(ValueError, match=r"`train distill` made a student of 5 .*ill` one of 8"):
+        distilled_steps(tmp_path, 8)
+    (tmp_path / "distilled/base_transformer" / RECORD).write_text('{"steps": 5}')
+    assert distilled_steps(tmp_path, 8) == 5
 
 
 @pytest.mark.slow

@@ -327,13 +327,19 @@ def distillation(
             "training that is resumed.",
         ),
     ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Steps that the student takes, 8 if not given, also for a training that is "
+            "resumed; the same for both models. The teacher takes twice as many.",
+        ),
+    ] = None,
     batch_scale: BatchScale = 1.0,
 ) -> Any:
-    options = options.with_batches(batch_scale)
-    if teacher_guidance_scale is None:
-        return options
-    guidance = ("guidance_scale", teacher_guidance_scale)
-    return replace(options, distill=(*options.distill, guidance))
+    given = {"guidance_scale": teacher_guidance_scale, "steps": steps}
+    own = tuple((name, value) for name, value in given.items() if value is not None)
+    return replace(options.with_batches(batch_scale), distill=(*options.distill, *own))
 
 
 def add_stage(name: str, summary: str, *settings: Callable[..., Any]) -> None:

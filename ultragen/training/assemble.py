@@ -22,7 +22,7 @@ from ..pipeline import UltraGenPipeline
 from ..weights.fingerprint import write_digests
 from .build import ModelSize, build_scheduler
 from .stage_options import StageOptions
-from .stages.distillation import DISTILLED
+from .stages.distillation import DISTILLED, distilled_steps
 
 SHARD_SIZE = "8MB"  # the Hub refuses files above 10 MB that are not in LFS
 
@@ -61,26 +61,16 @@ def assemble(
         undistilled: Takes the teachers also where their students are there.
 
     Raises:
-        ValueError: if only one of the two transformers is distilled.
+        ValueError: if only one of the two transformers is distilled, or each to other steps.
     """
     options = options or StageOptions()
     size = options.size
-    distilled = {
-        name: not undistilled and (model / DISTILLED / name).is_dir()
-        for name in ("transformer", "base_transformer")
-    }
-    if len(set(distilled.values())) > 1:
-        missing = {"transformer": "distill", "base_transformer": "base-distill"}
-        [stage] = (missing[name] for name, there in distilled.items() if not there)
-        raise ValueError(
-            f"One of two transformers is distilled, and both are sampled in one way: run "
-            f"`train {stage}` too, or remove {model / DISTILLED}."
-        )
-    weights = model / DISTILLED if all(distilled.values()) else model
+    steps = None if undistilled else distilled_steps(model, dict(options.distill)["steps"])
+    weights = model / DISTILLED if steps else model
     pipeline = put_together(
         size,
-        1 if all(distilled.values()) else None,
-        distilled_steps=dict(options.distill)["steps"] if all(distilled.values()) else None,
+        1 if steps else None,
+        distilled_steps=steps,
         tokenizer=AutoTokenizer.from_pretrained(model / "tokenizer"),
         text_encoder=load_strictly(ClauseTextEncoder, model / "text_encoder"),
         vae=CompactAutoencoder.from_pretrained(model / "vae"),

@@ -7,6 +7,7 @@ The teacher samples with guidance, two steps for one of the student's, and the s
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...files import write_text
 from ...pipeline import UltraGenPipeline
 from ..clip_sizes import ClipSize
 from ..data import SceneStream, caption_variants, tokenize
@@ -23,6 +25,8 @@ from .trajectories import Trajectories
 from .transformer_stage import TransformerStage, compile_blocks, mixed_precision
 
 DISTILLED = "distilled"
+STUDENTS = {"transformer": "distill", "base_transformer": "base-distill"}  # stages by their parts
+RECORD = "distillation.json"
 
 
 class DistillStage(TransformerStage):
@@ -132,3 +136,39 @@ class DistillStage(TransformerStage):
     def export(self, folder: Path) -> None:
         """Beside the undistilled weights, which stay the teacher of a training that goes on."""
         super().export(folder / DISTILLED)
+        for name in STUDENTS:
+            if (folder / DISTILLED / name).is_dir():
+                record = json.dumps({"steps": self.steps}) + "\n"
+                write_text(folder / DISTILLED / name / RECORD, record)
+
+
+def distilled_steps(model: Path, otherwise: int) -> int | None:
+    """Steps that both transformers of a training were distilled to; None where neither was.
+
+    Args:
+        model: Folder that the training's stages filled.
+        otherwise: What a student takes that was exported without a record of it, as before
+            2026-12.
+
+    Raises:
+        ValueError: if only one of the two is distilled, or each to another number of steps.
+    """
+    steps: dict[str, int | None] = {}
+    for name in STUDENTS:
+        path = model / DISTILLED / name / RECORD
+        told = json.loads(path.read_text(encoding="utf-8"))["steps"] if path.is_file() else None
+        steps[name] = (told or otherwise) if path.parent.is_dir() else None
+    if len(set(steps.values())) == 1:
+        return steps["transformer"]
+    if None in steps.values():
+        [stage] = (STUDENTS[name] for name, number in steps.items() if number is None)
+        raise ValueError(
+            f"One of two transformers is distilled, and both are sampled in one way: run "
+            f"`train {stage}` too, or remove {model / DISTILLED}."
+        )
+    few, many = sorted(steps, key=lambda name: steps[name] or 0)
+    raise ValueError(
+        f"`train {STUDENTS[few]}` made a student of {steps[few]} steps, `train {STUDENTS[many]}` "
+        f"one of {steps[many]}, and both are sampled in as many: run one of them with the other's "
+        "--steps."
+    )
