@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 from diffusers.pipelines import pipeline_loading_utils
 from diffusers.pipelines.pipeline_loading_utils import _fetch_class_library_tuple
 from paths import ROOT
@@ -102,3 +103,16 @@ def test_a_damaged_index_is_named_with_the_way_out(saved, tmp_path, content):
     (tmp_path / "pipeline" / "model_index.json").write_text(content)
     with pytest.raises(OSError, match=r"model_index.json.*(git|again)"):
         UltraGenPipeline.from_pretrained(tmp_path / "pipeline")
+
+
+def test_every_part_is_saved_in_the_shards_and_the_variant_that_are_asked_for(tmp_path):
+    """diffusers 0.42.1 tells only those parts of them whose `save_pretrained` names them."""
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(tmp_path, max_shard_size="20KB", variant="fp16")
+    for name in ("transformer", "text_encoder", "vae"):
+        files = [path.name for path in (tmp_path / name).glob("*.safetensors")]
+        assert len(files) > 1
+        assert all(".fp16" in file for file in files)
+    loaded = UltraGenPipeline.from_pretrained(tmp_path, variant="fp16")
+    given = loaded.transformer.state_dict()
+    assert all(torch.equal(given[k], v) for k, v in pipe.transformer.state_dict().items())

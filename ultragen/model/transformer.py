@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import wraps
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,7 +14,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 # diffusers' `from_pretrained` looks for this name beside a component's class to find out how the
 # component is loaded.
-from diffusers.models.modeling_utils import ModelMixin  # noqa: F401
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import apply_lora_scale
 from einops import rearrange
 from torch import Tensor, nn
@@ -267,6 +268,8 @@ class UltraGenTransformer3DModel(StrictLoading, WanTransformer3DModel):
         with only_tensors_of(self, name) if hotswap and name else nullcontext():
             super().load_lora_adapter(source, prefix, hotswap, **options)
 
+    # A pipeline tells a part of shards and variants if its signature says that it knows them.
+    @wraps(ModelMixin.save_pretrained, assigned=())
     def save_pretrained(self, save_directory: Any, *arguments: Any, **options: Any) -> None:
         """Saves as diffusers does.
 
