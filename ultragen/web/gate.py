@@ -21,7 +21,7 @@ from ..presets import shown
 from . import answers
 from .asgi import read_body, refuse, replayed, send_json, with_headers
 from .cache import Uploads
-from .call_places import CALLER, MAKES_CLIPS, check_places, drop, end_loop, next_look
+from .call_places import CALLER, MAKES_CLIPS, check_places, drop, end_loop, is_over, next_look
 from .calls import ENDPOINT, Refused, by_name, by_order, parsed, with_all_values
 from .mcp_calls import MCP, STREAM, Tools
 from .sessions import HEARTBEAT, Sessions
@@ -220,18 +220,18 @@ class Gate:
 
     async def _watch(self, queue: Queue, event: Event, app: App) -> None:
         """Drops a call that nobody waits for, and forgets its session when it has ended."""
-        clock = asyncio.get_running_loop().time
-        heard = clock()
-        while event._id in queue.event_ids_to_events:
-            await next_look(min(1.0, self.grace / 4))
-            if self.listeners[event._id] or self.listeners[event.session_hash]:
+        clock, every = asyncio.get_running_loop().time, min(1.0, self.grace / 4)
+        session, heard = event.session_hash, clock()
+        while not is_over(queue, event):
+            await next_look(every)
+            if self.listeners[event._id] or self.listeners[session]:
                 heard = clock()
             elif clock() - heard >= self.grace:
                 await drop(queue, event, UNHEARD.format(self.grace, ENDPOINT))
-        self.sessions.end_call(app.state_holder, event.session_hash)
-        session = event.session_hash
-        # Where a cancel has closed a generator, for a run that would go on with it.
+        await next_look(every)  # Gradio tidies up first
+        self.sessions.end_call(app.state_holder, session)
         app.iterators_to_reset.discard(event._id)
+        queue.event_ids_to_events.pop(event._id, None)
         self._let_go(queue, session)
         if event._id in queue.pending_event_ids_session.get(session, ()):
             if event.fn.api_name == ENDPOINT and not self._is_heard(queue, session):
