@@ -36,6 +36,7 @@ from ultragen.web.browser import remembered, script
 from ultragen.web.cache import (
     LARGEST_UPLOAD,
     RUNS_FOLDER,
+    forget_removed,
     lasting_copies,
     own_folder,
     remove_old_copies,
@@ -407,6 +408,7 @@ def clean_up(blocks: gr.Blocks, folder: Path) -> None:
     """Removes what is older than the page promises to keep."""
     remove_old(folder / RUNS_FOLDER, KEPT_FOR)
     remove_old_copies(folder, KEPT_FOR, lasting_copies(blocks))
+    forget_removed(blocks)
 
 
 def main() -> None:

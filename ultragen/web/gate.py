@@ -10,7 +10,9 @@ import asyncio
 import json
 import os
 from collections import Counter
+from contextvars import Context
 from datetime import datetime
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -228,17 +230,18 @@ class Gate:
                 heard = clock()
             elif clock() - heard >= self.grace:
                 await drop(queue, event, UNHEARD.format(self.grace, ENDPOINT))
-        await next_look(every)  # Gradio tidies up first
         self.sessions.end_call(app.state_holder, session)
+        if event._id in queue.event_ids_to_events:
+            await next_look(every)  # Gradio still tidies up, or has failed
         app.iterators_to_reset.discard(event._id)
         queue.event_ids_to_events.pop(event._id, None)
         self._let_go(queue, session)
         if event._id in queue.pending_event_ids_session.get(session, ()):
             if event.fn.api_name == ENDPOINT and not self._is_heard(queue, session):
                 answers.shorten(queue, event)
-            # By its name: the event holds its request, and all that came with it.
-            later = asyncio.get_running_loop().call_later
-            later(UNREAD, self._expire, queue, session, event._id)
+            # By its name and in no context: the event and this one hold the request.
+            expire = partial(self._expire, queue, session, event._id)
+            asyncio.get_running_loop().call_later(UNREAD, expire, context=Context())
 
 
 def _names_endpoint(path: str, asked: Any, blocks: Any) -> bool:
