@@ -37,6 +37,10 @@ UNHEARD = (
     "Nobody waited for this call for {:.0f} seconds, so it was dropped. Call again, and read its "
     "answer from /gradio_api/call/{}/ and the event_id."
 )
+NO_ANSWER = (
+    "There is no such call, its answer was read before, or nobody came to read it for "
+    f"{UNREAD / 60:.0f} minutes: call again."
+)
 
 
 class Gate:
@@ -194,8 +198,7 @@ class Gate:
             key = path.rpartition("/")[2]
             session = answers.session_of(queue, key)
             if session is None:
-                text = "There is no such call, or its answer was read before: call again."
-                await refuse(send, 404, text)
+                await refuse(send, 404, NO_ANSWER)
                 return
         self.listeners[key] += 1
         try:
@@ -212,6 +215,7 @@ class Gate:
         return any(self.listeners[key] for key in (session, *calls))
 
     def _let_go(self, queue: Queue, session: str) -> None:
+        """Forgets a session that is over."""
         if not self._is_heard(queue, session):
             answers.let_go(queue, session)
 
