@@ -36,6 +36,7 @@ from ultragen.web.browser import remembered, script
 from ultragen.web.cache import (
     LARGEST_UPLOAD,
     RUNS_FOLDER,
+    forget_removed,
     lasting_copies,
     own_folder,
     remove_old_copies,
@@ -84,6 +85,8 @@ QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibil
 # Seconds between two looks for what waits. Gradio 6.31 looks each millisecond, on Windows each 50.
 LOOK = 0.01
 PROGRESS_LOOK = 0.1  # and for progress of calls, for which it looks each 10, at all that are active
+# Calls that Gradio 6.31 lists, for a table that it makes anew at the end of each; else 10,000.
+LISTED = 3 * PLACES
 STOPPING = views.notice("stopped", "Stopping", "The step that runs now is the last one.")
 SCRIPTED: dict[str, Any] = {"queue": False, "api_visibility": "private"}
 SCROLL_TO_STATUS = "() => { if (innerWidth < 900) ultragenShow('#status', 'start'); }"
@@ -147,6 +150,7 @@ class Page:
         blocks.queue(max_size=3 * PLACES, default_concurrency_limit=1, api_open=False)
         blocks._queue.sleep_when_free = LOOK
         blocks._queue.progress_update_sleep_when_free = PROGRESS_LOOK
+        blocks._queue.ANALYTICS_MAX_EVENTS = LISTED
         return blocks
 
     # Wiring
@@ -404,6 +408,7 @@ def clean_up(blocks: gr.Blocks, folder: Path) -> None:
     """Removes what is older than the page promises to keep."""
     remove_old(folder / RUNS_FOLDER, KEPT_FOR)
     remove_old_copies(folder, KEPT_FOR, lasting_copies(blocks))
+    forget_removed(blocks)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import resource
 import time
+from collections import deque
 from pathlib import Path
 from threading import current_thread
 from typing import Any
@@ -53,6 +54,8 @@ class Logged(FakePipeline):
 def load_models() -> Models:
     models = fake_models(delay=SETTINGS["delay"])
     models.native = Logged(SETTINGS["delay"])
+    for pipeline in (models.native, models.base):  # or they would keep all calls
+        pipeline.calls = deque(maxlen=1)
     return models
 
 

@@ -129,6 +129,13 @@ def visit(served: Page, tally: Tally, calls: Calls, index: int, end: float) -> N
                 time.sleep(GRACE)
 
 
+def warmed_up(served: Page, calls: Calls, end: float) -> int:
+    """Bytes of the page once many clients at a time have had its first runs."""
+    while len(calls.done) < WARM and time.monotonic() < end:
+        time.sleep(0.1)
+    return served.use()["memory"]
+
+
 def test_places_are_counted_between_calls_whose_order_is_known():
     taken = {seed: Taken("", seed, seed + 0.5) for seed in range(6)}
     assert displaced(taken, [0, 1, 2, 4, 5]) == 0  # 3 was given up
@@ -147,6 +154,7 @@ def test_many_clients_of_whom_a_third_goes(served, trial, minutes):
             visits = [
                 threads.submit(visit, served, tally, calls, index, end) for index in range(CLIENTS)
             ]
+            warm = warmed_up(served, calls, end)
         for each in visits:
             each.result()
         # What was left behind is dropped, and then the page is free.
@@ -157,12 +165,12 @@ def test_many_clients_of_whom_a_third_goes(served, trial, minutes):
     began = [seed for _, seed, step in served.steps() if step == -1 and seed in calls.taken]
     tally.order = displaced(calls.taken, [seed for seed in began if seed in calls.done])
     used = settled(served, before)
-    tally.memory = used["memory"] / before["memory"] - 1
+    tally.memory = used["memory"] / warm - 1
     tally.left = [*left(used, before), *served.stays_half()]
     tally.tracebacks = served.tracebacks()
     tally.notes = (
         f"{len(calls.done)} clips, {len(calls.stopped)} given up, {len(calls.late)} read too late, "
-        f"free after {free_after:.1f} s"
+        f"free after {free_after:.1f} s, {warm / 2**20:.0f} MiB"
     )
     assert tally.fails() == {}
     assert len(calls.late) <= len(calls.done)

@@ -278,3 +278,11 @@ def test_copies_that_a_killed_page_left_go_after_a_day(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["example", "runs"]
     assert (tmp_path / "runs/clip/native.mp4").exists()
     cache.remove_old_copies(tmp_path / "nowhere", age=-1)
+
+
+def test_names_of_files_that_are_gone_go(tmp_path: Path) -> None:
+    there, gone = str(tmp_path / "there.mp4"), str(tmp_path / "gone.mp4")
+    Path(there).touch()
+    blocks = SimpleNamespace(temp_file_sets=[{there, gone}, {gone}])
+    cache.forget_removed(blocks)
+    assert blocks.temp_file_sets == [{there}, set()]

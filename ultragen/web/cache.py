@@ -62,6 +62,16 @@ def lasting_copies(blocks: Any) -> set[str]:
     return {path for each in blocks.blocks.values() for path in each.keep_in_cache}
 
 
+def forget_removed(blocks: Any) -> None:
+    """Has Gradio forget files that are gone, whose names it would keep for good.
+
+    Args:
+        blocks: The page.
+    """
+    for made in blocks.temp_file_sets:
+        made.difference_update([path for path in list(made) if not os.path.exists(path)])
+
+
 def _touched(path: Path) -> float:
     """When a file, or the newest in a folder, was changed or made."""
     with suppress(OSError):  # it may go meanwhile

@@ -49,6 +49,16 @@ def check_places(queue: Queue, caller: str) -> None:
         )
 
 
+def is_over(queue: Queue, event: Event) -> bool:
+    """Whether a call neither waits nor runs.
+
+    Gradio 6.31 keeps the names of some that were cancelled: where it closes a generator for the
+    cancel and for the run's end at one time, the latter fails and tidies up no further.
+    """
+    waits = any(event in each.queue for each in queue.event_queue_per_concurrency_id.values())
+    return not waits and not any(event in jobs for jobs in queue.active_jobs if jobs)
+
+
 def end_loop(queue: Queue, event_id: object) -> None:
     """Has Gradio ask a run that computes for no more items.
 

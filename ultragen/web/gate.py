@@ -10,28 +10,36 @@ import asyncio
 import json
 import os
 from collections import Counter
+from contextvars import Context
 from datetime import datetime
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qs
 
 from gradio.queueing import Event, Queue
-from gradio.state_holder import StateHolder
+from gradio.routes import App
 
 from ..presets import shown
+from . import answers
 from .asgi import read_body, refuse, replayed, send_json, with_headers
 from .cache import Uploads
-from .call_places import CALLER, MAKES_CLIPS, check_places, drop, end_loop, next_look
+from .call_places import CALLER, MAKES_CLIPS, check_places, drop, end_loop, is_over, next_look
 from .calls import ENDPOINT, Refused, by_name, by_order, parsed, with_all_values
 from .mcp_calls import MCP, STREAM, Tools
 from .sessions import HEARTBEAT, Sessions
 
 PREFIX = "/gradio_api/"
 GRACE = 30.0  # seconds for which a call waits or runs with nobody waiting for it
+UNREAD = 600.0  # seconds for which an answer is kept that nobody has read
 LOCAL = ("127.0.0.1", "::1", "::ffff:127.0.0.1", "")
 
 UNHEARD = (
     "Nobody waited for this call for {:.0f} seconds, so it was dropped. Call again, and read its "
     "answer from /gradio_api/call/{}/ and the event_id."
+)
+NO_ANSWER = (
+    "There is no such call, its answer was read before, or nobody came to read it for "
+    f"{UNREAD / 60:.0f} minutes: call again."
 )
 
 
@@ -152,7 +160,7 @@ class Gate:
             tool_call.event = event
             if tool_call.gone:
                 await tool_call.drop(blocks._queue)
-        watch = asyncio.create_task(self._watch(blocks._queue, event, scope["app"].state_holder))
+        watch = asyncio.create_task(self._watch(blocks._queue, event, scope["app"]))
         self._watches.add(watch)
         watch.add_done_callback(self._watches.discard)
 
@@ -185,12 +193,12 @@ class Gate:
         if path.startswith("queue/"):
             query = parse_qs(scope["query_string"].decode("latin-1"))
             key = query.get("session_hash", [""])[0]
+            session = key
         else:
             key = path.rpartition("/")[2]
-            waited_for = queue.pending_event_ids_session.values()
-            if key not in queue.event_ids_to_events and not any(key in ids for ids in waited_for):
-                text = "There is no such call, or its answer was read before: call again."
-                await refuse(send, 404, text)
+            session = answers.session_of(queue, key)
+            if session is None:
+                await refuse(send, 404, NO_ANSWER)
                 return
         self.listeners[key] += 1
         try:
@@ -199,28 +207,45 @@ class Gate:
             self.listeners[key] -= 1
             if not self.listeners[key]:
                 del self.listeners[key]
-                self._let_go(queue, key)
+                self._let_go(queue, session)
 
-    def _let_go(self, queue: Queue, call: str) -> None:
-        """Forgets a call that has ended and whose answer was read: Gradio would keep 2,000."""
-        over = call not in queue.event_ids_to_events and not self.listeners[call]
-        if over and queue.pending_event_ids_session.get(call) == set():
-            del queue.pending_event_ids_session[call]
-            queue.pending_messages_per_session.pop(call, None)
+    def _is_heard(self, queue: Queue, session: str) -> bool:
+        """Whether somebody reads what is said to a session, or to one of its calls."""
+        calls = queue.pending_event_ids_session.get(session, ())
+        return any(self.listeners[key] for key in (session, *calls))
 
-    async def _watch(self, queue: Queue, event: Event, holder: StateHolder) -> None:
+    def _let_go(self, queue: Queue, session: str) -> None:
+        """Forgets a session that is over."""
+        if not self._is_heard(queue, session):
+            answers.let_go(queue, session)
+
+    def _expire(self, queue: Queue, session: str, call: str) -> None:
+        """Nobody has come to read the answer of a call."""
+        queue.pending_event_ids_session.get(session, set()).discard(call)
+        self._let_go(queue, session)
+
+    async def _watch(self, queue: Queue, event: Event, app: App) -> None:
         """Drops a call that nobody waits for, and forgets its session when it has ended."""
-        clock = asyncio.get_running_loop().time
-        heard = clock()
-        while event._id in queue.event_ids_to_events:
-            await next_look(min(1.0, self.grace / 4))
-            if self.listeners[event._id] or self.listeners[event.session_hash]:
+        clock, every = asyncio.get_running_loop().time, min(1.0, self.grace / 4)
+        session, heard = event.session_hash, clock()
+        while not is_over(queue, event):
+            await next_look(every)
+            if self.listeners[event._id] or self.listeners[session]:
                 heard = clock()
             elif clock() - heard >= self.grace:
                 await drop(queue, event, UNHEARD.format(self.grace, ENDPOINT))
-                break
-        self.sessions.end_call(holder, event.session_hash)
-        self._let_go(queue, event._id)
+        self.sessions.end_call(app.state_holder, session)
+        if event._id in queue.event_ids_to_events:
+            await next_look(every)  # Gradio still tidies up, or has failed
+        app.iterators_to_reset.discard(event._id)
+        queue.event_ids_to_events.pop(event._id, None)
+        self._let_go(queue, session)
+        if event._id in queue.pending_event_ids_session.get(session, ()):
+            if event.fn.api_name == ENDPOINT and not self._is_heard(queue, session):
+                answers.shorten(queue, event)
+            # By its name and in no context: the event and this one hold the request.
+            expire = partial(self._expire, queue, session, event._id)
+            asyncio.get_running_loop().call_later(UNREAD, expire, context=Context())
 
 
 def _names_endpoint(path: str, asked: Any, blocks: Any) -> bool:
