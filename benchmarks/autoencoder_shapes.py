@@ -13,8 +13,9 @@ A variant is a name and settings: those of `CompactAutoencoder` by their names, 
 before them those of `AutoencoderStage`. With `--start FOLDER` variants are grown from a folder's
 autoencoder, of which `z_dim` and the numbers of blocks can be larger. `--trained NAME=FOLDER` adds
 a row of a folder's autoencoder as it is. For each, on held-out scenes of two sizes: the part of the
-real clips' detail that copies keep above and below the middle (see `limits.py`), the PSNR, the
-operations of decoding a pixel, and copies at 1:1. `--minutes 0.05 --crop 64 --batch 2` shows on a
+real clips' detail that copies keep above and below the middle (see `limits.py`) and the PSNR, of
+the clips and of their last frames standing still, the operations of decoding a pixel, and copies
+at 1:1. `--minutes 0.05 --crop 64 --batch 2` shows on a
 CPU that it runs.
 """
 
@@ -29,7 +30,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from limits import HALVES, Measurement, Model, detail
+from limits import Measurement, Model, detail
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -123,21 +124,37 @@ def measure(vae: CompactAutoencoder, cases: list[HeldOutClip], device: str, out:
     row: Row = {"parameters": sum(p.numel() for p in vae.parameters())}
     row["decoding, kMAC a pixel"] = operations(vae) / 2e3
     for size in SIZES:
-        to, kept, real, scores, pictures = Measurement(size, FRAMES, device), [], [], [], []
+        to, pictures = Measurement(size, FRAMES, device), []
+        moving, still = Copies(), Copies()
         for case in cases:
             frames = torch.from_numpy(case.frames(*size, FRAMES, device)).to(device)
             video = frames.permute(3, 0, 1, 2)[None].float() / 255
-            copy = (vae(video * 2 - 1) / 2 + 0.5).clamp(0, 1)
-            kept.append(detail(copy))
-            real.append(detail(video))
-            scores.append(psnr(copy - video).item())
+            copy = moving.add(vae, video)
+            still.add(vae, video[:, :, -1:].expand_as(video))
             pictures.append([*to.crop("real", video), *to.crop("copy", copy)])
-        shares = [
-            sum(a[i] for a in kept) / sum(a[i] for a in real) for i in range(len(HALVES))
-        ]  # fmt: skip
-        row[f"{size[0]}×{size[1]}"] = {"detail": shares, "PSNR": fmean(scores)}
+        row[f"{size[0]}×{size[1]}"] = moving.kept() | {"still": still.kept()}
         picture_grid(pictures).save(out / f"{size[0]}.png")
     return row
+
+
+class Copies:
+    """What an autoencoder's copies of some clips keep."""
+
+    def __init__(self) -> None:
+        self.details: list[tuple[list[float], list[float]]] = []  # of copies and clips
+        self.scores: list[float] = []
+
+    def add(self, vae: CompactAutoencoder, video: Tensor) -> Tensor:
+        """Copies a clip, 1 c t h w in [0, 1]."""
+        copy = (vae(video * 2 - 1) / 2 + 0.5).clamp(0, 1)
+        self.details.append((detail(copy), detail(video)))
+        self.scores.append(psnr(copy - video).item())
+        return copy
+
+    def kept(self) -> Row:
+        """The part of the clips' detail, above and below the middle, and the mean PSNR in dB."""
+        copies, clips = (torch.tensor(each).sum(0) for each in zip(*self.details, strict=True))
+        return {"detail": (copies / clips).tolist(), "PSNR": fmean(self.scores)}
 
 
 def operations(vae: CompactAutoencoder) -> float:
@@ -152,16 +169,21 @@ def operations(vae: CompactAutoencoder) -> float:
 def markdown(rows: dict[str, Row]) -> str:
     """A line for each variant."""
     sizes = [f"{height}×{width}" for height, width in SIZES]
-    heads = [f"{size}, detail above / below, PSNR" for size in sizes]
+    heads = [
+        head
+        for size in sizes
+        for head in (f"{size}, detail above / below, PSNR", "… standing still")
+    ]
     lines = [
         f"| | million parameters | decoding, kMAC a pixel | {' | '.join(heads)} |",
-        "| --- | ---: | ---: | --- | --- |",
+        f"| --- | ---: | ---: |{' --- |' * len(heads)}",
     ]
     for name, row in rows.items():
         cells = [f"{row['parameters'] / 1e6:.1f}", f"{row['decoding, kMAC a pixel']:.1f}"]
         for size in sizes:
-            above, below = row[size]["detail"]
-            cells.append(f"{above:.2f} / {below:.2f}, {row[size]['PSNR']:.1f}")
+            for kept in (row[size], row[size]["still"]):
+                above, below = kept["detail"]
+                cells.append(f"{above:.2f} / {below:.2f}, {kept['PSNR']:.1f}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -122,7 +122,7 @@ def convert(base: WanTransformer3DModel, size: ModelSize, **config) -> UltraGenT
 
 def build_upscaler() -> UpscalerNetwork:
     """The network that enlarges the base model's clips four times."""
-    return UpscalerNetwork(channels=64, num_blocks=4, stride=2)
+    return UpscalerNetwork(channels=48, num_blocks=4, stride=2)
 
 
 def build_scheduler(size: ModelSize) -> FlowMatchEulerDiscreteScheduler:
