@@ -15,8 +15,7 @@ autoencoder, of which `z_dim` and the numbers of blocks can be larger. `--traine
 a row of a folder's autoencoder as it is. For each, on held-out scenes of two sizes: the part of the
 real clips' detail that copies keep above and below the middle (see `limits.py`) and the PSNR, of
 the clips and of their last frames standing still, the operations of decoding a pixel, and copies
-at 1:1. `--minutes 0.05 --crop 64 --batch 2` shows on a
-CPU that it runs.
+at 1:1. `--minutes 0.05 --crop 64 --batch 2` shows on a CPU that it runs.
 """
 
 from __future__ import annotations
@@ -169,11 +168,9 @@ def operations(vae: CompactAutoencoder) -> float:
 def markdown(rows: dict[str, Row]) -> str:
     """A line for each variant."""
     sizes = [f"{height}×{width}" for height, width in SIZES]
-    heads = [
-        head
-        for size in sizes
-        for head in (f"{size}, detail above / below, PSNR", "… standing still")
-    ]
+    heads = []
+    for size in sizes:
+        heads += [f"{size}, detail above / below, PSNR", "… standing still"]
     lines = [
         f"| | million parameters | decoding, kMAC a pixel | {' | '.join(heads)} |",
         f"| --- | ---: | ---: |{' --- |' * len(heads)}",

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
+from dataclasses import replace
 
+import pytest
 import torch
 from torch import Tensor
-from training_stages import SMALL
+from training_stages import SMALL, steps
 
 from ultragen.sampling.flow import second_order
 from ultragen.training.build import TINY_SIZE, build_pipeline
-from ultragen.training.stages.distillation import DistillStage
+from ultragen.training.stage_order import train
+from ultragen.training.stages.distillation import RECORD, DistillStage
 from ultragen.training.stages.trajectories import Trajectories
 from ultragen.training.stages.transformer_stage import mixed_precision
+from ultragen.training.tiny import TINY
 
 
 def straight(velocity: Tensor):
@@ -136,3 +142,16 @@ def test_the_teacher_is_guided_and_stays_as_it_was():
             parameter.add_(1.0)
     assert all(torch.equal(a, b) for a, b in zip(before, stage.teacher.parameters(), strict=True))
     assert all(p.grad is None for p in stage.teacher.parameters())
+
+
+@pytest.mark.slow
+def test_a_student_is_resumed_with_as_many_steps(trained, tmp_path, capsys):
+    shutil.copytree(trained / "model", tmp_path / "model")
+    three = replace(TINY, distill=(*TINY.distill, ("steps", 3)))
+    train("distill", steps(tmp_path, 1), three)
+    record = tmp_path / "model" / "distilled" / "transformer" / RECORD
+    assert json.loads(record.read_text()) == {"steps": 3}
+    with pytest.raises(ValueError, match="another student: 3 steps, not 2 steps"):
+        train("distill", steps(tmp_path, 2), TINY)
+    train("distill", steps(tmp_path, 2), three)
+    assert "resumed at step 1" in capsys.readouterr().out

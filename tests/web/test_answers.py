@@ -63,6 +63,18 @@ def test_of_calls_that_nobody_reads_nothing_is_kept(page, monkeypatch):
     assert not page.queue.server_app.iterators_to_reset
 
 
+def test_a_call_is_dropped_once_however_long_its_last_step_takes(page, monkeypatch):
+    dropped = []
+
+    async def drop(queue, event, why: str) -> None:
+        dropped.append(event._id)
+
+    monkeypatch.setattr(gate, "drop", drop)
+    name = call(page, num_inference_steps=100)  # it is looked at each half second
+    until(lambda: not page.queue.event_ids_to_events)
+    assert dropped == [name]
+
+
 def test_a_call_goes_whose_end_gradio_does_not_reach(page, monkeypatch):
     async def closed_meanwhile(call: str) -> None:
         raise KeyError(call)

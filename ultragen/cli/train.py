@@ -331,8 +331,8 @@ def distillation(
         int | None,
         typer.Option(
             min=1,
-            help="Steps that the student takes, 8 if not given, also for a training that is "
-            "resumed; the same for both models. The teacher takes twice as many.",
+            help="Steps that the student takes, the same for both models; 8 if not given. The "
+            "teacher takes twice as many. Name it again to resume.",
         ),
     ] = None,
     batch_scale: BatchScale = 1.0,

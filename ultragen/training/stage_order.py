@@ -263,9 +263,12 @@ def distillation(
             f"The teacher has {own} latent channels and the autoencoder {needed}: train base and "
             "ultragen with this autoencoder first."
         )
-    return DistillStage(
+    stage = DistillStage(
         pipeline, sizes, seed=seed, edition=options.edition, **dict(options.distill)
     )
+    if stage.steps != dict(StageOptions().distill)["steps"]:  # older checkpoints know of no others
+        stage.settings = {"student": f"{stage.steps} steps"}
+    return stage
 
 
 def base_distill_stage(sources: Sources, options: StageOptions, seed: int) -> Stage:

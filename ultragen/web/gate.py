@@ -13,6 +13,7 @@ from collections import Counter
 from contextvars import Context
 from datetime import datetime
 from functools import partial
+from math import inf
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -234,6 +235,7 @@ class Gate:
                 heard = clock()
             elif clock() - heard >= self.grace:
                 await drop(queue, event, UNHEARD.format(self.grace, ENDPOINT))
+                heard = inf  # once, however long its last step takes
         self.sessions.end_call(app.state_holder, session)
         if event._id in queue.event_ids_to_events:
             await next_look(every)  # Gradio still tidies up, or has failed

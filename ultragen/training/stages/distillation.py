@@ -147,8 +147,7 @@ def distilled_steps(model: Path, otherwise: int) -> int | None:
 
     Args:
         model: Folder that the training's stages filled.
-        otherwise: What a student takes that was exported without a record of it, as before
-            2026-12.
+        otherwise: What a student takes of which no record says it, as older versions left it.
 
     Raises:
         ValueError: if only one of the two is distilled, or each to another number of steps.
