@@ -222,6 +222,37 @@ def test_a_call_that_is_waited_for_outlives_the_grace(server):
     assert again.status_code == 404 and "call again" in again.json()["error"]
 
 
+@pytest.mark.parametrize("read", [True, False])
+def test_time_in_which_the_server_stands_still_counts_against_nobody(monkeypatch, read):
+    gate, event = Gate(None, grace=0.2), SimpleNamespace(_id="call", session_hash="call", fn=None)
+    places, names = SimpleNamespace(queue=[event]), {}
+    queue = SimpleNamespace(
+        event_queue_per_concurrency_id={"run": places}, active_jobs=[],
+        event_ids_to_events=names, pending_event_ids_session=names,
+    )  # fmt: skip
+    state = SimpleNamespace(state_holder=None, iterators_to_reset=set())
+    dropped = []
+
+    async def drop(queue, event, why: str) -> None:
+        dropped.append(event)
+
+    async def watched() -> list:
+        watch = asyncio.create_task(gate._watch(queue, event, state))
+        await asyncio.sleep(0.01)
+        time.sleep(1)  # all of the loop, and whoever comes to read
+        await asyncio.sleep(0.01)
+        gate.listeners["call"] += read
+        await asyncio.sleep(0.6)
+        places.queue.clear()
+        await watch
+        return dropped
+
+    monkeypatch.setattr("ultragen.web.gate.drop", drop)
+    monkeypatch.setattr(gate.sessions, "end_call", lambda *_: None)
+    monkeypatch.setattr(gate, "_let_go", lambda *_: None)
+    assert asyncio.run(watched()) == ([] if read else [event])
+
+
 def test_a_tool_whose_caller_is_gone_stops(server):
     pytest.importorskip("mcp")
     with pytest.raises(httpx.ReadTimeout):

@@ -227,15 +227,17 @@ class Gate:
 
     async def _watch(self, queue: Queue, event: Event, app: App) -> None:
         """Drops a call that nobody waits for, and forgets its session when it has ended."""
-        clock, every = asyncio.get_running_loop().time, min(1.0, self.grace / 4)
-        session, heard = event.session_hash, clock()
+        every = min(1.0, self.grace / 4)
+        session, alone = event.session_hash, 0.0
         while not is_over(queue, event):
             await next_look(every)
+            # By looks, not by the clock: who would read could not while the loop stood still.
+            alone += every
             if self.listeners[event._id] or self.listeners[session]:
-                heard = clock()
-            elif clock() - heard >= self.grace:
+                alone = 0.0
+            elif alone > self.grace:  # the first look comes at once
                 await drop(queue, event, UNHEARD.format(self.grace, ENDPOINT))
-                heard = inf  # once, however long its last step takes
+                alone = -inf  # once, however long its last step takes
         self.sessions.end_call(app.state_holder, session)
         if event._id in queue.event_ids_to_events:
             await next_look(every)  # Gradio still tidies up, or has failed
