@@ -9,7 +9,7 @@ import pytest
 from commands import PROMPT, SMALL, one_line, ultragen
 
 from ultragen.cli import train
-from ultragen.training.build import EMBEDDED_SIZE, TINY_SIZE
+from ultragen.training.build import EMBEDDED_SIZE, TINY_SIZE, build_autoencoder
 from ultragen.training.stage_options import StageOptions
 from ultragen.training.stage_order import STAGES
 from ultragen.training.vocabulary import build_tokenizer
@@ -80,7 +80,7 @@ def test_the_stages_are_those_of_the_recipe(capsys):
 def test_every_stage_has_the_shared_options(trained, tmp_path, stage):
     shared = {
         "minutes": 3, "run-minutes": 2, "max-steps": 4, "seed": 5, "learning-rate": 0.1,
-        "warmup-steps": 6, "sample-minutes": 7, "profile-step": 8,
+        "warmup-steps": 6, "sample-minutes": 7, "profile-step": 8, "decay": 0.9,
     }  # fmt: skip
     words = [word for name, value in shared.items() for word in (f"--{name}", value)]
     run = ("train", stage, "--out", tmp_path / "runs", "--start-from", tmp_path)
@@ -95,18 +95,22 @@ def test_every_stage_has_the_shared_options(trained, tmp_path, stage):
 
 # fmt: off
 OWN = {
-    "autoencoder": {"--anchor", "--adversarial", "--detail", "--ground-share", "--render-share"},
-    "decoder": {"--adversarial", "--detail", "--ground-share", "--render-share"},
+    "autoencoder": {
+        "--anchor", "--adversarial", "--detail", "--ground-share", "--render-share",
+        "--decoder-blocks",
+    },
+    "decoder": {
+        "--adversarial", "--detail", "--ground-share", "--render-share", "--decoder-blocks",
+    },
     "base": {
-        "--render-on", "--render-share", "--render-every", "--batch-scale", "--freeze-text",
-        "--clauses", "--data",
+        "--render-on", "--render-share", "--render-every", "--freeze-text", "--clauses", "--data",
     },
     "ultragen": {
-        "--render-on", "--render-share", "--render-every", "--batch-scale", "--data", "--without",
-        "--crossing", "--lora-rank",
+        "--render-on", "--render-share", "--render-every", "--data", "--without", "--crossing",
+        "--lora-rank",
     },
-    "base-distill": {"--teacher-guidance-scale", "--steps", "--batch-scale"},
-    "distill": {"--teacher-guidance-scale", "--steps", "--batch-scale"},
+    "base-distill": {"--teacher-guidance-scale", "--steps"},
+    "distill": {"--teacher-guidance-scale", "--steps"},
 }
 # fmt: on
 
@@ -122,7 +126,8 @@ def test_options_of_the_stages_reach_them(trained, tmp_path):
     out = ("--out", tmp_path)
     plain = StageOptions()
     pulled = ("--adversarial", 1, "--detail", 0.3, "--ground-share", 0.65)
-    assert ultragen("train", "autoencoder", *out, "--anchor", 0.01, *pulled) == 0
+    few_blocks = ("--decoder-blocks", 4, 3, 2)
+    assert ultragen("train", "autoencoder", *out, "--anchor", 0.01, *pulled, *few_blocks) == 0
     assert ultragen("train", "base", *out, "--freeze-text", "--clauses", "--render-share", 0.3) == 0
     both = ("--render-on", "cuda:1", "--render-on", "cuda:2")
     assert ultragen("train", "ultragen", *out, *both, "--batch-scale", 0.5) == 0
@@ -136,14 +141,35 @@ def test_options_of_the_stages_reach_them(trained, tmp_path):
     attention = (("branches", ("hierarchical",)), ("crossing", "shift"), ("lora_rank", 0))
     assert other == replace(plain, attention=attention, render_every=3)
     assert given == replace(plain, data=tmp_path)
-    crops = (
-        ("adversarial", 1.0), ("detail", 0.3), ("ground_share", 0.65), ("share", 0.35),
-        ("anchor", 0.01),
-    )  # fmt: skip
-    assert vae == replace(plain, autoencoder=crops)
+    crops = {
+        "batch_size": 48, "adversarial": 1.0, "detail": 0.3, "ground_share": 0.65, "share": 0.35,
+        "anchor": 0.01,
+    }  # fmt: skip
+    size = plain.size.with_decoder_blocks((4, 3, 2))
+    assert vae == replace(plain, autoencoder=tuple(crops.items()), size=size)
+    assert build_autoencoder(size).config.decoder_blocks == (4, 3, 2)
     assert base == replace(plain, freeze_text=True, clauses=True, render_share=0.3)
     assert native == replace(plain.with_batches(0.5), render_on=("cuda:1", "cuda:2"))
     assert judge == plain
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_batches_of_every_stage_can_be_smaller(trained, tmp_path, stage):
+    for more in ((), ("--batch-scale", 0.1), ("--batch-scale", 0.1, "--tiny")):
+        assert ultragen("train", stage, "--out", tmp_path, *more) == 0
+    plain, smaller, toy = (batches(options) for _, _, options, _ in trained)
+    assert smaller == [max(1, round(number / 10)) for number in plain]
+    assert set(toy) == {1}
+
+
+def batches(options: StageOptions) -> list[int]:
+    """Batch sizes of all kinds of examples of all stages."""
+    clips = (
+        *options.base_sizes, *options.ultragen_sizes, *options.base_distill_sizes,
+        *options.distill_sizes,
+    )  # fmt: skip
+    others = (options.autoencoder, options.upscaler, options.classifier)
+    return [*(clip.batch_size for clip in clips), *(dict(each)["batch_size"] for each in others)]
 
 
 def test_training_without_its_packages(monkeypatch, capsys, tmp_path):
@@ -174,8 +200,12 @@ def test_training_without_its_packages(monkeypatch, capsys, tmp_path):
             ["--teacher-guidance-scale"],
         ),
         (
-            ("train", "decoder", "--out", "x", "--batch-scale", 0.5),
-            ["--batch-scale", "train base", "train distill", "leave it out for decoder"],
+            ("train", "decoder", "--out", "x", "--render-every", 5),
+            ["--render-every", "train base", "train ultragen", "leave it out for decoder"],
+        ),
+        (
+            ("train", "decoder", "--out", "x", "--decoder-blocks", 4, 0, 2),
+            ["--decoder-blocks", "from 1", "4 0 2"],
         ),
         (("train", "distill", "--out", "x", "--render-on", "cuda:1"), ["--render-on", "ultragen"]),
         (

@@ -31,10 +31,6 @@ STAGE_OF = {
 
 BRANCHES = ("hierarchical", "global")
 """Those of UltraGen's attention that an ablation may lack."""
-BatchScale = Annotated[
-    float,
-    typer.Option(min=0.001, help="Batches so many times as large, for another GPU or a CPU."),
-]
 
 
 class Stages(TyperGroup):
@@ -93,12 +89,24 @@ def train(
     warmup_steps: Annotated[
         int, typer.Option(min=1, help="Steps until the learning rate has reached its peak.")
     ] = 50,
+    decay: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Last part of the training, over which the learning rate falls; 1 for all of it.",
+        ),
+    ] = 0.3,
     sample_minutes: Annotated[
         float, typer.Option(min=0.0, help="Minutes between sample sheets.")
     ] = 4.0,
     profile_step: Annotated[
         int | None, typer.Option(min=1, help="Profile a few steps after this one.")
     ] = None,
+    batch_scale: Annotated[
+        float,
+        typer.Option(min=0.001, help="Batches so many times as large, for another GPU or a CPU."),
+    ] = 1.0,
     edition: Annotated[
         int | None,
         typer.Option(
@@ -135,12 +143,15 @@ def train(
         learning_rate=learning_rate,
         seed=seed,
         warmup_steps=warmup_steps,
+        decay=decay,
         profile_step=profile_step,
         sample_minutes=sample_minutes,
     )
     options = replace(
         TINY if tiny else StageOptions(), edition=edition or edition_of(out, start_from)
     )
+    if batch_scale != 1:
+        options = options.with_batches(batch_scale)
     for change in settings:
         options = change(options)
     weights = train_stage(stage, config, options, start_from)
@@ -178,11 +189,25 @@ def on_crops(
             min=0.01, max=0.9, help="Part of the time that goes into rendering new crops."
         ),
     ] = 0.35,
+    decoder_blocks: Annotated[
+        tuple[int, int, int] | None,
+        typer.Option(
+            metavar="A B C",
+            help="The decoder's residual blocks, coarsest size first: fewer than 4 3 4, which it "
+            "has if nothing is said, decode faster. One that is trained on loses none.",
+        ),
+    ] = None,
 ) -> Any:
     own = (
         ("adversarial", adversarial), ("detail", detail), ("ground_share", ground_share),
         ("share", render_share),
     )  # fmt: skip
+    if decoder_blocks is not None:
+        if min(decoder_blocks) < 1:
+            raise ValueError(
+                f"--decoder-blocks must be from 1, not {' '.join(map(str, decoder_blocks))}."
+            )
+        options = replace(options, size=options.size.with_decoder_blocks(decoder_blocks))
     return replace(options, autoencoder=(*options.autoencoder, *own))
 
 
@@ -222,7 +247,6 @@ def on_clips(
             "slower model sees the same clips in the same steps.",
         ),
     ] = None,
-    batch_scale: BatchScale = 1.0,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -246,7 +270,7 @@ def on_clips(
             "--render-share and --render-every."
         )
     return replace(
-        options.with_batches(batch_scale),
+        options,
         data=data,
         render_on=tuple(render_on or ()),
         render_share=render_share or options.render_share,
@@ -335,11 +359,10 @@ def distillation(
             "teacher takes twice as many. Name it again to resume.",
         ),
     ] = None,
-    batch_scale: BatchScale = 1.0,
 ) -> Any:
     given = {"guidance_scale": teacher_guidance_scale, "steps": steps}
     own = tuple((name, value) for name, value in given.items() if value is not None)
-    return replace(options.with_batches(batch_scale), distill=(*options.distill, *own))
+    return replace(options, distill=(*options.distill, *own))
 
 
 def add_stage(name: str, summary: str, *settings: Callable[..., Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 from typing import Any, Literal
 
@@ -59,6 +59,10 @@ class ModelSize:
     prediction: Prediction = "preconditioned"
     data_std: float = 0.5
     solver_order: Literal[1, 2] = 2
+
+    def with_decoder_blocks(self, blocks: tuple[int, int, int]) -> ModelSize:
+        """The same with other numbers of residual blocks in the autoencoder's decoder."""
+        return replace(self, autoencoder=(*self.autoencoder, ("decoder_blocks", blocks)))
 
 
 EMBEDDED_SIZE = ModelSize()

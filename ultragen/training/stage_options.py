@@ -55,9 +55,9 @@ class StageOptions:
         ("guidance_scale", 3.0),
         ("negative_prompt", EMBEDDED.negative_prompt),
     )
-    autoencoder: tuple[tuple[str, Any], ...] = ()
-    upscaler: tuple[tuple[str, Any], ...] = ()
-    classifier: tuple[tuple[str, Any], ...] = ()
+    autoencoder: tuple[tuple[str, Any], ...] = (("batch_size", 48),)
+    upscaler: tuple[tuple[str, Any], ...] = (("batch_size", 32),)
+    classifier: tuple[tuple[str, Any], ...] = (("batch_size", 64),)
     attention: tuple[tuple[str, Any], ...] = ()
     learning_rates: tuple[tuple[str, float], ...] = (
         ("autoencoder", 5e-4),
@@ -78,10 +78,14 @@ class StageOptions:
     data: Path | None = None
 
     def with_batches(self, scale: float) -> StageOptions:
-        """The same with the batches of all stages that train a transformer scaled."""
+        """The same with the batches of all stages scaled, to one example at least."""
 
         def scaled(sizes: tuple[ClipSize, ...]) -> tuple[ClipSize, ...]:
             return tuple(size.with_batch(scale) for size in sizes)
+
+        def of(settings: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
+            batch = max(1, round(scale * dict(settings)["batch_size"]))
+            return (*settings, ("batch_size", batch))
 
         return replace(
             self,
@@ -89,4 +93,7 @@ class StageOptions:
             ultragen_sizes=scaled(self.ultragen_sizes),
             base_distill_sizes=scaled(self.base_distill_sizes),
             distill_sizes=scaled(self.distill_sizes),
+            autoencoder=of(self.autoencoder),
+            upscaler=of(self.upscaler),
+            classifier=of(self.classifier),
         )
