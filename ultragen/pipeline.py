@@ -31,7 +31,8 @@ from .hardware import is_out_of_memory
 from .model.autoencoder import CompactAutoencoder
 from .model.fp8 import check_machine, quantize
 from .model.transformer import UltraGenTransformer3DModel
-from .presets import SOLVERS, WAN_SHIFT, Noise, check_shift
+from .presets import SOLVERS, STRENGTH, WAN_SHIFT, Noise, check_shift, steps_taken
+from .sampling.composition import composed
 from .sampling.decoding import Frames, OutputType, decode_pieces, join_pieces
 from .sampling.flow import Prediction
 from .sampling.guidance import Guidance
@@ -240,6 +241,8 @@ class UltraGenPipeline(PipelineInputs, FlowSampler, PipelineLoading):
         windows: int | Literal["auto"] | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         noise: Noise | None = None,
+        composition: Tensor | None = None,
+        strength: float = STRENGTH,
     ) -> Any:
         """Generates clips for prompts. Arguments without a name come in `WanPipeline`'s order.
 
@@ -275,6 +278,9 @@ class UltraGenPipeline(PipelineInputs, FlowSampler, PipelineLoading):
                 lower one excluded; steps at other levels run the model once.
             noise: How the noise is drawn, `independent` or `spectral`; None takes the pipeline's
                 setting.
+            composition: Latents of a smaller clip of the same prompt and as many frames, b c t h w,
+                whose `output_type` was `latent`: it decides where things are, see `composition`.
+            strength: Part of the steps that are taken where there is one, the last ones.
 
         Returns:
             An `UltraGenPipelineOutput`, or a tuple of its `frames` alone.
@@ -331,6 +337,10 @@ class UltraGenPipeline(PipelineInputs, FlowSampler, PipelineLoading):
         timesteps, sigmas = self.prepare_schedule(
             num_inference_steps, height // token * (width // token), self._execution_device
         )
+        if composition is not None:
+            first = num_inference_steps - steps_taken(num_inference_steps, strength)
+            latents = composed(composition, latents, sigmas[first])
+            timesteps, sigmas = self.start_at(first)
         given = {"windows": windows, "attention_kwargs": attention_kwargs}
         extra = {name: value for name, value in given.items() if value is not None}
         after_step = partial(

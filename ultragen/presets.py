@@ -115,6 +115,14 @@ Noise = Literal["independent", "spectral"]
 """How the noise that a clip starts from is drawn: for each size anew, or for all sizes from one
 spectrum, so that a seed is the same scene at every size (`sampling/spectral_noise.py`)."""
 
+PROGRESSIVE = ("auto", "on", "off")
+"""Whether a large clip takes its composition from a small one (`sampling/composition.py`): `auto`
+does so where frames are larger than the model was trained for."""
+STRENGTH = 0.625
+"""Part of the steps that a clip with a composition takes: the last five of the embedded model's
+eight. With one more second moons come back, with one less waters become streaks (chosen by looking
+at single frames of 2176 × 3840)."""
+
 ASPECT = re.compile(r"([1-9]\d{0,4})[:x/]([1-9]\d{0,4})")
 
 FRAMES_PER_LATENT = 4
@@ -304,6 +312,21 @@ def check_shift(shift: object) -> float:
     )
 
 
+def steps_taken(steps: int, strength: float = STRENGTH) -> int:
+    """How many of its steps a clip with a composition takes, the last ones; one at least.
+
+    Args:
+        steps: Of a clip without one.
+        strength: Part of them, above 0 and up to 1.
+
+    Raises:
+        ValueError: There is no such part.
+    """
+    if not isinstance(strength, Real) or not 0 < strength <= 1:
+        raise ValueError(f"strength must be above 0 and up to 1, not {shown(strength)}.")
+    return max(1, round(steps * strength))
+
+
 def check_lora_strength(name: str, strength: object) -> float:
     """A LoRA's strength as a float.
 
@@ -429,6 +452,9 @@ class ModelPreset:
         base_num_inference_steps: Denoising steps of the base model; None where both models have
             the same.
         base_guidance_scale: The base model's guidance scale; None where both have the same.
+        first_size: Name of the size that gives larger frames their composition.
+        progressive_above: Name of the largest size whose clips begin at their own size unless
+            something else is asked for; None where all do.
         method: What the native clip is made with, as labels call it.
         credit: Whose weights they are, for people, if not the authors' of the paper.
         loras: LoRAs that this machine has for it.
@@ -452,6 +478,8 @@ class ModelPreset:
     shift: float | None = None
     base_num_inference_steps: int | None = None
     base_guidance_scale: float | None = None
+    first_size: str = "1080p"
+    progressive_above: str | None = None
     method: str = "UltraGen"
     credit: str = ""
     loras: tuple[LoraChoice, ...] = ()
@@ -482,6 +510,8 @@ EMBEDDED = ModelPreset(
     negative_prompt="",
     max_sequence_length=64,
     vocabulary="words",
+    first_size="544p",
+    progressive_above="1080p",
     ladder=(("4k", 17, 10), ("2k", 17, 10), ("1080p", 33, 10), ("1080p", 17, 10), ("544p", 17, 10)),
 )
 

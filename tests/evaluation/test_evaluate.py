@@ -266,6 +266,28 @@ def test_fast_clips_are_compared_with_those_of_all_passes(fake, tmp_path, capsys
     capsys.readouterr()
 
 
+def test_composed_clips_are_compared_with_those_that_begin_at_their_size(
+    fake, tmp_path, monkeypatch, capsys
+):
+    for size in (Resolution("smaller", 64, 96, 64), Resolution("wide", 128, 288, 120)):
+        monkeypatch.setitem(request.RESOLUTIONS, size.name, size)
+    fake.preset = replace(fake.preset, first_size="smaller")
+    out = tmp_path / "progressive"
+    words = (*RUN, out, "--set", "progressive", "--steps", 8, "--resolution", "wide")
+    assert ultragen(*words) == 0, capsys.readouterr().err
+    made = [(call["size"], call["composition"] is not None) for call in fake.native.calls]
+    large = (128, 288)
+    assert made == [(large, False), ((64, 96), False), (large, True)] * 2
+    content = json.loads((out / "results.json").read_text())
+    assert [row["key"] for row in content["rows"]] == ["whole", "composed", "real"]
+    assert "progressive" not in content["request"]  # as in older ones: "auto" begins at this size
+    assert content["own_settings"] == {
+        "whole": {"progressive": "off"}, "composed": {"progressive": "on"}
+    }  # fmt: skip
+    assert "seams" in (out / "table.md").read_text()
+    capsys.readouterr()
+
+
 def test_a_teacher_is_there_where_it_is_compared_with():
     with pytest.raises(ValueError, match="distillation needs the teacher: add --teacher FOLDER"):
         rows_of("distillation")

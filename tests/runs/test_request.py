@@ -122,6 +122,8 @@ def test_defaults_are_the_models():
         ({"base_num_inference_steps": "7"}, ["base_num_inference_steps", "whole number", "'7'"]),
         ({"base_guidance_scale": -1}, ["base_guidance_scale must", "from 0 to 100, not -1"]),
         ({"base_guidance_scale": "5"}, ["base_guidance_scale must", "not '5'"]),
+        ({"progressive": "yes"}, ["'yes'", "auto, on, off"]),
+        ({"progressive": None}, ["None", "auto, on, off"]),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_the_way_out(settings, words):
@@ -251,12 +253,18 @@ def test_metadata_of_before_there_were_shapes_and_rates_give_the_request_back():
 @pytest.mark.parametrize(
     "name",
     ["guidance_interval", "cache", "shift", "solver", "base_num_inference_steps",
-     "base_guidance_scale"],
+     "base_guidance_scale", "progressive"],
 )  # fmt: skip
 def test_metadata_of_before_there_was_a_setting_give_the_request_back(name):
     settings = check(loras={}).to_dict()
     without = {other: value for other, value in settings.items() if other != name}
-    assert Request.from_metadata({"request": without}) == check(loras={})
+    assert Request.from_metadata({"request": without}).validate(EMBEDDED) == check(loras={})
+
+
+def test_large_clips_of_before_there_were_compositions_began_at_their_own_size():
+    settings = check(resolution="4k").to_dict()
+    del settings["progressive"]
+    assert Request.from_metadata({"request": settings}).validate(EMBEDDED).progressive == "off"
 
 
 def test_a_models_own_frame_rate_can_be_chosen():

@@ -25,7 +25,7 @@ from ultragen.estimates.coefficients import CPU
 from ultragen.estimates.estimator import Estimator
 from ultragen.model.window_plan import WindowRule
 from ultragen.model.windows import auto_windows
-from ultragen.presets import EMBEDDED, LoraChoice
+from ultragen.presets import EMBEDDED, LoraChoice, steps_taken
 from ultragen.runs.loading import Models
 
 KNOWN = {"a", "calm", "lake", "under", "snowy", "mountains", "at", "sunset", "the", "camera"} | {
@@ -105,7 +105,7 @@ class FakePipeline:
     def __call__(
         self, prompt, height, width, num_frames, num_inference_steps, guidance_scale, generator,
         noise, callback_on_step_end, output_type, prompt_embeds, negative_prompt_embeds=None,
-        windows=None, guidance_interval=(0.0, 1.0),
+        windows=None, guidance_interval=(0.0, 1.0), composition=None,
     ):  # fmt: skip
         assert prompt is None and (guidance_scale > 1) == (negative_prompt_embeds is not None)
         [prompt] = prompt_embeds
@@ -114,9 +114,9 @@ class FakePipeline:
              "seed": generator.initial_seed(), "steps": num_inference_steps,
              "guidance": guidance_scale, "loras": list(self.loras), "noise": noise,
              "interval": guidance_interval, "cache": self.transformer.cache,
-             "sampling": self.sampling}
+             "sampling": self.sampling, "composition": composition}
         )  # fmt: skip
-        for step in range(num_inference_steps):
+        for step in range(steps_taken(num_inference_steps) if composition else num_inference_steps):
             time.sleep(self.delay)
             self.steps_done += 1
             callback_on_step_end(self, step, 1000 - step, {})

@@ -54,6 +54,7 @@ LIKELY: dict[str, st.SearchStrategy] = {
     "solver": st.sampled_from(["own", " Euler ", "unipc", "heun", None]),
     "base_num_inference_steps": st.integers(-1, 102) | st.sampled_from([None, "7", 7.0, 7.5]),
     "base_guidance_scale": st.floats(-1, 101) | st.sampled_from(["5", None]),
+    "progressive": st.sampled_from(["auto", " On ", "off", "yes", None, True]),
 }
 assert list(LIKELY) == SETTINGS
 DRAWN = {name: st.one_of(values, values, JUNK) for name, values in LIKELY.items()}

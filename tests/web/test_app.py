@@ -110,6 +110,7 @@ def test_the_api_is_one_endpoint_with_defaults_for_all_but_the_prompt(client):
         "solver": (True, "own"),
         "base_num_inference_steps": (True, None),
         "base_guidance_scale": (True, None),
+        "progressive": (True, "auto"),
     }
     returned = [value["label"] for value in endpoint["returns"]]
     assert returned == ["native", "upscaled", "side_by_side", "metadata"]

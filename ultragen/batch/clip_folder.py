@@ -16,8 +16,9 @@ from ..files import (
     whole_result,
     write_text,
 )
+from ..presets import PRESETS
 from ..runs.native import NativeClip
-from ..runs.request import Request
+from ..runs.request import Request, check_progressive
 from ..runs.write import write_native
 from .prompt_files import Clip
 
@@ -95,6 +96,9 @@ class Results:
             made_with = metadata["model"]["name"]
         except (OSError, ValueError, KeyError, TypeError):
             return f"{video} is there, and no {sidecar.name} that tells what it is"
+        if preset := PRESETS.get(made_with):
+            given, size = request.progressive, request.resolution or ""
+            request = replace(request, progressive=check_progressive(given, size, preset))
         asked = replace(clip.request, upscaler=request.upscaler, base_native=request.base_native)
         if asked.loras is None:
             asked = replace(asked, loras=request.loras)

@@ -27,6 +27,7 @@ from .options import (
     NoiseOption,
     NumFrames,
     NumInferenceSteps,
+    Progressive,
     Ray,
     ResolutionOption,
     Shift,
@@ -83,6 +84,7 @@ def batch(
     cache: Cache = "off",
     shift: Shift = None,
     solver: Solver = "own",
+    progressive: Progressive = "auto",
     fast: Fast = False,
     fp8: Fp8 = False,
     lora: Loras = None,
@@ -124,6 +126,7 @@ def batch(
             "cache": cache,
             "shift": shift,
             "solver": solver,
+            "progressive": progressive,
             "negative_prompt": negative_prompt,
             "noise": noise,
             # Those that are named are used by all clips; None leaves it to the machine.

@@ -18,6 +18,7 @@ from .options import (
     NoiseOption,
     NumFrames,
     NumInferenceSteps,
+    Progressive,
     Ray,
     ResolutionOption,
     Workers,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:  # torch is imported inside the command
 
 OF_MODELS = (
     "table", "resolution", "num_frames", "seed", "num_inference_steps", "guidance_scale", "noise",
+    "progressive",
     "edition", "batch_size", "model", "teacher", "ablations",
 )  # fmt: skip
 """Options that say how clips are made."""
@@ -43,7 +45,8 @@ OF_MODELS = (
 def evaluate(
     context: typer.Context,
     table: Annotated[
-        str, typer.Option("--set", help="The rows: table1, distillation, fast or table4.")
+        str,
+        typer.Option("--set", help="The rows: table1, distillation, fast, progressive or table4."),
     ] = "table1",
     clips: Annotated[
         str,
@@ -62,6 +65,7 @@ def evaluate(
     num_inference_steps: NumInferenceSteps = None,
     guidance_scale: GuidanceScale = None,
     noise: NoiseOption = "independent",
+    progressive: Progressive = "auto",
     features: Annotated[
         list[str] | None,
         typer.Option(help="Network of HD-FVD: classifier, imagenet or i3d=FILE; may be repeated."),
@@ -161,6 +165,7 @@ def evaluate(
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
         noise=noise,
+        progressive=progressive,
     )
     setup = MadeClips(rows, request, model, teacher, ablations, batch_size, networks)
     source, instruments = setup.load()

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ..presets import ASPECTS, CACHES, FAST, FRAME_RATES, RESOLUTIONS, SOLVERS, find_size
+from ..presets import (
+    ASPECTS,
+    CACHES,
+    FAST,
+    FRAME_RATES,
+    PROGRESSIVE,
+    RESOLUTIONS,
+    SOLVERS,
+    find_size,
+)
 from . import console
 
 if TYPE_CHECKING:
@@ -49,7 +58,7 @@ app = typer.Typer(
 FIELDS = re.compile(
     r"num_frames|(base_)?num_inference_steps|(base_)?guidance_scale|guidance_interval"
     r"|negative_prompt|\bfps\b"
-    r"|\b(cache|shift|solver)\b|^fast\b"
+    r"|\b(cache|shift|solver|progressive)\b|^fast\b"
 )
 """Settings that errors name, whose options are called like them."""
 OF_WEIGHTS = (
@@ -154,6 +163,15 @@ Solver = Annotated[
     typer.Option(
         metavar="|".join(SOLVERS),
         help="What takes the steps: the model's own, Euler's, or UniPC, which learns from several.",
+    ),
+]
+Progressive = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(PROGRESSIVE),
+        help="Make a smaller clip first, which decides where things are, and leave out the first "
+        "steps of the large one: auto does where frames are larger than the model was trained for, "
+        "on wherever there is a smaller size.",
     ),
 ]
 GuidanceDevice = Annotated[

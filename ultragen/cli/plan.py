@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..presets import ASPECTS, EMBEDDED_MODEL, PRESETS, ModelPreset, shown
+from ..presets import ASPECTS, EMBEDDED_MODEL, PRESETS, ModelPreset, shown, steps_taken
 from .options import (
     Aspect,
     GuidanceScale,
@@ -232,7 +232,11 @@ def _job(request: Request, preset: ModelPreset, layout: str, together: int = 1) 
         count = auto_windows(*grid, window_size) if asked == "auto" else int(asked)
     base_height, base_width = preset.base_size(request.aspect)
     steps = request.num_inference_steps or preset.num_inference_steps
-    guided = (request.guidance_scale or 0) > 1
+    each = 2 if (request.guidance_scale or 0) > 1 else 1
+    composition, taken = None, steps
+    if request.first_size(preset) is not None:
+        small = replace(request, resolution=preset.first_size, progressive="off", windows="auto")
+        composition, taken = _job(small, preset, layout, together), steps_taken(steps)
     return Job(
         height=request.size.height,
         width=request.size.width,
@@ -240,8 +244,8 @@ def _job(request: Request, preset: ModelPreset, layout: str, together: int = 1) 
         base_width=base_width,
         num_frames=request.frames,
         windows=count,
-        steps=steps,
-        passes=computed_passes(request.cache, steps) / steps * (2 if guided else 1),
+        steps=taken,
+        passes=computed_passes(request.cache, taken) / taken * each,
         upscaler=request.upscaler,
         base_native=request.base_native,
         pixels_per_token=preset.pixels_per_token,
@@ -249,6 +253,8 @@ def _job(request: Request, preset: ModelPreset, layout: str, together: int = 1) 
         t3_windows=t3_windows,
         processes=together,
         decoding_processes=decoding_processes(preset.name, together),
+        base_forwards=computed_passes(request.cache, steps) * each,
+        composition=composition,
     )
 
 

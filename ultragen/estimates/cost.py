@@ -70,6 +70,7 @@ class Job:
             and that shares are not quite equal, is not counted, see docs/parallel.md.
         decoding_processes: How many decode it together.
         base_forwards: Forward passes of a base clip, all steps; None as many as of the native one.
+        composition: The smaller clip that is denoised before; None where there is none.
     """
 
     height: int
@@ -88,6 +89,7 @@ class Job:
     processes: int = 1
     decoding_processes: int = 1
     base_forwards: float | None = None
+    composition: Job | None = None
 
     def grid(self, height: int, width: int) -> tuple[int, int, int]:
         """Tokens of a clip of this size: t h w."""
@@ -161,6 +163,9 @@ def work(job: Job) -> dict[str, dict[str, float]]:
         "base_decode": {"decode": job.base_pixels},
         "upscale": upscale,
     }
+    if job.composition is not None:
+        for name, units in work(job.composition)["denoise"].items():
+            stages["denoise"][name] += units
     if job.base_native == "on":
         stages["base_native_denoise"] = denoise_base(grid)
         stages["base_native_decode"] = {"decode": job.pixels}

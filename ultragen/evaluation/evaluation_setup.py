@@ -70,7 +70,7 @@ class MadeClips:
         instruments = load_instruments(
             models.source, asked.classifier, asked.features, asked.lpips, asked.clip, models.device
         )
-        if self.ablations is not None:
+        if self.ablations is not None or any(row.progressive for row in self.rows):
             borders = window_borders(models, maker.request)
             instruments = replace(instruments, borders=borders)
         return maker, instruments

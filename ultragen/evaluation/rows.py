@@ -40,6 +40,7 @@ class Row:
         guidance_scale: In place of the request's.
         guidance_interval: In place of the request's.
         cache: In place of the request's.
+        progressive: In place of the request's.
     """
 
     key: str
@@ -51,11 +52,14 @@ class Row:
     guidance_scale: float | None = None
     guidance_interval: str | None = None
     cache: str | None = None
+    progressive: str | None = None
 
     @property
     def own(self) -> dict[str, Any]:
         """The settings that it has in place of the request's."""
-        names = ("num_inference_steps", "guidance_scale", "guidance_interval", "cache")
+        names = (
+            "num_inference_steps", "guidance_scale", "guidance_interval", "cache", "progressive",
+        )  # fmt: skip
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
@@ -92,6 +96,11 @@ SETS: dict[str, tuple[Row, ...]] = {
             guidance_interval=FAST["guidance_interval"],
             cache=FAST["cache"],
         ),
+        Row("real", "Real clips", "real"),
+    ),
+    "progressive": (
+        Row("whole", "At the full size throughout", "ultragen", progressive="off"),
+        Row("composed", "Composed by a smaller clip", "ultragen", progressive="on"),
         Row("real", "Real clips", "real"),
     ),
     "table4": (
@@ -180,6 +189,7 @@ LATER = {
     "solver": "own",
     "base_num_inference_steps": None,
     "base_guidance_scale": None,
+    "progressive": "off",
 }
 """Settings that older evaluations don't name, which were made without them."""
 
@@ -306,6 +316,8 @@ class Maker:
     def settings(self, rows: Sequence[Row], cases: Sequence[Case]) -> dict[str, Any]:
         """What must be the same for clips to stand in one table."""
         request = self.request.to_dict()
+        first = self.request.first_size(self.models().preset)
+        request["progressive"] = "on" if first else "off"
         noise = request.pop("noise")  # beside it, because older evaluations have a request without
         for name, off in LATER.items():
             if request[name] == off:
@@ -392,7 +404,8 @@ class Maker:
         text = encode_text(run, models.native, requests)
         if row.source == "ultragen":
             windows = {"windows": resolve_windows(requests[0], models)}
-            clips = make_clips(run, models.native, requests, text, size, "", windows)
+            first = requests[0].first_size(models.preset)
+            clips = make_clips(run, models.native, requests, text, size, "", windows, first=first)
         else:
             prefix = "base_" if row.upscaler else "base_native_"
             clips = make_clips(run, models.base, requests, text, size, prefix, {})

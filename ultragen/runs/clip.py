@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from ..estimates.cost import STAGES, Job, decoding_processes
 from ..hardware import is_out_of_memory
 from ..pictures import is_black, to_frames
+from ..presets import Resolution, steps_taken
 from ..sampling.caches import cached, computed_passes
 from .loading import Models
 from .progress import RunState, wait_for_devices
@@ -24,11 +26,18 @@ if TYPE_CHECKING:
 def job(request: Request, models: Models) -> Job:
     """What the cost of a validated request depends on."""
     size, preset = request.size, models.preset
+    steps = request.num_inference_steps or preset.num_inference_steps
+    first = request.first_size(preset)
     base_height, base_width = preset.base_size(request.aspect)
     kinds = models.native.transformer.layer_kinds
     base, base_forwards = request.of_base, None
-    if base != request:
+    if base != request or first:
         base_forwards = (base.num_inference_steps or 0) * mean_passes(base, models, models.base)
+    composition, left_out = None, 0
+    if first is not None:
+        small = replace(request, resolution=preset.first_size, progressive="off", windows="auto")
+        composition = job(small, models)
+        left_out = steps - steps_taken(steps)
     return Job(
         height=size.height,
         width=size.width,
@@ -36,8 +45,8 @@ def job(request: Request, models: Models) -> Job:
         base_width=base_width,
         num_frames=request.frames,
         windows=resolve_windows(request, models),
-        steps=request.num_inference_steps or preset.num_inference_steps,
-        passes=mean_passes(request, models),
+        steps=steps - left_out,
+        passes=mean_passes(request, models, left_out=left_out),
         upscaler=request.upscaler,
         base_native=request.base_native,
         pixels_per_token=preset.pixels_per_token,
@@ -46,10 +55,11 @@ def job(request: Request, models: Models) -> Job:
         processes=models.processes,
         decoding_processes=decoding_processes(preset.name, models.processes),
         base_forwards=base_forwards,
+        composition=composition,
     )
 
 
-def mean_passes(request: Request, models: Models, pipe: Any = None) -> float:
+def mean_passes(request: Request, models: Models, pipe: Any = None, left_out: int = 0) -> float:
     """Forward passes of a step that one device computes after the other, as a mean of a validated
     request's steps.
 
@@ -57,18 +67,19 @@ def mean_passes(request: Request, models: Models, pipe: Any = None) -> float:
         request: A request; of the base model's clips what `Request.of_base` is.
         models: What it is made with.
         pipe: Which of both pipelines; None is the native one.
+        left_out: Steps that are not taken, the first ones.
     """
-    steps = request.num_inference_steps or 1
+    steps = (request.num_inference_steps or 1) - left_out
     # A second device takes the passes that guidance adds.
-    guided = 0 if models.guidance_device else guided_steps(request, models, pipe)
+    guided = 0 if models.guidance_device else guided_steps(request, models, pipe, left_out)
     return sum(computed_passes(request.cache, passes) for passes in (steps, guided)) / steps
 
 
-def guided_steps(request: Request, models: Models, pipe: Any = None) -> int:
+def guided_steps(request: Request, models: Models, pipe: Any = None, left_out: int = 0) -> int:
     """Steps of a validated request in which guidance is computed; arguments as in `mean_passes`."""
     guidance, steps = request.guidance, request.num_inference_steps or 1
     if guidance.scale <= 1 or guidance.interval == (0.0, 1.0):
-        return steps if guidance.scale > 1 else 0
+        return steps - left_out if guidance.scale > 1 else 0
     rows, columns = request.token_grid(models.preset)
     import torch
 
@@ -78,7 +89,7 @@ def guided_steps(request: Request, models: Models, pipe: Any = None) -> int:
     # A copy: a clip may be using the scheduler meanwhile.
     scheduler = deepcopy(chosen_scheduler(own, request.solver, request.shift))
     set_noise_levels(scheduler, steps, rows * columns, torch.device("cpu"))
-    return sum(guidance.scale_at(level) > 1 for level in scheduler.sigmas[:-1].tolist())
+    return sum(guidance.scale_at(level) > 1 for level in scheduler.sigmas[left_out:-1].tolist())
 
 
 def resolve_windows(request: Request, models: Models) -> int | None:
@@ -109,10 +120,11 @@ def make_clip(
     prefix: str,
     windows: dict,
     colours: LatentColours | None = None,
+    first: Resolution | None = None,
 ) -> np.ndarray:
     """Denoises and decodes one clip: frames t h w 3, uint8. Arguments and errors as in
     `make_clips`."""
-    [frames] = make_clips(run, pipe, [request], text, size, prefix, windows, colours)
+    [frames] = make_clips(run, pipe, [request], text, size, prefix, windows, colours, first)
     return frames
 
 
@@ -125,6 +137,7 @@ def make_clips(
     prefix: str,
     windows: dict,
     colours: LatentColours | None = None,
+    first: Resolution | None = None,
 ) -> list[np.ndarray]:
     """Denoises clips together and decodes one after the other: frames t h w 3 of each, uint8.
 
@@ -137,6 +150,7 @@ def make_clips(
         prefix: What the names of its stages begin with in `STAGES`.
         windows: The setting `windows` of a pipeline that has any, else empty.
         colours: What previews of the first clip are made with; None makes none.
+        first: Size of the clips that these take their composition from; None for none.
 
     Raises:
         RuntimeError: if a clip is black or not a number.
@@ -149,23 +163,25 @@ def make_clips(
     denoise, decode = f"{prefix}denoise", f"{prefix}decode"
     request = requests[0]
     steps = request.num_inference_steps or 0
+    taken = steps if first is None else steps_taken(steps)
     if request.guidance.scale <= 1:  # they may have been encoded for the other model's clip
         text = text | {"negative_prompt_embeds": None}
 
-    preview = DenoisingPreview(colours) if colours else None
+    sampler = pipe.with_sampling(request.solver, request.shift)
 
-    def after_step(pipe: Any, step: int, timestep: Any, kwargs: dict) -> dict:
-        picture = None
-        if preview is not None:
-            picture = preview.after_step(step, kwargs["latents"], pipe.scheduler.sigmas)
-        run.tick(denoise, step + 1, steps, "step", picture)
-        return kwargs
+    def denoised(size: tuple[int, int], counted: bool, **more: Any) -> Any:
+        """Latents of the clips at this size; steps that are not counted only show a preview."""
+        preview = DenoisingPreview(colours) if colours else None
 
-    clip_name = STAGES[decode].split(":")[0]
-    generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
-    run.tick(denoise, 0, steps, "step")
-    with run.stage(denoise), _told_of(clip_name), cached(pipe.transformer, request.cache):
-        latents = pipe.with_sampling(request.solver, request.shift)(
+        def after_step(pipe: Any, step: int, timestep: Any, kwargs: dict) -> dict:
+            picture = None
+            if preview is not None:
+                picture = preview.after_step(step, kwargs["latents"], pipe.scheduler.sigmas)
+            run.tick(denoise, step + 1 if counted else 0, taken, "step", picture)
+            return kwargs
+
+        generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
+        return sampler(
             prompt=None,
             height=size[0],
             width=size[1],
@@ -178,8 +194,15 @@ def make_clips(
             callback_on_step_end=after_step,
             output_type="latent",
             **text,
-            **windows,
+            **more,
         ).frames
+
+    clip_name = STAGES[decode].split(":")[0]
+    run.tick(denoise, 0, taken, "step")
+    with run.stage(denoise), _told_of(clip_name), cached(pipe.transformer, request.cache):
+        if first is not None:  # its steps are a small part of the time
+            windows = windows | {"composition": denoised((first.height, first.width), False)}
+        latents = denoised(size, True, **windows)
     clips = [np.empty((request.frames, *size, 3), np.uint8) for _ in requests]
     with run.stage(decode), _told_of(clip_name), torch.no_grad():
         parts = latents.split(1) if len(requests) > 1 else [latents]

@@ -59,7 +59,15 @@ def generate(
         text = encode_text(run, models.native, [guided])
         full_size = (size.height, size.width)
         native = make_clip(
-            run, models.native, request, text, full_size, "", windows, models.colours
+            run,
+            models.native,
+            request,
+            text,
+            full_size,
+            "",
+            windows,
+            models.colours,
+            request.first_size(models.preset),
         )
         if show_native:
             so_far = describe(request, models, run, windows["windows"])

@@ -25,6 +25,7 @@ def describe(
     size, preset = request.size, models.preset
     rows, columns = size.kept
     base_rows, base_columns = preset.base_size(request.aspect)
+    first = request.first_size(preset)
     how = models.upscaler(request.upscaler).name
     return {
         "made_by": f"UltraGen {__version__}",
@@ -43,6 +44,7 @@ def describe(
             "generated": [size.height, size.width],
             "files": [rows, columns],
             "base": [base_rows, base_columns],
+            "composition": [first.height, first.width] if first else None,
             "tokens": [(request.frames + 3) // 4, *request.token_grid(preset)],
         },
         "windows": {

@@ -48,7 +48,10 @@ def generate_native(
     with enough_memory(request, models):
         use_loras(models, request)
         text = encode_text(run, models.native, [request])
-        frames = make_clip(run, models.native, request, text, size, "", {"windows": windows})
+        frames = make_clip(
+            run, models.native, request, text, size, "", {"windows": windows},
+            first=request.first_size(models.preset),
+        )  # fmt: skip
     metadata = describe(request, models, run, windows)
     metadata["labels"] = {"native": metadata["labels"]["native"]}
     return NativeClip(crop_frames(frames, *request.size.kept), request.frame_rate, metadata)

@@ -16,6 +16,7 @@ from ..presets import (
     EVERY_STEP,
     FAST,
     GROWING,
+    PROGRESSIVE,
     RESOLUTIONS,
     SOLVERS,
     ModelPreset,
@@ -50,6 +51,7 @@ BEFORE: dict[str, Any] = {
     "solver": "own",
     "base_num_inference_steps": None,
     "base_guidance_scale": None,
+    "progressive": "off",
 }
 """What clips were made with from before there was a choice, whose metadata does not name it; their
 frame rate stands beside their settings."""
@@ -87,6 +89,9 @@ class Request:
         base_num_inference_steps: Denoising steps of the base model's clips; None takes the native
             clip's, or the base model's own where only the native one is distilled.
         base_guidance_scale: Scale of guidance of the base model's clips; None as for its steps.
+        progressive: `on` first makes a smaller clip, which decides where things are, wherever there
+            is one; `auto` does so where frames are larger than the model was trained for; `off`
+            begins at the full size.
     """
 
     prompt: str
@@ -109,6 +114,7 @@ class Request:
     solver: str = "own"
     base_num_inference_steps: int | None = None
     base_guidance_scale: float | None = None
+    progressive: str = "auto"
 
     @property
     def of_base(self) -> Request:
@@ -124,6 +130,13 @@ class Request:
     def size(self) -> Resolution:
         """The frame size, of a request that was validated."""
         return RESOLUTIONS[self.resolution or ""].shaped(self.aspect)
+
+    def first_size(self, preset: ModelPreset) -> Resolution | None:
+        """The frame size of the clip that this one takes its composition from, of a request that
+        was validated; None where it begins at its own."""
+        if not is_progressive(self.progressive, self.resolution or "", preset):
+            return None
+        return RESOLUTIONS[preset.first_size].shaped(self.aspect)
 
     @property
     def frames(self) -> int:
@@ -193,6 +206,8 @@ class Request:
             base_num_inference_steps=check_base_steps(self.base_num_inference_steps, preset),
             base_guidance_scale=check_base_guidance(self.base_guidance_scale, preset),
         )
+        progressive = check_progressive(self.progressive, checked.resolution or "", preset)
+        checked = replace(checked, progressive=progressive)
         check_cache_steps(checked)
         if checked.solver == "unipc" and checked.shift is None and preset.shift is None:
             raise ValueError(GROWING)
@@ -372,6 +387,35 @@ def check_fast(request: Request) -> None:
         f"fast is for guided clips, and this one has guidance {request.guidance_scale:g}, as the "
         f"models that were distilled to few steps have: {instead} as much without it."
     )
+
+
+def is_progressive(asked: str, resolution: str, preset: ModelPreset) -> bool:
+    """Whether a clip takes its composition from a smaller one.
+
+    Args:
+        asked: One of `PROGRESSIVE`.
+        resolution: Name of the clip's size.
+        preset: Its model's.
+    """
+    largest = preset.first_size if asked == "on" else preset.progressive_above
+    if asked == "off" or largest is None:
+        return False
+    pixels, most = (
+        size.height * size.width for size in (RESOLUTIONS[resolution], RESOLUTIONS[largest])
+    )
+    return pixels > most
+
+
+def check_progressive(value: object, resolution: str, preset: ModelPreset) -> str:
+    """One of `PROGRESSIVE`: `auto` where it does what was asked, so that equal clips have equal
+    settings.
+
+    Raises:
+        ValueError: as `check_choice`.
+    """
+    asked = check_choice("progressive", value, PROGRESSIVE)
+    own, wanted = (is_progressive(each, resolution, preset) for each in ("auto", asked))
+    return "auto" if own == wanted else asked
 
 
 def check_integer(name: str, value: object, lowest: int, highest: int) -> int:

@@ -17,7 +17,7 @@ from .flow import to_velocity
 from .guidance import Guidance
 from .parallel_guidance import TransformerCopy, check_device, check_unhooked, without_cache
 from .process_halves import ProcessHalves
-from .solvers import FlowSolver, SchedulerSolver, Solver, log_shift, set_noise_levels
+from .solvers import FlowSolver, SchedulerSolver, Solver, leave_out, log_shift, set_noise_levels
 from .window_motion import move_windows
 
 
@@ -154,6 +154,11 @@ class FlowSampler(DiffusionPipeline):
             Timesteps in 0..1000 and sigmas, one more.
         """
         set_noise_levels(self.scheduler, steps, tokens_per_frame, device)
+        return self.scheduler.timesteps, self.scheduler.sigmas
+
+    def start_at(self, step: int) -> tuple[Tensor, Tensor]:
+        """Leaves the first steps of the schedule out; what is left, as from `prepare_schedule`."""
+        leave_out(self.scheduler, step)
         return self.scheduler.timesteps, self.scheduler.sigmas
 
     def solver(self, timesteps: Tensor, levels: list[float]) -> Solver:

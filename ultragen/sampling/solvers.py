@@ -107,6 +107,14 @@ def set_noise_levels(
     scheduler.set_timesteps(sigmas=sigmas, device=device, mu=mu)
 
 
+def leave_out(
+    scheduler: FlowMatchEulerDiscreteScheduler | UniPCMultistepScheduler, steps: int
+) -> None:
+    """Cuts the first steps off a scheduler's `timesteps` and `sigmas`, until they are set again."""
+    scheduler.timesteps, scheduler.sigmas = scheduler.timesteps[steps:], scheduler.sigmas[steps:]
+    scheduler.num_inference_steps = len(scheduler.timesteps)
+
+
 class Solver(Protocol):
     """Steps of a run, each taken once and in order."""
 

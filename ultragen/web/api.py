@@ -47,6 +47,7 @@ def build_api(runs: Runs, gpu_part: GpuPart, **limits: Any) -> None:
         solver: Literal["own", "euler", "unipc"] = "own",
         base_num_inference_steps: int | None = None,
         base_guidance_scale: float | None = None,
+        progressive: Literal["auto", "on", "off"] = "auto",
         progress: gr.Progress = gr.Progress(),
     ) -> Iterator[tuple[str | None, str | None, str | None, dict]]:
         """Generates a landscape clip natively at the full size, and the base model's clip of the
@@ -82,6 +83,9 @@ def build_api(runs: Runs, gpu_part: GpuPart, **limits: Any) -> None:
             base_num_inference_steps: Denoising steps of the base model's clip; null takes the
                 native clip's, or the base model's own where only the native one is distilled.
             base_guidance_scale: Guidance of the base model's clip; null as for its steps.
+            progressive: "on" makes a smaller clip first, which decides where things are; "auto"
+                does so where frames are larger than the model was trained for; "off" begins at the
+                full size.
 
         Returns:
             The native clip, the upscaled clip, both side by side, and the metadata that

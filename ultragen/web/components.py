@@ -96,6 +96,7 @@ class Layout:
             self.solver,
             self.base_steps,
             self.base_guidance,
+            self.progressive,
         ]
 
     @property
@@ -273,6 +274,14 @@ class Layout:
             value="own",
             label="Solver",
             elem_id="solver",
+        )
+        self.progressive = gr.Radio(
+            [("beyond the trained size", "auto"), ("always", "on"), ("never", "off")],
+            value="auto",
+            label="A smaller clip first",
+            info="It decides where things are: one moon, one horizon, and fewer steps at the full "
+            "size.",
+            elem_id="progressive",
         )
         self.fast = gr.Button(FASTER, size="sm", elem_id="fast")
         self.negative = gr.Textbox(

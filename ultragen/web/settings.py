@@ -44,6 +44,7 @@ LABELS = {
     "cache": "Steps that are predicted",
     "shift": "Shift of the noise levels",
     "solver": "Solver",
+    "progressive": "A smaller clip first",
     "negative_prompt": "Negative prompt",
     "seed": "Seed",
     "windows": "Attention windows",
