@@ -49,11 +49,13 @@ class Variant:
         size: Rows and columns in pixels.
         num_frames: Frames, 4n + 1.
         base: Whether the base model makes it.
+        composed: Whether a clip of the native size composes it, as the page has it at 4K.
     """
 
     size: tuple[int, int]
     num_frames: int
     base: bool = False
+    composed: bool = False
 
 
 def native(resolution: str, num_frames: int = EMBEDDED.num_frames) -> Variant:
@@ -68,7 +70,7 @@ VARIANTS = {
     "9-frames": native("544p", 9),
     "33-frames": native("544p", 33),
     "1080p": native("1080p"),
-    "4k": native("4k"),
+    "4k": replace(native("4k"), composed=True),
 }
 
 
@@ -90,16 +92,22 @@ class Clips:
     def make(self, variant: Variant, caption: str, seed: int, noise: str) -> np.ndarray:
         """A clip's frames: uint8, t h w 3."""
         pipe = self.base if variant.base else self.native
-        return pipe(
-            caption,
-            height=variant.size[0],
-            width=variant.size[1],
-            num_frames=variant.num_frames,
-            num_inference_steps=self.steps,
-            generator=torch.Generator("cpu").manual_seed(seed),
-            output_type="uint8",
-            noise=noise,
-        ).frames[0]
+
+        def made(size: tuple[int, int], output_type: str, **more: Any) -> Any:
+            return pipe(
+                caption,
+                height=size[0],
+                width=size[1],
+                num_frames=variant.num_frames,
+                num_inference_steps=self.steps,
+                generator=torch.Generator("cpu").manual_seed(seed),
+                output_type=output_type,
+                noise=noise,
+                **more,
+            ).frames
+
+        small = made(NATIVE.size, "latent") if variant.composed else None
+        return made(variant.size, "uint8", composition=small)[0]
 
 
 def likeness(one: np.ndarray, other: np.ndarray) -> float:

@@ -80,6 +80,8 @@ def test_a_clip_without_weights_costs_what_the_models_say():
         {"resolution": "1080p", "windows": 6},
         {"aspect": "9:16"},
         {"cache": "taylor-2", "guidance_scale": 3.0},
+        {"resolution": "4k", "windows": 8, "guidance_scale": 3.0},
+        {"resolution": "2k", "cache": "taylor-2", "num_inference_steps": 20},
     ):
         request = Request(prompt="a lake", **settings).validate(models.preset)
         assert _job(request, _preset("embedded"), "released") == job_of(request, models)

@@ -233,10 +233,11 @@ def _job(request: Request, preset: ModelPreset, layout: str, together: int = 1) 
     base_height, base_width = preset.base_size(request.aspect)
     steps = request.num_inference_steps or preset.num_inference_steps
     each = 2 if (request.guidance_scale or 0) > 1 else 1
-    composition, taken = None, steps
+    composition, taken, base_forwards = None, steps, None
     if request.first_size(preset) is not None:
         small = replace(request, resolution=preset.first_size, progressive="off", windows="auto")
         composition, taken = _job(small, preset, layout, together), steps_taken(steps)
+        base_forwards = each * computed_passes(request.cache, steps)
     return Job(
         height=request.size.height,
         width=request.size.width,
@@ -253,7 +254,7 @@ def _job(request: Request, preset: ModelPreset, layout: str, together: int = 1) 
         t3_windows=t3_windows,
         processes=together,
         decoding_processes=decoding_processes(preset.name, together),
-        base_forwards=computed_passes(request.cache, steps) * each,
+        base_forwards=base_forwards,
         composition=composition,
     )
 
