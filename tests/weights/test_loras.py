@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 
@@ -350,6 +351,55 @@ def test_differences_of_a_swapped_adapter_go(pipe):
     output(pipe.transformer)
     pipe.load_lora_weights(second, "one", hotswap=True)
     check_merged(pipe, changes)
+
+
+@pytest.mark.parametrize(
+    ("way", "alpha"),
+    [("UltraGen", None), ("UltraGen", 8.0), ("Wan", None), ("Wan", 8.0), ("transformer", None)],
+)
+def test_a_swapped_adapter_keeps_its_strength(way, alpha):
+    """peft 0.21.2 gives it 1, and the alpha of the one before it at the next `set_adapters`."""
+    pipe = Pipe(tiny_wan() if way == "Wan" else tiny_ultragen())
+    plain = copy.deepcopy(pipe.transformer)
+    first = draw_factors(pipe.transformer, in_blocks("self_attn.q"))
+    second = {layer: (down, -up) for layer, (down, up) in first.items()}
+    pipe.load_lora_weights(LORA(first, None), "style")
+    pipe.set_adapters("style", 0.5)
+    if way == "transformer":
+        weights = LAYOUTS["diffusers"](second, alpha)
+        pipe.transformer.load_lora_adapter(weights, adapter_name="style", hotswap=True)
+    else:
+        pipe.load_lora_weights(LORA(second, alpha), "style", hotswap=True)
+    scale = 1.0 if alpha is None else alpha / RANK
+    changes = products(second, scale)
+    check_merged(pipe, {name: 0.5 * change for name, change in changes.items()}, plain)
+    pipe.set_adapters("style", 2.0)
+    check_merged(pipe, {name: 2 * change for name, change in changes.items()}, plain)
+
+
+@pytest.mark.parametrize("way", ["UltraGen", "Wan", "transformer"])
+def test_deleting_an_adapter_switches_on_no_other(way):
+    """As peft 0.21.2 does, layer by layer."""
+    pipe = Pipe(tiny_wan() if way == "Wan" else tiny_ultragen())
+    plain = copy.deepcopy(pipe.transformer)
+    factors = {
+        name: draw_factors(pipe.transformer, in_blocks(f"self_attn.{layer}"))
+        for name, layer in (("a", "q"), ("b", "q"), ("c", "v"))
+    }
+    for name, each in factors.items():
+        pipe.load_lora_weights(LORA(each, None), name)
+    owner = pipe.transformer if way == "transformer" else pipe
+    pipe.set_adapters("a")
+    owner.delete_adapters("a")
+    assert pipe.get_active_adapters() == []
+    torch.testing.assert_close(output(pipe.transformer), output(plain))
+    pipe.set_adapters("c", 0.5)
+    check_merged(pipe, {k: 0.5 * v for k, v in products(factors["c"], 1.0).items()}, plain)
+    owner.delete_adapters(["b"])
+    assert pipe.get_active_adapters() == ["c"]
+    check_merged(pipe, {k: 0.5 * v for k, v in products(factors["c"], 1.0).items()}, plain)
+    owner.delete_adapters("c")
+    torch.testing.assert_close(output(pipe.transformer), output(plain))
 
 
 def test_differences_of_zeros_cost_nothing(pipe):

@@ -72,16 +72,58 @@ def only_tensors_of(model: Any, adapter_name: str) -> Iterator[None]:
             model.state_dict = outer
 
 
+@contextmanager
+def swapped(model: nn.Module, adapter_name: str) -> Iterator[None]:
+    """While it lasts, another LoRA may take an adapter's place: it keeps the adapter's strength.
+
+    peft (0.21.2, `hotswap_adapter_from_state_dict`) gives it the strength 1, and forgets its alpha
+    at the next `set_adapters`.
+    """
+    layers = [m for _, m in _layers(model) if adapter_name in getattr(m, "lora_alpha", ())]
+    before = [(layer, layer.scaling[adapter_name] / _own(layer, adapter_name)) for layer in layers]
+    with only_tensors_of(model, adapter_name):
+        yield
+    for layer, strength in before:
+        scaling = layer.scaling[adapter_name]  # a tensor where models are compiled for swapping
+        layer.lora_alpha[adapter_name] *= float(scaling) / _own(layer, adapter_name)
+        layer.scaling[adapter_name] = scaling * strength
+
+
+def _own(layer: Any, adapter_name: str) -> float:
+    """What an adapter of strength 1 is multiplied by in a layer."""
+    rank = layer.r[adapter_name]
+    root = layer.use_rslora.get(adapter_name, False)
+    return layer.lora_alpha[adapter_name] / (rank**0.5 if root else rank)
+
+
+@contextmanager
+def others_stay(model: nn.Module, deleted: list[str] | str) -> Iterator[None]:
+    """While it lasts, these adapters may be deleted: those that are left act as before, or do not.
+
+    peft (0.21.2, `delete_adapter`) switches another one on in each layer whose only active one
+    goes.
+    """
+    gone = [deleted] if isinstance(deleted, str) else deleted
+    before = [(layer, list(layer.active_adapters)) for _, layer in _layers(model)]
+    yield
+    for layer, names in before:
+        layer.set_adapter([name for name in names if name not in gone])
+
+
 Strengths = dict[tuple[str, str], float]
 """What each adapter's product is multiplied by, by the layer's name and the adapter's."""
 
 
+def _layers(model: nn.Module) -> list[tuple[str, Any]]:
+    """The layers of a model that carry adapters, by name."""
+    return [(name, module) for name, module in model.named_modules() if is_layer(module)]
+
+
 def adapter_strengths(model: nn.Module) -> Strengths:
     """The strengths of all adapters in all layers of a model."""
-    layers: list[tuple[str, Any]] = [(n, m) for n, m in model.named_modules() if is_layer(m)]
     return {
         (name, adapter): strength
-        for name, layer in layers
+        for name, layer in _layers(model)
         for adapter, strength in layer.scaling.items()
     }
 
@@ -104,7 +146,7 @@ def strengths_by_layer(strengths: Mapping[str, float], model: nn.Module) -> dict
     Raises:
         ValueError: if no adapted layer has a part in its name.
     """
-    layers = [name for name, module in model.named_modules() if is_layer(module)]
+    layers = [name for name, _ in _layers(model)]
     layers.sort(key=len, reverse=True)  # one name may be the end of another
     found = dict.fromkeys(layers, 1.0)
     for part, strength in reversed(list(strengths.items())):  # the first one counts

@@ -27,7 +27,8 @@ from .adapters import (
     check_no_adapter_is_lost,
     check_unadapted,
     keeps_adapter_strengths,
-    only_tensors_of,
+    others_stay,
+    swapped,
 )
 from .attention import UltraGenAttention
 from .block import PatchEmbedding, UltraGenBlock, cache_config
@@ -265,8 +266,13 @@ class UltraGenTransformer3DModel(StrictLoading, WanTransformer3DModel):
         """Loads an adapter in diffusers' naming, see `PeftAdapterMixin`; the pipeline's
         `load_lora_weights` reads others too."""
         source, name = pretrained_model_name_or_path_or_dict, options.get("adapter_name")
-        with only_tensors_of(self, name) if hotswap and name else nullcontext():
+        with swapped(self, name) if hotswap and name else nullcontext():
             super().load_lora_adapter(source, prefix, hotswap, **options)
+
+    def delete_adapters(self, adapter_names: list[str] | str) -> None:
+        """Takes these adapters off, as in diffusers; which others act stays as it is."""
+        with others_stay(self, adapter_names):
+            super().delete_adapters(adapter_names)
 
     # A pipeline tells a part of shards and variants if its signature says that it knows them.
     @wraps(ModelMixin.save_pretrained, assigned=())

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from ..model.adapters import (
     Strengths,
     adapter_strengths,
-    only_tensors_of,
+    others_stay,
     set_adapter_strengths,
     strengths_by_layer,
+    swapped,
 )
 from ..model.fp8 import is_in_float8
+from ..model.transformer import UltraGenTransformer3DModel
 from ..presets import check_lora_strength
 from .lora_differences import ParameterDifferences
 from .lora_files import LoraFile, read_lora
@@ -86,7 +88,7 @@ class LoraLoading(DiffusionPipeline, WanLoraLoaderMixin):
                 the Hub, `owner/name` or `owner/name/FILE`, either with `@revision`; or the tensors
                 by name, which stay as they are.
             adapter_name: What `set_adapters` and others call it; None counts them.
-            hotswap: Whether it takes the place of the adapter of this name.
+            hotswap: Whether it takes the place of the adapter of this name, at its strength.
             low_cpu_mem_usage: Whether new layers are made without memory first.
             weight_name: Which file of a folder or a repository.
             options: `subfolder`, `revision`, `token`, `cache_dir`, `local_files_only`,
@@ -104,7 +106,9 @@ class LoraLoading(DiffusionPipeline, WanLoraLoaderMixin):
         name = _free_name(transformer) if adapter_name is None else _check_name(adapter_name)
         lora = fit_lora(read_lora(source, weight_name, **options), transformer)
         _check_can_carry(transformer, lora)
-        with only_tensors_of(transformer, name) if hotswap else nullcontext():
+        # UltraGen's own transformer sees to it itself.
+        dense = not isinstance(transformer, UltraGenTransformer3DModel)
+        with swapped(transformer, name) if hotswap and dense else nullcontext():
             transformer.load_lora_adapter(
                 state_dict(lora, transformer),
                 prefix=None,
@@ -175,11 +179,12 @@ class LoraLoading(DiffusionPipeline, WanLoraLoaderMixin):
         self._unfused = None
 
     def delete_adapters(self, adapter_names: list[str] | str) -> None:
-        """Takes these adapters off, as in diffusers."""
+        """Takes these adapters off, as in diffusers; which others act stays as it is."""
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         for name in names:
             ParameterDifferences.set(self.transformer, name, {})
-        super().delete_adapters(adapter_names)
+        with others_stay(self.transformer, names):
+            super().delete_adapters(names)
 
 
 def _check_strengths(weights: Any) -> None:
