@@ -276,7 +276,11 @@ class Layout:
             elem_id="solver",
         )
         self.progressive = gr.Radio(
-            [("beyond the trained size", "auto"), ("always", "on"), ("never", "off")],
+            [
+                ("beyond the trained size", "auto"),
+                (f"above {preset.first_size}", "on"),
+                ("never", "off"),
+            ],
             value="auto",
             label="A smaller clip first",
             info="It decides where things are: one moon, one horizon, and fewer steps at the full "
