@@ -92,8 +92,8 @@ def scenes(vae: Autoencoder) -> Iterator[Tensor]:
     """Clips 3 t h w in [0, 1] in which all colours occur, then the one that the fit is judged by.
 
     Landscapes lack colours, so each of the scenes has its channels in another order, and every
-    second one is a negative. Drawing takes about as long as encoding, so that one wider picture is
-    drawn of each, over which the frames move by a pixel each.
+    second one is a negative. To draw less, one wider picture is made of each, over which the frames
+    move by a pixel each.
     """
     height, width = (length * vae.config.scale_factor_spatial for length in POSITIONS)
     drawn = [sample_scene(seed, EDITION) for seed in (*SCENES, CHECKED)]
