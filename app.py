@@ -113,9 +113,12 @@ class Page:
         self.examples = load_examples(EXAMPLES)
 
         # Half a card holds all that is offered; the whole one costs visitors twice the quota.
-        @spaces.GPU(duration=lambda request: seconds_asked(request, models), size="large")
-        def gpu_part(request: Request) -> Iterator:
-            yield from self.runs.frames(request)
+        @spaces.GPU(
+            duration=lambda request, previews=False: seconds_asked(request, models),
+            size="large",
+        )
+        def gpu_part(request: Request, previews: bool = False) -> Iterator:
+            yield from self.runs.frames(request, previews)
 
         @spaces.GPU(
             duration=lambda request, count: drafts_seconds_asked(request, count, models),
@@ -141,7 +144,12 @@ class Page:
             self.places = Places(blocks, self.kept, self.runs, self.grace)
             self.visits = Visits(self.ui, self.models, self.runs.output_dir)
             self.following = Following(
-                self.ui, self.runs, self.kept, self.places, self.visits, self.gpu_part
+                self.ui,
+                self.runs,
+                self.kept,
+                self.places,
+                self.visits,
+                partial(self.gpu_part, previews=True),
             )
             self.wire(blocks)
             build_api(self.runs, self.gpu_part, **ONE_AT_A_TIME)

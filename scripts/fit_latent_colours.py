@@ -14,37 +14,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from einops import rearrange
-from torch import Tensor
-from torch.nn.functional import interpolate
 from transformers import AutoTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ultragen.dataset.encoders import Autoencoder, encode_clip, load_autoencoder  # noqa: E402
+from ultragen.dataset.encoders import load_autoencoder  # noqa: E402
 from ultragen.presets import EMBEDDED_MODEL  # noqa: E402
+from ultragen.runs.fitted_colours import FRAMES, examples, least_squares  # noqa: E402
 from ultragen.sampling.latent_colours import FILE  # noqa: E402
 from ultragen.sampling.words import find_edition  # noqa: E402
 from ultragen.world.renderer import render  # noqa: E402
 from ultragen.world.scene import HELD_OUT_SEEDS, sample_scene  # noqa: E402
 
 SIZE = (192, 320)  # rows and columns in pixels of the scenes
-FRAMES = 5
-SHOWN = (3,)  # frames in the middle of the latent frames after the first, which hold four each
-CELLS = 4  # rows, and columns, of colours for one latent position
 CHECKED = 20  # scenes that the map is measured on
-
-
-def examples(vae: Autoencoder, seed: int, edition: int) -> tuple[Tensor, Tensor]:
-    """Latent positions of a scene with a constant 1, n (c + 1), and their colours, n (y x 3)."""
-    clip = render([sample_scene(seed, edition)], *SIZE, FRAMES)[0]
-    latents = encode_clip(vae, [clip * 2 - 1])[:, 1:].float()
-    positions = rearrange(latents, "c t h w -> (t h w) c")
-    sides = tuple(CELLS * length for length in latents.shape[2:])
-    frames = interpolate(clip[:, SHOWN].transpose(0, 1), sides, mode="area")
-    colours = rearrange(frames, "t c (h y) (w x) -> (t h w) (y x c)", y=CELLS, x=CELLS)
-    return torch.cat([positions, torch.ones(len(positions), 1)], dim=1), colours
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -54,15 +38,16 @@ def main(arguments: list[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     vae = load_autoencoder("embedded", EMBEDDED_MODEL, torch.device("cpu"))
     edition = find_edition(AutoTokenizer.from_pretrained(EMBEDDED_MODEL / "tokenizer"))
-    first = HELD_OUT_SEEDS.stop
-    fitted = [examples(vae, seed, edition) for seed in range(first, first + asked.scenes)]
-    inputs, colours = (torch.cat(parts) for parts in zip(*fitted, strict=True))
-    matrix = torch.linalg.lstsq(inputs.double(), colours.double()).solution.float()
+
+    def scenes(seeds: range) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        clips = (render([sample_scene(seed, edition)], *SIZE, FRAMES)[0] for seed in seeds)
+        return [examples(vae, clip) for clip in clips]
+
+    first, last = HELD_OUT_SEEDS.stop, HELD_OUT_SEEDS.stop + asked.scenes
+    matrix = least_squares(scenes(range(first, last)))
     np.save(asked.out / FILE, matrix.numpy())
-    errors = []
-    for seed in range(first + asked.scenes, first + asked.scenes + CHECKED):
-        inputs, colours = examples(vae, seed, edition)
-        errors.append(float((inputs @ matrix - colours).square().mean()))
+    checked = scenes(range(last, last + CHECKED))
+    errors = [float((inputs @ matrix - colours).square().mean()) for inputs, colours in checked]
     decibels = -10 * np.log10(np.mean(errors))
     print(f"Written to {asked.out / FILE}: {CHECKED} other scenes within {decibels:.1f} dB")
 

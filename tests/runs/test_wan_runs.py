@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import gradio as gr
+import numpy as np
 import pytest
 import torch
 from commands import ultragen
 from fakes import served
 from gradio_client import Client
 from gradio_client.exceptions import ValidationError
+from PIL import Image
 from wan_files import WanFiles, make_wan
 
 import app
@@ -25,11 +28,15 @@ from ultragen.estimates.memory import WAN_PARAMETERS, Memory, values_per_token
 from ultragen.hardware import GIB, Hardware, find_hardware
 from ultragen.pipeline import UltraGenPipeline
 from ultragen.presets import EMBEDDED, EMBEDDED_MODEL, RESOLUTIONS, WAN, WINDOWS, Resolution
-from ultragen.runs import compare, loading, request
+from ultragen.runs import compare, fitted_colours, loading, native, request
 from ultragen.runs.clip import job
-from ultragen.runs.loading import Models, load_models
+from ultragen.runs.fitted_colours import FittedColours
+from ultragen.runs.loading import Models, load_models, take_turns
+from ultragen.runs.progress import Progress
 from ultragen.runs.request import Request
+from ultragen.runs.worker import Finished
 from ultragen.runs.zerogpu import offers
+from ultragen.sampling.latent_colours import FILE
 from ultragen.video import probe_video
 from ultragen.web.settings import describe_model, refresh, take_offer
 from ultragen.web.suggestions import name_unknown_words
@@ -473,6 +480,86 @@ def test_visitors_of_zero_gpu_are_offered_settings(wan, tmp_path, monkeypatch):
     assert not any(updates[button]["visible"] for button in page.ui.offers.values())
     with pytest.raises(gr.Error, match="Nothing fits that quota"):
         take_offer(page.ui, page.models, "free accounts")
+
+
+@pytest.fixture
+def previewed(small, tmp_path, monkeypatch) -> Models:
+    """The same, with a map fitted to random weights taken for one that shows something."""
+    monkeypatch.setattr(fitted_colours, "LEAST", float("-inf"))
+    fitted = FittedColours(small.native, small.source, tmp_path / "kept")
+    return replace(small, fitted=fitted)
+
+
+SHORT = Request("a lake", "544p", num_frames=5, num_inference_steps=3)
+
+
+def previews_of(run) -> list[bytes]:
+    items = list(run)
+    assert isinstance(items[-1], Finished)
+    return [item.preview for item in items if isinstance(item, Progress) and item.preview]
+
+
+def test_the_page_s_run_shows_previews_and_another_s_fits_nothing(previewed, tmp_path):
+    assert previewed.colours is None
+    page = app.Page(previewed, tmp_path)
+    page.build()
+    short = SHORT.validate(previewed.preset)
+    assert previews_of(page.gpu_part(short)) == []  # as the API runs it
+    compare.generate(short, previewed)
+    native.generate_native(short, previewed)
+    assert not (tmp_path / "kept").exists()
+    shown = previews_of(page.following.gpu_part(short))
+    assert len(shown) == short.num_inference_steps - 1
+    picture = Image.open(io.BytesIO(shown[-1]))
+    assert picture.size == (40, 24)  # 2 × 2 pixels for each 8 × 8
+    assert len(list((tmp_path / "kept").iterdir())) == 1
+
+
+def test_random_weights_show_no_preview_and_the_run_is_the_same(small, tmp_path):
+    """The map explains nothing of a scene, so there is none."""
+    models = replace(small, fitted=FittedColours(small.native, small.source, tmp_path / "kept"))
+    reports: list[Progress] = []
+    short = SHORT.validate(models.preset)
+    clips = compare.generate(short, models, reports.append, previews=True)
+    assert not any(report.preview for report in reports)
+    assert (clips.native == compare.generate(short, small).native).all()
+
+
+def test_a_model_that_is_loaded_can_fit_a_map_unless_it_has_one(wan, tmp_path):
+    assert wan.colours is None and wan.fitted.pipe is wan.native
+    embedded = load_models("embedded")
+    assert embedded.fitted is None
+    assert embedded.preview_colours() is embedded.colours is not None
+
+
+def test_the_map_in_a_model_s_folder_wins(wan, tmp_path):
+    wan.native.save_pretrained(tmp_path)
+    np.save(tmp_path / FILE, np.ones((17, 12), np.float32))
+    loaded = load_models(tmp_path)
+    assert loaded.fitted is None
+    assert (loaded.preview_colours().matrix == 1).all()
+
+
+def test_an_autoencoder_that_takes_turns_comes_for_the_fit_and_goes_back(files, tmp_path):
+    pipe = UltraGenPipeline.from_wan(files.base, files.ultragen, torch.float32)
+    plain = fitted_colours.fit(pipe.vae)[0]
+    take_turns(pipe, pipe.base_pipeline(), "cpu")  # which stands for the GPU
+    came, went = [], []
+    hook = pipe.vae._hf_hook
+    before, free = hook.pre_forward, pipe.maybe_free_model_hooks
+    hook.pre_forward = lambda module, *inputs: (came.append(module), before(module, *inputs))[1]
+    pipe.maybe_free_model_hooks = lambda: (went.append(len(came)), free())
+    colours = FittedColours(pipe, files.base, tmp_path)
+    colours.find()
+    scenes = len(fitted_colours.SCENES) + 1
+    assert set(came) == {pipe.vae} and went == [len(came)] and len(came) >= scenes
+    assert pipe.vae._hf_hook is not hook  # hooked anew, as after a run
+    assert torch.equal(np_matrix(tmp_path), plain)
+
+
+def np_matrix(folder: Path) -> torch.Tensor:
+    [path] = folder.glob("*.npz")
+    return torch.from_numpy(np.load(path)["matrix"])
 
 
 def test_the_api_runs_it(small, tmp_path):

@@ -29,6 +29,7 @@ def generate(
     report: Callable[[Progress], None] = lambda progress: None,
     cancelled: Event | None = None,
     show_native: Callable[[NativeClip], None] | None = None,
+    previews: bool = False,
 ) -> Clips:
     """Makes the frames: denoising, decoding and upscaling.
 
@@ -38,6 +39,7 @@ def generate(
         report: Called after each step.
         cancelled: Once set, the run stops within a step.
         show_native: Called with the native clip as soon as it is there.
+        previews: Whether what is reported shows what the native clip looks like by now.
 
     Raises:
         ValueError: for a setting that can't be used.
@@ -56,18 +58,12 @@ def generate(
     with enough_memory(request, models):
         upscaler = models.upscaler(request.upscaler)  # first: one that fails does so at once
         use_loras(models, request)
+        colours = models.preview_colours(run.check) if previews else None
         text = encode_text(run, models.native, [guided])
         full_size = (size.height, size.width)
+        first = request.first_size(models.preset)
         native = make_clip(
-            run,
-            models.native,
-            request,
-            text,
-            full_size,
-            "",
-            windows,
-            models.colours,
-            request.first_size(models.preset),
+            run, models.native, request, text, full_size, "", windows, colours, first
         )
         if show_native:
             so_far = describe(request, models, run, windows["windows"])

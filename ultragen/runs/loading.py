@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from .request import Request
 
 if TYPE_CHECKING:  # torch is imported when models are loaded
     from ..sampling.latent_colours import LatentColours
+    from .fitted_colours import FittedColours
 
 
 @dataclass
@@ -44,7 +45,8 @@ class Models:
         used_loras: Strength by name of the LoRAs that both models have now.
         lora_hashes: SHA-256 by name of their files, as they were when they were loaded.
         left_out: Why LoRAs of this machine are not offered, by name.
-        colours: What previews are made with; None where the model has none.
+        colours: What previews are made with, from the model's folder; None where it has none.
+        fitted: What makes them then, once there is a preview to show.
     """
 
     native: Any
@@ -66,6 +68,7 @@ class Models:
     lora_hashes: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     colours: LatentColours | None = None
+    fitted: FittedColours | None = None
 
     @property
     def dtype(self) -> str:
@@ -131,6 +134,13 @@ class Models:
         if self.placement == "in turn":  # what diffusers offloads again has hooks of its own
             take_turns(self.native, self.base, self.device)
 
+    def preview_colours(self, check: Callable[[], None] = lambda: None) -> LatentColours | None:
+        """What previews are made with; for a model without a map of its own, the first call fits
+        one to its autoencoder, see `FittedColours.find`."""
+        if self.colours is None and self.fitted is not None:
+            return self.fitted.find(check)
+        return self.colours
+
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of the prompt that the model's tokenizer does not know."""
         return self.native.unknown_words(prompt) if self.preset.vocabulary == "words" else []
@@ -179,6 +189,7 @@ def load_models(name: str | Path | None = None, loras: Sequence[str] | None = No
     for pipe in (native, base):
         pipe.set_progress_bar_config(disable=True)
     memory, placement = _place(native, base, choice, hardware)
+    colours, fitted = _colours(sources[0], native)
     known = coefficients(choice.preset.name, hardware.device, hardware.dtype, has_amx())
     estimator = Estimator(known)
     _fit_to_machine(estimator, hardware)
@@ -195,14 +206,17 @@ def load_models(name: str | Path | None = None, loras: Sequence[str] | None = No
         placement=placement,
         origins=tuple(origin(path) for path in sources),
         left_out=missing | unfit,
-        colours=_colours(sources[0], native),
+        colours=colours,
+        fitted=fitted,
     )
 
 
-def _colours(source: Path, native: Any) -> LatentColours | None:
+def _colours(source: Path, native: Any) -> tuple[LatentColours | None, FittedColours | None]:
     from ..sampling.latent_colours import LatentColours
+    from .fitted_colours import FittedColours
 
-    return LatentColours.load(source, native.transformer.config.out_channels)
+    colours = LatentColours.load(source, native.transformer.config.out_channels)
+    return colours, None if colours else FittedColours(native, source)
 
 
 def _fit_to_machine(estimator: Estimator, hardware: Hardware) -> None:

@@ -2,7 +2,8 @@
 
 An autoencoder's latents are so nearly linear in the pixels' mean colours that a matrix shows the
 composition, in the thousandth part of a step's time. It is fitted once, by least squares, to the
-encoded frames of rendered scenes (`scripts/fit_latent_colours.py`).
+encoded frames of rendered scenes: by `scripts/fit_latent_colours.py` for the embedded model, and
+when it is first needed for others (`runs/fitted_colours.py`).
 """
 
 from __future__ import annotations

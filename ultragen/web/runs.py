@@ -72,12 +72,17 @@ class Runs:
         self._now: _Now | None = None
 
     def frames(
-        self, request: Request
+        self, request: Request, previews: bool = False
     ) -> Iterator[Progress | NativeClip | Finished[Clips] | Failed | None]:
-        """The part that needs the GPU: everything but the files."""
+        """The part that needs the GPU: everything but the files.
+
+        Args:
+            request: What to make.
+            previews: Whether anyone sees what the native clip looks like meanwhile.
+        """
 
         def task(report: Callable[[Any], None], cancelled: Event) -> Clips:
-            return generate(request, self.models, report, cancelled, show_native=report)
+            return generate(request, self.models, report, cancelled, report, previews)
 
         return (yield from stream(task))
 

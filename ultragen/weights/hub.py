@@ -156,6 +156,12 @@ def find_local(given: str | Path | None, source: HubSource) -> Path | None:
         return None
 
 
+def assets_folder(name: str) -> Path:
+    """Where huggingface_hub has other packages keep what they make of its files; it need not be
+    there."""
+    return Path(constants.HF_ASSETS_CACHE) / "ultragen" / name
+
+
 def origin(path: Path) -> str:
     """`owner/name@commit` of what lies in the Hub's cache; of other paths the last name."""
     found = re.search(r"models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]+)", path.as_posix())
