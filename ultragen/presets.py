@@ -120,8 +120,7 @@ PROGRESSIVE = ("auto", "on", "off")
 does so where frames are larger than the model was trained for."""
 STRENGTH = 0.625
 """Part of the steps that a clip with a composition takes: the last five of the embedded model's
-eight. With one more second moons come back, with one less waters become streaks (chosen by looking
-at single frames of 2176 × 3840)."""
+eight. With fewer, water gets fine stripes (chosen by looking at frames of 2176 × 3840)."""
 
 ASPECT = re.compile(r"([1-9]\d{0,4})[:x/]([1-9]\d{0,4})")
 
@@ -452,7 +451,7 @@ class ModelPreset:
         base_num_inference_steps: Denoising steps of the base model; None where both models have
             the same.
         base_guidance_scale: The base model's guidance scale; None where both have the same.
-        first_size: Name of the size that gives larger frames their composition.
+        first_size: Name of the size that may give larger frames their composition.
         progressive_above: Name of the largest size whose clips begin at their own size unless
             something else is asked for; None where all do.
         method: What the native clip is made with, as labels call it.
@@ -563,6 +562,7 @@ T3_4K = replace(
     ),
     ladder=(("4k", 81, 50), ("4k", 81, 30), ("4k", 29, 30), *WAN.ladder[1:]),
     windows=("auto",),
+    first_size="4k",
     method="T3-Video",
     credit=(
         "The weights are T3-Video's, by other authors than UltraGen's (arXiv 2512.13492, "

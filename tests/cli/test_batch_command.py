@@ -135,6 +135,29 @@ def test_a_run_goes_on(fake, folder, capsys):
     assert len(fake.native.calls) == 5
 
 
+@pytest.mark.parametrize(("resolution", "kept"), [("544p", True), ("1080p", True), ("4k", False)])
+def test_clips_of_a_version_without_compositions_are_kept_where_they_are_the_same(
+    tmp_path, resolution, kept
+):
+    """They began at their own size, as smaller ones do today."""
+    asked = Request(PROMPT, resolution, loras={}).validate(EMBEDDED)
+    clip = Clip("00000", 0, 2, asked, {})
+    settings = asked.to_dict()
+    del settings["progressive"]
+    metadata = {"request": settings, "fps": asked.fps, "model": {"name": "embedded"}}
+    (tmp_path / "00000.json").write_text(json.dumps(metadata))
+    (tmp_path / "00000.mp4").write_bytes(b"a clip")
+    if kept:
+        Results(tmp_path).open([clip], "embedded", overwrite=False)
+        return
+    with pytest.raises(OSError, match="was made with other settings than line 2"):
+        Results(tmp_path).open([clip], "embedded", overwrite=False)
+    metadata["request"] |= {"resolution": "8k", "progressive": "auto"}  # of a later version
+    (tmp_path / "00000.json").write_text(json.dumps(metadata))
+    with pytest.raises(OSError, match=r"no 00000\.json that tells what it is"):
+        Results(tmp_path).open([clip], "embedded", overwrite=False)
+
+
 def test_clips_of_other_settings_are_not_kept(fake, folder, capsys):
     assert ultragen("batch", "p.csv", *SMALL) == 0
     capsys.readouterr()

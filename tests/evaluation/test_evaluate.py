@@ -271,9 +271,15 @@ def test_composed_clips_are_compared_with_those_that_begin_at_their_size(
 ):
     for size in (Resolution("smaller", 64, 96, 64), Resolution("wide", 128, 288, 120)):
         monkeypatch.setitem(request.RESOLUTIONS, size.name, size)
-    fake.preset = replace(fake.preset, first_size="smaller")
     out = tmp_path / "progressive"
-    words = (*RUN, out, "--set", "progressive", "--steps", 8, "--resolution", "wide")
+    words = (*RUN, out, "--set", "progressive", "--steps", 8)
+    assert ultragen(*words, "--progressive", "on") == 2
+    assert "leave out --progressive" in capsys.readouterr().err
+    fake.preset = replace(fake.preset, first_size="wide")
+    assert ultragen(*words) == 2
+    assert "choose a --resolution above wide" in capsys.readouterr().err and not out.exists()
+    fake.preset = replace(fake.preset, first_size="smaller")
+    words = (*words, "--resolution", "wide")
     assert ultragen(*words) == 0, capsys.readouterr().err
     made = [(call["size"], call["composition"] is not None) for call in fake.native.calls]
     large = (128, 288)
@@ -308,7 +314,7 @@ class Doubled(nn.Module):
 
 def test_every_row_with_tiny_models(tmp_path, monkeypatch):
     """Noise in, noise out: but through the pipelines, the renderer and the classifier."""
-    sizes = {"tiny": Resolution("tiny", 128, 160, 120)}
+    sizes = {**request.RESOLUTIONS, "tiny": Resolution("tiny", 128, 160, 120)}
     monkeypatch.setattr(request, "RESOLUTIONS", sizes)
     pipe = build_pipeline(TINY_SIZE, ["a", "lake"])
     pipe.set_progress_bar_config(disable=True)

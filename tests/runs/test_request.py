@@ -253,7 +253,7 @@ def test_metadata_of_before_there_were_shapes_and_rates_give_the_request_back():
 @pytest.mark.parametrize(
     "name",
     ["guidance_interval", "cache", "shift", "solver", "base_num_inference_steps",
-     "base_guidance_scale", "progressive"],
+     "base_guidance_scale"],
 )  # fmt: skip
 def test_metadata_of_before_there_was_a_setting_give_the_request_back(name):
     settings = check(loras={}).to_dict()
@@ -261,7 +261,7 @@ def test_metadata_of_before_there_was_a_setting_give_the_request_back(name):
     assert Request.from_metadata({"request": without}).validate(EMBEDDED) == check(loras={})
 
 
-def test_large_clips_of_before_there_were_compositions_began_at_their_own_size():
+def test_clips_of_before_there_were_compositions_began_at_their_own_size():
     settings = check(resolution="4k").to_dict()
     del settings["progressive"]
     assert Request.from_metadata({"request": settings}).validate(EMBEDDED).progressive == "off"

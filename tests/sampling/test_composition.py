@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from threading import Event
 
 import pytest
@@ -16,7 +15,7 @@ from ultragen.estimates.coefficients import CPU
 from ultragen.model.autoencoder import CompactAutoencoder
 from ultragen.pipeline import UltraGenPipeline
 from ultragen.presets import EMBEDDED, RESOLUTIONS, T3_4K, WAN, steps_taken
-from ultragen.runs.clip import encode_text, job, make_clip
+from ultragen.runs.clip import Composition, composition_of, encode_text, job, make_clip
 from ultragen.runs.progress import Cancelled, RunState
 from ultragen.runs.request import Request
 from ultragen.sampling.composition import composed, enlarged
@@ -24,7 +23,7 @@ from ultragen.sampling.flow import noised
 from ultragen.sampling.spectral_noise import spectral_noise
 
 LARGE, SMALL = (160, 192), (96, 128)
-FIRST = replace(RESOLUTIONS["544p"], height=SMALL[0], width=SMALL[1])
+FIRST = Composition(SMALL, 0.2)
 CALL = {"prompt": "a calm lake", "num_frames": 5, "output_type": "latent"}
 
 
@@ -139,17 +138,22 @@ def run_of(pipe: UltraGenPipeline, first=None, stop_after: int | None = None, **
     given = {"num_inference_steps": 8, "num_frames": 5, **settings}
     request = Request("a calm lake", **given).validate(EMBEDDED)
     told: list[tuple[int, int]] = []
+    parts: list[float] = []
     cancelled = Event()
 
     def report(progress) -> None:
         if progress.stage == "denoise":
             told.append((progress.step, progress.steps))
+            parts.append(progress.fraction)
             if len(told) == stop_after:
                 cancelled.set()
 
     run = RunState(report, cancelled, {"denoise": 1.0, "decode": 1.0})
     text = encode_text(run, pipe, [request])
     frames = make_clip(run, pipe, request, text, LARGE, "", {"windows": 2}, first=first)
+    share = first.share if first else 0.0  # denoising is half of the estimate
+    assert parts[8 if first else 0] == pytest.approx(share / 2) and parts[-1] == 0.5
+    assert parts == sorted(parts)
     return frames, told
 
 
@@ -158,8 +162,8 @@ def test_a_run_makes_the_small_clip_first_and_counts_the_large_ones_steps(pipe, 
     plain, told = run_of(pipe, **settings)
     assert [step for step, _ in told] == list(range(9))
     progressive, told = run_of(pipe, FIRST, **settings)
-    # Nothing done, the small clip's eight steps, then its own five.
-    assert told == [(0, 5)] * 9 + [(n, 5) for n in range(1, 6)]
+    # The small clip's eight steps, then its own five.
+    assert told == [(n, 13) for n in range(14)]
     assert progressive.shape == plain.shape and (progressive != plain).any()
     assert (run_of(pipe, FIRST, **settings)[0] == progressive).all()
     assert (run_of(pipe, **settings)[0] == plain).all()
@@ -178,21 +182,22 @@ def test_a_run_stops_within_a_step_of_either_clip(pipe, stop_after):
     ("preset", "resolution", "asked", "kept", "first"),
     [
         (EMBEDDED, "544p", "auto", "auto", None),
-        (EMBEDDED, "544p", "on", "auto", None),
+        (EMBEDDED, "544p", "on", "on", None),
         (EMBEDDED, "1080p", "auto", "auto", None),
-        (EMBEDDED, "1080p", "off", "auto", None),
+        (EMBEDDED, "1080p", "off", "off", None),
         (EMBEDDED, "1080p", "on", "on", "544p"),
         (EMBEDDED, "2k", "auto", "auto", "544p"),
-        (EMBEDDED, "4k", " ON ", "auto", "544p"),
+        (EMBEDDED, "4k", " ON ", "on", "544p"),
         (EMBEDDED, "4k", "off", "off", None),
         (WAN, "4k", "auto", "auto", None),
-        (WAN, "1080p", "on", "auto", None),
+        (WAN, "4k", "off", "auto", None),
+        (WAN, "1080p", "on", "on", None),
         (WAN, "4k", "on", "on", "1080p"),
-        (T3_4K, "4k", "auto", "auto", None),
+        (T3_4K, "4k", "on", "on", None),
     ],
 )
 def test_large_frames_of_the_embedded_model_begin_small(preset, resolution, asked, kept, first):
-    """A choice that changes nothing is `auto`, so that equal clips have equal settings."""
+    """What was asked for is kept, for another size that may be chosen later."""
     request = Request("a lake", resolution, progressive=asked).validate(preset)
     assert request.progressive == kept
     assert request.first_size(preset) == (RESOLUTIONS[first] if first else None)
@@ -222,6 +227,24 @@ def test_an_estimate_counts_both_clips():
     assert both["denoise"] == pytest.approx(5 / 8 * whole["denoise"] + first["denoise"])
     assert {**both, "denoise": 0} == {**whole, "denoise": 0}
     assert 0.6 < both["denoise"] / whole["denoise"] < 0.75
+    request = Request("a lake", "4k", num_inference_steps=8, aspect="9:16").validate(EMBEDDED)
+    found = composition_of(request, models)
+    assert found.size == (960, 544) and 0.05 < found.share < 0.15
+
+
+def test_a_clip_of_one_step_has_no_composition():
+    """It would start at full noise, where a composition says nothing."""
+    request = Request("a lake", "4k", num_inference_steps=1).validate(EMBEDDED)
+    assert request.first_size(EMBEDDED) is None
+    assert composition_of(request, fake_models()) is None
+
+
+def test_a_cache_must_leave_something_out_of_the_steps_that_are_taken():
+    words = "leaves nothing out of 5 steps, .* choose off, or 9 steps or more"
+    with pytest.raises(ValueError, match=words):
+        Request("a lake", "4k", num_inference_steps=8, cache="taylor-2").validate(EMBEDDED)
+    Request("a lake", "4k", num_inference_steps=9, cache="taylor-2").validate(EMBEDDED)
+    Request("a lake", num_inference_steps=8, cache="taylor-2").validate(EMBEDDED)
 
 
 def test_guidance_is_counted_in_the_steps_that_are_taken():

@@ -793,6 +793,19 @@ def test_a_link_has_all_settings_and_the_clip_that_belongs_to_them(made):
     assert "run" not in parameters(updates[ui.link]["value"])
 
 
+def test_a_link_from_before_there_was_a_setting_means_what_it_meant(made):
+    """One that people write has the settings of today."""
+    ui, values = made.page.ui, list(made.values)
+    values[SETTINGS.index("resolution")] = "4k"
+    query = parameters(made.page.visits.share([], {}, *values)[ui.link]["value"])
+    assert back(made.page, **query)[ui.progressive] == "auto"
+    del query["progressive"], query["noise"]
+    updates = back(made.page, **query)
+    assert (updates[ui.progressive], updates[ui.noise]) == ("off", "independent")
+    updates = back(made.page, prompt="a lake", resolution="4k")
+    assert (updates[ui.progressive], updates[ui.noise]) == ("auto", "spectral")
+
+
 def test_an_empty_seed_stays_empty_and_a_link_has_that_of_the_clip(made):
     ui, visits = made.page.ui, made.page.visits
     empty = list(made.values)

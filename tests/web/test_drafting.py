@@ -61,13 +61,16 @@ def test_the_draft_that_was_chosen_is_made_large_at_the_size_of_then(page):
     updates = drafts(page, seed=None, aspect="9:16", guidance_scale=2.0)
     made = last(updates, ui.drafted)
     scene = page.drafts.choose(made, SimpleNamespace(index=1))[ui.scene]
-    now = settings(prompt="something else", resolution="720p", num_frames=9, seed=None)
+    now = settings(
+        prompt="something else", resolution="720p", num_frames=9, seed=None, progressive="on"
+    )
     updates = make_large(page, now, scene)
     call = page.models.native.calls[-1]
     assert call["prompt"] == "a calm lake"
     assert call["seed"] == made[1].request.seed
     assert call["guidance"] == 2.0
     assert call["size"] == (1280, 736)
+    assert call["composition"] is not None and page.models.native.calls[-2]["size"] == (960, 544)
     asked = last(updates, ui.metadata)["request"]
     assert (asked["num_frames"], asked["aspect"], asked["noise"]) == (9, "9:16", "spectral")
     assert f"seed {made[1].request.seed}" in last(updates, ui.status)

@@ -355,8 +355,9 @@ def test_differences_of_a_swapped_adapter_go(pipe):
 
 @pytest.mark.parametrize(
     ("way", "alpha"),
-    [("UltraGen", None), ("UltraGen", 8.0), ("Wan", None), ("Wan", 8.0), ("transformer", None)],
-)
+    [("UltraGen", None), ("UltraGen", 8.0), ("Wan", None), ("Wan", 8.0), ("transformer", None),
+     ("transformer", 8.0)],
+)  # fmt: skip
 def test_a_swapped_adapter_keeps_its_strength(way, alpha):
     """peft 0.21.2 gives it 1, and the alpha of the one before it at the next `set_adapters`."""
     pipe = Pipe(tiny_wan() if way == "Wan" else tiny_ultragen())
@@ -366,8 +367,11 @@ def test_a_swapped_adapter_keeps_its_strength(way, alpha):
     pipe.load_lora_weights(LORA(first, None), "style")
     pipe.set_adapters("style", 0.5)
     if way == "transformer":
-        weights = LAYOUTS["diffusers"](second, alpha)
-        pipe.transformer.load_lora_adapter(weights, adapter_name="style", hotswap=True)
+        weights = LAYOUTS["diffusers"](second, None)
+        alphas = {f"transformer.{ours(layer)}.alpha": alpha for layer in second if alpha}
+        pipe.transformer.load_lora_adapter(
+            weights, adapter_name="style", hotswap=True, network_alphas=alphas or None
+        )
     else:
         pipe.load_lora_weights(LORA(second, alpha), "style", hotswap=True)
     scale = 1.0 if alpha is None else alpha / RANK
@@ -375,6 +379,34 @@ def test_a_swapped_adapter_keeps_its_strength(way, alpha):
     check_merged(pipe, {name: 0.5 * change for name, change in changes.items()}, plain)
     pipe.set_adapters("style", 2.0)
     check_merged(pipe, {name: 2 * change for name, change in changes.items()}, plain)
+
+
+@pytest.mark.parametrize("strength", [0.5, 0.0])
+def test_layers_that_a_swapped_adapter_lacks_change_nothing(pipe, strength):
+    """peft leaves their strengths alone: they must not weigh twice, nor on what follows."""
+    layers = in_blocks("self_attn.q")
+    first, (second, changes) = draw_factors(pipe.transformer, layers), norm_lora(pipe.transformer)
+    pipe.load_lora_weights(LORA(first, None), "style")
+    pipe.set_adapters("style", strength)
+    before = adapter_strengths(pipe.transformer)
+    for _ in range(2):
+        pipe.load_lora_weights(second, "style", hotswap=True)
+        assert adapter_strengths(pipe.transformer) == before
+    pipe.set_adapters("style", 1.0)
+    assert set(adapter_strengths(pipe.transformer).values()) == {1.0}
+    check_merged(pipe, changes)
+    pipe.load_lora_weights(LORA(first, None), "style", hotswap=True)
+    check_merged(pipe, products(first, 1.0))
+
+
+def test_a_strength_that_is_compiled_in_stays_the_same_tensor(pipe):
+    """As peft's `prepare_model_for_compiled_hotswap` makes them."""
+    factors = draw_factors(pipe.transformer, in_blocks("self_attn.q"))
+    pipe.load_lora_weights(LORA(factors, None), "style")
+    layer = pipe.transformer.blocks[0].attn1.to_q
+    layer.scaling["style"] = strength = torch.tensor(0.5)
+    pipe.load_lora_weights(LORA(factors, None), "style", hotswap=True)
+    assert layer.scaling["style"] is strength and strength == 0.5
 
 
 @pytest.mark.parametrize("way", ["UltraGen", "Wan", "transformer"])
@@ -398,6 +430,11 @@ def test_deleting_an_adapter_switches_on_no_other(way):
     owner.delete_adapters(["b"])
     assert pipe.get_active_adapters() == ["c"]
     check_merged(pipe, {k: 0.5 * v for k, v in products(factors["c"], 1.0).items()}, plain)
+    pipe.load_lora_weights(LORA(factors["a"], None), "a")
+    pipe.set_adapters("c")
+    pipe.transformer.requires_grad_(False)
+    owner.delete_adapters("a")
+    assert not any(parameter.requires_grad for parameter in pipe.transformer.parameters())
     owner.delete_adapters("c")
     torch.testing.assert_close(output(pipe.transformer), output(plain))
 

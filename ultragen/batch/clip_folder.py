@@ -18,7 +18,7 @@ from ..files import (
 )
 from ..presets import PRESETS
 from ..runs.native import NativeClip
-from ..runs.request import Request, check_progressive
+from ..runs.request import Request
 from ..runs.write import write_native
 from .prompt_files import Clip
 
@@ -94,12 +94,12 @@ class Results:
             metadata = json.loads(sidecar.read_text(encoding="utf-8"))
             request = Request.from_metadata(metadata)
             made_with = metadata["model"]["name"]
+            alike = made_with == model and composes(request, model) == composes(clip.request, model)
         except (OSError, ValueError, KeyError, TypeError):
             return f"{video} is there, and no {sidecar.name} that tells what it is"
-        if preset := PRESETS.get(made_with):
-            given, size = request.progressive, request.resolution or ""
-            request = replace(request, progressive=check_progressive(given, size, preset))
         asked = replace(clip.request, upscaler=request.upscaler, base_native=request.base_native)
+        if alike:  # however that was asked for
+            asked = replace(asked, progressive=request.progressive)
         if asked.loras is None:
             asked = replace(asked, loras=request.loras)
         if (request.to_dict(), made_with) != (asked.to_dict(), model):
@@ -196,6 +196,19 @@ class Results:
                 rows.append(json_line({**plain(clip.columns), **own}))
         write_text(self.folder / TABLE, "".join(rows))
         return len(rows)
+
+
+def composes(request: Request, model: str) -> bool:
+    """Whether a smaller clip comes first.
+
+    Args:
+        request: The request of a clip.
+        model: Name of its model's preset.
+
+    Raises:
+        KeyError: there is no such model or resolution.
+    """
+    return request.first_size(PRESETS[model]) is not None
 
 
 NOT_OF_NATIVE = {"upscaler", "base_native", "loras"}

@@ -152,6 +152,8 @@ def evaluate(
     from ..evaluation.rows import rows_of
     from ..world.heldout import EVALUATED, REFERENCE, held_out_clips
 
+    if table == "progressive" and progressive != "auto":
+        raise ValueError("--set progressive measures both ways: leave out --progressive.")
     rows = rows_of(table, teacher is not None, ablations)
     if ablations is not None:
         model = str(ablations / rows[0].key)

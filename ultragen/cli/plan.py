@@ -17,6 +17,7 @@ from .options import (
     GuidanceScale,
     NumFrames,
     NumInferenceSteps,
+    Progressive,
     ResolutionOption,
     Windows,
     app,
@@ -52,6 +53,7 @@ def plan(
     num_frames: NumFrames = None,
     num_inference_steps: NumInferenceSteps = None,
     guidance_scale: GuidanceScale = None,
+    progressive: Progressive = "auto",
     gpus: Annotated[
         int | None, typer.Option(min=1, max=MOST, help="Without it a table of 1 to 64.")
     ] = None,
@@ -83,6 +85,8 @@ def plan(
         raise ValueError("Give --prompts, a number or a file, or else --train-clips.")
     if train_clips is not None and (num_inference_steps or guidance_scale) is not None:
         raise ValueError("A training has neither --steps nor --guidance: leave them out.")
+    if train_clips is not None and progressive != "auto":
+        raise ValueError("A training has no clips that come first: leave --progressive out.")
     if train_clips is not None and gpus_per_clip > 1:
         raise ValueError("A training has one GPU for each clip: leave --gpus-per-clip out.")
     if gpus is not None and gpus % gpus_per_clip:
@@ -108,6 +112,7 @@ def plan(
         "num_frames": num_frames,
         "num_inference_steps": num_inference_steps,
         "guidance_scale": guidance_scale,
+        "progressive": progressive,
     }
     requests = _requests(prompts, num_seeds, preset, defaults)
     _check_groups(requests, preset, gpus_per_clip)

@@ -94,7 +94,8 @@ def train(
         typer.Option(
             min=0.0,
             max=1.0,
-            help="Last part of the training, over which the learning rate falls; 1 for all of it.",
+            help="Last part of the training, over which the learning rate falls: 1 for all "
+            "of it, 0 for none.",
         ),
     ] = 0.3,
     sample_minutes: Annotated[
@@ -193,8 +194,8 @@ def on_crops(
         tuple[int, int, int] | None,
         typer.Option(
             metavar="A B C",
-            help="The decoder's residual blocks, coarsest size first: fewer than 4 3 4, which it "
-            "has if nothing is said, decode faster. One that is trained on loses none.",
+            help="The decoder's residual blocks, coarsest size first, 4 3 4 if not given: "
+            "fewer decode faster. One that is trained on loses none.",
         ),
     ] = None,
 ) -> Any:

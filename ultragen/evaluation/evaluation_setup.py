@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from ..presets import EMBEDDED_MODEL
+from ..presets import EMBEDDED_MODEL, ModelPreset
 from ..runs import loading
 from ..runs.loading import Models
 from ..runs.request import Request
@@ -67,6 +68,7 @@ class MadeClips:
         """Where clips come from, and what measures them; errors as `Setup`."""
         maker, asked = Maker(self._load_row, self.request, self.batch), self.networks
         models = maker.models()
+        check_composed(self.rows, maker.request, models.preset)
         instruments = load_instruments(
             models.source, asked.classifier, asked.features, asked.lpips, asked.clip, models.device
         )
@@ -102,3 +104,17 @@ class OwnClips:
         folder = asked.classifier or EMBEDDED_MODEL / "classifier"
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return self.files, load_file_instruments(folder, features, asked.lpips, asked.clip, device)
+
+
+def check_composed(rows: Sequence[Row], request: Request, preset: ModelPreset) -> None:
+    """Checks that rows which differ in whether a smaller clip comes first do so at this size.
+
+    Raises:
+        ValueError: They would be the same clips.
+    """
+    composed = [row for row in rows if row.progressive == "on"]
+    if composed and replace(request, progressive="on").first_size(preset) is None:
+        raise ValueError(
+            f"At {request.resolution} no smaller clip comes first, whose effect --set progressive "
+            f"measures: choose a --resolution above {preset.first_size}, and several steps."
+        )

@@ -14,7 +14,7 @@ import torch
 
 from ..pictures import crop_frames
 from ..presets import EVERY_STEP, FAST
-from ..runs.clip import encode_text, make_clips, resolve_windows
+from ..runs.clip import composition_of, encode_text, make_clips, resolve_windows
 from ..runs.loading import Models
 from ..runs.progress import RunState
 from ..runs.request import Request
@@ -344,6 +344,8 @@ class Maker:
         if steps := request.get("base_num_inference_steps"):
             scale = request["base_guidance_scale"]
             of_base = f" (the base model: {steps} steps, guidance {scale})"
+        if request.get("progressive") and not any("progressive" in each for each in own.values()):
+            of_base += "; UltraGen's are composed by smaller clips"
         return [
             f"{scores[0].clips} clips of {request['num_frames']} frames a row at "
             f"{request['resolution']}, {settings['noise']} noise from seed {request['seed']} on, "
@@ -404,7 +406,7 @@ class Maker:
         text = encode_text(run, models.native, requests)
         if row.source == "ultragen":
             windows = {"windows": resolve_windows(requests[0], models)}
-            first = requests[0].first_size(models.preset)
+            first = composition_of(requests[0], models)
             clips = make_clips(run, models.native, requests, text, size, "", windows, first=first)
         else:
             prefix = "base_" if row.upscaler else "base_native_"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def is_adapted(model: nn.Module) -> bool:
@@ -80,13 +80,26 @@ def swapped(model: nn.Module, adapter_name: str) -> Iterator[None]:
     at the next `set_adapters`.
     """
     layers = [m for _, m in _layers(model) if adapter_name in getattr(m, "lora_alpha", ())]
-    before = [(layer, layer.scaling[adapter_name] / _own(layer, adapter_name)) for layer in layers]
-    with only_tensors_of(model, adapter_name):
-        yield
-    for layer, strength in before:
-        scaling = layer.scaling[adapter_name]  # a tensor where models are compiled for swapping
-        layer.lora_alpha[adapter_name] *= float(scaling) / _own(layer, adapter_name)
-        layer.scaling[adapter_name] = scaling * strength
+    strengths = [float(layer.scaling[adapter_name]) / _own(layer, adapter_name) for layer in layers]
+    for layer in layers:  # peft leaves layers alone that the other one does not have
+        _scale(layer, adapter_name, _own(layer, adapter_name))
+    try:
+        with only_tensors_of(model, adapter_name):
+            yield
+    finally:
+        for layer, strength in zip(layers, strengths, strict=True):
+            scaling = float(layer.scaling[adapter_name])
+            layer.lora_alpha[adapter_name] *= scaling / _own(layer, adapter_name)
+            _scale(layer, adapter_name, scaling * strength)
+
+
+def _scale(layer: Any, adapter_name: str, scaling: float) -> None:
+    """Sets what an adapter is multiplied by; a tensor, of a model that is compiled for swapping,
+    stays the same one."""
+    if isinstance(layer.scaling[adapter_name], Tensor):
+        layer.scaling[adapter_name].fill_(scaling)
+    else:
+        layer.scaling[adapter_name] = scaling
 
 
 def _own(layer: Any, adapter_name: str) -> float:
@@ -107,7 +120,9 @@ def others_stay(model: nn.Module, deleted: list[str] | str) -> Iterator[None]:
     before = [(layer, list(layer.active_adapters)) for _, layer in _layers(model)]
     yield
     for layer, names in before:
-        layer.set_adapter([name for name in names if name not in gone])
+        wanted = [name for name in names if name not in gone]
+        if list(layer.active_adapters) != wanted:
+            layer.set_adapter(wanted)
 
 
 Strengths = dict[tuple[str, str], float]

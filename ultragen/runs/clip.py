@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from ..estimates.cost import STAGES, Job, decoding_processes
 from ..hardware import is_out_of_memory
 from ..pictures import is_black, to_frames
-from ..presets import Resolution, steps_taken
+from ..presets import steps_taken
 from ..sampling.caches import cached, computed_passes
 from .loading import Models
 from .progress import RunState, wait_for_devices
@@ -57,6 +57,31 @@ def job(request: Request, models: Models) -> Job:
         base_forwards=base_forwards,
         composition=composition,
     )
+
+
+@dataclass(frozen=True)
+class Composition:
+    """The smaller clip that a large one takes its composition from.
+
+    Attributes:
+        size: Its rows and columns in pixels.
+        share: Its part of the time that denoising both takes.
+    """
+
+    size: tuple[int, int]
+    share: float
+
+
+def composition_of(request: Request, models: Models) -> Composition | None:
+    """What a validated request's clip takes its composition from; None where it begins at its own
+    size."""
+    first, both = request.first_size(models.preset), job(request, models)
+    if first is None or both.composition is None:
+        return None
+    small, all_of_it = (
+        models.estimator.estimate(each)["denoise"] for each in (both.composition, both)
+    )
+    return Composition((first.height, first.width), small / all_of_it if all_of_it else 0.0)
 
 
 def mean_passes(request: Request, models: Models, pipe: Any = None, left_out: int = 0) -> float:
@@ -120,7 +145,7 @@ def make_clip(
     prefix: str,
     windows: dict,
     colours: LatentColours | None = None,
-    first: Resolution | None = None,
+    first: Composition | None = None,
 ) -> np.ndarray:
     """Denoises and decodes one clip: frames t h w 3, uint8. Arguments and errors as in
     `make_clips`."""
@@ -137,7 +162,7 @@ def make_clips(
     prefix: str,
     windows: dict,
     colours: LatentColours | None = None,
-    first: Resolution | None = None,
+    first: Composition | None = None,
 ) -> list[np.ndarray]:
     """Denoises clips together and decodes one after the other: frames t h w 3 of each, uint8.
 
@@ -150,7 +175,7 @@ def make_clips(
         prefix: What the names of its stages begin with in `STAGES`.
         windows: The setting `windows` of a pipeline that has any, else empty.
         colours: What previews of the first clip are made with; None makes none.
-        first: Size of the clips that these take their composition from; None for none.
+        first: What these take their composition from; None for nothing.
 
     Raises:
         RuntimeError: if a clip is black or not a number.
@@ -163,21 +188,25 @@ def make_clips(
     denoise, decode = f"{prefix}denoise", f"{prefix}decode"
     request = requests[0]
     steps = request.num_inference_steps or 0
-    taken = steps if first is None else steps_taken(steps)
+    total = steps if first is None else steps + steps_taken(steps)
     if request.guidance.scale <= 1:  # they may have been encoded for the other model's clip
         text = text | {"negative_prompt_embeds": None}
 
     sampler = pipe.with_sampling(request.solver, request.shift)
 
-    def denoised(size: tuple[int, int], counted: bool, **more: Any) -> Any:
-        """Latents of the clips at this size; steps that are not counted only show a preview."""
+    def denoised(
+        size: tuple[int, int], here: int, before: int, begins: float, ends: float, **more: Any
+    ) -> Any:
+        """Latents of the clips at this size, in so many steps after others, which take from one
+        part of the time to another."""
         preview = DenoisingPreview(colours) if colours else None
 
         def after_step(pipe: Any, step: int, timestep: Any, kwargs: dict) -> dict:
             picture = None
             if preview is not None:
                 picture = preview.after_step(step, kwargs["latents"], pipe.scheduler.sigmas)
-            run.tick(denoise, step + 1 if counted else 0, taken, "step", picture)
+            part = begins + (ends - begins) * (step + 1) / here
+            run.tick(denoise, before + step + 1, total, "step", picture, part)
             return kwargs
 
         generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
@@ -198,11 +227,14 @@ def make_clips(
         ).frames
 
     clip_name = STAGES[decode].split(":")[0]
-    run.tick(denoise, 0, taken, "step")
+    run.tick(denoise, 0, total, "step")
     with run.stage(denoise), _told_of(clip_name), cached(pipe.transformer, request.cache):
-        if first is not None:  # its steps are a small part of the time
-            windows = windows | {"composition": denoised((first.height, first.width), False)}
-        latents = denoised(size, True, **windows)
+        if first is None:
+            latents = denoised(size, steps, 0, 0.0, 1.0, **windows)
+        else:
+            small = denoised(first.size, steps, 0, 0.0, first.share)
+            more = {**windows, "composition": small}
+            latents = denoised(size, total - steps, steps, first.share, 1.0, **more)
     clips = [np.empty((request.frames, *size, 3), np.uint8) for _ in requests]
     with run.stage(decode), _told_of(clip_name), torch.no_grad():
         parts = latents.split(1) if len(requests) > 1 else [latents]

@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 
 from ..pictures import crop_frames
-from .clip import check_visible, encode_text, enough_memory, job, make_clip, resolve_windows
+from .clip import (
+    check_visible,
+    composition_of,
+    encode_text,
+    enough_memory,
+    job,
+    make_clip,
+    resolve_windows,
+)
 from .loading import Models
 from .metadata import describe
 from .native import NativeClip
@@ -61,7 +69,7 @@ def generate(
         colours = models.preview_colours(run.check) if previews else None
         text = encode_text(run, models.native, [guided])
         full_size = (size.height, size.width)
-        first = request.first_size(models.preset)
+        first = composition_of(request, models)
         native = make_clip(
             run, models.native, request, text, full_size, "", windows, colours, first
         )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..pictures import crop_frames
-from .clip import encode_text, enough_memory, job, make_clip, resolve_windows
+from .clip import composition_of, encode_text, enough_memory, job, make_clip, resolve_windows
 from .loading import Models
 from .metadata import describe
 from .progress import Progress, RunState
@@ -50,7 +50,7 @@ def generate_native(
         text = encode_text(run, models.native, [request])
         frames = make_clip(
             run, models.native, request, text, size, "", {"windows": windows},
-            first=request.first_size(models.preset),
+            first=composition_of(request, models),
         )  # fmt: skip
     metadata = describe(request, models, run, windows)
     metadata["labels"] = {"native": metadata["labels"]["native"]}

@@ -60,13 +60,20 @@ class RunState:
             raise Cancelled("The run was cancelled.")
 
     def tick(
-        self, stage: str, step: int, steps: int, unit: str, preview: bytes | None = None
+        self,
+        stage: str,
+        step: int,
+        steps: int,
+        unit: str,
+        preview: bytes | None = None,
+        part: float | None = None,
     ) -> None:
-        """Reports that `step` of `steps` are done, unless the run was cancelled."""
+        """Reports that `step` of `steps` are done, unless the run was cancelled: `part` of the
+        stage's time, where steps are not equally long."""
         self.check()
         total = sum(self.estimated.values()) or 1.0
         done = sum(self.estimated[name] for name in self.seconds if name in self.estimated)
-        now = self.estimated.get(stage, 0.0) * step / max(steps, 1)
+        now = self.estimated.get(stage, 0.0) * (step / max(steps, 1) if part is None else part)
         message = f"{STAGES[stage]}, {unit} {step} of {steps}"
         fraction = min((done + now) / total, 1.0)
         self.report(Progress(stage, step, steps, fraction, message, preview))

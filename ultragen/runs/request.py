@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from decimal import Decimal
+from itertools import count
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,6 +31,7 @@ from ..presets import (
     check_num_frames,
     check_shift,
     shown,
+    steps_taken,
 )
 from ..sampling.caches import FIRST_STEPS, computed_passes
 from ..sampling.guidance import Guidance
@@ -133,8 +135,14 @@ class Request:
 
     def first_size(self, preset: ModelPreset) -> Resolution | None:
         """The frame size of the clip that this one takes its composition from, of a request that
-        was validated; None where it begins at its own."""
-        if not is_progressive(self.progressive, self.resolution or "", preset):
+        was validated; None where it begins at its own, as a clip of one step does."""
+        largest = preset.first_size if self.progressive == "on" else preset.progressive_above
+        if self.progressive == "off" or largest is None:
+            return None
+        sizes = RESOLUTIONS[self.resolution or ""], RESOLUTIONS[largest]
+        pixels, most = (size.height * size.width for size in sizes)
+        steps = self.num_inference_steps or preset.num_inference_steps
+        if pixels <= most or steps_taken(steps) == steps:
             return None
         return RESOLUTIONS[preset.first_size].shaped(self.aspect)
 
@@ -205,10 +213,9 @@ class Request:
             solver=check_choice("solver", self.solver, SOLVERS),
             base_num_inference_steps=check_base_steps(self.base_num_inference_steps, preset),
             base_guidance_scale=check_base_guidance(self.base_guidance_scale, preset),
+            progressive=check_progressive(self.progressive, preset),
         )
-        progressive = check_progressive(self.progressive, checked.resolution or "", preset)
-        checked = replace(checked, progressive=progressive)
-        check_cache_steps(checked)
+        check_cache_steps(checked, preset)
         if checked.solver == "unipc" and checked.shift is None and preset.shift is None:
             raise ValueError(GROWING)
         return replace(checked, windows=check_window_choice(self.windows, checked, preset))
@@ -357,17 +364,30 @@ def interval_text(levels: object) -> str:
     )
 
 
-def check_cache_steps(request: Request) -> None:
+def check_cache_steps(request: Request, preset: ModelPreset | None = None) -> None:
     """Checks that a cache leaves something out of a request whose settings are checked.
+
+    Args:
+        request: The request.
+        preset: Its model's, by which it may take its composition from a smaller clip.
 
     Raises:
         ValueError: if it computes all steps.
     """
-    steps = request.num_inference_steps or 0
-    if request.cache != "off" and steps <= FIRST_STEPS:
+
+    def taken(steps: int) -> int:
+        asked = replace(request, num_inference_steps=steps)
+        composed = preset is not None and asked.first_size(preset) is not None
+        return steps_taken(steps) if composed else steps
+
+    if request.cache == "off":
+        return
+    steps = taken(request.num_inference_steps or 0)
+    if steps <= FIRST_STEPS:
+        enough = next(number for number in count(1) if taken(number) > FIRST_STEPS)
         raise ValueError(
             f"cache {shown(request.cache)} leaves nothing out of {steps} steps, since it computes "
-            f"the first {FIRST_STEPS}: choose off, or {FIRST_STEPS + 1} steps or more."
+            f"the first {FIRST_STEPS}: choose off, or {enough} steps or more."
         )
 
 
@@ -389,33 +409,14 @@ def check_fast(request: Request) -> None:
     )
 
 
-def is_progressive(asked: str, resolution: str, preset: ModelPreset) -> bool:
-    """Whether a clip takes its composition from a smaller one.
-
-    Args:
-        asked: One of `PROGRESSIVE`.
-        resolution: Name of the clip's size.
-        preset: Its model's.
-    """
-    largest = preset.first_size if asked == "on" else preset.progressive_above
-    if asked == "off" or largest is None:
-        return False
-    pixels, most = (
-        size.height * size.width for size in (RESOLUTIONS[resolution], RESOLUTIONS[largest])
-    )
-    return pixels > most
-
-
-def check_progressive(value: object, resolution: str, preset: ModelPreset) -> str:
-    """One of `PROGRESSIVE`: `auto` where it does what was asked, so that equal clips have equal
-    settings.
+def check_progressive(value: object, preset: ModelPreset) -> str:
+    """One of `PROGRESSIVE`; `auto` for a model whose clips begin at their own size by themselves.
 
     Raises:
         ValueError: as `check_choice`.
     """
     asked = check_choice("progressive", value, PROGRESSIVE)
-    own, wanted = (is_progressive(each, resolution, preset) for each in ("auto", asked))
-    return "auto" if own == wanted else asked
+    return "auto" if asked == "off" and preset.progressive_above is None else asked
 
 
 def check_integer(name: str, value: object, lowest: int, highest: int) -> int:

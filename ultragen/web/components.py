@@ -276,12 +276,9 @@ class Layout:
             elem_id="solver",
         )
         self.progressive = gr.Radio(
-            [
-                ("beyond the trained size", "auto"),
-                (f"above {preset.first_size}", "on"),
-                ("never", "off"),
-            ],
+            composing(preset),
             value="auto",
+            visible=preset.first_size != [*RESOLUTIONS][-1],
             label="A smaller clip first",
             info="It decides where things are: one moon, one horizon, and fewer steps at the full "
             "size.",
@@ -485,3 +482,11 @@ def theme() -> gr.themes.Base:
         slider_color="#0e7490",
         slider_color_dark="#22b8cf",
     )
+
+
+def composing(preset: ModelPreset) -> list[tuple[str, str]]:
+    """When a smaller clip may come first: what people read, and the setting."""
+    always = (f"above {preset.first_size}", "on")
+    if preset.progressive_above is None:
+        return [("never", "auto"), always]
+    return [("beyond the trained size", "auto"), always, ("never", "off")]

@@ -39,7 +39,6 @@ from .settings import SETTINGS, Updates, as_settings, check_quota, problem, said
 OF_THE_SCENE = (
     "prompt", "seed", "guidance_scale", "negative_prompt", "loras", "noise", "aspect",
     "guidance_interval", "cache", "shift", "solver", "base_guidance_scale",
-    "progressive",
 )  # fmt: skip
 """Settings that a large clip takes from its draft; the others are those of the page by then."""
 

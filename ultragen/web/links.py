@@ -13,10 +13,12 @@ import gradio as gr
 
 from ..presets import PROMPTS, shown
 from ..runs.loading import Models
-from ..runs.request import Request
+from ..runs.request import BEFORE, Request
 from .settings import SETTINGS, TYPED, typed_number, validated
 
 RUN = "run"  # the parameter that names a clip; the others are called like the settings
+WHOLE = {"prompt", "resolution", "windows", "num_frames", "upscaler"}
+"""What a link has that was made by the page; one that people write has some of them."""
 ALIKE = 0.75  # how near a name must come to a setting's to be taken for a misspelt one
 
 
@@ -54,6 +56,8 @@ def from_link(
         name: text if isinstance(default[name], str) else _value(text)
         for name, text in given.items()
     }
+    if set(given) >= WHOLE:  # of a version that had fewer settings
+        typed = {**{name: value for name, value in BEFORE.items() if name in SETTINGS}, **typed}
     settings, more = usable(typed, models)
     return settings, problems + more
 
