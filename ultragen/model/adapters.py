@@ -80,16 +80,18 @@ def swapped(model: nn.Module, adapter_name: str) -> Iterator[None]:
     at the next `set_adapters`.
     """
     layers = [m for _, m in _layers(model) if adapter_name in getattr(m, "lora_alpha", ())]
-    strengths = [float(layer.scaling[adapter_name]) / _own(layer, adapter_name) for layer in layers]
+    strengths = []
     for layer in layers:  # peft leaves layers alone that the other one does not have
-        _scale(layer, adapter_name, _own(layer, adapter_name))
+        own = layer.lora_alpha[adapter_name] / _divisor(layer, adapter_name)
+        strengths.append(float(layer.scaling[adapter_name]) / own if own else 1.0)
+        _scale(layer, adapter_name, own)
     try:
         with only_tensors_of(model, adapter_name):
             yield
     finally:
         for layer, strength in zip(layers, strengths, strict=True):
             scaling = float(layer.scaling[adapter_name])
-            layer.lora_alpha[adapter_name] *= scaling / _own(layer, adapter_name)
+            layer.lora_alpha[adapter_name] = scaling * _divisor(layer, adapter_name)
             _scale(layer, adapter_name, scaling * strength)
 
 
@@ -102,11 +104,10 @@ def _scale(layer: Any, adapter_name: str, scaling: float) -> None:
         layer.scaling[adapter_name] = scaling
 
 
-def _own(layer: Any, adapter_name: str) -> float:
-    """What an adapter of strength 1 is multiplied by in a layer."""
+def _divisor(layer: Any, adapter_name: str) -> float:
+    """What an adapter's alpha is divided by in a layer: its rank, or with rsLoRA the root of it."""
     rank = layer.r[adapter_name]
-    root = layer.use_rslora.get(adapter_name, False)
-    return layer.lora_alpha[adapter_name] / (rank**0.5 if root else rank)
+    return rank**0.5 if layer.use_rslora.get(adapter_name, False) else rank
 
 
 @contextmanager

@@ -280,8 +280,8 @@ class Layout:
             value="auto",
             visible=preset.first_size != [*RESOLUTIONS][-1],
             label="A smaller clip first",
-            info="It decides where things are: one moon, one horizon, and fewer steps at the full "
-            "size.",
+            info="It decides where things are, so that moons and horizons are not repeated, and "
+            "fewer steps are left for the full size.",
             elem_id="progressive",
         )
         self.fast = gr.Button(FASTER, size="sm", elem_id="fast")
