@@ -13,9 +13,11 @@ A variant is a name and settings: those of `CompactAutoencoder` by their names, 
 before them those of `AutoencoderStage`. With `--start FOLDER` variants are grown from a folder's
 autoencoder, of which `z_dim` and the numbers of blocks can be larger. `--trained NAME=FOLDER` adds
 a row of a folder's autoencoder as it is. For each, on held-out scenes of two sizes: the part of the
-real clips' detail that copies keep above and below the middle (see `limits.py`) and the PSNR, of
-the clips and of their last frames standing still, the operations of decoding a pixel, and copies
-at 1:1. `--minutes 0.05 --crop 64 --batch 2` shows on a CPU that it runs.
+real clips' detail that copies keep above and below the middle (see `limits.py`), the PSNR, and the
+Fréchet distance between copies and these clips as ImageNet's network sees them (as HD-FVD does, but
+of the same scenes, of which a few will do), of the clips and of their last frames standing still;
+the operations of decoding a pixel, and copies at 1:1. `--minutes 0.05 --crop 64 --batch 2` shows
+on a CPU that it runs.
 """
 
 from __future__ import annotations
@@ -34,8 +36,15 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ultragen.cli import console
+from ultragen.evaluation.metrics import (
+    PatchFeatures,
+    TubeNetwork,
+    fit_gaussian,
+    frechet_distance,
+)
+from ultragen.evaluation.networks import imagenet_tubes
 from ultragen.model.autoencoder import CompactAutoencoder
-from ultragen.pictures import picture_grid
+from ultragen.pictures import picture_grid, to_uint8
 from ultragen.training.growth import BLOCKS, grown_autoencoder
 from ultragen.training.loop import Trainer
 from ultragen.training.stage import TrainingConfig
@@ -117,14 +126,15 @@ def trained(folder: Path) -> CompactAutoencoder:
 
 
 @torch.no_grad()
-def measure(vae: CompactAutoencoder, cases: list[HeldOutClip], device: str, out: Path) -> Row:
+def measure(vae: CompactAutoencoder, cases: list[HeldOutClip], eyes: TubeNetwork, out: Path) -> Row:
     """What copies of held-out clips keep, at each size; and their pictures."""
+    device = str(eyes.device)
     vae.to(device)
     row: Row = {"parameters": sum(p.numel() for p in vae.parameters())}
     row["decoding, kMAC a pixel"] = operations(vae) / 2e3
     for size in SIZES:
         to, pictures = Measurement(size, FRAMES, device), []
-        moving, still = Copies(), Copies()
+        moving, still = Copies(eyes), Copies(eyes)
         for case in cases:
             frames = torch.from_numpy(case.frames(*size, FRAMES, device)).to(device)
             video = frames.permute(3, 0, 1, 2)[None].float() / 255
@@ -137,9 +147,15 @@ def measure(vae: CompactAutoencoder, cases: list[HeldOutClip], device: str, out:
 
 
 class Copies:
-    """What an autoencoder's copies of some clips keep."""
+    """What an autoencoder's copies of some clips keep.
 
-    def __init__(self) -> None:
+    Args:
+        eyes: What the distance is seen through.
+    """
+
+    def __init__(self, eyes: TubeNetwork) -> None:
+        self.eyes = eyes
+        self.seen: list[tuple[Tensor, Tensor]] = []  # features of copies and clips
         self.details: list[tuple[list[float], list[float]]] = []  # of copies and clips
         self.scores: list[float] = []
 
@@ -148,12 +164,26 @@ class Copies:
         copy = (vae(video * 2 - 1) / 2 + 0.5).clamp(0, 1)
         self.details.append((detail(copy), detail(video)))
         self.scores.append(psnr(copy - video).item())
+        self.seen.append((self.features(copy), self.features(video)))
         return copy
 
+    def features(self, video: Tensor) -> Tensor:
+        """What is seen of a clip, 1 c t h w in [0, 1]."""
+        patches = PatchFeatures(self.eyes)
+        for frame in to_uint8(video[0]).permute(1, 2, 3, 0):
+            patches.update(frame)
+        return patches.compute()
+
     def kept(self) -> Row:
-        """The part of the clips' detail, above and below the middle, and the mean PSNR in dB."""
+        """The part of the clips' detail, above and below the middle, the mean PSNR in dB, and the
+        distance."""
         copies, clips = (torch.tensor(each).sum(0) for each in zip(*self.details, strict=True))
-        return {"detail": (copies / clips).tolist(), "PSNR": fmean(self.scores)}
+        seen = (fit_gaussian(torch.cat(each)) for each in zip(*self.seen, strict=True))
+        return {
+            "detail": (copies / clips).tolist(),
+            "PSNR": fmean(self.scores),
+            "distance": frechet_distance(*seen),
+        }
 
 
 def operations(vae: CompactAutoencoder) -> float:
@@ -170,7 +200,7 @@ def markdown(rows: dict[str, Row]) -> str:
     sizes = [f"{height}×{width}" for height, width in SIZES]
     heads = []
     for size in sizes:
-        heads += [f"{size}, detail above / below, PSNR", "… standing still"]
+        heads += [f"{size}, detail above / below, PSNR, distance", "… standing still"]
     lines = [
         f"| | million parameters | decoding, kMAC a pixel | {' | '.join(heads)} |",
         f"| --- | ---: | ---: |{' --- |' * len(heads)}",
@@ -180,7 +210,9 @@ def markdown(rows: dict[str, Row]) -> str:
         for size in sizes:
             for kept in (row[size], row[size]["still"]):
                 above, below = kept["detail"]
-                cells.append(f"{above:.2f} / {below:.2f}, {kept['PSNR']:.1f}")
+                cells.append(
+                    f"{above:.2f} / {below:.2f}, {kept['PSNR']:.1f}, {kept['distance']:.1f}"
+                )
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -206,12 +238,13 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     options.edition = options.edition or edition_of(options.out, options.start)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    cases, rows = held_out_clips(options.clips, edition=options.edition), {}
+    cases, eyes = held_out_clips(options.clips, edition=options.edition), imagenet_tubes(device)
+    rows: dict[str, Row] = {}
     for row in (*options.trained, *options.variant):
         vae = trained(row.folder / "vae") if isinstance(row, Model) else train(row, options)
         out = options.out / row.name
         out.mkdir(parents=True, exist_ok=True)
-        rows[row.name] = measure(vae, cases, device, out)
+        rows[row.name] = measure(vae, cases, eyes, out)
         found = {"command": "python benchmarks/autoencoder_shapes.py " + " ".join(arguments)}
         found |= {"device": device, "rows": rows}
         path = options.out / "shapes.json"

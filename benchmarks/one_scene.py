@@ -8,7 +8,9 @@ The native clip, 544p with 17 frames, is compared with each of the others: the c
 frames as grey pictures of 18 × 32 pixels, the mean over the first, middle and last frame. What the
 native clips show of their captions, how steady they are and how far they are from their own
 blurred copies, is measured as `evaluate` does. Captions and seeds are the same in both rows. What a
-prompt gave is appended to the file of `--keep`; the same command goes on from there.
+prompt gave is appended to the file of `--keep`; the same command goes on from there. `--shard 2/4`
+makes every fourth prompt, from the second on, and no table: several processes share a file, and the
+command without it draws the table.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from PIL import Image
 from ultragen.cli import console
 from ultragen.evaluation.instruments import Instruments, load_instruments, measure
 from ultragen.evaluation.scores import ClipScores, average, score_row
+from ultragen.evaluation.shard import Shard
 from ultragen.model.classifier import spread
 from ultragen.pictures import label_frame, picture_grid
 from ultragen.pipeline import UltraGenPipeline
@@ -142,28 +145,36 @@ def draw(shown: Mapping[str, Mapping[str, np.ndarray]]) -> Image.Image:
     return picture_grid(rows)
 
 
-def compare(options: argparse.Namespace) -> dict[str, Any]:
-    """Both rows, with what they were made of."""
+def compare(options: argparse.Namespace) -> dict[str, Any] | None:
+    """Both rows, with what they were made of; None for a part of the prompts."""
     makes = Clips(options.steps)
     instruments = replace(load_instruments(EMBEDDED_MODEL, device=makes.native.device), tubes=())
     found = kept(options)
     for number, case in enumerate(held_out_clips(options.prompts, edition=makes.native.edition)):
-        if number < len(found):
+        if number in found or number not in options.shard:
             continue
         shown = {noise: clips_of(makes, case, number, noise, options.against) for noise in NOISES}
-        found.append({noise: told(clips, case, instruments) for noise, clips in shown.items()})
+        found[number] = {noise: told(clips, case, instruments) for noise, clips in shown.items()}
         if options.keep:
+            line = {**made_with(options), "number": number, "rows": found[number]}
             with options.keep.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps({**made_with(options), "rows": found[-1]}) + "\n")
+                lines.write(json.dumps(line) + "\n")
         if options.pictures:
             options.pictures.mkdir(parents=True, exist_ok=True)
             draw(shown).save(options.pictures / f"{number:03}.png")
         print(f"{number + 1} of {options.prompts}: {case.caption}", file=sys.stderr, flush=True)
+    if options.shard.count > 1:
+        return None
+    each_found = [found[number] for number in range(options.prompts)]
     alike = {
-        noise: {name: [each[noise]["alike"][name] for each in found] for name in options.against}
+        noise: {
+            name: [each[noise]["alike"][name] for each in each_found] for name in options.against
+        }
         for noise in NOISES
     }
-    scores = {noise: [ClipScores(**each[noise]["scores"]) for each in found] for noise in NOISES}
+    scores = {
+        noise: [ClipScores(**each[noise]["scores"]) for each in each_found] for noise in NOISES
+    }
     return {
         "command": "python benchmarks/one_scene.py " + " ".join(options.given),
         "rows": {noise: summary(noise, alike[noise], scores[noise]) for noise in NOISES},
@@ -176,14 +187,14 @@ def made_with(options: argparse.Namespace) -> dict[str, Any]:
     return {"against": options.against, "steps": options.steps}
 
 
-def kept(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """What the first prompts gave, each noise's, when the command ran before.
+def kept(options: argparse.Namespace) -> dict[int, dict[str, Any]]:
+    """What prompts gave by their numbers, each noise's, when the command ran before.
 
     Raises:
         ValueError: They were made with other settings.
     """
     if not (options.keep and options.keep.exists()):
-        return []
+        return {}
     lines = [json.loads(line) for line in options.keep.read_text(encoding="utf-8").splitlines()]
     for line in lines:
         before = {name: line[name] for name in made_with(options)}
@@ -192,7 +203,8 @@ def kept(options: argparse.Namespace) -> list[dict[str, Any]]:
                 f"{options.keep} was made with {before}, not with {made_with(options)}: choose "
                 "another file for --keep."
             )
-    return [line["rows"] for line in lines[: options.prompts]]
+    # Older files have the prompts in their order.
+    return {line.get("number", place): line["rows"] for place, line in enumerate(lines)}
 
 
 def told(
@@ -244,11 +256,18 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--against", nargs="+", choices=VARIANTS, default=["base", "9-frames"])
     parser.add_argument("--steps", type=int, help="Of denoising; the model's own by default.")
     parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--shard", type=Shard.parse, default=Shard(), help="I/N; asks for --keep.", metavar="I/N"
+    )
     parser.add_argument("--keep", type=Path, help="File of what each prompt gave, to go on from.")
     parser.add_argument("--pictures", type=Path, help="Folder of a picture for each prompt.")
     options = parser.parse_args(arguments)
     options.given = arguments
+    if options.shard.count > 1 and not options.keep:
+        raise ValueError("A part of the prompts is of use where it is kept: add --keep FILE.")
     found = compare(options)
+    if found is None:
+        return 0
     print(markdown(found))
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

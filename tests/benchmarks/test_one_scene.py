@@ -84,3 +84,21 @@ def test_a_stopped_measurement_goes_on_with_what_it_kept(tmp_path: Path, monkeyp
     assert capsys.readouterr().out == again
     with pytest.raises(ValueError, match="another file for --keep"):
         one_scene.main(["--against", "9-frames", *keep])
+
+
+def test_processes_share_the_prompts(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(one_scene, "Clips", Scenes)
+    few = ["--prompts", "3", "--steps", "3"]
+    one_scene.main(few)
+    alone = capsys.readouterr().out
+    keep = [*few, "--keep", str(tmp_path / "kept.jsonl")]
+    for shard in ("2/2", "1/2"):
+        one_scene.main([*keep, "--shard", shard])
+        assert capsys.readouterr().out == ""
+    lines = (tmp_path / "kept.jsonl").read_text().splitlines()
+    assert [json.loads(line)["number"] for line in lines] == [1, 0, 2]
+    monkeypatch.setattr(Scenes, "make", None)  # all of them are there
+    one_scene.main(keep)
+    assert capsys.readouterr().out == alone
+    with pytest.raises(ValueError, match="add --keep FILE"):
+        one_scene.main([*few, "--shard", "1/2"])

@@ -96,11 +96,12 @@ def test_every_stage_has_the_shared_options(trained, tmp_path, stage):
 # fmt: off
 OWN = {
     "autoencoder": {
-        "--anchor", "--adversarial", "--detail", "--ground-share", "--render-share",
-        "--decoder-blocks",
+        "--anchor", "--adversarial", "--detail", "--perceptual", "--ground-share",
+        "--render-share", "--decoder-blocks",
     },
     "decoder": {
-        "--adversarial", "--detail", "--ground-share", "--render-share", "--decoder-blocks",
+        "--adversarial", "--detail", "--perceptual", "--ground-share", "--render-share",
+        "--decoder-blocks",
     },
     "base": {
         "--render-on", "--render-share", "--render-every", "--freeze-text", "--clauses", "--data",
@@ -125,7 +126,9 @@ def test_a_stage_has_only_options_that_mean_something_for_it(capsys, stage):
 def test_options_of_the_stages_reach_them(trained, tmp_path):
     out = ("--out", tmp_path)
     plain = StageOptions()
-    pulled = ("--adversarial", 1, "--detail", 0.3, "--ground-share", 0.65)
+    pulled = (
+        "--adversarial", 1, "--detail", 0.3, "--perceptual", 0.7, "--ground-share", 0.65,
+    )  # fmt: skip
     few_blocks = ("--decoder-blocks", 4, 3, 2)
     assert ultragen("train", "autoencoder", *out, "--anchor", 0.01, *pulled, *few_blocks) == 0
     assert ultragen("train", "base", *out, "--freeze-text", "--clauses", "--render-share", 0.3) == 0
@@ -142,8 +145,8 @@ def test_options_of_the_stages_reach_them(trained, tmp_path):
     assert other == replace(plain, attention=attention, render_every=3)
     assert given == replace(plain, data=tmp_path)
     crops = {
-        "batch_size": 48, "adversarial": 1.0, "detail": 0.3, "ground_share": 0.65, "share": 0.35,
-        "anchor": 0.01,
+        "batch_size": 48, "adversarial": 1.0, "detail": 0.3, "perceptual": 0.7,
+        "ground_share": 0.65, "share": 0.35, "anchor": 0.01,
     }  # fmt: skip
     size = plain.size.with_decoder_blocks((4, 3, 2))
     assert vae == replace(plain, autoencoder=tuple(crops.items()), size=size)

@@ -18,7 +18,7 @@ from torch import nn
 from ultragen.cli import console
 from ultragen.evaluation.evaluate import RESULTS, evaluate
 from ultragen.evaluation.instruments import load_instruments
-from ultragen.evaluation.rows import Maker, rows_of
+from ultragen.evaluation.rows import Maker, Row, copy_clip, rows_of
 from ultragen.evaluation.store import Store
 from ultragen.presets import EMBEDDED, Resolution
 from ultragen.runs import loading, request
@@ -299,6 +299,26 @@ def test_a_teacher_is_there_where_it_is_compared_with():
         rows_of("distillation")
     with pytest.raises(ValueError, match="table1 has no row of a teacher: leave --teacher out"):
         rows_of("table1", teacher=True)
+
+
+def test_copies_are_what_the_autoencoder_makes_of_real_clips(fake, tmp_path, monkeypatch):
+    pipe = build_pipeline(TINY_SIZE, ["a"])
+    with torch.no_grad():  # apart from zero, so that latents have to be brought to unit variance
+        pipe.vae.register_to_config(latents_mean=[0.3] * 8, latents_std=[1.7] * 8)
+        [case] = held_out_clips(1)
+        frames = case.frames(128, 160, 5)
+        clip = torch.from_numpy(frames).permute(3, 0, 1, 2)[None] / 127.5 - 1
+        plain = (pipe.vae(clip)[0] / 2 + 0.5).clamp(0, 1).permute(1, 2, 3, 0) * 255
+    copy = copy_clip(pipe, frames)
+    assert copy.dtype == np.uint8 and copy.shape == frames.shape
+    # Encoded clips are handed on in bfloat16.
+    assert np.abs(copy - plain.numpy()).mean() < 1 < np.abs(frames - plain.numpy()).mean()
+
+    fake.native = pipe
+    maker = Maker(lambda name: fake, Request("a", "tiny", num_frames=5, num_inference_steps=1))
+    [(made, seconds)] = maker.make(Row("copies", "", "copies"), [(0, case)])
+    assert seconds is None and np.array_equal(made, copy[:, 4:124])
+    assert [row.source for row in rows_of("copies")] == ["ultragen", "copies", "real"]
 
 
 class Doubled(nn.Module):

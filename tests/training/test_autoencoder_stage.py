@@ -14,6 +14,7 @@ from ultragen.training.stages import autoencoder_stage
 from ultragen.training.stages.adversary import Adversary, balance
 from ultragen.training.stages.autoencoder_stage import AutoencoderStage
 from ultragen.training.stages.losses import contrast_weight, detail_loss
+from ultragen.training.stages.perceptual import PerceptualLoss
 
 
 def test_the_autoencoder_learns_a_small_pool():
@@ -81,6 +82,34 @@ def test_an_autoencoder_that_is_pulled_has_more_fine_detail():
         assert ("detail" in terms) == bool(detail)
         found.append(detail_loss(stage.model(batch)[1].detach(), batch).item())
     assert found[1] < 0.7 * found[0]
+
+
+def test_a_network_that_knows_photographs_pulls_at_the_picture():
+    """What it sees is nearer to a shifted texture than to none, where pixels say the opposite."""
+    torch.manual_seed(0)
+    seen = PerceptualLoss()
+    real = 0.3 * torch.randn(1, 3, 5, 64, 96)
+    shifted, flat = real.roll(1, -1), torch.zeros_like(real)
+    assert seen(real, real) == 0
+    assert seen(shifted, real) < 0.7 * seen(flat, real)
+    assert (shifted - real).square().mean() > 1.5 * real.square().mean()
+
+
+def test_what_it_sees_comes_nearer_where_it_pulls():
+    seen, found = PerceptualLoss(), []
+    for perceptual in (0.0, 1.0):
+        stage = small_autoencoder_stage(adversarial=0.0, perceptual=perceptual)
+        torch.manual_seed(1)
+        batch = 0.3 * torch.randn(2, 3, 5, 32, 32)
+        optimizer = torch.optim.Adam(stage.model.parameters(), lr=3e-3)
+        for _ in range(60):
+            terms = stage.loss(stage.model, batch)
+            terms["loss"].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert ("perceptual" in terms) == bool(perceptual)
+        found.append(seen(stage.model(batch)[1].detach(), batch).item())
+    assert found[1] < 0.85 * found[0]
 
 
 def test_errors_weigh_more_where_contrast_is_low():

@@ -46,7 +46,9 @@ def evaluate(
     context: typer.Context,
     table: Annotated[
         str,
-        typer.Option("--set", help="The rows: table1, distillation, fast, progressive or table4."),
+        typer.Option(
+            "--set", help="The rows: table1, copies, distillation, fast, progressive or table4."
+        ),
     ] = "table1",
     clips: Annotated[
         str,

@@ -178,6 +178,14 @@ def on_crops(
             "a part of the other losses.",
         ),
     ] = 0.0,
+    perceptual: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="How strongly what a network trained on photographs sees pulls at the picture, as "
+            "a part of the other losses.",
+        ),
+    ] = 0.0,
     ground_share: Annotated[
         float,
         typer.Option(
@@ -200,8 +208,8 @@ def on_crops(
     ] = None,
 ) -> Any:
     own = (
-        ("adversarial", adversarial), ("detail", detail), ("ground_share", ground_share),
-        ("share", render_share),
+        ("adversarial", adversarial), ("detail", detail), ("perceptual", perceptual),
+        ("ground_share", ground_share), ("share", render_share),
     )  # fmt: skip
     if decoder_blocks is not None:
         if min(decoder_blocks) < 1:

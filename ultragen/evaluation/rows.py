@@ -12,7 +12,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from ..pictures import crop_frames
+from ..dataset.encoders import encode_clip
+from ..pictures import crop_frames, to_frames
+from ..pipeline import UltraGenPipeline
 from ..presets import EVERY_STEP, FAST
 from ..runs.clip import composition_of, encode_text, make_clips, resolve_windows
 from ..runs.loading import Models
@@ -31,7 +33,8 @@ class Row:
     Attributes:
         key: Name of its folder and in JSON.
         title: What people read.
-        source: `ultragen`, its dense `base` model, or `real` clips of the same scenes.
+        source: `ultragen`, its dense `base` model, `real` clips of the same scenes, or the
+            autoencoder's `copies` of these.
         upscaler: Enlarges clips of the base model's own size; without it they are made at the full
             size.
         model: Another model than the one that is evaluated: `TEACHER`, or the name of an ablation's
@@ -45,7 +48,7 @@ class Row:
 
     key: str
     title: str
-    source: Literal["ultragen", "base", "real"]
+    source: Literal["ultragen", "base", "real", "copies"]
     upscaler: str | None = None
     model: str | None = None
     num_inference_steps: int | None = None
@@ -101,6 +104,11 @@ SETS: dict[str, tuple[Row, ...]] = {
     "progressive": (
         Row("whole", "At the full size throughout", "ultragen", progressive="off"),
         Row("composed", "Composed by a smaller clip", "ultragen", progressive="on"),
+        Row("real", "Real clips", "real"),
+    ),
+    "copies": (
+        Row("ultragen", "UltraGen, native", "ultragen"),
+        Row("copies", "The autoencoder's copies of real clips", "copies"),
         Row("real", "Real clips", "real"),
     ),
     "table4": (
@@ -290,9 +298,11 @@ class Maker:
         """
         models, size = self.models(row.model), self.request.size
         full = (size.height, size.width)
-        if row.source == "real":
+        if row.source in ("real", "copies"):
             for _, case in cases:
                 frames = case.frames(*full, self.request.frames, models.device)
+                if row.source == "copies":
+                    frames = copy_clip(models.native, frames)
                 yield crop_frames(frames, *size.kept), None
             return
         requests = tuple(self._request(row, number, case) for number, case in cases)
@@ -413,6 +423,18 @@ class Maker:
             clips = make_clips(run, models.base, requests, text, size, prefix, {})
         seconds = sum(run.seconds.values()) / len(requests)
         return [(frames, seconds) for frames in clips]
+
+
+def copy_clip(pipe: UltraGenPipeline, frames: np.ndarray) -> np.ndarray:
+    """What the autoencoder makes of a clip, uint8, t h w 3: the most that any of its transformers
+    can reach.
+
+    Raises:
+        GenerationError: The copy is black or not finite.
+    """
+    clip = torch.from_numpy(frames).permute(3, 0, 1, 2).float() / 127.5 - 1
+    latents = encode_clip(pipe.vae, [clip])[None].to(pipe.vae.device, pipe.vae.dtype)
+    return np.concatenate([to_frames(piece[0]) for piece in pipe.decode_stream(latents)])
 
 
 def _listed(settings: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from ..data import Pool, SceneStream
 from ..stage import Stage
 from .adversary import FRAMES, Adversary, balance
 from .losses import contrast_weight, detail_loss, gradient_loss, psnr
+from .perceptual import PerceptualLoss
 
 # Frame sizes of the world, and how often each is drawn from.
 FRAME_SIZES = ((288, 512), (544, 960), (1088, 1920), (2176, 3840))
@@ -42,7 +43,7 @@ class AutoencoderPass(nn.Module):
 
 class AutoencoderStage(Stage):
     """L1 and gradients, both relative to the local contrast, an adversary, the amount of fine
-    detail, and a weak pull of the latents towards zero.
+    detail, what a network sees that knows photographs, and a weak pull of the latents towards zero.
 
     An encoder that goes on learning would move all latents, and make the transformers that were
     trained on them useless; `anchor` lets it improve near where it was.
@@ -64,6 +65,8 @@ class AutoencoderStage(Stage):
             the other losses; 0 for none.
         detail: How strongly the amount of fine detail pulls at the picture, likewise; 0 for not at
             all.
+        perceptual: How strongly what a network trained on photographs sees pulls at the picture,
+            likewise; 0 for not at all.
         anchor: Weight of the squared distance of the latents from those of `origin`; 0 for none.
         origin: The autoencoder that the stage starts from, with as many latent channels or fewer:
             others are held to nothing. What is trained, as it is now, if it is not given.
@@ -72,6 +75,7 @@ class AutoencoderStage(Stage):
 
     Raises:
         ValueError: if crops are too short for the adversary.
+        ImportError: if the packages of the perceptual loss are missing.
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class AutoencoderStage(Stage):
         ground_share: float = 0.5,
         adversarial: float = 0.5,
         detail: float = 0.0,
+        perceptual: float = 0.0,
         anchor: float = 0.0,
         origin: CompactAutoencoder | None = None,
         statistics_clips: int = 24,
@@ -106,9 +111,10 @@ class AutoencoderStage(Stage):
         self.batch_size, self.crop, self.num_frames = batch_size, crop, num_frames
         self.capacity, self.seed, self.frame_sizes = pool, seed, frame_sizes
         self.ground_share, self.anchor = ground_share, anchor
-        self.adversarial, self.detail = adversarial, detail
+        self.adversarial, self.detail, self.perceptual = adversarial, detail, perceptual
         self.statistics_clips, self.edition, self.share = statistics_clips, edition, share
         self.adversary = Adversary() if adversarial else None
+        self.seen = PerceptualLoss() if perceptual else None
         self.companions = (self.adversary,) if self.adversary else ()
         # Now, because a training that is resumed loads a moved encoder before `setup`.
         self.origin = copy.deepcopy(origin or vae).eval().requires_grad_(False) if anchor else None
@@ -117,8 +123,9 @@ class AutoencoderStage(Stage):
         for network in (self.vae, self.origin):
             if network is not None:
                 network.to(device, memory_format=torch.channels_last)
-        if self.adversary:
-            self.adversary.to(device)
+        for judge in (self.adversary, self.seen):
+            if judge is not None:
+                judge.to(device)
         stream = SceneStream(rank, self.seed, self.edition)
         rng = random.Random(self.seed * 64 + rank)
 
@@ -167,9 +174,12 @@ class AutoencoderStage(Stage):
             loss = loss + self.anchor * terms["moved"]
         if self.detail:
             terms["detail"] = detail_loss(decoded, batch)
-            loss = (
-                loss + self.detail * balance(l1 + edges, terms["detail"], decoded) * terms["detail"]
-            )
+        if self.seen is not None:
+            terms["perceptual"] = self.seen(decoded, batch)
+        for name in ("detail", "perceptual"):
+            if name in terms:
+                pull = getattr(self, name) * balance(l1 + edges, terms[name], decoded)
+                loss = loss + pull * terms[name]
         if self.adversary is not None:
             pull, terms["critic_right"] = self.adversarial_loss(l1 + edges, batch, decoded)
             loss = loss + pull
