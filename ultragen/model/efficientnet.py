@@ -11,7 +11,7 @@ from torch import Tensor
 
 Variant = Literal[0, 2]
 # After which of its blocks features are read: the last of each size, 1/2 to 1/16 of the picture's.
-SEEN_AFTER = {2: (0, 3, 6, 14)}
+SEEN_AFTER: dict[int, tuple[int, ...]] = {2: (0, 3, 6, 14)}
 
 
 def load_efficientnet(variant: Variant, extra: str) -> tuple[Any, Path]:

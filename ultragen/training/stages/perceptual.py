@@ -8,9 +8,9 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...model.efficientnet import SEEN_AFTER, features, load_efficientnet
+from ...model.efficientnet import SEEN_AFTER, Variant, features, load_efficientnet
 
-VARIANT = 2  # not the one that HD-FVD looks through
+VARIANT: Variant = 2  # not the one that HD-FVD looks through
 EVERY = 4  # frames: neighbours hold much the same
 
 
