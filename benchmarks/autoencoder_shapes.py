@@ -14,10 +14,11 @@ before them those of `AutoencoderStage`. With `--start FOLDER` variants are grow
 autoencoder, of which `z_dim` and the numbers of blocks can be larger. `--trained NAME=FOLDER` adds
 a row of a folder's autoencoder as it is. For each, on held-out scenes of two sizes: the part of the
 real clips' detail that copies keep above and below the middle (see `limits.py`), the PSNR, and the
-Fréchet distance between copies and these clips as ImageNet's network sees them (as HD-FVD does, but
-of the same scenes, of which a few will do), of the clips and of their last frames standing still;
-the operations of decoding a pixel, and copies at 1:1. `--minutes 0.05 --crop 64 --batch 2` shows
-on a CPU that it runs.
+Fréchet distance between copies and these very clips, all frames, as ImageNet's network sees them,
+which `pip install -e '.[measure]'` brings. It depends on the number of scenes: rows of one table
+can be compared. All of it for the clips, and for their last frames standing still; besides, the
+operations of decoding a pixel, and copies at 1:1. `--minutes 0.05 --crop 64 --batch 2` shows on a
+CPU that it runs.
 """
 
 from __future__ import annotations
@@ -171,7 +172,8 @@ class Copies:
         """What is seen of a clip, 1 c t h w in [0, 1]."""
         patches = PatchFeatures(self.eyes)
         for frame in to_uint8(video[0]).permute(1, 2, 3, 0):
-            patches.update(frame)
+            for _ in range(self.eyes.num_frames):  # of which it would see one
+                patches.update(frame)
         return patches.compute()
 
     def kept(self) -> Row:

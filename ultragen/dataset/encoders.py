@@ -87,7 +87,8 @@ def _encode_compact(vae: CompactAutoencoder, pieces: Iterable[Tensor]) -> Iterat
         # A group of four frames is encoded by itself, the first frame too: one that stands before
         # a further piece makes it 4n + 1 frames long, and its own latents are dropped.
         video = piece if last is None else torch.cat([last, piece], dim=2)
-        video = video.to(vae.device)
+        # A GPU's autocast takes any type; elsewhere it must be that of the weights.
+        video = video.to(vae.device, None if vae.device.type == "cuda" else vae.dtype)
         with torch.autocast(video.device.type, torch.bfloat16, enabled=video.is_cuda):
             latents = vae.encode(video).latent_dist.mode()
         yield latents if last is None else latents[:, :, 1:]

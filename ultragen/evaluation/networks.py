@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..model.classifier import AttributeClassifier
-from ..model.efficientnet import in_range, load_efficientnet
+from ..weights.efficientnet import load_efficientnet, standardise
 from .metrics import FrameNetwork, PerceptualDistance, TextFrameNetwork, TubeNetwork
 
 Device = torch.device | str
@@ -124,11 +124,11 @@ def _imagenet(device: Device) -> tuple[Callable[[Tensor], Tensor], str]:
     Raises:
         ImportError: Its packages are missing.
     """
-    network, path = load_efficientnet(0, "measure")
+    network, path = load_efficientnet(0, "measure", "choose another one with --features")
     network.to(device)
 
     def embed(pictures: Tensor) -> Tensor:
-        return network.extract_features(in_range(pictures)).mean((2, 3))
+        return network.extract_features(standardise(pictures)).mean((2, 3))
 
     return embed, digest(path)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from threading import Event
 from time import perf_counter
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from ..dataset.encoders import encode_clip
-from ..pictures import crop_frames, to_frames
+from ..pictures import crop_frames
 from ..pipeline import UltraGenPipeline
 from ..presets import EVERY_STEP, FAST
 from ..runs.clip import composition_of, encode_text, make_clips, resolve_windows
@@ -190,6 +191,7 @@ Clip = tuple[np.ndarray, float | None]
 """Frames t rows w 3, uint8, and the seconds they took, None for a real clip."""
 
 
+ENCODED = 16  # frames of a clip that are encoded together, after the first
 LATER = {
     "guidance_interval": EVERY_STEP,
     "cache": "off",
@@ -426,15 +428,21 @@ class Maker:
 
 
 def copy_clip(pipe: UltraGenPipeline, frames: np.ndarray) -> np.ndarray:
-    """What the autoencoder makes of a clip, uint8, t h w 3: the most that any of its transformers
-    can reach.
+    """What the autoencoder makes of a clip, uint8, t h w 3, 4n + 1 frames.
 
     Raises:
         GenerationError: The copy is black or not finite.
     """
-    clip = torch.from_numpy(frames).permute(3, 0, 1, 2).float() / 127.5 - 1
-    latents = encode_clip(pipe.vae, [clip])[None].to(pipe.vae.device, pipe.vae.dtype)
-    return np.concatenate([to_frames(piece[0]) for piece in pipe.decode_stream(latents)])
+    cuts = (0, *range(ENCODED + 1, len(frames), ENCODED), len(frames))
+    pieces = (  # made when they are encoded: a whole clip as floats would take gigabytes at 4K
+        torch.from_numpy(frames[first:last]).permute(3, 0, 1, 2).float() / 127.5 - 1
+        for first, last in pairwise(cuts)
+    )
+    try:
+        latents = encode_clip(pipe.vae, pieces)[None].to(pipe.vae.device)
+        return np.asarray(pipe.decode(latents, "uint8")[0])
+    finally:
+        pipe.maybe_free_model_hooks()  # an autoencoder that came to the GPU leaves it
 
 
 def _listed(settings: dict[str, Any]) -> str:

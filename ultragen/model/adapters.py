@@ -82,9 +82,8 @@ def swapped(model: nn.Module, adapter_name: str) -> Iterator[None]:
     layers = [m for _, m in _layers(model) if adapter_name in getattr(m, "lora_alpha", ())]
     strengths = []
     for layer in layers:  # peft leaves layers alone that the other one does not have
-        own = layer.lora_alpha[adapter_name] / _divisor(layer, adapter_name)
-        strengths.append(float(layer.scaling[adapter_name]) / own if own else 1.0)
-        _scale(layer, adapter_name, own)
+        strengths.append(float(adapter_strength(layer, adapter_name)))
+        _scale(layer, adapter_name, adapter_scale(layer, adapter_name))
     try:
         with only_tensors_of(model, adapter_name):
             yield
@@ -102,6 +101,18 @@ def _scale(layer: Any, adapter_name: str, scaling: float) -> None:
         layer.scaling[adapter_name].fill_(scaling)
     else:
         layer.scaling[adapter_name] = scaling
+
+
+def adapter_scale(layer: Any, adapter_name: str) -> float:
+    """What an adapter's product is multiplied by in a layer at a strength of 1."""
+    return float(layer.lora_alpha[adapter_name]) / _divisor(layer, adapter_name)
+
+
+def adapter_strength(layer: Any, adapter_name: str) -> Any:
+    """How strongly an adapter acts in a layer; 1 for one whose own scale is 0, which does nothing.
+    A tensor, where the model is compiled for swapping."""
+    own = adapter_scale(layer, adapter_name)
+    return layer.scaling[adapter_name] / own if own else 1.0
 
 
 def _divisor(layer: Any, adapter_name: str) -> float:

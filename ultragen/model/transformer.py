@@ -34,6 +34,7 @@ from .attention import UltraGenAttention
 from .block import PatchEmbedding, UltraGenBlock, cache_config
 from .broadcast_by_pass import tell_passes_apart
 from .context_parallel import check_cache, join, share_out
+from .dora import weigh_whole_doras
 from .strict_loading import StrictLoading
 from .t3_attention import T3Attention, T3Layout, plan_t3
 from .window_plan import AttentionLayout, Crossing, Rotary, UnevenWindows, WindowRule, plan_layout
@@ -268,6 +269,7 @@ class UltraGenTransformer3DModel(StrictLoading, WanTransformer3DModel):
         source, name = pretrained_model_name_or_path_or_dict, options.get("adapter_name")
         with swapped(self, name) if hotswap and name else nullcontext():
             super().load_lora_adapter(source, prefix, hotswap, **options)
+        weigh_whole_doras(self)
 
     def delete_adapters(self, adapter_names: list[str] | str) -> None:
         """Takes these adapters off, as in diffusers; which others act stays as it is."""

@@ -20,6 +20,7 @@ from ..model.adapters import (
     strengths_by_layer,
     swapped,
 )
+from ..model.dora import weigh_whole_doras
 from ..model.fp8 import is_in_float8
 from ..model.transformer import UltraGenTransformer3DModel
 from ..presets import check_lora_strength
@@ -117,6 +118,7 @@ class LoraLoading(DiffusionPipeline, WanLoraLoaderMixin):
                 low_cpu_mem_usage=low_cpu_mem_usage,
                 _pipeline=self,
             )
+        weigh_whole_doras(transformer)
         ParameterDifferences.set(transformer, name, lora.differences)
 
     def set_adapters(self, adapter_names: list[str] | str, adapter_weights: Any = None) -> None:

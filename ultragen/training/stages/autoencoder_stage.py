@@ -75,7 +75,7 @@ class AutoencoderStage(Stage):
 
     Raises:
         ValueError: if crops are too short for the adversary.
-        ImportError: if the packages of the perceptual loss are missing.
+        OSError: if the packages of the perceptual loss are missing.
     """
 
     def __init__(
@@ -115,6 +115,8 @@ class AutoencoderStage(Stage):
         self.statistics_clips, self.edition, self.share = statistics_clips, edition, share
         self.adversary = Adversary() if adversarial else None
         self.seen = PerceptualLoss() if perceptual else None
+        if perceptual:  # older checkpoints know of none
+            self.settings = {"perceptual loss": f"{perceptual:g}"}
         self.companions = (self.adversary,) if self.adversary else ()
         # Now, because a training that is resumed loads a moved encoder before `setup`.
         self.origin = copy.deepcopy(origin or vae).eval().requires_grad_(False) if anchor else None

