@@ -465,6 +465,23 @@ def test_the_curl_snippet(url):
     assert "side_by_side.mp4" in ended.stdout
 
 
+@pytest.mark.slow
+def test_the_javascript_snippet(url, tmp_path):
+    npm, code = shutil.which("npm"), block("js", "@gradio/client")
+    if npm is None:
+        pytest.skip("npm is not installed")
+    [package] = re.findall(r"npm install (@gradio/client@[\d.]+)", DOCS["space.md"])
+    if subprocess.run([npm, "install", "--silent", package], cwd=tmp_path, timeout=300).returncode:
+        pytest.skip("npm's registry can't be reached")
+    assert LOCAL in code
+    (tmp_path / "call.mjs").write_text(code.replace(LOCAL, url))
+    ended = subprocess.run(
+        ["node", "call.mjs"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(r"/native\.mp4 \d", ended.stdout)
+
+
 def test_the_snippet_that_trains_and_measures(tmp_path):
     """Its steps are printed; `test_train_and_measure.py` follows them."""
     words = shlex.split(block("sh", "train_and_measure.py runs"))
