@@ -147,7 +147,7 @@ def test_no_block_is_left_out():
         for text in TEXTS.values()
         for language in re.findall(r"^```(\w+)$", text, re.MULTILINE)
     )
-    known = {"python": 6, "json": 1, "yaml": 2, "mermaid": 1, "bibtex": 1, "text": 2}
+    known = {"python": 6, "js": 1, "json": 1, "yaml": 2, "mermaid": 1, "bibtex": 1, "text": 2}
     assert {name: found[name] for name in set(found) - {"bash", "sh"}} == known
 
 
