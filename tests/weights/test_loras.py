@@ -533,6 +533,26 @@ def test_the_strength_of_a_dora_weighs_all_of_it(pipe):
     torch.testing.assert_close(output(pipe.transformer), plain)
 
 
+@pytest.mark.parametrize("safe", [True, False])
+def test_two_doras_of_a_layer_are_merged_and_taken_out_again(safe, pipe):
+    layer = "blocks.0.self_attn.q"
+    rows = len(pipe.transformer.get_submodule(ours(layer)).weight)
+    plain = output(pipe.transformer)
+    for number, name in enumerate(("one", "two")):
+        weights = LAYOUTS["ComfyUI"](draw_factors(pipe.transformer, (layer,)), 2.0)
+        magnitude = draw(rows, 1, number=number).abs() + 0.5
+        pipe.load_lora_weights(weights | {f"diffusion_model.{layer}.dora_scale": magnitude}, name)
+    pipe.set_adapters(["one", "two"], [0.5, -0.4])
+    together = output(pipe.transformer)
+    assert (together - plain).abs().max() > 1e-2
+    pipe.fuse_lora(safe_fusing=safe)
+    torch.testing.assert_close(output(pipe.transformer), together)
+    pipe.unfuse_lora()
+    torch.testing.assert_close(output(pipe.transformer), together)
+    pipe.disable_lora()
+    torch.testing.assert_close(output(pipe.transformer), plain)
+
+
 def test_loras_of_different_methods_go_together(pipe):
     factors = draw_factors(pipe.transformer, ("blocks.0.self_attn.q",))
     w1, w2 = draw(4, 4) / 4, draw(6, 6) / 4
